@@ -1,0 +1,1 @@
+//! Disk images: one thread-safe block trait, and the layers over it.

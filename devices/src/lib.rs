@@ -1,0 +1,1 @@
+//! Guest-facing devices: buses, legacy devices and virtio over MMIO.

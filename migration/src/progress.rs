@@ -1,0 +1,181 @@
+//! What a migration tells while it runs and when it ends: events, limits and the report.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::observation::Observation;
+
+/// Phases of a migration, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Version, features, CPU, machine, disks: all refusals happen here.
+    Negotiate,
+    /// The destination builds the machine.
+    Prepare,
+    /// Memory is sent while the guest runs.
+    Precopy,
+    /// The guest is stopped; the last pages and the state go over.
+    StopAndCopy,
+    /// The destination has loaded everything.
+    Ready,
+    /// The decision is recorded on both sides.
+    Commit,
+    /// The source lets go.
+    Finish,
+}
+
+/// What happens when the total time runs out before the switch-over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TimeoutAction {
+    /// Give up; the guest stays at the source.
+    #[default]
+    Cancel,
+    /// Stop the guest and finish, whatever the downtime.
+    Stop,
+}
+
+/// How the moved memory is verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verify {
+    /// Digest of the pages as they are sent and placed, compared at `ready`.
+    #[default]
+    Stream,
+    /// All memory is hashed on both sides while the guest is paused.
+    Full,
+    /// No digest.
+    Off,
+}
+
+/// Limits that hold for one migration and may be changed while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Budget for the time in which the guest is stopped.
+    pub downtime: Duration,
+    /// Most bytes per second on the wire; `None` is unlimited.
+    pub bandwidth: Option<u64>,
+}
+
+/// Bytes and pages that went over in one encoding.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EncodingCount {
+    /// Guest pages.
+    pub pages: u64,
+    /// Bytes of payload on the wire.
+    pub bytes: u64,
+}
+
+/// One pass over the dirty pages.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Iteration {
+    /// Counted from 1.
+    pub n: u32,
+    /// Pages sent, skipped ones included.
+    pub pages: u64,
+    /// Bytes on the wire.
+    pub bytes: u64,
+    /// How long it took.
+    pub ms: f64,
+    /// Rate at which the guest dirtied pages meanwhile.
+    pub dirty_pages_per_s: f64,
+    /// Rate on the wire.
+    pub mib_per_s: f64,
+}
+
+/// The parts of the downtime, in milliseconds.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DowntimeParts {
+    /// Stopping vCPUs and draining devices.
+    pub stop: f64,
+    /// The last dirty pages.
+    pub last_pages: f64,
+    /// Saving the state.
+    pub state_save: f64,
+    /// Sending the state.
+    pub state_send: f64,
+    /// Loading the state, as the destination measured it.
+    pub state_load: f64,
+    /// Recording the decision on both sides and starting the vCPUs.
+    pub commit: f64,
+}
+
+/// Figures of a migration; everything here was measured. Field names are a stable contract.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// `completed`, `failed`, `cancelled` or `handover-unknown`.
+    pub status: String,
+    /// Identifier of the migration.
+    pub migration_id: String,
+    /// From the request to the guest running at the destination.
+    pub total_ms: f64,
+    /// Guest stopped to guest running.
+    pub downtime_ms: f64,
+    /// The downtime by part.
+    pub downtime: DowntimeParts,
+    /// Negotiate and prepare.
+    pub setup_ms: f64,
+    /// Passes over the dirty pages.
+    pub iterations: Vec<Iteration>,
+    /// By encoding: `zero`, `raw`, `hole`.
+    pub encodings: std::collections::BTreeMap<String, EncodingCount>,
+    /// All bytes that left the source, headers and control frames included.
+    pub wire_bytes: u64,
+    /// Guest RAM in bytes.
+    pub guest_bytes: u64,
+    /// Strongest throttle of a vCPU, percent.
+    pub throttle_max: u8,
+    /// Both sides' digests of the memory that was moved agree.
+    pub verified: bool,
+    /// Downtime that was forecast when the guest was stopped.
+    pub forecast_downtime_ms: f64,
+    /// Why it ended otherwise than `completed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<Observation>,
+}
+
+/// What a migration tells; one JSON object a line on the command line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// A phase began.
+    Phase {
+        /// The phase.
+        phase: Phase,
+    },
+    /// A pass over the dirty pages ended.
+    Iteration(Iteration),
+    /// How far it is; at most ten a second.
+    Progress {
+        /// The phase.
+        phase: Phase,
+        /// Pass, counted from 1.
+        iteration: u32,
+        /// Bytes sent so far.
+        sent_bytes: u64,
+        /// Bytes of guest memory left to send.
+        remaining_bytes: u64,
+        /// Current rate.
+        mib_per_s: f64,
+        /// Rate at which the guest dirties pages.
+        dirty_pages_per_s: f64,
+        /// Forecast of the time left; `None` when it does not converge.
+        eta_ms: Option<f64>,
+        /// Forecast of the downtime if the guest were stopped now.
+        forecast_downtime_ms: f64,
+    },
+    /// Something worth knowing that does not end the migration.
+    Warning {
+        /// What was observed.
+        observation: Observation,
+    },
+    /// The guest is known to run at the destination.
+    Completed(Report),
+    /// The guest runs at the source, or is paused as the report's status says.
+    Failed(Report),
+    /// Cancelled on request; the guest runs at the source.
+    Cancelled(Report),
+}

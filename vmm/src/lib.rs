@@ -1,4 +1,5 @@
 //! A minimal VMM for KVM on x86-64 and the command line that runs and moves guests.
 
 pub mod boot;
+pub mod cpuid;
 pub mod instance;

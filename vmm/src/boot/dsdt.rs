@@ -20,19 +20,17 @@ const NOTIFY_CHANGED: u8 = 0x80;
 
 /// The whole table with its header.
 pub(super) fn build(plan: &BootPlan<'_>) -> Result<Vec<u8>, BootError> {
-    let mut body = Vec::new();
-    body.extend(scope("\\_SB_", processors(plan.cpus)));
-    body.extend(scope("\\_SB_", com1()));
-    body.extend(scope("\\_SB_", rtc()));
-    let mut devices = Vec::new();
+    let mut devices = processors(plan.cpus);
+    devices.extend(com1());
+    devices.extend(rtc());
     for (index, slot) in plan.mmio_slots.iter().enumerate() {
         devices.extend(virtio(index, slot)?);
     }
-    body.extend(scope("\\_SB_", devices));
-    body.extend(scope("\\_SB_", power_button()));
-    body.extend(scope("\\_SB_", generation_id()));
-    body.extend(scope("\\_SB_", events()));
-    // The second value is for a second sleep register, of which there is none.
+    devices.extend(power_button());
+    devices.extend(generation_id());
+    devices.extend(events());
+    let mut body = Scope::raw(Path::new("\\_SB_"), devices);
+    // The values behind the first are for a second sleep register, of which there is none.
     aml(
         &Name::new(
             Path::new("_S5_"),
@@ -47,10 +45,6 @@ pub(super) fn build(plan: &BootPlan<'_>) -> Result<Vec<u8>, BootError> {
 
 fn aml(item: &dyn Aml, bytes: &mut Vec<u8>) {
     item.to_aml_bytes(bytes);
-}
-
-fn scope(path: &str, content: Vec<u8>) -> Vec<u8> {
-    Scope::raw(Path::new(path), content)
 }
 
 fn device(name: &str, children: Vec<&dyn Aml>) -> Vec<u8> {
@@ -147,7 +141,7 @@ fn generation_id() -> Vec<u8> {
     device(
         "VGEN",
         vec![
-            &Name::new(Path::new("_HID"), &"VMMGENID"),
+            &Name::new(Path::new("_HID"), &"VMMG0001"),
             &Name::new(
                 Path::new("_CID"),
                 &Package::new(vec![&"VMGENCTR", &"VM_Gen_Counter"]),

@@ -17,8 +17,10 @@ mod elf;
 mod error;
 mod image;
 mod initrd;
+mod instruction;
 pub mod layout;
 mod pvh;
+pub mod refusal;
 mod registers;
 
 use std::path::Path;
@@ -160,6 +162,10 @@ fn check_cmdline(plan: &BootPlan<'_>, image: &Image, kernel_max: usize) -> Resul
     Ok(())
 }
 
+#[cfg(test)]
+mod acpi_tests;
+#[cfg(test)]
+mod garbage;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

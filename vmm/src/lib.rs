@@ -1,5 +1,11 @@
 //! A minimal VMM for KVM on x86-64 and the command line that runs and moves guests.
 
 pub mod boot;
+pub mod config;
+pub mod console;
 pub mod cpuid;
 pub mod instance;
+pub mod logging;
+pub mod rotating_file;
+pub mod runtime_dir;
+pub mod units;

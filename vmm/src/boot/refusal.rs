@@ -34,6 +34,11 @@ impl KvmBackend {
         Self::detect_in(Path::new("/sys/module"))
     }
 
+    /// Whether guests run by software virtualization, on the host's own TSC.
+    pub fn is_pvm(self) -> bool {
+        self == Self::Pvm
+    }
+
     fn detect_in(modules: &Path) -> Self {
         [Self::Pvm, Self::Amd, Self::Intel]
             .into_iter()

@@ -167,6 +167,6 @@ mod acpi_tests;
 #[cfg(test)]
 mod garbage;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

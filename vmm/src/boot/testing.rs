@@ -22,7 +22,7 @@ pub(super) fn split_ram() -> GuestRam {
 }
 
 /// An ELF file with one segment (`code`, with `bss` bytes behind it) and a PVH note.
-pub(super) fn pvh_elf(code: &[u8], bss: u64) -> Vec<u8> {
+pub(crate) fn pvh_elf(code: &[u8], bss: u64) -> Vec<u8> {
     let note_at = 64 + 2 * 56_u64;
     let mut note = Vec::new();
     for word in [4_u32, 4, 18] {

@@ -10,6 +10,8 @@ mod events;
 pub mod power;
 pub mod spec;
 pub mod state;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 

@@ -130,7 +130,7 @@ impl<'a> Sender<'a> {
         self.flush(pass.number)?;
         let header = BatchHeader::pass_end(pass.number);
         self.send_frame(header.as_bytes().len(), |frame| {
-            frame.extend(header.as_bytes())
+            frame.extend(header.as_bytes());
         })
     }
 

@@ -115,7 +115,7 @@ impl Run<'_> {
                     return Err(error);
                 }
                 Err(failed) => {
-                    tracing::debug!("cannot resolve yet: {}", failed.observe(Side::Source))
+                    tracing::debug!("cannot resolve yet: {}", failed.observe(Side::Source));
                 }
             }
             if Instant::now() + ASK_AGAIN >= until {

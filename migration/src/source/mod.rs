@@ -26,7 +26,7 @@ use crate::progress::{Event, Limits, Phase, Report, TimeoutAction, Verify};
 use crate::session::{Note, Session, Timing};
 use crate::transport::Connect;
 use crate::vm::{RunState, SourceVm};
-use crate::wire::control::{Intent, Message};
+use crate::wire::control::Message;
 
 /// What is asked for.
 #[derive(Debug, Clone)]
@@ -43,8 +43,8 @@ pub struct Options {
     pub on_timeout: TimeoutAction,
     /// How memory is verified.
     pub verify: Verify,
-    /// Move the guest, or only say whether it would work.
-    pub intent: Intent,
+    /// Only ask whether it would work, and change nothing.
+    pub plan: bool,
     /// How long a transfer may stand still or an answer may take.
     pub io_timeout: Duration,
     /// How long the peer may be silent.
@@ -65,7 +65,7 @@ impl Options {
             timeout: None,
             on_timeout: TimeoutAction::Cancel,
             verify: Verify::Stream,
-            intent: Intent::Migrate,
+            plan: false,
             io_timeout: Duration::from_secs(10),
             peer_timeout: Duration::from_secs(10),
             prepare_timeout: Duration::from_secs(120),

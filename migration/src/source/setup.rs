@@ -102,7 +102,7 @@ impl<'a> Run<'a> {
     {
         let streams = self.choose_streams();
         self.negotiate(link, description, streams)?;
-        if self.options.intent == Intent::Plan {
+        if self.options.plan {
             link.session.send(&Message::PlanEnd)?;
             return Ok(End::Planned);
         }
@@ -197,7 +197,11 @@ impl<'a> Run<'a> {
             run_state: self.run_state,
             streams,
             verify: self.options.verify,
-            intent: self.options.intent,
+            intent: if self.options.plan {
+                Intent::Plan
+            } else {
+                Intent::Migrate
+            },
         })))?;
         match self.answer(link, "negotiating", self.options.io_timeout)? {
             Message::Negotiated => Ok(()),

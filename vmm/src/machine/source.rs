@@ -18,7 +18,10 @@ pub(super) struct MachineSource {
 
 impl MachineSource {
     pub(super) fn new(machine: Arc<Machine>, name: &str) -> Self {
-        Self { machine, name: name.to_owned() }
+        Self {
+            machine,
+            name: name.to_owned(),
+        }
     }
 }
 
@@ -36,31 +39,49 @@ impl SourceVm for MachineSource {
     }
 
     fn offer_disks(&self) -> VmResult<()> {
-        self.machine.devices().offer_disks().map_err(|e| observed(&e))
+        self.machine
+            .devices()
+            .offer_disks()
+            .map_err(|e| observed(&e))
     }
 
     fn reclaim_disks(&self) -> VmResult<()> {
-        self.machine.devices().reclaim_disks().map_err(|e| observed(&e))
+        self.machine
+            .devices()
+            .reclaim_disks()
+            .map_err(|e| observed(&e))
     }
 
     fn start_dirty_log(&self) -> VmResult<()> {
-        self.machine.set_dirty_log(DirtyLog::On).map_err(|e| observed(&e))
+        self.machine
+            .set_dirty_log(DirtyLog::On)
+            .map_err(|e| observed(&e))
     }
 
     fn stop_dirty_log(&self) -> VmResult<()> {
-        self.machine.set_dirty_log(DirtyLog::Off).map_err(|e| observed(&e))
+        self.machine
+            .set_dirty_log(DirtyLog::Off)
+            .map_err(|e| observed(&e))
     }
 
     fn fetch_dirty(&self, dirty: &mut [Vec<u64>]) -> VmResult<()> {
+        if !self.machine.paused_for(PauseReason::Migration) {
+            // Between two passes, where it costs no downtime.
+            self.machine.devices().flush().map_err(|e| observed(&e))?;
+        }
         self.machine.fetch_dirty(dirty).map_err(|e| observed(&e))
     }
 
     fn clear_dirty(&self, region: usize, first_page: u64, bits: &[u64]) -> VmResult<()> {
-        self.machine.clear_dirty(region, first_page, bits).map_err(|e| observed(&e))
+        self.machine
+            .clear_dirty(region, first_page, bits)
+            .map_err(|e| observed(&e))
     }
 
     fn pause(&self) -> VmResult<()> {
-        self.machine.pause(PauseReason::Migration).map_err(|e| observed(&e))?;
+        self.machine
+            .pause(PauseReason::Migration)
+            .map_err(|e| observed(&e))?;
         if self.machine.ended() {
             let message = "the guest ended while it was being migrated";
             return Err(Observation::new(Side::Source, "guest.ended", message));
@@ -69,7 +90,9 @@ impl SourceVm for MachineSource {
     }
 
     fn resume(&self) -> VmResult<()> {
-        self.machine.resume(PauseReason::Migration).map_err(|e| observed(&e))
+        self.machine
+            .resume(PauseReason::Migration)
+            .map_err(|e| observed(&e))
     }
 
     fn save_state(&self) -> VmResult<Vec<u8>> {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::observation::Observation;
 
 /// Phases of a migration, in order.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
@@ -27,6 +28,7 @@ pub enum Phase {
 }
 
 /// What happens when the total time runs out before the switch-over.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TimeoutAction {
@@ -38,6 +40,7 @@ pub enum TimeoutAction {
 }
 
 /// How the moved memory is verified.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verify {
@@ -60,6 +63,7 @@ pub struct Limits {
 }
 
 /// Bytes and pages that went over in one encoding.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EncodingCount {
     /// Guest pages.
@@ -69,6 +73,7 @@ pub struct EncodingCount {
 }
 
 /// One pass over the dirty pages.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Iteration {
     /// Counted from 1.
@@ -86,6 +91,7 @@ pub struct Iteration {
 }
 
 /// The parts of the downtime, in milliseconds.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct DowntimeParts {
@@ -104,6 +110,7 @@ pub struct DowntimeParts {
 }
 
 /// Figures of a migration; everything here was measured. Field names are a stable contract.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// `completed`, `failed`, `cancelled` or `handover-unknown`.
@@ -138,6 +145,7 @@ pub struct Report {
 }
 
 /// What a migration tells; one JSON object a line on the command line.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use migration::observation::{Observation, Side};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::units::{Address, ByteSize};
 
@@ -19,7 +19,8 @@ pub const DEFAULT_MEMORY: u64 = 256 << 20;
 pub const MAX_DISK_ID: usize = 20;
 
 /// Pages that back guest RAM on the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum PageBacking {
     /// 4 KiB pages.
     #[default]

@@ -17,8 +17,8 @@ use crate::boot::{self, BootPlan, KernelSource};
 use crate::config::{DiskConfig, ReceiveConfig, RunConfig};
 use crate::console::ConsoleHub;
 use crate::instance::{Instance, VmState};
+use crate::probe::PROBE_GUEST;
 use crate::runtime_dir::VmDir;
-const PROBE_GUEST: &[u8] = &[];
 use crate::{cpuid, kvm};
 
 /// Boots a guest as configured; it runs when this returns.

@@ -1,4 +1,5 @@
 //! A driver of virtio disks.
+#![allow(dead_code)] // Each test file uses its part.
 
 use std::fs::File;
 use std::path::Path;

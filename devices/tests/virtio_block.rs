@@ -266,6 +266,15 @@ fn queues_work_side_by_side() {
     driver.wait_used(1);
 }
 
+/// The thread waits for something that cannot happen yet. Given some time it would show if it did not
+/// wait; a slow machine only makes the check weaker.
+fn stays_unfinished<T>(thread: &std::thread::JoinHandle<T>) -> bool {
+    (0..20).all(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        !thread.is_finished()
+    })
+}
+
 #[test]
 fn pause_waits_for_the_request_in_flight_and_leaves_the_rest_in_the_queue() {
     let (_dir, disk, mut driver) = fresh(1);
@@ -286,13 +295,19 @@ fn pause_waits_for_the_request_in_flight_and_leaves_the_rest_in_the_queue() {
     }
     driver.notify(0);
     disk.wait_hanging(1);
+    // A flush before the write is done would be worth nothing, and ends the pause at once here.
+    disk.inject(Fault {
+        operation: Operation::Flush,
+        skip: 0,
+        times: 1,
+        effect: Effect::Fail(5),
+    });
     let transport = Arc::clone(&driver.transport);
     let pausing = std::thread::spawn(move || transport.pause());
-    // Not provable without waiting: the request hangs, so the pause cannot have ended.
-    assert!(!pausing.is_finished());
-    assert_eq!(driver.poll(0), None);
+    let waits = stays_unfinished(&pausing) && driver.poll(0).is_none();
     disk.release();
-    pausing.join().unwrap().unwrap();
+    assert!(waits);
+    assert!(pausing.join().unwrap().is_err());
     let mut done = 0;
     while driver.poll(0).is_some() {
         done += 1;
@@ -349,7 +364,9 @@ fn reset_waits_for_the_request_in_flight_and_forgets_the_rest() {
     disk.wait_hanging(1);
     let transport = Arc::clone(&driver.transport);
     let reset = std::thread::spawn(move || devices::BusDevice::write(&*transport, 0x70, &[0; 4]));
+    let waits = stays_unfinished(&reset);
     disk.release();
+    assert!(waits);
     reset.join().unwrap();
     assert_eq!(driver.status(), 0);
     // The memory belongs to the driver again: nothing is written behind its back.

@@ -230,23 +230,23 @@ impl MmioTransport {
         if device_id != shared.kind.id() {
             return Err(self.bad_state(format!("it is of device id {device_id}")));
         }
+        // Before they are agreed on a driver may have written anything.
+        let agreed = status & VIRTIO_CONFIG_S_FEATURES_OK != 0;
         let missing = driver_features & !self.features;
-        if missing != 0 {
+        if agreed && missing != 0 {
             return Err(self.bad_state(format!("features {missing:#x} are not offered here")));
         }
         let version_1 = driver_features & (1 << VIRTIO_F_VERSION_1) != 0;
         if status & !STATUS_BITS != 0
-            || (status & VIRTIO_CONFIG_S_FEATURES_OK != 0 && !version_1)
-            || (status & VIRTIO_CONFIG_S_DRIVER_OK != 0
-                && status & VIRTIO_CONFIG_S_FEATURES_OK == 0)
+            || (agreed && !version_1)
+            || (status & VIRTIO_CONFIG_S_DRIVER_OK != 0 && !agreed)
         {
             return Err(self.bad_state(format!("impossible status {status:#x}")));
         }
         if interrupt_status & !(VIRTIO_MMIO_INT_VRING | VIRTIO_MMIO_INT_CONFIG) != 0 {
             return Err(self.bad_state(format!("interrupt status {interrupt_status:#x}")));
         }
-        let event_idx = status & VIRTIO_CONFIG_S_FEATURES_OK != 0
-            && driver_features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
+        let event_idx = agreed && driver_features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
         let loaded = self.check_queues(queues, event_idx)?;
         shared.device.load(device)?;
         for (queue, loaded) in shared.queues.iter().zip(loaded) {
@@ -428,6 +428,9 @@ impl MmioTransport {
         let usable = self.selected(registers, |queue| {
             if value != 1 {
                 queue.set_ready(false);
+                // Should it be used again, then with new rings.
+                queue.set_next_avail(0);
+                queue.set_next_used(0);
                 return true;
             }
             queue.set_ready(true);

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use migration::observation::{Observation, Side};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
+pub use crate::memory::PageBacking;
 use crate::units::{Address, ByteSize};
 
 /// Most vCPUs of a VM.
@@ -17,31 +18,6 @@ pub const DEFAULT_MEMORY: u64 = 256 << 20;
 
 /// Longest id of a disk: what the virtio-blk serial number holds.
 pub const MAX_DISK_ID: usize = 20;
-
-/// Pages that back guest RAM on the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PageBacking {
-    /// 4 KiB pages.
-    #[default]
-    Small,
-    /// Transparent huge pages, where the host gives them.
-    Thp,
-}
-
-impl FromStr for PageBacking {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "4k" => Ok(Self::Small),
-            "thp" => Ok(Self::Thp),
-            _ => Err(format!(
-                "{text:?} is not a kind of pages: 4k and thp are supported"
-            )),
-        }
-    }
-}
 
 /// CPU features that the guest sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

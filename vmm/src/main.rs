@@ -3,37 +3,34 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use migration::observation::{Observation, Side};
+use migration::observation::Observation;
 use vmm::cli::Launcher;
 use vmm::config::{ReceiveConfig, RunConfig};
 use vmm::console::ConsoleHub;
 use vmm::instance::Instance;
+use vmm::machine;
 use vmm::runtime_dir::VmDir;
 
-/// A build without a machine: says so.
-struct NoMachine;
+/// Starts VMs on this host's KVM.
+struct Machines;
 
-fn no_machine() -> Observation {
-    Observation::new(Side::Client, "host.no-machine", "this build has no machine")
-}
-
-impl Launcher for NoMachine {
+impl Launcher for Machines {
     fn run(
         &self,
-        _: &RunConfig,
-        _: &VmDir,
-        _: &ConsoleHub,
+        config: &RunConfig,
+        dir: &VmDir,
+        console: &ConsoleHub,
     ) -> Result<Arc<dyn Instance>, Observation> {
-        Err(no_machine())
+        machine::run(config, dir, console)
     }
 
     fn receive(
         &self,
-        _: &ReceiveConfig,
-        _: &VmDir,
-        _: &ConsoleHub,
+        config: &ReceiveConfig,
+        dir: &VmDir,
+        console: &ConsoleHub,
     ) -> Result<Arc<dyn Instance>, Observation> {
-        Err(no_machine())
+        machine::receive(config, dir, console)
     }
 
     fn probe_guest(&self) -> &[u8] {
@@ -42,5 +39,5 @@ impl Launcher for NoMachine {
 }
 
 fn main() -> ExitCode {
-    vmm::cli::main(&NoMachine)
+    vmm::cli::main(&Machines)
 }

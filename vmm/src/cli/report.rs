@@ -42,6 +42,7 @@ pub(super) fn print_completed(name: &str, to: &str, report: &Report, output: Out
         forecast_downtime_ms,
         status: _,
         migration_id: _,
+        run_state: _,
         error: _,
     } = report;
     output.line(format!("{name} runs at {to}"));

@@ -134,7 +134,7 @@ fn describe(status: &VmStatus, runtime: &RuntimeDir, output: Output) {
         let last = migration.last.as_ref().map(super::progress::describe_event);
         output.line(format!(
             "migration  {} {}",
-            migration.id,
+            migration.id.as_deref().unwrap_or("-"),
             last.unwrap_or_default()
         ));
     }

@@ -8,9 +8,29 @@
 
 #![deny(missing_docs)]
 
+pub mod address;
+pub mod bandwidth;
+pub mod control;
+pub mod convergence;
+pub mod destination;
+pub mod error;
+pub mod id;
+pub mod journal;
 pub mod observation;
+mod outcome;
+mod pages;
 pub mod progress;
+pub mod raw;
+mod session;
+pub mod source;
+pub mod transport;
+mod tripwires;
 pub mod vm;
+pub mod wire;
+
+pub use error::Error;
+pub use id::MigrationId;
+pub use outcome::Outcome;
 
 /// Guest RAM: memfd-backed mappings whose writes by the VMM's own devices are tracked per page.
 pub type GuestRam = vm_memory::GuestMemoryMmap<vm_memory::bitmap::AtomicBitmap>;

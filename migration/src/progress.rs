@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::observation::Observation;
+use crate::vm::RunState;
 
 /// Phases of a migration, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -59,6 +60,31 @@ pub struct Limits {
     pub bandwidth: Option<u64>,
 }
 
+impl Phase {
+    /// Its name as events carry it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Negotiate => "negotiate",
+            Self::Prepare => "prepare",
+            Self::Precopy => "precopy",
+            Self::StopAndCopy => "stop-and-copy",
+            Self::Ready => "ready",
+            Self::Commit => "commit",
+            Self::Finish => "finish",
+        }
+    }
+}
+
+impl Default for Limits {
+    /// 300 ms of downtime, unlimited bandwidth.
+    fn default() -> Self {
+        Self {
+            downtime: Duration::from_millis(300),
+            bandwidth: None,
+        }
+    }
+}
+
 /// Bytes and pages that went over in one encoding.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EncodingCount {
@@ -106,7 +132,7 @@ pub struct DowntimeParts {
 /// Figures of a migration; everything here was measured. Field names are a stable contract.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// `completed`, `failed`, `cancelled` or `handover-unknown`.
+    /// `completed`, `failed`, `cancelled`, `handover-unknown` or, when only asked, `planned`.
     pub status: String,
     /// Identifier of the migration.
     pub migration_id: String,
@@ -132,6 +158,8 @@ pub struct Report {
     pub verified: bool,
     /// Downtime that was forecast when the guest was stopped.
     pub forecast_downtime_ms: f64,
+    /// Whether the guest runs or its user had paused it.
+    pub run_state: RunState,
     /// Why it ended otherwise than `completed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<Observation>,

@@ -28,6 +28,17 @@ pub struct MachineDescription {
     pub machine: String,
 }
 
+/// Whether the guest runs when nobody migrates it; it stays that way through a migration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunState {
+    /// vCPUs run.
+    #[default]
+    Running,
+    /// Its user paused it.
+    Paused,
+}
+
 /// The VM as the source of a migration.
 ///
 /// Calls come from the engine's coordinating thread, except [`SourceVm::clear_dirty`], which every
@@ -35,6 +46,10 @@ pub struct MachineDescription {
 pub trait SourceVm: Send + Sync {
     /// Describes the machine that the destination must build.
     fn describe(&self) -> VmResult<MachineDescription>;
+    /// Whether its user lets it run; asked once, when the migration begins.
+    fn run_state(&self) -> RunState {
+        RunState::Running
+    }
     /// Guest RAM; valid and mapped as long as the VM lives.
     fn ram(&self) -> &GuestRam;
     /// Gives up the exclusive claim on the disks as far as a successor needs it, before the
@@ -74,8 +89,14 @@ pub trait DestinationVm: Send {
     fn ram(&self) -> VmResult<GuestRam>;
     /// Loads the machine's state into the prepared machine.
     fn load_state(&mut self, state: &[u8]) -> VmResult<()>;
-    /// Runs the guest; called once, after the commit was recorded.
+    /// Runs the guest; called once, after the commit was recorded. An error means that no
+    /// instruction of the guest was executed.
     fn start(&mut self) -> VmResult<()>;
+    /// Takes the guest over without running it, because its user had paused it at the source; in
+    /// place of [`DestinationVm::start`].
+    fn hold(&mut self) -> VmResult<()> {
+        Ok(())
+    }
     /// Drops everything that was built; the guest runs on at the source.
     fn abandon(&mut self);
 }

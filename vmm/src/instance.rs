@@ -31,8 +31,9 @@ pub enum VmState {
 /// A migration that runs or the last one that ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MigrationStatus {
-    /// Identifier, 32 hexadecimal digits.
-    pub id: String,
+    /// Identifier, 32 hexadecimal digits; absent at a destination until the source has told it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     /// The last `phase`, `progress`, `completed`, `failed` or `cancelled` event.
     pub last: Option<Event>,
 }

@@ -1,3 +1,16 @@
 //! A minimal VMM for KVM on x86-64 and the command line that runs and moves guests.
 
+pub mod boot;
+pub mod config;
+pub mod console;
+pub mod cpuid;
 pub mod instance;
+pub mod kvm;
+pub mod logging;
+pub mod machine;
+pub mod memory;
+pub mod rotating_file;
+pub mod runtime_dir;
+pub mod snapshot;
+pub mod units;
+pub mod vcpu;

@@ -1,0 +1,106 @@
+//! The block trait that everything else is a layer over.
+
+use std::fmt;
+
+use crate::{Buffer, Result};
+
+/// Where an image comes from, to recognise the same image opened twice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// For people: the path of the image.
+    pub name: String,
+    /// Device number of the file system, or of the block device itself.
+    pub device: u64,
+    /// Inode number; 0 for a block device.
+    pub inode: u64,
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+/// What backs a stretch of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExtentKind {
+    /// Allocated; holds whatever was written.
+    Data,
+    /// Not allocated; reads as zeroes.
+    Hole,
+}
+
+/// A stretch of an image that is backed by one kind of storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// First byte.
+    pub offset: u64,
+    /// Length in bytes, never 0.
+    pub len: u64,
+    /// What backs it.
+    pub kind: ExtentKind,
+}
+
+/// How zeroes are to be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ZeroMode {
+    /// Storage stays allocated, so that a later write cannot run out of space.
+    KeepAllocated,
+    /// Storage may be given back.
+    MayUnmap,
+}
+
+/// A disk image: thread-safe, and synchronous at its edge.
+///
+/// Offsets and lengths are bytes and need no alignment. A request that returns without an error is
+/// complete; it is durable after a [`BlockDevice::flush`] that began later. Requests of several threads
+/// that overlap may be carried out in any order.
+pub trait BlockDevice: Send + Sync {
+    /// Size in bytes, a multiple of [`crate::SECTOR_SIZE`].
+    fn size(&self) -> u64;
+
+    /// Whether the image takes no changes.
+    fn read_only(&self) -> bool;
+
+    /// Fills `buffers`, in order, from byte `offset` on.
+    ///
+    /// # Errors
+    /// When the range is outside the image or cannot be read; the buffers then hold anything.
+    fn read(&self, buffers: &[Buffer<'_>], offset: u64) -> Result<()>;
+
+    /// Writes `buffers`, in order, from byte `offset` on.
+    ///
+    /// # Errors
+    /// When the range is outside the image, the image is read-only or cannot be written; the range then
+    /// holds old and new bytes in any mixture.
+    fn write(&self, buffers: &[Buffer<'_>], offset: u64) -> Result<()>;
+
+    /// Makes everything that was written durable.
+    ///
+    /// # Errors
+    /// When the storage did not confirm it.
+    fn flush(&self) -> Result<()>;
+
+    /// Says that a range is not needed any more; its content is then undefined. Storage that cannot
+    /// give space back ignores it.
+    ///
+    /// # Errors
+    /// As for [`BlockDevice::write`].
+    fn discard(&self, offset: u64, len: u64) -> Result<()>;
+
+    /// Makes a range read as zeroes.
+    ///
+    /// # Errors
+    /// As for [`BlockDevice::write`].
+    fn write_zeroes(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()>;
+
+    /// Maps the range from `offset` on, in order and without gaps, in at most `limit` extents; fewer
+    /// bytes than `len` are covered when the limit was reached.
+    ///
+    /// # Errors
+    /// When the range is outside the image or the map cannot be read.
+    fn extents(&self, offset: u64, len: u64, limit: usize) -> Result<Vec<Extent>>;
+
+    /// Where the image comes from.
+    fn identity(&self) -> Identity;
+}

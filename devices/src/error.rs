@@ -1,0 +1,88 @@
+//! What can go wrong with a device.
+
+use std::io;
+
+/// Result of an operation on a device.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A failed operation on a device or a bus.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Two devices want the same addresses.
+    #[error("device at {base:#x} of {len:#x} bytes overlaps the one at {other:#x}")]
+    Overlap {
+        /// First address of the refused device.
+        base: u64,
+        /// Its length.
+        len: u64,
+        /// First address of the device that is there already.
+        other: u64,
+    },
+    /// A device has no addresses, or more than there are.
+    #[error("device at {base:#x} of {len:#x} bytes does not fit the address space")]
+    BadRange {
+        /// First address.
+        base: u64,
+        /// Length.
+        len: u64,
+    },
+    /// An event descriptor could not be made.
+    #[error("create event descriptor for {device}")]
+    EventFd {
+        /// The device.
+        device: &'static str,
+        /// Cause.
+        source: io::Error,
+    },
+    /// A thread of a device could not be started.
+    #[error("start thread of {device}")]
+    Thread {
+        /// The device.
+        device: &'static str,
+        /// Cause.
+        source: io::Error,
+    },
+    /// The size of a queue that a device wants is impossible.
+    #[error("queue {queue} of {device} cannot have {size} entries")]
+    QueueSize {
+        /// The device.
+        device: &'static str,
+        /// Index of the queue.
+        queue: usize,
+        /// Entries wanted.
+        size: u16,
+    },
+    /// The disk behind a device did not confirm that everything is durable.
+    #[error("flush disk {disk}")]
+    Flush {
+        /// Identity of the disk.
+        disk: String,
+        /// Cause.
+        source: block::Error,
+    },
+    /// State was asked of, or given to, a device that runs.
+    #[error("{operation} state of {device}: the device is not paused")]
+    NotPaused {
+        /// `save` or `load`.
+        operation: &'static str,
+        /// The device.
+        device: &'static str,
+    },
+    /// Saved state does not fit the device; nothing was changed.
+    #[error("load state of {device}: {reason}")]
+    BadState {
+        /// The device.
+        device: &'static str,
+        /// What does not fit.
+        reason: String,
+    },
+    /// The interrupt could not be raised again after the device was loaded.
+    #[error("raise interrupt of {device}")]
+    Interrupt {
+        /// The device.
+        device: &'static str,
+        /// Cause.
+        source: io::Error,
+    },
+}

@@ -1,0 +1,115 @@
+//! Where the threads of a device's queues stop, deterministically.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use crate::locked::locked;
+
+#[derive(Debug, Default)]
+struct State {
+    /// How many want the threads to stand still.
+    holds: usize,
+    /// Threads that exist.
+    threads: usize,
+    /// Threads that stand still.
+    parked: usize,
+    stop: bool,
+}
+
+/// Lets threads through while nobody holds it.
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Whether the gate is held or stopped; spares a lock per request.
+    closed: AtomicBool,
+}
+
+/// A thread that passes the gate, as long as it lives; also when it panics.
+#[derive(Debug)]
+pub(super) struct Passenger<'g>(&'g Gate);
+
+impl Gate {
+    /// Counts a thread that is about to be started, so that a hold waits for it too.
+    pub(super) fn expect(&self) {
+        locked(&self.state).threads += 1;
+    }
+
+    /// Takes back an [`Gate::expect`] whose thread could not be started.
+    pub(super) fn unexpect(&self) {
+        locked(&self.state).threads -= 1;
+        self.changed.notify_all();
+    }
+
+    /// Begins the life of a thread that was expected.
+    pub(super) fn enter(&self) -> Passenger<'_> {
+        Passenger(self)
+    }
+
+    /// Whether a thread should finish its request and come to [`Passenger::pass`].
+    pub(super) fn closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Closes the gate and waits until all threads stand still. `wake` wakes them.
+    pub(super) fn hold(&self, wake: impl Fn()) {
+        let mut state = locked(&self.state);
+        state.holds += 1;
+        self.closed.store(true, Ordering::Release);
+        drop(state);
+        wake();
+        state = locked(&self.state);
+        while state.parked < state.threads {
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Opens the gate again, unless another hold remains.
+    pub(super) fn release(&self) {
+        let mut state = locked(&self.state);
+        state.holds -= 1;
+        if state.holds == 0 {
+            self.closed.store(state.stop, Ordering::Release);
+            drop(state);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Lets all threads end, held or not.
+    pub(super) fn stop(&self) {
+        locked(&self.state).stop = true;
+        self.closed.store(true, Ordering::Release);
+        self.changed.notify_all();
+    }
+}
+
+impl Passenger<'_> {
+    /// Stands still while the gate is held; `false` when the thread is to end.
+    pub(super) fn pass(&self) -> bool {
+        if !self.0.closed() {
+            return true;
+        }
+        let mut state = locked(&self.0.state);
+        state.parked += 1;
+        self.0.changed.notify_all();
+        while state.holds > 0 && !state.stop {
+            state = self
+                .0
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        state.parked -= 1;
+        !state.stop
+    }
+}
+
+impl Drop for Passenger<'_> {
+    fn drop(&mut self) {
+        locked(&self.0.state).threads -= 1;
+        self.0.changed.notify_all();
+    }
+}

@@ -1,0 +1,144 @@
+//! Where a destination listens: `HOST:PORT`, `unix:PATH` or `fd:N`.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Address of a migration destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// `HOST:PORT`; an IPv6 host stands in brackets.
+    Tcp {
+        /// Name or number, without brackets.
+        host: String,
+        /// Port; 0 lets the system choose when listening.
+        port: u16,
+    },
+    /// `unix:PATH`.
+    Unix(PathBuf),
+    /// `fd:N`: an inherited socket that listens already.
+    Fd(i32),
+}
+
+/// An address that cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is no address: expected HOST:PORT, unix:PATH or fd:N")]
+pub struct AddressError {
+    /// What was given.
+    pub text: String,
+}
+
+impl Address {
+    /// Whether nothing leaves this host.
+    pub fn is_loopback(&self) -> bool {
+        match self {
+            Self::Unix(_) | Self::Fd(_) => true,
+            Self::Tcp { host, .. } => {
+                host.eq_ignore_ascii_case("localhost")
+                    || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+            }
+        }
+    }
+}
+
+impl FromStr for Address {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let wrong = || AddressError {
+            text: text.to_owned(),
+        };
+        if let Some(path) = text.strip_prefix("unix:") {
+            return if path.is_empty() || path.contains('\0') {
+                Err(wrong())
+            } else {
+                Ok(Self::Unix(path.into()))
+            };
+        }
+        if let Some(number) = text.strip_prefix("fd:") {
+            let fd: i32 = number.parse().map_err(|_| wrong())?;
+            return if fd < 0 {
+                Err(wrong())
+            } else {
+                Ok(Self::Fd(fd))
+            };
+        }
+        let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+        let port = port.parse().map_err(|_| wrong())?;
+        let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+        let host = bare.unwrap_or(host);
+        // Without brackets, `::1:80` would silently mean another host.
+        if host.is_empty() || (bare.is_none() && host.contains(':')) {
+            return Err(wrong());
+        }
+        Ok(Self::Tcp {
+            host: host.to_owned(),
+            port,
+        })
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Fd(fd) => write!(f, "fd:{fd}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_read_back_as_written() {
+        for text in [
+            "10.0.0.1:4444",
+            "[::1]:80",
+            "host.example:0",
+            "unix:/run/x.sock",
+            "fd:3",
+        ] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn malformed_addresses_are_refused() {
+        for text in [
+            "",
+            "host",
+            "host:",
+            ":80",
+            "::1:80",
+            "host:99999",
+            "unix:",
+            "fd:-1",
+            "fd:x",
+        ] {
+            assert!(text.parse::<Address>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn loopback_is_recognised() {
+        for (text, loopback) in [
+            ("127.0.0.1:1", true),
+            ("[::1]:1", true),
+            ("localhost:1", true),
+            ("unix:/x", true),
+            ("10.1.1.1:1", false),
+            ("example.org:1", false),
+        ] {
+            assert_eq!(
+                text.parse::<Address>().unwrap().is_loopback(),
+                loopback,
+                "{text}"
+            );
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! The handle by which others watch and steer a migration while it runs.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use crate::observation::Observation;
+use crate::progress::{Event, Limits, Phase, Report};
+use crate::session::Session;
+
+#[derive(Default)]
+struct State {
+    limits: Option<Limits>,
+    cancelled: bool,
+    committing: bool,
+    sessions: Vec<Weak<Session>>,
+    history: Vec<Event>,
+    subscribers: Vec<Sender<Event>>,
+    ended: bool,
+}
+
+/// Shared handle of one migration.
+#[derive(Default)]
+pub struct Control {
+    state: Mutex<State>,
+    limits_changed: Condvar,
+}
+
+impl Control {
+    /// A handle for a migration that has not begun.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks the migration to stop. `false` when that is no longer possible: the commit is under way,
+    /// or it has ended.
+    pub fn cancel(&self) -> bool {
+        let sessions = {
+            let mut state = self.lock();
+            if state.committing || state.ended {
+                return false;
+            }
+            state.cancelled = true;
+            state.sessions.clone()
+        };
+        for session in sessions.iter().filter_map(Weak::upgrade) {
+            session.fail(crate::Error::Cancelled);
+        }
+        self.limits_changed.notify_all();
+        true
+    }
+
+    /// Whether someone asked to stop.
+    pub fn is_cancelled(&self) -> bool {
+        self.lock().cancelled
+    }
+
+    /// Passes the point after which a cancel is refused; `false` when one came before.
+    pub(crate) fn enter_commit(&self) -> bool {
+        let mut state = self.lock();
+        if state.cancelled {
+            return false;
+        }
+        state.committing = true;
+        true
+    }
+
+    /// Ends `session` when a cancel comes.
+    pub(crate) fn attach(&self, session: &Arc<Session>) {
+        let cancelled = {
+            let mut state = self.lock();
+            state.sessions.retain(|other| other.strong_count() > 0);
+            state.sessions.push(Arc::downgrade(session));
+            state.cancelled
+        };
+        if cancelled {
+            session.fail(crate::Error::Cancelled);
+        }
+    }
+
+    /// Sets the limits that the migration begins with, unless they were set by hand already.
+    pub(crate) fn begin(&self, limits: Limits) {
+        self.lock().limits.get_or_insert(limits);
+    }
+
+    /// Changes the limits; in force at once.
+    pub fn set_limits(&self, limits: Limits) {
+        self.lock().limits = Some(limits);
+        self.limits_changed.notify_all();
+    }
+
+    /// The limits in force.
+    pub fn limits(&self) -> Limits {
+        self.lock().limits.unwrap_or_default()
+    }
+
+    /// Waits until the limits change, the migration is cancelled, or `timeout` passes.
+    pub(crate) fn wait_for_change(&self, timeout: Duration) {
+        let state = self.lock();
+        // Woken early or not: the caller looks again.
+        let _ = self.limits_changed.wait_timeout(state, timeout);
+    }
+
+    /// Events from the beginning on; closed after the last. Of successive progress events that are
+    /// past, only the newest is told.
+    pub fn subscribe(&self) -> Receiver<Event> {
+        let (sender, receiver) = channel();
+        let mut state = self.lock();
+        for event in &state.history {
+            // The receiver is alive: it is ours.
+            let _ = sender.send(event.clone());
+        }
+        if !state.ended {
+            state.subscribers.push(sender);
+        }
+        receiver
+    }
+
+    /// The newest event.
+    pub fn last_event(&self) -> Option<Event> {
+        self.lock().history.last().cloned()
+    }
+
+    pub(crate) fn emit(&self, event: Event) {
+        let mut state = self.lock();
+        if state.ended {
+            return;
+        }
+        state
+            .subscribers
+            .retain(|subscriber| subscriber.send(event.clone()).is_ok());
+        let is_end = matches!(
+            event,
+            Event::Completed(_) | Event::Failed(_) | Event::Cancelled(_)
+        );
+        let is_progress = matches!(event, Event::Progress { .. });
+        match state.history.last_mut() {
+            Some(last @ Event::Progress { .. }) if is_progress => *last = event,
+            _ => state.history.push(event),
+        }
+        if is_end {
+            state.ended = true;
+            state.subscribers.clear();
+        }
+    }
+
+    pub(crate) fn phase(&self, phase: Phase) {
+        self.emit(Event::Phase { phase });
+    }
+
+    pub(crate) fn warn(&self, observation: Observation) {
+        tracing::warn!(id = %observation.id, "{observation}");
+        self.emit(Event::Warning { observation });
+    }
+
+    pub(crate) fn end(&self, event: fn(Report) -> Event, report: &Report) {
+        self.emit(event(report.clone()));
+    }
+}

@@ -1,0 +1,170 @@
+//! The destination of a migration: takes a guest in, or leaves nothing behind.
+
+mod reception;
+mod take;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
+
+use reception::{Incoming, Reception};
+
+use crate::control::Control;
+use crate::error::Error;
+use crate::journal::Journal;
+use crate::observation::{Observation, Side};
+use crate::outcome::Outcome;
+use crate::progress::{Event, Phase, Report};
+use crate::session::SLICE;
+use crate::transport::Listen;
+use crate::vm::DestinationVm;
+
+/// Bounds of waiting at the destination.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How long a transfer may stand still or an answer may take.
+    pub io_timeout: Duration,
+    /// How long the source may be silent.
+    pub peer_timeout: Duration,
+    /// How long a new connection may take to say what it wants.
+    pub hello_timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            io_timeout: Duration::from_secs(10),
+            peer_timeout: Duration::from_secs(10),
+            hello_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+/// How a session ended.
+enum Taken {
+    /// The guest is here.
+    Completed(Report),
+    /// The source only asked.
+    Planned,
+    /// It failed before the commit was recorded, and nothing is left of it; or, when `unknown`,
+    /// after.
+    Failed(Report, Box<Observation>, Fate),
+}
+
+/// Where the guest is after a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    AtSource,
+    AtSourceByRequest,
+    Unknown,
+}
+
+/// Waits for a migration at `from` and takes its guest into `vm`.
+///
+/// Connections that are no migration are refused and waiting goes on; questions about earlier
+/// migrations are answered from `journal` meanwhile. After a failure nothing is left in `vm`, and it
+/// may be called again.
+pub fn receive(
+    from: &dyn Listen,
+    vm: &mut dyn DestinationVm,
+    options: &Options,
+    control: &Control,
+    journal: &dyn Journal,
+) -> Outcome {
+    let (sender, incoming) = channel();
+    let reception = Reception::new(from, journal, options, Some(sender));
+    let taken = thread::scope(|scope| {
+        scope.spawn(|| reception.run(scope));
+        let _closing = reception.stop_on_drop();
+        loop {
+            if control.is_cancelled() {
+                break stopped(Error::Cancelled, Fate::AtSourceByRequest);
+            }
+            let taken = match incoming.recv_timeout(SLICE) {
+                Ok(Incoming::Control { connection, id }) => {
+                    take::take(connection, id, &reception, vm, options, control, journal)
+                }
+                Err(RecvTimeoutError::Timeout) => continue,
+                Ok(Incoming::Closed(error)) => break stopped(error, Fate::AtSource),
+                Err(RecvTimeoutError::Disconnected) => {
+                    break stopped(Error::Worker, Fate::AtSource);
+                }
+            };
+            reception.end_session();
+            if !matches!(taken, Taken::Planned) {
+                break taken;
+            }
+        }
+    });
+    conclude(taken, control)
+}
+
+fn stopped(error: Error, fate: Fate) -> Taken {
+    let observation = error.observe(Side::Destination);
+    Taken::Failed(Report::default(), Box::new(observation), fate)
+}
+
+fn conclude(taken: Taken, control: &Control) -> Outcome {
+    match taken {
+        Taken::Completed(mut report) => {
+            report.status = "completed".into();
+            control.end(Event::Completed, &report);
+            Outcome::Completed(report)
+        }
+        Taken::Planned => {
+            let report = Report {
+                status: "planned".into(),
+                ..Report::default()
+            };
+            control.end(Event::Completed, &report);
+            Outcome::Planned(report)
+        }
+        Taken::Failed(mut report, observation, fate) => {
+            tracing::error!("{observation}");
+            report.error = Some(*observation);
+            let (status, event): (_, fn(Report) -> Event) = match fate {
+                Fate::AtSource => ("failed", Event::Failed),
+                Fate::AtSourceByRequest => ("cancelled", Event::Cancelled),
+                Fate::Unknown => ("handover-unknown", Event::Failed),
+            };
+            report.status = status.into();
+            control.end(event, &report);
+            match fate {
+                Fate::AtSource => Outcome::Failed(report),
+                Fate::AtSourceByRequest => Outcome::Cancelled(report),
+                Fate::Unknown => Outcome::HandoverUnknown(report),
+            }
+        }
+    }
+}
+
+/// Goes on answering questions about migrations at `from` until `stop` is set.
+///
+/// # Errors
+/// When no connection can come any more.
+pub fn answer_resolve(
+    from: &dyn Listen,
+    journal: &dyn Journal,
+    stop: &AtomicBool,
+) -> Result<(), Error> {
+    let options = Options::default();
+    let reception = Reception::new(from, journal, &options, None);
+    thread::scope(|scope| {
+        let _closing = reception.stop_on_drop();
+        while !stop.load(Ordering::Acquire) {
+            reception.accept_one(scope)?;
+        }
+        Ok(())
+    })
+}
+
+fn failure_in(phase: Phase, error: &Error) -> Observation {
+    Observation::new(
+        Side::Destination,
+        "migration.failed",
+        format!("migration failed in phase {}", phase.name()),
+    )
+    .in_phase(phase.name())
+    .caused_by(error.observe(Side::Destination))
+}

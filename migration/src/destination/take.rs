@@ -1,0 +1,490 @@
+//! Takes one guest in, phase by phase.
+
+use std::sync::Arc;
+use std::sync::mpsc::Receiver as Notes;
+use std::thread::{self, Scope};
+use std::time::{Duration, Instant};
+
+use super::reception::Reception;
+use super::{Fate, Options, Taken, failure_in};
+use crate::control::Control;
+use crate::error::Error;
+use crate::id::{MigrationId, random_bytes};
+use crate::journal::{Decision, Journal};
+use crate::observation::Side;
+use crate::pages::populate::Populate;
+use crate::pages::receiver::{Receiver, Receiving};
+use crate::pages::stripes::Share;
+use crate::pages::{Counters, digest_text, full};
+use crate::progress::{Phase, Report, Verify};
+use crate::raw::{HashKey, Ram};
+use crate::session::{CloseOnDrop, Note, Session, Timing};
+use crate::transport::Connection;
+use crate::vm::{DestinationVm, MachineDescription, RunState};
+use crate::wire::control::{
+    Committed, Extents, Intent, Message, Negotiate, PassPlaced, Prepared, Ready, Resolution,
+    Welcome,
+};
+use crate::wire::{MAX_REGIONS, MAX_STREAMS, VERSION};
+
+/// How long the source is waited for after the guest runs here.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// A session under way.
+struct Take<'a> {
+    id: MigrationId,
+    vm: &'a mut dyn DestinationVm,
+    control: &'a Control,
+    journal: &'a dyn Journal,
+    reception: &'a Reception<'a>,
+    began: Instant,
+    phase: Phase,
+    built: bool,
+    /// The source was told that everything is ready, so that its commit may come.
+    ready: bool,
+    report: Report,
+}
+
+/// How far the machine came.
+enum Step {
+    Planned,
+    Running,
+}
+
+pub(super) fn take(
+    connection: Box<dyn Connection>,
+    id: MigrationId,
+    reception: &Reception<'_>,
+    vm: &mut dyn DestinationVm,
+    options: &Options,
+    control: &Control,
+    journal: &dyn Journal,
+) -> Taken {
+    let span = tracing::info_span!("migration", %id, role = "destination");
+    let _entered = span.enter();
+    let timing = Timing {
+        io: options.io_timeout,
+        peer: options.peer_timeout,
+    };
+    let (session, notes) = Session::new(Side::Destination, connection.into(), timing);
+    control.attach(&session);
+    let counters = Counters::default();
+    let mut take = Take {
+        id,
+        vm,
+        control,
+        journal,
+        reception,
+        began: Instant::now(),
+        phase: Phase::Negotiate,
+        built: false,
+        ready: false,
+        report: Report {
+            migration_id: id.to_string(),
+            ..Report::default()
+        },
+    };
+    let result = thread::scope(|scope| {
+        let _closing = CloseOnDrop(&session);
+        scope.spawn(|| session.run_control());
+        let result = take.negotiate(&session, &notes);
+        let result = result.and_then(|wanted| match wanted {
+            Some(wanted) => take.build_and_run(&session, &notes, wanted, &counters),
+            None => Ok(Step::Planned),
+        });
+        result.map_err(|(error, fate)| {
+            let error = session.explain(&notes, error);
+            session.tell(&error);
+            (error, fate)
+        })
+    });
+    take.report.encodings = counters.encodings();
+    take.report.wire_bytes = counters.wire_bytes();
+    take.report.total_ms = take.began.elapsed().as_secs_f64() * 1e3;
+    match result {
+        Ok(Step::Planned) => Taken::Planned,
+        Ok(Step::Running) => Taken::Completed(take.report),
+        Err((error, fate)) => {
+            let mut observation = failure_in(take.phase, &error);
+            if fate != Fate::Unknown {
+                observation.causes.extend(take.undo());
+            }
+            Taken::Failed(take.report, Box::new(observation), fate)
+        }
+    }
+}
+
+type Failure = (Error, Fate);
+
+/// Before the commit is recorded, every failure leaves the guest at the source.
+fn before_commit(error: Error) -> Failure {
+    let fate = match error {
+        Error::Cancelled => Fate::AtSourceByRequest,
+        _ => Fate::AtSource,
+    };
+    (error, fate)
+}
+
+impl Take<'_> {
+    fn enter(&mut self, phase: Phase) {
+        tracing::info!(phase = phase.name(), "phase begins");
+        self.phase = phase;
+        self.control.phase(phase);
+    }
+
+    /// Gives up a hand-over that was on offer, and drops what was built.
+    fn undo(&mut self) -> Option<crate::observation::Observation> {
+        let given_up = if self.ready {
+            self.journal
+                .decide(self.id, Decision::GiveUp)
+                .err()
+                .map(Error::from)
+        } else {
+            None
+        };
+        if self.built {
+            self.vm.abandon();
+        }
+        given_up.map(|error| error.observe(Side::Destination))
+    }
+
+    fn negotiate(
+        &mut self,
+        session: &Arc<Session>,
+        notes: &Notes<Note>,
+    ) -> Result<Option<Wanted>, Failure> {
+        self.enter(Phase::Negotiate);
+        self.agree(session, notes).map_err(before_commit)
+    }
+
+    fn agree(
+        &mut self,
+        session: &Arc<Session>,
+        notes: &Notes<Note>,
+    ) -> Result<Option<Wanted>, Error> {
+        // An identifier that was decided on must not come again: its answer stands for ever.
+        if self.journal.decision(self.id)?.is_some() {
+            return Err(Error::GivenUp {
+                id: self.id.to_string(),
+            });
+        }
+        let token = random_bytes().map_err(Error::Random)?;
+        self.reception.admit(token, session);
+        session.send(&Message::Welcome(Welcome {
+            version: VERSION,
+            token,
+        }))?;
+        let patience = session.timing().io;
+        let wanted = match message(session, notes, "negotiating", patience)? {
+            Message::Negotiate(wanted) => *wanted,
+            other => return Err(unexpected(&other, "negotiate")),
+        };
+        check_wanted(&wanted)?;
+        self.report.run_state = wanted.run_state;
+        self.report.guest_bytes = wanted.machine.ram.iter().map(|region| region.len).sum();
+        self.vm
+            .negotiate(&wanted.machine)
+            .map_err(Error::vm("run the described machine"))?;
+        session.send(&Message::Negotiated)?;
+        if wanted.intent == Intent::Plan {
+            // The source says good-bye, or is gone: nothing was built either way.
+            let _ = message(session, notes, "planning", patience);
+            return Ok(None);
+        }
+        match message(session, notes, "negotiating", patience)? {
+            Message::Prepare => Ok(Some(Wanted {
+                negotiated: wanted,
+                key: HashKey::new(&token),
+            })),
+            other => Err(unexpected(&other, "prepare")),
+        }
+    }
+
+    fn build_and_run(
+        &mut self,
+        session: &Arc<Session>,
+        notes: &Notes<Note>,
+        wanted: Wanted,
+        counters: &Counters,
+    ) -> Result<Step, Failure> {
+        self.enter(Phase::Prepare);
+        let ram = self
+            .build(session, &wanted.negotiated.machine)
+            .map_err(before_commit)?;
+        self.report.setup_ms = self.began.elapsed().as_secs_f64() * 1e3;
+        let populate = Populate::new(&ram);
+        let key = (wanted.negotiated.verify == Verify::Stream).then_some(&wanted.key);
+        let receiving = Receiving {
+            ram: &ram,
+            session,
+            populate: &populate,
+            counters,
+            key,
+        };
+        thread::scope(|scope| {
+            // Ends the streams and the populating before their scope waits for them.
+            let _closing = StopStreams(session, &populate);
+            let digest = self
+                .fill(scope, notes, receiving, &wanted.negotiated)
+                .map_err(before_commit)?;
+            self.commit(session, notes, digest, wanted.negotiated.run_state)
+        })
+    }
+
+    fn build(&mut self, session: &Session, machine: &MachineDescription) -> Result<Ram, Error> {
+        self.built = true;
+        self.vm
+            .prepare(machine)
+            .map_err(Error::vm("build the machine"))?;
+        let ram = self.vm.ram().map_err(Error::vm("allocate guest memory"))?;
+        let ram = Ram::new(&ram, &machine.ram)?;
+        let probed = Instant::now();
+        self.journal.probe()?;
+        session.send(&Message::Prepared(Prepared {
+            journal_ms: probed.elapsed().as_secs_f64() * 1e3,
+        }))?;
+        Ok(ram)
+    }
+
+    /// Places pages until all are here and the state is loaded; what to answer then.
+    fn fill<'scope, 'env: 'scope>(
+        &mut self,
+        scope: &'scope Scope<'scope, 'env>,
+        notes: &Notes<Note>,
+        receiving: Receiving<'env>,
+        wanted: &Negotiate,
+    ) -> Result<Ready, Error> {
+        let session = receiving.session;
+        let streams = usize::from(wanted.streams);
+        let mut done: Vec<(u32, u64)> = vec![(0, 0); streams];
+        let mut state: Option<Vec<u8>> = None;
+        let (mut last, mut placed) = (None, 0);
+        loop {
+            let arrived = done.iter().map(|&(pass, _)| pass).min().unwrap_or(0);
+            if arrived > placed {
+                placed = arrived;
+                session.send(&Message::PassPlaced(PassPlaced { pass: placed }))?;
+            }
+            if let (Some(last), Some(loaded)) = (last, &state)
+                && placed == last
+            {
+                let sum = done
+                    .iter()
+                    .fold(0u64, |sum, &(_, digest)| sum.wrapping_add(digest));
+                return self.load(receiving.ram, loaded, wanted.verify, sum);
+            }
+            match session.next(notes, session.timing().peer)? {
+                Some(Note::Data { stream, connection }) => {
+                    if usize::from(stream) >= streams {
+                        return Err(Error::Protocol(format!(
+                            "data stream {stream} of {streams}"
+                        )));
+                    }
+                    if self.phase == Phase::Prepare {
+                        self.enter(Phase::Precopy);
+                    }
+                    let connection = session.add_data(connection);
+                    let share = Share {
+                        stream: u64::from(stream),
+                        streams: streams as u64,
+                    };
+                    scope.spawn(move || Receiver::new(receiving, share, connection).run());
+                }
+                Some(Note::PassDone {
+                    stream,
+                    pass,
+                    digest,
+                }) => done[usize::from(stream)] = (pass, digest),
+                Some(Note::Message(Message::Extents(Extents { extents }))) => {
+                    scope.spawn(move || receiving.populate.run(receiving.ram, &extents));
+                }
+                Some(Note::Message(Message::State(bytes))) if state.is_none() => {
+                    self.enter(Phase::StopAndCopy);
+                    state = Some(bytes);
+                }
+                Some(Note::Message(Message::LastPass(pass))) if state.is_some() => {
+                    last = Some(pass.pass);
+                }
+                Some(Note::Message(other)) => return Err(unexpected(&other, "pages")),
+                Some(_) | None => {}
+            }
+        }
+    }
+
+    fn load(
+        &mut self,
+        ram: &Ram,
+        state: &[u8],
+        verify: Verify,
+        stream_digest: u64,
+    ) -> Result<Ready, Error> {
+        let began = Instant::now();
+        // Before the state is loaded: that may complete an access that writes to memory.
+        let digest = match verify {
+            Verify::Off => None,
+            Verify::Stream => Some(digest_text(stream_digest)),
+            Verify::Full => Some(full::full_digest(ram)),
+        };
+        let hashed = began.elapsed();
+        self.vm
+            .load_state(state)
+            .map_err(Error::vm("load the machine's state"))?;
+        let load_ms = (began.elapsed() - hashed).as_secs_f64() * 1e3;
+        self.report.downtime.state_load = load_ms;
+        Ok(Ready { digest, load_ms })
+    }
+
+    /// Offers the hand-over, waits for the source's decision, and carries it out.
+    fn commit(
+        &mut self,
+        session: &Session,
+        notes: &Notes<Note>,
+        ready: Ready,
+        run_state: RunState,
+    ) -> Result<Step, Failure> {
+        self.enter(Phase::Ready);
+        let has_digest = ready.digest.is_some();
+        self.ready = true;
+        session
+            .send(&Message::Ready(ready))
+            .map_err(before_commit)?;
+        let patience = session.timing().io.max(session.timing().peer) * 2;
+        let decided = message(session, notes, "waiting for the decision", patience);
+        match decided.map_err(before_commit)? {
+            Message::Commit => {}
+            other => return Err(before_commit(unexpected(&other, "commit"))),
+        }
+        if !self.control.enter_commit() {
+            return Err(before_commit(Error::Cancelled));
+        }
+        self.enter(Phase::Commit);
+        let committed = {
+            let _nobody_asks = self.reception.hand_over();
+            self.run_guest(run_state)?
+        };
+        // The source compared the digests before it decided.
+        self.report.verified = has_digest;
+        self.report.downtime.commit = committed.journal_ms + committed.start_ms;
+        self.enter(Phase::Finish);
+        if session.send(&Message::Committed(committed)).is_ok() {
+            // So that the answer is not lost by closing too early; the source may ask otherwise.
+            let _ = message(session, notes, "finishing", FAREWELL);
+        }
+        Ok(Step::Running)
+    }
+
+    /// Records the commit, then runs the guest.
+    fn run_guest(&mut self, run_state: RunState) -> Result<Committed, Failure> {
+        let began = Instant::now();
+        match self.journal.decide(self.id, Decision::Commit) {
+            Ok(Decision::Commit) => {}
+            Ok(Decision::GiveUp) => {
+                let id = self.id.to_string();
+                return Err(before_commit(Error::GivenUp { id }));
+            }
+            // It may or may not be durable: trying to give up tells.
+            Err(error) => {
+                let fate = match self.journal.decide(self.id, Decision::GiveUp) {
+                    Ok(Decision::GiveUp) => Fate::AtSource,
+                    Ok(Decision::Commit) => self.take_back(),
+                    Err(_) => Fate::Unknown,
+                };
+                return Err((error.into(), fate));
+            }
+        }
+        let journal_ms = began.elapsed().as_secs_f64() * 1e3;
+        let started = Instant::now();
+        let run = match run_state {
+            RunState::Running => self.vm.start(),
+            RunState::Paused => self.vm.hold(),
+        };
+        match run.map_err(Error::vm("start the guest")) {
+            Ok(()) => Ok(Committed {
+                journal_ms,
+                start_ms: started.elapsed().as_secs_f64() * 1e3,
+            }),
+            Err(error) => Err((error, self.take_back())),
+        }
+    }
+
+    /// Takes a recorded commit back, for a guest that has not executed anything here; possible
+    /// unless someone was told already that it ran.
+    fn take_back(&self) -> Fate {
+        match self.journal.answer(self.id, Resolution::NeverRan) {
+            Ok(Resolution::NeverRan) => Fate::AtSource,
+            Ok(Resolution::Ran) | Err(_) => Fate::Unknown,
+        }
+    }
+}
+
+/// What the source wants, and the key that its digest is to be made with.
+struct Wanted {
+    negotiated: Negotiate,
+    key: HashKey,
+}
+
+struct StopStreams<'a>(&'a Session, &'a Populate);
+
+impl Drop for StopStreams<'_> {
+    fn drop(&mut self) {
+        self.1.stop();
+        self.0.end_streams();
+    }
+}
+
+fn check_wanted(wanted: &Negotiate) -> Result<(), Error> {
+    let wrong = |what: String| Err(Error::Protocol(what));
+    if !(1..=MAX_STREAMS).contains(&wanted.streams) {
+        return wrong(format!("it wants {} data streams", wanted.streams));
+    }
+    let ram = &wanted.machine.ram;
+    if ram.is_empty() || ram.len() > MAX_REGIONS {
+        return wrong(format!("it describes {} RAM regions", ram.len()));
+    }
+    let mut end = 0;
+    for region in ram {
+        let aligned = [region.gpa, region.len]
+            .iter()
+            .all(|n| n % crate::PAGE_SIZE == 0);
+        let next = region
+            .gpa
+            .checked_add(region.len)
+            .filter(|&next| next < 1 << 52);
+        match next {
+            Some(next) if aligned && region.len > 0 && region.gpa >= end => end = next,
+            _ => {
+                return wrong(format!(
+                    "it describes a RAM region of {:#x} bytes at {:#x}",
+                    region.len, region.gpa
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Waits for the next message of the source, other notes aside.
+fn message(
+    session: &Session,
+    notes: &Notes<Note>,
+    operation: &'static str,
+    patience: Duration,
+) -> Result<Message, Error> {
+    let until = Instant::now() + patience;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Error::NoAnswer {
+                operation,
+                waited: patience,
+            });
+        }
+        if let Some(Note::Message(message)) = session.next(notes, left)? {
+            return Ok(message);
+        }
+    }
+}
+
+fn unexpected(message: &Message, expected: &str) -> Error {
+    Error::Protocol(format!("it sent {} instead of {expected}", message.name()))
+}

@@ -1,0 +1,168 @@
+//! What can go wrong in a migration, named after the operation that failed.
+
+use std::io;
+use std::time::Duration;
+
+use crate::journal::JournalError;
+use crate::observation::{Observation, Side};
+
+/// A failed operation of the engine.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The destination cannot be reached.
+    #[error("cannot connect to {address}")]
+    Connect {
+        /// Where to.
+        address: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// New connections cannot be taken in.
+    #[error("cannot accept connections on {address}")]
+    Accept {
+        /// Where.
+        address: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A connection broke.
+    #[error("lost the connection to the peer while {operation}")]
+    Link {
+        /// What was being done.
+        operation: &'static str,
+        /// How it broke.
+        source: io::Error,
+    },
+    /// The link stands but the peer says nothing.
+    #[error("the peer has not answered for {0:?}")]
+    PeerSilent(Duration),
+    /// An answer did not come in time.
+    #[error("no answer within {waited:?} while {operation}")]
+    NoAnswer {
+        /// What was being done.
+        operation: &'static str,
+        /// How long.
+        waited: Duration,
+    },
+    /// The peer sent what the protocol does not allow.
+    #[error("the peer broke the protocol: {0}")]
+    Protocol(String),
+    /// The peer reported a failure.
+    #[error("the {} failed", side_name(.0.side))]
+    Peer(#[source] Box<Observation>),
+    /// The VM could not do what it was asked.
+    #[error("cannot {operation}")]
+    Vm {
+        /// What it was asked.
+        operation: &'static str,
+        /// Why it could not.
+        source: Box<Observation>,
+    },
+    /// RAM is not laid out as the machine description says.
+    #[error("guest RAM at {gpa:#x} is not laid out as described")]
+    RamLayout {
+        /// Where they differ.
+        gpa: u64,
+    },
+    /// The state is larger than the protocol carries.
+    #[error("machine state of {len} bytes exceeds the limit of {limit}")]
+    StateTooLarge {
+        /// Its length.
+        len: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// Both sides' digests differ.
+    #[error("memory at the destination differs from the source: digest {theirs}, expected {ours}")]
+    DigestMismatch {
+        /// The source's.
+        ours: String,
+        /// The destination's.
+        theirs: String,
+    },
+    /// The decision cannot be recorded.
+    #[error("cannot record the decision")]
+    Journal(#[from] JournalError),
+    /// The hand-over was already decided otherwise.
+    #[error("migration {id} was given up here before its commit arrived")]
+    GivenUp {
+        /// Its identifier.
+        id: String,
+    },
+    /// The total time ran out.
+    #[error("not finished within {0:?}")]
+    TimedOut(Duration),
+    /// Someone asked to stop.
+    #[error("cancelled on request")]
+    Cancelled,
+    /// A thread of the engine ended unexpectedly.
+    #[error("a worker of the engine ended unexpectedly")]
+    Worker,
+    /// The system has no random numbers.
+    #[error("cannot make a secret")]
+    Random(#[source] io::Error),
+}
+
+fn side_name(side: Side) -> &'static str {
+    match side {
+        Side::Source => "source",
+        Side::Destination => "destination",
+        Side::Client => "client",
+    }
+}
+
+impl Error {
+    /// Stable identifier of the condition.
+    pub fn id(&self) -> &'static str {
+        match self {
+            Self::Connect { .. } => "migration.connect",
+            Self::Accept { .. } => "migration.accept",
+            Self::Link { .. } => "migration.peer-lost",
+            Self::PeerSilent(_) => "migration.peer-silent",
+            Self::NoAnswer { .. } => "migration.no-answer",
+            Self::Protocol(_) => "migration.protocol",
+            Self::Peer(_) => "migration.peer-failed",
+            Self::Vm { .. } => "migration.vm",
+            Self::RamLayout { .. } => "migration.ram-layout",
+            Self::StateTooLarge { .. } => "migration.state-too-large",
+            Self::DigestMismatch { .. } => "migration.digest-mismatch",
+            Self::Journal(_) => "migration.journal",
+            Self::GivenUp { .. } => "migration.given-up",
+            Self::TimedOut(_) => "migration.timed-out",
+            Self::Cancelled => "migration.cancelled",
+            Self::Worker => "migration.worker",
+            Self::Random(_) => "migration.random",
+        }
+    }
+
+    /// Whether the other end of a connection is the likely cause, so that its own account of what
+    /// went wrong is worth waiting for.
+    pub(crate) fn may_be_explained_by_peer(&self) -> bool {
+        matches!(self, Self::Link { .. } | Self::Connect { .. })
+    }
+
+    /// The error and what explains it, as an observation made on `side`.
+    pub fn observe(&self, side: Side) -> Observation {
+        let observation = Observation::new(side, self.id(), self.to_string());
+        let cause = match self {
+            Self::Peer(cause) | Self::Vm { source: cause, .. } => Some((**cause).clone()),
+            _ => std::error::Error::source(self)
+                .map(|source| Observation::from_error(side, self.id(), source)),
+        };
+        match cause {
+            Some(cause) => observation.caused_by(cause),
+            None => observation,
+        }
+    }
+
+    pub(crate) fn vm(operation: &'static str) -> impl FnOnce(Observation) -> Self {
+        move |source| Self::Vm {
+            operation,
+            source: Box::new(source),
+        }
+    }
+
+    pub(crate) fn link(operation: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Link { operation, source }
+    }
+}

@@ -1,0 +1,264 @@
+//! A data stream of the source: clears, scans, hashes and sends its share of a pass.
+
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+use zerocopy::IntoBytes;
+
+use super::Counters;
+use super::dirty::{Bitmaps, next_run};
+use super::stripes::{Share, Stripe};
+use crate::PAGE_SIZE;
+use crate::bandwidth::Bucket;
+use crate::control::Control;
+use crate::error::Error;
+use crate::raw::{HashKey, Ram, RamSlice, Span};
+use crate::session::{Note, Session};
+use crate::transport::Connection;
+use crate::vm::SourceVm;
+use crate::wire::batch::{BatchHeader, Encoding, MAX_RANGES, PageRange};
+
+/// Payload of a batch at most; half a megabyte of hashed pages is still in the cache when it is sent.
+const BATCH: usize = 512 << 10;
+/// Payload of a batch at least, when a limit makes batches smaller so that it is kept evenly.
+const MIN_BATCH: usize = 64 << 10;
+
+/// Whether the destination's memory is still as it was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PassKind {
+    /// Nothing was sent: holes and zero pages need not travel.
+    First,
+    /// Pages sent before are sent again.
+    Again,
+}
+
+/// A pass over the dirty pages.
+pub(crate) struct Pass {
+    pub number: u32,
+    pub kind: PassKind,
+    pub dirty: Bitmaps,
+}
+
+/// What all streams of a source share.
+pub(crate) struct Sending<'a> {
+    pub vm: &'a dyn SourceVm,
+    pub ram: &'a Ram,
+    pub session: &'a Session,
+    pub control: &'a Control,
+    pub bucket: Arc<Bucket>,
+    pub counters: Arc<Counters>,
+    /// Key of the digest; `None` when the stream is not verified.
+    pub key: Option<&'a HashKey>,
+}
+
+/// One data stream.
+pub(crate) struct Sender<'a> {
+    shared: Sending<'a>,
+    share: Share,
+    connection: Arc<dyn Connection>,
+    /// Pages that hold data at the destination, one bit each.
+    placed: Vec<u64>,
+    /// What each page adds to the digest.
+    hashes: Vec<u64>,
+    digest: u64,
+    ranges: Vec<PageRange>,
+    body: Vec<RamSlice<'a>>,
+    payload: usize,
+    batch: usize,
+    frame: Vec<u8>,
+}
+
+impl<'a> Sender<'a> {
+    pub fn new(shared: Sending<'a>, share: Share, connection: Arc<dyn Connection>) -> Self {
+        let pages = share.table_len(shared.ram);
+        Self {
+            placed: vec![0; pages.div_ceil(64)],
+            hashes: vec![0; if shared.key.is_some() { pages } else { 0 }],
+            shared,
+            share,
+            connection,
+            digest: 0,
+            ranges: Vec::with_capacity(MAX_RANGES),
+            body: Vec::with_capacity(MAX_RANGES),
+            payload: 0,
+            batch: BATCH,
+            frame: Vec::new(),
+        }
+    }
+
+    /// Sends pass after pass until there are no more.
+    pub fn run(mut self, passes: &Receiver<Arc<Pass>>) {
+        while let Ok(pass) = passes.recv() {
+            let number = pass.number;
+            let sent = self.send_pass(&pass);
+            // The bitmaps are used again once nobody holds them.
+            drop(pass);
+            match sent {
+                Ok(()) => self.shared.session.note(Note::PassDone {
+                    stream: self.share.stream as u16,
+                    pass: number,
+                    digest: self.digest,
+                }),
+                Err(error) => return self.shared.session.fail(error),
+            }
+        }
+    }
+
+    fn send_pass(&mut self, pass: &Pass) -> Result<(), Error> {
+        let ram = self.shared.ram;
+        for stripe in self.share.stripes(ram) {
+            let words = &pass.dirty[stripe.region];
+            let words = &words[(stripe.first / 64) as usize..(stripe.end.div_ceil(64)) as usize];
+            if words.iter().all(|&word| word == 0) {
+                continue;
+            }
+            if self.shared.session.is_stopped() {
+                return Err(Error::Cancelled);
+            }
+            // Marks go before the pages are read, also before the file is asked for holes: what the
+            // guest writes from here on is seen in the next pass.
+            self.shared
+                .vm
+                .clear_dirty(stripe.region, stripe.first, words)
+                .map_err(Error::vm("clear dirty marks"))?;
+            let mut at = 0;
+            while let Some((first, end)) = next_run(words, at) {
+                at = end;
+                self.send_run(pass, stripe, stripe.first + first, stripe.first + end)?;
+            }
+        }
+        self.flush(pass.number)?;
+        let header = BatchHeader::pass_end(pass.number);
+        self.send_frame(header.as_bytes().len(), |frame| {
+            frame.extend(header.as_bytes());
+        })
+    }
+
+    /// Sends the dirty pages `[first, end)` of a stripe.
+    fn send_run(&mut self, pass: &Pass, stripe: Stripe, first: u64, end: u64) -> Result<(), Error> {
+        if pass.kind == PassKind::Again {
+            return self.send_data(pass.number, stripe, first, end);
+        }
+        let region = &self.shared.ram.regions()[stripe.region];
+        let mut at = first;
+        while let Some((data, data_end)) = region.next_data(at, end) {
+            Counters::add(&self.shared.counters.hole_pages, data - at);
+            self.send_data(pass.number, stripe, data, data_end)?;
+            at = data_end;
+        }
+        Counters::add(&self.shared.counters.hole_pages, end - at);
+        Ok(())
+    }
+
+    fn send_data(&mut self, pass: u32, stripe: Stripe, first: u64, end: u64) -> Result<(), Error> {
+        let ram = self.shared.ram;
+        let base = ram.regions()[stripe.region].gpa();
+        // A run of pages that travel alike: its first page and encoding.
+        let mut run: Option<(u64, Encoding)> = None;
+        for page in first..end {
+            let slice = ram.slice(Span {
+                region: stripe.region,
+                page,
+                pages: 1,
+            });
+            let local = (stripe.local * crate::raw::STRIPE_PAGES + page - stripe.first) as usize;
+            let encoding = self.classify(local, base + page * PAGE_SIZE, slice);
+            if run.map(|(_, encoding)| encoding) != encoding {
+                self.push(stripe, run, page);
+                run = encoding.map(|encoding| (page, encoding));
+            }
+            let pending = run.map_or(0, |(from, _)| (page + 1 - from) * PAGE_SIZE) as usize;
+            if self.payload + pending >= self.batch || self.ranges.len() + 1 >= MAX_RANGES {
+                self.push(stripe, run.take(), page + 1);
+                self.flush(pass)?;
+            }
+        }
+        self.push(stripe, run, end);
+        Ok(())
+    }
+
+    /// How a page is to travel, `None` for not at all; keeps the digest.
+    fn classify(&mut self, local: usize, gpa: u64, page: RamSlice<'_>) -> Option<Encoding> {
+        let (word, bit) = (local / 64, 1u64 << (local % 64));
+        let encoding = if !page.is_zero() {
+            self.placed[word] |= bit;
+            Counters::add(&self.shared.counters.raw_pages, 1);
+            Some(Encoding::Raw)
+        } else {
+            Counters::add(&self.shared.counters.zero_pages, 1);
+            let was_placed = self.placed[word] & bit != 0;
+            self.placed[word] &= !bit;
+            was_placed.then_some(Encoding::Zero)
+        };
+        if let Some(key) = self.shared.key {
+            let hash = if encoding == Some(Encoding::Raw) {
+                key.page(gpa, page)
+            } else {
+                0
+            };
+            let old = std::mem::replace(&mut self.hashes[local], hash);
+            self.digest = self.digest.wrapping_sub(old).wrapping_add(hash);
+        }
+        encoding
+    }
+
+    fn push(&mut self, stripe: Stripe, run: Option<(u64, Encoding)>, end: u64) {
+        let Some((first, encoding)) = run else { return };
+        let pages = end - first;
+        let ram = self.shared.ram;
+        let gpa = ram.regions()[stripe.region].gpa() + first * PAGE_SIZE;
+        self.ranges
+            .push(PageRange::new(gpa, pages as u32, encoding));
+        if encoding == Encoding::Raw {
+            let slice = ram.slice(Span {
+                region: stripe.region,
+                page: first,
+                pages,
+            });
+            self.payload += slice.len();
+            self.body.push(slice);
+        }
+    }
+
+    fn flush(&mut self, pass: u32) -> Result<(), Error> {
+        if self.ranges.is_empty() {
+            return Ok(());
+        }
+        let header = BatchHeader::pages(pass, &self.ranges);
+        let ranges = std::mem::take(&mut self.ranges);
+        let length = header.as_bytes().len() + ranges.as_bytes().len() + self.payload;
+        let sent = self.send_frame(length, |frame| {
+            frame.extend(header.as_bytes());
+            frame.extend(ranges.as_bytes());
+        });
+        self.ranges = ranges;
+        self.ranges.clear();
+        self.body.clear();
+        self.payload = 0;
+        sent
+    }
+
+    fn send_frame(&mut self, length: usize, fill: impl FnOnce(&mut Vec<u8>)) -> Result<(), Error> {
+        let Sending {
+            bucket,
+            control,
+            session,
+            counters,
+            ..
+        } = &self.shared;
+        bucket.acquire(length, control, || session.is_stopped());
+        self.batch = match control.limits().bandwidth {
+            Some(rate) => usize::try_from(rate / 50)
+                .unwrap_or(BATCH)
+                .clamp(MIN_BATCH, BATCH),
+            None => BATCH,
+        };
+        self.frame.clear();
+        fill(&mut self.frame);
+        self.connection
+            .send(&self.frame, &self.body)
+            .map_err(Error::link("sending pages"))?;
+        Counters::add(&counters.wire_bytes, length as u64);
+        Ok(())
+    }
+}

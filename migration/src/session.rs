@@ -1,0 +1,275 @@
+//! What both sides share while a migration runs: the control connection, the keep-alive, and the
+//! first failure, which ends everything.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::error::Error;
+use crate::observation::Side;
+use crate::transport::Connection;
+use crate::wire::control::Message;
+
+/// How long a side that lost its link waits for the peer's account of why.
+const EXPLANATION: Duration = Duration::from_millis(500);
+/// Idle waits are cut into pieces of this length to see whether they are still wanted.
+pub(crate) const SLICE: Duration = Duration::from_millis(50);
+
+/// Bounds of waiting.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Timing {
+    /// How long a transfer may stand still, or an answer may take.
+    pub io: Duration,
+    /// How long the peer may be silent.
+    pub peer: Duration,
+}
+
+/// What threads tell the coordinating thread.
+pub(crate) enum Note {
+    /// A control frame other than the keep-alive.
+    Message(Message),
+    /// The first failure is set.
+    Failed,
+    /// The control connection ended.
+    ControlEnded(Error),
+    /// A stream has sent (source) or placed (destination) its part of a pass.
+    PassDone { stream: u16, pass: u32, digest: u64 },
+    /// A data connection of this migration came in.
+    Data {
+        stream: u16,
+        connection: Box<dyn Connection>,
+    },
+}
+
+pub(crate) struct Session {
+    side: Side,
+    timing: Timing,
+    control: Arc<dyn Connection>,
+    sending: Mutex<()>,
+    data: Mutex<Vec<Arc<dyn Connection>>>,
+    failure: Mutex<Option<Error>>,
+    notes: Sender<Note>,
+    stopped: AtomicBool,
+    began: Instant,
+    round_trip_us: AtomicU64,
+    control_bytes: AtomicU64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Session {
+    pub fn new(
+        side: Side,
+        control: Arc<dyn Connection>,
+        timing: Timing,
+    ) -> (Arc<Self>, Receiver<Note>) {
+        let (notes, receiver) = channel();
+        let session = Self {
+            side,
+            timing,
+            control,
+            sending: Mutex::default(),
+            data: Mutex::default(),
+            failure: Mutex::default(),
+            notes,
+            stopped: AtomicBool::new(false),
+            began: Instant::now(),
+            round_trip_us: AtomicU64::new(0),
+            control_bytes: AtomicU64::new(0),
+        };
+        (Arc::new(session), receiver)
+    }
+
+    pub fn timing(&self) -> Timing {
+        self.timing
+    }
+
+    /// Whether the work is to end: it failed or is over.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    /// The shortest round trip seen, zero if none.
+    pub fn round_trip(&self) -> Duration {
+        Duration::from_micros(self.round_trip_us.load(Ordering::Relaxed))
+    }
+
+    /// Bytes sent on the control connection.
+    pub fn control_bytes(&self) -> u64 {
+        self.control_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Tells the coordinating thread; it may be gone already.
+    pub fn note(&self, note: Note) {
+        let _ = self.notes.send(note);
+    }
+
+    pub fn send(&self, message: &Message) -> Result<(), Error> {
+        let frame = message.encode()?;
+        let _one_at_a_time = lock(&self.sending);
+        self.control_bytes
+            .fetch_add(frame.len() as u64, Ordering::Relaxed);
+        self.control
+            .send(&frame, &[])
+            .map_err(Error::link("sending on the control connection"))
+    }
+
+    /// Takes part in the session's end: a failure shuts the connection down.
+    pub fn add_data(&self, connection: Box<dyn Connection>) -> Arc<dyn Connection> {
+        let connection: Arc<dyn Connection> = connection.into();
+        let mut data = lock(&self.data);
+        data.push(connection.clone());
+        if self.is_stopped() {
+            connection.shutdown();
+        }
+        connection
+    }
+
+    /// Records the failure, unless one came first, and ends the data streams. The control
+    /// connection stands, so that both sides can still say why.
+    pub fn fail(&self, error: Error) {
+        {
+            let mut failure = lock(&self.failure);
+            if self.is_stopped() && failure.is_none() {
+                return;
+            }
+            failure.get_or_insert(error);
+        }
+        self.stop_data();
+        self.note(Note::Failed);
+    }
+
+    fn stop_data(&self) {
+        let data = lock(&self.data);
+        self.stopped.store(true, Ordering::Release);
+        data.iter().for_each(|connection| connection.shutdown());
+    }
+
+    /// Ends the data streams without calling it a failure; the control connection stands.
+    pub fn end_streams(&self) {
+        self.stop_data();
+    }
+
+    /// Ends everything.
+    pub fn close(&self) {
+        self.stop_data();
+        self.control.shutdown();
+    }
+
+    /// The next note for the coordinating thread.
+    pub fn next(&self, notes: &Receiver<Note>, timeout: Duration) -> Result<Option<Note>, Error> {
+        let error = match notes.recv_timeout(timeout) {
+            Err(RecvTimeoutError::Timeout) => return Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Error::Worker,
+            Ok(Note::Failed) => lock(&self.failure).take().unwrap_or(Error::Worker),
+            Ok(Note::ControlEnded(error)) => error,
+            Ok(Note::Message(Message::Failure(observation))) => Error::Peer(observation),
+            Ok(note) => return Ok(Some(note)),
+        };
+        Err(error)
+    }
+
+    /// Looks for the peer's account of a failure that it may have caused.
+    pub fn explain(&self, notes: &Receiver<Note>, error: Error) -> Error {
+        if !error.may_be_explained_by_peer() {
+            return error;
+        }
+        let deadline = Instant::now() + EXPLANATION;
+        loop {
+            match notes.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(Note::Message(Message::Failure(observation))) => {
+                    return Error::Peer(observation);
+                }
+                Ok(Note::ControlEnded(_)) | Err(_) => return error,
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Tells the peer why it ends, if that still reaches it.
+    pub fn tell(&self, error: &Error) {
+        if matches!(error, Error::Peer(_)) {
+            return;
+        }
+        let timeout = EXPLANATION.min(self.timing.io);
+        if self.control.set_io_timeout(timeout).is_ok() {
+            let observation = error.observe(self.side);
+            if self.send(&Message::Failure(Box::new(observation))).is_err() {
+                // Too long to send, or the peer is gone.
+                let mut short = error.observe(self.side);
+                short.message.truncate(0);
+                short.causes.clear();
+                short.message.push_str(error.id());
+                let _ = self.send(&Message::Failure(Box::new(short)));
+            }
+        }
+    }
+
+    /// Asks the peer for a sign of life, which also measures the round trip.
+    pub fn ping(&self) -> Result<(), Error> {
+        self.send(&Message::Ping(self.now_us()))
+    }
+
+    fn now_us(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// Reads the control connection until it ends: answers the keep-alive, passes the rest on.
+    pub fn run_control(&self) {
+        let error = match self.read_control() {
+            Ok(()) => return,
+            Err(error) => error,
+        };
+        // A peer that is silent, or broke the protocol, blocks nobody: data streams end too.
+        self.stop_data();
+        self.note(Note::ControlEnded(error));
+    }
+
+    fn read_control(&self) -> Result<(), Error> {
+        let interval = self.timing.peer / 4;
+        let (mut heard, mut asked) = (Instant::now(), Instant::now());
+        loop {
+            let readable = self
+                .control
+                .wait_readable(interval)
+                .map_err(Error::link("waiting for the peer"))?;
+            if readable {
+                let message = Message::receive(&*self.control)?;
+                heard = Instant::now();
+                match message {
+                    Message::Ping(number) => self.send(&Message::Pong(number))?,
+                    Message::Pong(number) => {
+                        let us = self.now_us().saturating_sub(number).max(1);
+                        let known = self.round_trip_us.load(Ordering::Relaxed);
+                        if known == 0 || us < known {
+                            self.round_trip_us.store(us, Ordering::Relaxed);
+                        }
+                    }
+                    message => self.note(Note::Message(message)),
+                }
+            } else if heard.elapsed() >= self.timing.peer {
+                return Err(Error::PeerSilent(self.timing.peer));
+            }
+            if heard.elapsed() >= interval && asked.elapsed() >= interval {
+                asked = Instant::now();
+                // Whoever holds the lock is sending, which tells as much as a ping.
+                if let Ok(free) = self.sending.try_lock() {
+                    drop(free);
+                    self.ping()?;
+                }
+            }
+        }
+    }
+}
+
+/// Ends the session when the coordinating thread leaves, however it leaves.
+pub(crate) struct CloseOnDrop<'a>(pub &'a Session);
+
+impl Drop for CloseOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}

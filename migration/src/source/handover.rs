@@ -1,0 +1,209 @@
+//! The two-step hand-over: ready, commit, and what to do when the answer is lost.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::setup::{Streams, unexpected};
+use super::{End, Link, Run, milliseconds};
+use crate::error::Error;
+use crate::id::MigrationId;
+use crate::journal::{Handover, Journal, SourceRecord};
+use crate::observation::{Observation, Side};
+use crate::pages::{digest_text, full};
+use crate::progress::Verify;
+use crate::raw::Ram;
+use crate::transport::{Connect, Patience};
+use crate::vm::{RunState, SourceVm};
+use crate::wire::control::{Message, Resolution};
+use crate::wire::hello::{Hello, Role};
+
+/// Between two attempts to ask a destination that did not answer.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
+
+impl Run<'_> {
+    /// Waits until the destination has loaded everything, and compares the digests.
+    pub(super) fn ready(&mut self, link: &Link, ram: &Ram, streams: &Streams) -> Result<(), Error> {
+        let began = Instant::now();
+        let ours = match self.options.verify {
+            Verify::Off => None,
+            Verify::Stream => Some(digest_text(
+                streams.digests.iter().fold(0, |a, &b| a.wrapping_add(b)),
+            )),
+            // The destination hashes at the same time.
+            Verify::Full => Some(full::full_digest(ram)),
+        };
+        let patience = self.options.prepare_timeout;
+        let ready = match self.answer(link, "loading the state", patience)? {
+            Message::Ready(ready) => ready,
+            other => return Err(unexpected(&other, "ready")),
+        };
+        self.ready_at = Some(Instant::now());
+        let load = ready.load_ms.clamp(0.0, 1e9);
+        self.report.downtime.state_load = load;
+        self.report.downtime.state_send = (milliseconds(began.elapsed()) - load).max(0.0);
+        match (ours, ready.digest) {
+            (None, _) => Ok(()),
+            (Some(ours), Some(theirs)) if ours == theirs => {
+                self.report.verified = true;
+                Ok(())
+            }
+            (Some(ours), theirs) => Err(Error::DigestMismatch {
+                ours,
+                theirs: theirs.map_or_else(|| "none".into(), |t| t.chars().take(64).collect()),
+            }),
+        }
+    }
+
+    /// Records the decision, sends it, and waits until the guest runs at the destination.
+    pub(super) fn commit(&mut self, link: &Link) -> Result<(), Error> {
+        if !self.control.enter_commit() {
+            return Err(Error::Cancelled);
+        }
+        self.record(Handover::CommitSent)?;
+        // From here on the commit may have arrived, even if sending it fails.
+        self.undo.commit_sent = true;
+        link.session.send(&Message::Commit)?;
+        match self.answer(link, "committing", self.options.io_timeout)? {
+            Message::Committed(_) => {}
+            other => return Err(unexpected(&other, "committed")),
+        }
+        self.gone();
+        // The destination knows that already by its own start; it waits only for politeness.
+        let _ = link.session.send(&Message::Finish);
+        self.enter(crate::progress::Phase::Finish);
+        self.vm.release();
+        Ok(())
+    }
+
+    /// The guest runs at the destination: notes when, and that it is gone from here.
+    fn gone(&mut self) {
+        let now = Instant::now();
+        if let Some(ready_at) = self.ready_at {
+            self.report.downtime.commit = milliseconds(now - ready_at);
+        }
+        if let Some(stopped_at) = self.stopped_at {
+            self.report.downtime_ms = milliseconds(now - stopped_at);
+        }
+        if let Err(error) = self.record(Handover::Gone) {
+            // The destination's record decides; ours only saves a question.
+            self.control.warn(error.observe(Side::Source));
+        }
+    }
+
+    /// The answer to the commit was lost: asks the destination whether it runs the guest, for a
+    /// while.
+    pub(super) fn ask_after_loss(&mut self, error: Error) -> Result<End, Error> {
+        self.control.warn(
+            Observation::new(
+                Side::Source,
+                "migration.answer-lost",
+                "the answer to the commit was lost, asking the destination",
+            )
+            .in_phase(self.phase.name())
+            .caused_by(error.observe(Side::Source)),
+        );
+        let until = Instant::now() + self.options.resolve_for;
+        loop {
+            match resolve_within(self.to, self.options.id, self.options.io_timeout) {
+                Ok(Resolution::Ran) => {
+                    self.gone();
+                    self.vm.release();
+                    return Ok(End::Completed);
+                }
+                Ok(Resolution::NeverRan) => {
+                    self.undo.commit_sent = false;
+                    return Err(error);
+                }
+                Err(failed) => {
+                    tracing::debug!("cannot resolve yet: {}", failed.observe(Side::Source));
+                }
+            }
+            if Instant::now() + ASK_AGAIN >= until {
+                return Err(error);
+            }
+            thread::sleep(ASK_AGAIN.min(self.options.resolve_for));
+        }
+    }
+}
+
+/// Asks the destination at `to` whether it committed migration `id`. It answers the same for ever:
+/// one that never committed records that it never will before it says so.
+///
+/// # Errors
+/// When it cannot be reached or does not answer; then nothing is known and the guest stays paused.
+pub fn resolve(to: &dyn Connect, id: MigrationId) -> Result<Resolution, Error> {
+    resolve_within(to, id, Duration::from_secs(10))
+}
+
+fn resolve_within(
+    to: &dyn Connect,
+    id: MigrationId,
+    timeout: Duration,
+) -> Result<Resolution, Error> {
+    let connection = to
+        .connect(Patience {
+            timeout,
+            give_up: &|| false,
+        })
+        .map_err(|source| Error::Connect {
+            address: to.address(),
+            source,
+        })?;
+    connection
+        .set_io_timeout(timeout)
+        .map_err(Error::link("setting up a connection"))?;
+    let hello = Hello::new(Role::Resolve, id, [0; 16]);
+    connection
+        .send(&hello.encode(), &[])
+        .map_err(Error::link("asking"))?;
+    match Message::receive(&*connection)? {
+        Message::Resolution(resolution) => Ok(resolution),
+        Message::Failure(observation) => Err(Error::Peer(observation)),
+        other => Err(unexpected(&other, "resolution")),
+    }
+}
+
+/// Acts on the answer to [`resolve`] for a guest that [`crate::Outcome::HandoverUnknown`] left
+/// paused: releases it, or makes it what it was before the migration.
+///
+/// # Errors
+/// When the VM cannot do it or the journal cannot record it. The first error is returned after
+/// everything has been tried.
+pub fn settle(
+    vm: &dyn SourceVm,
+    id: MigrationId,
+    resolution: Resolution,
+    run_state: RunState,
+    journal: &dyn Journal,
+) -> Result<(), Error> {
+    let destination = journal
+        .recorded(id)?
+        .map(|record| record.destination)
+        .unwrap_or_default();
+    let record = |handover| {
+        let destination = destination.clone();
+        journal.record(
+            id,
+            &SourceRecord {
+                handover,
+                destination,
+            },
+        )
+    };
+    match resolution {
+        Resolution::Ran => {
+            vm.release();
+            Ok(record(Handover::Gone)?)
+        }
+        Resolution::NeverRan => {
+            let resumed = match run_state {
+                RunState::Running => vm.resume().map_err(Error::vm("resume the guest")),
+                RunState::Paused => Ok(()),
+            };
+            let stopped = vm.stop_dirty_log().map_err(Error::vm("stop the dirty log"));
+            let reclaimed = vm.reclaim_disks().map_err(Error::vm("reclaim the disks"));
+            resumed.and(stopped).and(reclaimed)?;
+            Ok(record(Handover::Kept)?)
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! Negotiate and prepare, and the threads that live through a migration.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Sender as JobSender, channel};
+use std::thread::{self, Scope};
+use std::time::{Duration, Instant};
+
+use super::{End, Link, Run, milliseconds};
+use crate::error::Error;
+use crate::journal::Handover;
+use crate::observation::Side;
+use crate::pages::populate;
+use crate::pages::sender::{Pass, Sender, Sending};
+use crate::pages::stripes::Share;
+use crate::progress::{Phase, Verify};
+use crate::raw::{HashKey, Ram};
+use crate::session::{CloseOnDrop, Session};
+use crate::transport::{Connection, Patience};
+use crate::vm::MachineDescription;
+use crate::wire::MAX_STREAMS;
+use crate::wire::control::{Extents, Intent, MAX_EXTENTS, Message, Negotiate, Welcome};
+use crate::wire::hello::{Hello, Role};
+
+/// The data streams of a migration, as the coordinating thread holds them.
+pub(super) struct Streams {
+    pub jobs: Vec<JobSender<Arc<Pass>>>,
+    /// What each stream's pages add to the digest.
+    pub digests: Vec<u64>,
+}
+
+impl<'a> Run<'a> {
+    pub(super) fn drive(&mut self) -> Result<End, Error> {
+        self.enter(Phase::Negotiate);
+        let description = self
+            .vm
+            .describe()
+            .map_err(Error::vm("describe the machine"))?;
+        let ram = Ram::new(self.vm.ram(), &description.ram)?;
+        self.report.guest_bytes = ram.pages() * crate::PAGE_SIZE;
+        let connection = self.connect(Role::Control)?;
+        let welcome = match Message::receive(&*connection)? {
+            Message::Welcome(welcome) => welcome,
+            Message::Failure(observation) => return Err(Error::Peer(observation)),
+            other => return Err(unexpected(&other, "welcome")),
+        };
+        self.check_welcome(&welcome)?;
+        let (session, notes) = Session::new(Side::Source, connection.into(), self.timing());
+        self.control.attach(&session);
+        let link = Link { session, notes };
+        // Streams borrow the key, so it lives outside of the scope.
+        let key = HashKey::new(&welcome.token);
+        let result = thread::scope(|scope| {
+            let _closing = CloseOnDrop(&link.session);
+            let session = &link.session;
+            scope.spawn(|| session.run_control());
+            let result = self.phases(scope, &link, description, &ram, &key);
+            let result = result.or_else(|error| self.fail(&link, error));
+            self.report.wire_bytes = self.counters.wire_bytes() + session.control_bytes();
+            result
+        });
+        match result {
+            Err(error) if self.undo.commit_sent => self.ask_after_loss(error),
+            result => result,
+        }
+    }
+
+    fn fail(&mut self, link: &Link, error: Error) -> Result<End, Error> {
+        if !self.undo.commit_sent {
+            // First of all the guest goes on; what is slow comes later.
+            if let Err(failed) = self.resume_guest() {
+                self.control.warn(failed.observe(Side::Source));
+            }
+        }
+        let error = link.session.explain(&link.notes, error);
+        if !self.undo.commit_sent {
+            link.session.tell(&error);
+        }
+        Err(error)
+    }
+
+    fn check_welcome(&mut self, welcome: &Welcome) -> Result<(), Error> {
+        if !(crate::wire::MIN_VERSION..=crate::wire::VERSION).contains(&welcome.version) {
+            let version = welcome.version;
+            return Err(Error::Protocol(format!(
+                "it wants to speak version {version}"
+            )));
+        }
+        self.token = welcome.token;
+        Ok(())
+    }
+
+    fn phases<'scope, 'env: 'scope>(
+        &mut self,
+        scope: &'scope Scope<'scope, 'env>,
+        link: &'env Link,
+        description: MachineDescription,
+        ram: &'env Ram,
+        key: &'env HashKey,
+    ) -> Result<End, Error>
+    where
+        'a: 'env,
+    {
+        let streams = self.choose_streams();
+        self.negotiate(link, description, streams)?;
+        if self.options.plan {
+            link.session.send(&Message::PlanEnd)?;
+            return Ok(End::Planned);
+        }
+        self.enter(Phase::Prepare);
+        self.record(Handover::Begun)?;
+        self.prepare(link)?;
+        let key = (self.options.verify == Verify::Stream).then_some(key);
+        let mut streams = self.open_streams(scope, link, ram, key, streams)?;
+        self.report.setup_ms = milliseconds(self.began.elapsed());
+        self.enter(Phase::Precopy);
+        let (pass, dirty) = self.precopy(link, ram, &mut streams)?;
+        self.enter(Phase::StopAndCopy);
+        self.stop_and_copy(link, ram, &mut streams, pass, dirty)?;
+        self.enter(Phase::Ready);
+        self.ready(link, ram, &streams)?;
+        self.enter(Phase::Commit);
+        self.commit(link)?;
+        Ok(End::Completed)
+    }
+
+    fn choose_streams(&self) -> u8 {
+        let cores = thread::available_parallelism().map_or(2, usize::from);
+        let chosen = self
+            .options
+            .streams
+            .unwrap_or(if cores >= 8 { 4 } else { 2 });
+        chosen.clamp(1, MAX_STREAMS)
+    }
+
+    /// Connects and says hello.
+    fn connect(&self, role: Role) -> Result<Box<dyn Connection>, Error> {
+        let give_up = || self.control.is_cancelled() || self.check_time().is_err();
+        let connection = self
+            .to
+            .connect(Patience {
+                timeout: self.options.io_timeout,
+                give_up: &give_up,
+            })
+            .map_err(|source| match self.check_time() {
+                _ if self.control.is_cancelled() => Error::Cancelled,
+                Err(timed_out) => timed_out,
+                Ok(()) => Error::Connect {
+                    address: self.to.address(),
+                    source,
+                },
+            })?;
+        connection
+            .set_io_timeout(self.options.io_timeout)
+            .map_err(Error::link("setting up a connection"))?;
+        let hello = Hello::new(role, self.options.id, self.token);
+        connection
+            .send(&hello.encode(), &[])
+            .map_err(Error::link("saying hello"))?;
+        if role == Role::Control {
+            self.wait_for_welcome(&*connection)?;
+        }
+        Ok(connection)
+    }
+
+    /// Waits for the first answer in pieces, so that a cancel ends it.
+    fn wait_for_welcome(&self, connection: &dyn Connection) -> Result<(), Error> {
+        let until = Instant::now() + self.options.io_timeout;
+        loop {
+            if self.control.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            self.check_time()?;
+            let readable = connection
+                .wait_readable(Duration::from_millis(20))
+                .map_err(Error::link("waiting for a welcome"))?;
+            if readable {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                return Err(Error::NoAnswer {
+                    operation: "waiting for a welcome",
+                    waited: self.options.io_timeout,
+                });
+            }
+        }
+    }
+
+    fn negotiate(
+        &mut self,
+        link: &Link,
+        machine: MachineDescription,
+        streams: u8,
+    ) -> Result<(), Error> {
+        link.session.ping()?;
+        link.session.send(&Message::Negotiate(Box::new(Negotiate {
+            machine,
+            run_state: self.run_state,
+            streams,
+            verify: self.options.verify,
+            intent: if self.options.plan {
+                Intent::Plan
+            } else {
+                Intent::Migrate
+            },
+        })))?;
+        match self.answer(link, "negotiating", self.options.io_timeout)? {
+            Message::Negotiated => Ok(()),
+            other => Err(unexpected(&other, "negotiated")),
+        }
+    }
+
+    fn prepare(&mut self, link: &Link) -> Result<(), Error> {
+        self.undo.disks_offered = true;
+        self.vm
+            .offer_disks()
+            .map_err(Error::vm("offer the disks"))?;
+        link.session.send(&Message::Prepare)?;
+        let probed = Instant::now();
+        self.journal.probe()?;
+        let ours = probed.elapsed();
+        match self.answer(link, "preparing", self.options.prepare_timeout)? {
+            Message::Prepared(prepared) => {
+                let theirs = prepared.journal_ms.clamp(0.0, 1e6) / 1e3;
+                self.journal_cost = ours + Duration::from_secs_f64(theirs);
+                Ok(())
+            }
+            other => Err(unexpected(&other, "prepared")),
+        }
+    }
+
+    fn open_streams<'scope, 'env: 'scope>(
+        &mut self,
+        scope: &'scope Scope<'scope, 'env>,
+        link: &'env Link,
+        ram: &'env Ram,
+        key: Option<&'env HashKey>,
+        count: u8,
+    ) -> Result<Streams, Error>
+    where
+        'a: 'env,
+    {
+        self.undo.logging = true;
+        self.vm
+            .start_dirty_log()
+            .map_err(Error::vm("start the dirty log"))?;
+        let extents = populate::extents(ram, MAX_EXTENTS);
+        link.session.send(&Message::Extents(Extents { extents }))?;
+        let mut jobs = Vec::new();
+        for stream in 0..count {
+            let connection = self.connect(Role::Data {
+                stream: u16::from(stream),
+            })?;
+            let connection = link.session.add_data(connection);
+            let share = Share {
+                stream: u64::from(stream),
+                streams: u64::from(count),
+            };
+            let (job, passes) = channel();
+            let sender = Sender::new(self.sending(link, ram, key), share, connection);
+            scope.spawn(move || sender.run(&passes));
+            jobs.push(job);
+        }
+        Ok(Streams {
+            jobs,
+            digests: vec![0; usize::from(count)],
+        })
+    }
+
+    fn sending<'env>(
+        &self,
+        link: &'env Link,
+        ram: &'env Ram,
+        key: Option<&'env HashKey>,
+    ) -> Sending<'env>
+    where
+        'a: 'env,
+    {
+        Sending {
+            vm: self.vm,
+            ram,
+            session: &link.session,
+            control: self.control,
+            bucket: self.bucket.clone(),
+            counters: self.counters.clone(),
+            key,
+        }
+    }
+}
+
+pub(super) fn unexpected(message: &Message, expected: &str) -> Error {
+    Error::Protocol(format!("it sent {} instead of {expected}", message.name()))
+}

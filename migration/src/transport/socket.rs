@@ -1,0 +1,283 @@
+//! TCP and unix sockets.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+
+use super::{Connect, Connection, Listen, Patience};
+use crate::address::Address;
+use crate::raw::{RamSlice, receive_all, send_all};
+
+/// Asked of the kernel for each direction; it may grant less. Two batches fit.
+const BUFFER: usize = 4 << 20;
+/// Waits are cut into pieces of this length to see whether they are still wanted.
+const SLICE: Duration = Duration::from_millis(20);
+
+/// A connected stream socket.
+pub struct SocketConnection {
+    fd: OwnedFd,
+}
+
+impl SocketConnection {
+    /// Takes over a connected stream socket.
+    ///
+    /// # Errors
+    /// When it cannot be set up.
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&fd, false)?;
+        if sockopt::socket_domain(&fd)? != AddressFamily::UNIX {
+            sockopt::set_tcp_nodelay(&fd, true)?;
+        }
+        // A smaller buffer than asked for is slower, not wrong.
+        let _ = sockopt::set_socket_send_buffer_size(&fd, BUFFER);
+        let _ = sockopt::set_socket_recv_buffer_size(&fd, BUFFER);
+        Ok(Self { fd })
+    }
+}
+
+impl Connection for SocketConnection {
+    fn send(&self, head: &[u8], body: &[RamSlice<'_>]) -> io::Result<()> {
+        send_all(self.fd.as_fd(), head, body)
+    }
+
+    fn receive(&self, head: &mut [u8], body: &[RamSlice<'_>]) -> io::Result<()> {
+        receive_all(self.fd.as_fd(), head, body)
+    }
+
+    fn wait_readable(&self, timeout: Duration) -> io::Result<bool> {
+        wait(self.fd.as_fd(), PollFlags::IN, timeout)
+    }
+
+    fn set_io_timeout(&self, timeout: Duration) -> io::Result<()> {
+        let timeout = Some(timeout.max(Duration::from_millis(1)));
+        sockopt::set_socket_timeout(&self.fd, sockopt::Timeout::Send, timeout)?;
+        sockopt::set_socket_timeout(&self.fd, sockopt::Timeout::Recv, timeout)?;
+        Ok(())
+    }
+
+    fn shutdown(&self) {
+        // Fails only when it is closed already.
+        let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both);
+    }
+}
+
+fn wait(fd: BorrowedFd<'_>, flags: PollFlags, timeout: Duration) -> io::Result<bool> {
+    let timeout = Timespec::try_from(timeout).map_err(|_| io::ErrorKind::InvalidInput)?;
+    match poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Some(&timeout)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Connects to a TCP or unix address.
+pub struct SocketConnect {
+    address: Address,
+}
+
+impl SocketConnect {
+    /// A connector for `address`.
+    ///
+    /// # Errors
+    /// For `fd:N`, which can only listen: a migration needs several connections.
+    pub fn new(address: Address) -> io::Result<Self> {
+        if matches!(address, Address::Fd(_)) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "an fd address can only listen",
+            ));
+        }
+        Ok(Self { address })
+    }
+}
+
+impl Connect for SocketConnect {
+    fn connect(&self, patience: Patience<'_>) -> io::Result<Box<dyn Connection>> {
+        let fd = match &self.address {
+            Address::Unix(path) => {
+                let fd = rustix::net::socket_with(
+                    AddressFamily::UNIX,
+                    SocketType::STREAM,
+                    SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+                    None,
+                )?;
+                let to = SocketAddrUnix::new(path.as_path())?;
+                connect_within(fd, patience, |fd| rustix::net::connect(fd, &to))?
+            }
+            Address::Tcp { host, port } => {
+                let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+                let mut connected = None;
+                for to in (host.as_str(), *port).to_socket_addrs()? {
+                    let family = match to {
+                        SocketAddr::V4(_) => AddressFamily::INET,
+                        SocketAddr::V6(_) => AddressFamily::INET6,
+                    };
+                    let fd = rustix::net::socket_with(
+                        family,
+                        SocketType::STREAM,
+                        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+                        None,
+                    )?;
+                    match connect_within(fd, patience, |fd| rustix::net::connect(fd, &to)) {
+                        Ok(fd) => {
+                            connected = Some(fd);
+                            break;
+                        }
+                        Err(error) => last = error,
+                    }
+                }
+                connected.ok_or(last)?
+            }
+            Address::Fd(_) => return Err(io::ErrorKind::InvalidInput.into()),
+        };
+        Ok(Box::new(SocketConnection::new(fd)?))
+    }
+
+    fn address(&self) -> String {
+        self.address.to_string()
+    }
+}
+
+fn connect_within(
+    fd: OwnedFd,
+    patience: Patience<'_>,
+    connect: impl Fn(&OwnedFd) -> rustix::io::Result<()>,
+) -> io::Result<OwnedFd> {
+    use rustix::io::Errno;
+    let deadline = Instant::now() + patience.timeout;
+    loop {
+        if (patience.give_up)() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        match connect(&fd) {
+            Ok(()) | Err(Errno::ISCONN) => return Ok(fd),
+            Err(Errno::INPROGRESS | Errno::ALREADY) => {
+                if wait(fd.as_fd(), PollFlags::OUT, SLICE)? {
+                    sockopt::socket_error(&fd)??;
+                    return Ok(fd);
+                }
+            }
+            // A unix listener whose queue is full.
+            Err(Errno::AGAIN) => std::thread::sleep(SLICE),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if Instant::now() >= deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+    }
+}
+
+/// Listens on a TCP or unix address, or on an inherited socket.
+pub struct SocketListen {
+    fd: OwnedFd,
+    address: String,
+    socket_file: Option<PathBuf>,
+}
+
+impl SocketListen {
+    /// Listens on a TCP or unix address. A socket file left behind by a dead process is replaced.
+    ///
+    /// # Errors
+    /// When the address is in use or not ours; for `fd:N`, which
+    /// [`SocketListen::from_fd`] takes.
+    pub fn bind(address: &Address) -> io::Result<Self> {
+        match address {
+            Address::Tcp { host, port } => {
+                let listener = TcpListener::bind((host.as_str(), *port))?;
+                let address = listener.local_addr()?.to_string();
+                Self::set_up(listener.into(), address, None)
+            }
+            Address::Unix(path) => {
+                remove_stale(path)?;
+                let listener = UnixListener::bind(path)?;
+                Self::set_up(listener.into(), address.to_string(), Some(path.clone()))
+            }
+            Address::Fd(_) => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "an inherited socket is taken over by its descriptor",
+            )),
+        }
+    }
+
+    /// Takes over an inherited socket that listens already.
+    ///
+    /// # Errors
+    /// When it is no listening stream socket.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        if sockopt::socket_type(&fd)? != SocketType::STREAM || !sockopt::socket_acceptconn(&fd)? {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the inherited descriptor is no listening stream socket",
+            ));
+        }
+        let name = rustix::net::getsockname(&fd)?;
+        let address = match (
+            SocketAddr::try_from(name.clone()),
+            SocketAddrUnix::try_from(name),
+        ) {
+            (Ok(tcp), _) => tcp.to_string(),
+            (_, Ok(unix)) => format!(
+                "unix:{}",
+                unix.path()
+                    .map(|p| p.to_string_lossy().into_owned())
+                    .unwrap_or_default()
+            ),
+            _ => "inherited socket".to_owned(),
+        };
+        Self::set_up(fd, address, None)
+    }
+
+    fn set_up(fd: OwnedFd, address: String, socket_file: Option<PathBuf>) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        Ok(Self {
+            fd,
+            address,
+            socket_file,
+        })
+    }
+}
+
+fn remove_stale(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::FileTypeExt;
+    let is_socket = path
+        .symlink_metadata()
+        .is_ok_and(|meta| meta.file_type().is_socket());
+    if is_socket && std::os::unix::net::UnixStream::connect(path).is_err() {
+        std::fs::remove_file(path)?;
+    }
+    Ok(())
+}
+
+impl Listen for SocketListen {
+    fn accept(&self, timeout: Duration) -> io::Result<Option<Box<dyn Connection>>> {
+        use rustix::io::Errno;
+        if !wait(self.fd.as_fd(), PollFlags::IN, timeout)? {
+            return Ok(None);
+        }
+        match rustix::net::accept_with(&self.fd, SocketFlags::CLOEXEC) {
+            Ok(fd) => Ok(SocketConnection::new(fd).ok().map(|c| Box::new(c) as _)),
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED | Errno::PROTO) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn address(&self) -> String {
+        self.address.clone()
+    }
+}
+
+impl Drop for SocketListen {
+    fn drop(&mut self) {
+        if let Some(path) = &self.socket_file {
+            // Someone else may have removed it; nothing is lost then.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! What travels: the hello of each connection, control frames and page batches.
+//!
+//! Headers are little-endian structs of fixed length that carry a magic number, a kind, a bounded
+//! length and a check over themselves and their descriptive part. `docs/protocol.md` has the tables.
+
+pub mod batch;
+pub mod control;
+pub mod hello;
+
+/// Version of the protocol that this engine speaks.
+pub const VERSION: u16 = 1;
+/// Oldest version that it still understands.
+pub const MIN_VERSION: u16 = 1;
+
+/// Most RAM regions in a machine description.
+pub const MAX_REGIONS: usize = 64;
+/// Most data streams.
+pub const MAX_STREAMS: u8 = 16;
+/// Longest machine state.
+pub const MAX_STATE: usize = 64 << 20;
+
+/// First 8 bytes of the BLAKE3 hash over `parts`: finds what checksums of the network let through.
+pub(crate) fn check(parts: &[&[u8]]) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    for part in parts {
+        hasher.update(part);
+    }
+    let hash = hasher.finalize();
+    hash.as_bytes()[..8]
+        .iter()
+        .rev()
+        .fold(0, |sum, &byte| (sum << 8) | u64::from(byte))
+}

@@ -1,0 +1,471 @@
+//! VMs without KVM: memory with software dirty marks, a thread that plays the guest, and a witness
+//! who sees whether two of them ever run the same guest.
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use migration::observation::{Observation, Side};
+use migration::vm::{DestinationVm, MachineDescription, RamRegion, RunState, SourceVm, VmResult};
+use migration::{GuestRam, PAGE_SIZE};
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
+
+/// Two regions with a gap, as a real machine has.
+pub fn layout(pages: u64) -> Vec<RamRegion> {
+    let low = (pages / 2).max(1);
+    vec![
+        RamRegion {
+            gpa: 0,
+            len: low * PAGE_SIZE,
+        },
+        RamRegion {
+            gpa: 4 << 30,
+            len: (pages - low).max(1) * PAGE_SIZE,
+        },
+    ]
+}
+
+/// A memory file and guest RAM in it.
+pub fn make_ram(layout: &[RamRegion]) -> (GuestRam, File) {
+    let fd = rustix::fs::memfd_create("double", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    let file = File::from(fd);
+    file.set_len(layout.iter().map(|r| r.len).sum()).unwrap();
+    let mut at = 0;
+    let ranges: Vec<_> = layout
+        .iter()
+        .map(|region| {
+            let offset = FileOffset::new(file.try_clone().unwrap(), at);
+            at += region.len;
+            (GuestAddress(region.gpa), region.len as usize, Some(offset))
+        })
+        .collect();
+    (
+        GuestMemoryMmap::<AtomicBitmap>::from_ranges_with_files(&ranges).unwrap(),
+        file,
+    )
+}
+
+/// All memory, for comparison.
+pub fn contents(ram: &GuestRam, layout: &[RamRegion]) -> Vec<u8> {
+    let mut all = Vec::new();
+    for region in layout {
+        let at = all.len();
+        all.resize(at + region.len as usize, 0);
+        ram.read_slice(&mut all[at..], GuestAddress(region.gpa))
+            .unwrap();
+    }
+    all
+}
+
+/// Sees who runs the guest, and panics when two do.
+#[derive(Default)]
+pub struct Witness {
+    running: Mutex<(bool, bool)>,
+}
+
+impl Witness {
+    fn set(&self, side: Side, runs: bool) {
+        let mut running = self.running.lock().unwrap();
+        match side {
+            Side::Source => running.0 = runs,
+            _ => running.1 = runs,
+        }
+        assert!(*running != (true, true), "both sides run the guest");
+    }
+
+    /// Whether the source and the destination run it.
+    pub fn running(&self) -> (bool, bool) {
+        *self.running.lock().unwrap()
+    }
+}
+
+/// What a double refuses to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refuse {
+    Nothing,
+    Describe,
+    OfferDisks,
+    StartLog,
+    FetchDirty,
+    ClearDirty,
+    Pause,
+    SaveState,
+    Negotiate,
+    Prepare,
+    Ram,
+    LoadState,
+    Start,
+}
+
+fn refusal(side: Side) -> Observation {
+    Observation::new(side, "test.refused", "the double was told to refuse this")
+}
+
+/// How the guest of a double writes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Guest {
+    Idle,
+    /// Writes to pages of the first `pages` of each region, with a pause after each write.
+    Writes {
+        pages: u64,
+        pause: Duration,
+    },
+}
+
+struct Inner {
+    layout: Vec<RamRegion>,
+    ram: GuestRam,
+    marks: Vec<Vec<AtomicU64>>,
+    /// Held while the guest writes: pausing takes it away.
+    runs: Mutex<bool>,
+    end: AtomicBool,
+    witness: Arc<Witness>,
+}
+
+impl Inner {
+    fn write(&self, random: u64, pages: u64) {
+        let index = (random >> 60) as usize % self.layout.len();
+        let region = self.layout[index];
+        let page = random % pages.min(region.len / PAGE_SIZE);
+        let at = region.gpa + page * PAGE_SIZE + (random >> 20) % 500 * 8;
+        // Some writes make a page all zeroes again.
+        if random.is_multiple_of(7) {
+            let start = GuestAddress(region.gpa + page * PAGE_SIZE);
+            self.ram
+                .write_slice(&[0; PAGE_SIZE as usize], start)
+                .unwrap();
+        } else {
+            self.ram.write_obj(random, GuestAddress(at)).unwrap();
+        }
+        self.mark(index, page);
+    }
+
+    fn mark(&self, region: usize, page: u64) {
+        self.marks[region][(page / 64) as usize].fetch_or(1 << (page % 64), Ordering::SeqCst);
+    }
+}
+
+/// A VM to be moved away.
+pub struct Source {
+    inner: Arc<Inner>,
+    pub file: File,
+    guest: Option<JoinHandle<()>>,
+    pub refuse: Refuse,
+    pub run_state: RunState,
+    pub state: Vec<u8>,
+    pub logging: AtomicBool,
+    pub offered: AtomicBool,
+    pub released: AtomicBool,
+}
+
+impl Source {
+    pub fn new(pages: u64, guest: Guest, witness: &Arc<Witness>) -> Self {
+        let layout = layout(pages);
+        let (ram, file) = make_ram(&layout);
+        let inner = Arc::new(Inner {
+            marks: layout
+                .iter()
+                .map(|r| {
+                    (0..(r.len / PAGE_SIZE).div_ceil(64))
+                        .map(|_| AtomicU64::new(0))
+                        .collect()
+                })
+                .collect(),
+            layout,
+            ram,
+            runs: Mutex::new(true),
+            end: AtomicBool::new(false),
+            witness: witness.clone(),
+        });
+        witness.set(Side::Source, true);
+        let thread = match guest {
+            Guest::Idle => None,
+            Guest::Writes { pages, pause } => {
+                let inner = inner.clone();
+                Some(std::thread::spawn(move || {
+                    let mut random = 0x9e37_79b9_7f4a_7c15u64;
+                    while !inner.end.load(Ordering::Relaxed) {
+                        random ^= random << 13;
+                        random ^= random >> 7;
+                        random ^= random << 17;
+                        {
+                            let runs = inner.runs.lock().unwrap();
+                            if *runs {
+                                inner.write(random, pages);
+                            }
+                        }
+                        std::thread::sleep(pause);
+                    }
+                }))
+            }
+        };
+        Self {
+            inner,
+            file,
+            guest: thread,
+            refuse: Refuse::Nothing,
+            run_state: RunState::Running,
+            state: b"the state of the machine".to_vec(),
+            logging: AtomicBool::new(false),
+            offered: AtomicBool::new(false),
+            released: AtomicBool::new(false),
+        }
+    }
+
+    /// Fills `pages` pages from `first` of region `region` on with what is not zero.
+    pub fn fill(&self, region: usize, first: u64, pages: u64) {
+        let base = self.inner.layout[region].gpa;
+        for page in first..first + pages {
+            let bytes: Vec<u8> = (0..PAGE_SIZE / 8)
+                .flat_map(|i| (page * 0x1_0001 + i * 31 + 1).to_le_bytes())
+                .collect();
+            self.inner
+                .ram
+                .write_slice(&bytes, GuestAddress(base + page * PAGE_SIZE))
+                .unwrap();
+            self.inner.mark(region, page);
+        }
+    }
+
+    pub fn paused_by_user(mut self) -> Self {
+        self.run_state = RunState::Paused;
+        *self.inner.runs.lock().unwrap() = false;
+        self.inner.witness.set(Side::Source, false);
+        self
+    }
+
+    pub fn contents(&self) -> Vec<u8> {
+        contents(&self.inner.ram, &self.inner.layout)
+    }
+
+    /// Whether it is as before a migration.
+    pub fn is_untouched(&self) -> bool {
+        !self.logging.load(Ordering::SeqCst)
+            && !self.offered.load(Ordering::SeqCst)
+            && !self.released.load(Ordering::SeqCst)
+            && *self.inner.runs.lock().unwrap() == (self.run_state == RunState::Running)
+    }
+
+    fn check(&self, operation: Refuse) -> VmResult<()> {
+        if self.refuse == operation {
+            Err(refusal(Side::Source))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.inner.end.store(true, Ordering::Relaxed);
+        if let Some(guest) = self.guest.take() {
+            guest.join().unwrap();
+        }
+    }
+}
+
+impl SourceVm for Source {
+    fn describe(&self) -> VmResult<MachineDescription> {
+        self.check(Refuse::Describe)?;
+        Ok(MachineDescription {
+            name: "double".into(),
+            ram: self.inner.layout.clone(),
+            machine: "{}".into(),
+        })
+    }
+
+    fn run_state(&self) -> RunState {
+        self.run_state
+    }
+
+    fn ram(&self) -> &GuestRam {
+        &self.inner.ram
+    }
+
+    fn offer_disks(&self) -> VmResult<()> {
+        self.check(Refuse::OfferDisks)?;
+        self.offered.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn reclaim_disks(&self) -> VmResult<()> {
+        self.offered.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn start_dirty_log(&self) -> VmResult<()> {
+        self.check(Refuse::StartLog)?;
+        self.logging.store(true, Ordering::SeqCst);
+        for word in self.inner.marks.iter().flatten() {
+            word.store(u64::MAX, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    fn stop_dirty_log(&self) -> VmResult<()> {
+        self.logging.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn fetch_dirty(&self, dirty: &mut [Vec<u64>]) -> VmResult<()> {
+        self.check(Refuse::FetchDirty)?;
+        for (out, marks) in dirty
+            .iter_mut()
+            .flatten()
+            .zip(self.inner.marks.iter().flatten())
+        {
+            *out |= marks.load(Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    fn clear_dirty(&self, region: usize, first_page: u64, bits: &[u64]) -> VmResult<()> {
+        self.check(Refuse::ClearDirty)?;
+        assert!(first_page.is_multiple_of(64));
+        for (marks, bits) in self.inner.marks[region][(first_page / 64) as usize..]
+            .iter()
+            .zip(bits)
+        {
+            marks.fetch_and(!bits, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    fn pause(&self) -> VmResult<()> {
+        self.check(Refuse::Pause)?;
+        *self.inner.runs.lock().unwrap() = false;
+        self.inner.witness.set(Side::Source, false);
+        Ok(())
+    }
+
+    fn resume(&self) -> VmResult<()> {
+        assert!(
+            !self.released.load(Ordering::SeqCst),
+            "resumed after release"
+        );
+        self.inner.witness.set(Side::Source, true);
+        *self.inner.runs.lock().unwrap() = true;
+        Ok(())
+    }
+
+    fn save_state(&self) -> VmResult<Vec<u8>> {
+        self.check(Refuse::SaveState)?;
+        // A device that writes to memory while its state is saved.
+        self.inner
+            .ram
+            .write_obj(0x5a5a_5a5au32, GuestAddress(64))
+            .unwrap();
+        self.inner.mark(0, 0);
+        Ok(self.state.clone())
+    }
+
+    fn release(&self) {
+        self.released.store(true, Ordering::SeqCst);
+    }
+}
+
+/// A VM that is taken in.
+pub struct Destination {
+    layout: Vec<RamRegion>,
+    ram: Option<(GuestRam, File)>,
+    pub refuse: Refuse,
+    pub state: Option<Vec<u8>>,
+    pub started: u32,
+    pub held: u32,
+    pub abandoned: u32,
+    witness: Arc<Witness>,
+}
+
+impl Destination {
+    pub fn new(witness: &Arc<Witness>) -> Self {
+        Self {
+            layout: Vec::new(),
+            ram: None,
+            refuse: Refuse::Nothing,
+            state: None,
+            started: 0,
+            held: 0,
+            abandoned: 0,
+            witness: witness.clone(),
+        }
+    }
+
+    pub fn contents(&self) -> Vec<u8> {
+        contents(&self.ram.as_ref().unwrap().0, &self.layout)
+    }
+
+    /// Bytes of memory that are allocated.
+    pub fn allocated(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        self.ram.as_ref().unwrap().1.metadata().unwrap().blocks() * 512
+    }
+
+    pub fn has_nothing(&self) -> bool {
+        self.ram.is_none() && self.started == 0 && self.held == 0
+    }
+
+    fn check(&self, operation: Refuse) -> VmResult<()> {
+        if self.refuse == operation {
+            Err(refusal(Side::Destination))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl DestinationVm for Destination {
+    fn negotiate(&mut self, description: &MachineDescription) -> VmResult<()> {
+        self.check(Refuse::Negotiate)?;
+        self.layout = description.ram.clone();
+        Ok(())
+    }
+
+    fn prepare(&mut self, description: &MachineDescription) -> VmResult<()> {
+        self.check(Refuse::Prepare)?;
+        self.ram = Some(make_ram(&description.ram));
+        Ok(())
+    }
+
+    fn ram(&self) -> VmResult<GuestRam> {
+        self.check(Refuse::Ram)?;
+        Ok(self.ram.as_ref().unwrap().0.clone())
+    }
+
+    fn load_state(&mut self, state: &[u8]) -> VmResult<()> {
+        self.check(Refuse::LoadState)?;
+        self.state = Some(state.to_vec());
+        Ok(())
+    }
+
+    fn start(&mut self) -> VmResult<()> {
+        self.check(Refuse::Start)?;
+        self.started += 1;
+        self.witness.set(Side::Destination, true);
+        Ok(())
+    }
+
+    fn hold(&mut self) -> VmResult<()> {
+        self.held += 1;
+        Ok(())
+    }
+
+    fn abandon(&mut self) {
+        assert_eq!(self.started, 0, "abandoned after the guest ran");
+        self.ram = None;
+        self.state = None;
+        self.abandoned += 1;
+    }
+}
+
+/// Waits for `condition`, but not for ever.
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "never happened: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}

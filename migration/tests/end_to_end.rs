@@ -1,0 +1,139 @@
+//! A guest moves over each transport, whole.
+
+mod double;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use double::{Destination, Guest, Source, Witness};
+use migration::control::Control;
+use migration::journal::{FileJournal, Journal, MemoryJournal};
+use migration::progress::Verify;
+use migration::transport::socket::{SocketConnect, SocketListen};
+use migration::transport::{Connect, Listen, memory};
+use migration::{MigrationId, Outcome, destination, source};
+
+const BUSY: Guest = Guest::Writes {
+    pages: 40,
+    pause: Duration::from_micros(50),
+};
+
+fn options() -> source::Options {
+    source::Options::new(MigrationId::random().unwrap())
+}
+
+struct Moved {
+    there: Outcome,
+    here: Outcome,
+}
+
+fn run(
+    vm: &Source,
+    into: &mut Destination,
+    options: &source::Options,
+    connect: &dyn Connect,
+    listen: &dyn Listen,
+    journals: [&dyn Journal; 2],
+) -> Moved {
+    std::thread::scope(|scope| {
+        let there = scope.spawn(|| {
+            let options = destination::Options::default();
+            destination::receive(listen, into, &options, &Control::new(), journals[1])
+        });
+        let here = source::migrate(vm, connect, options, &Control::new(), journals[0]);
+        Moved {
+            there: there.join().unwrap(),
+            here,
+        }
+    })
+}
+
+fn assert_moved(vm: &Source, into: &Destination, moved: &Moved, witness: &Witness) {
+    let Outcome::Completed(report) = &moved.here else {
+        panic!("{:?}", moved.here.report());
+    };
+    assert!(
+        matches!(moved.there, Outcome::Completed(_)),
+        "{:?}",
+        moved.there
+    );
+    assert!(vm.contents() == into.contents(), "memory differs");
+    assert_eq!(into.state.as_deref(), Some(vm.state.as_slice()));
+    assert_eq!(witness.running(), (false, true));
+    assert_eq!(into.started, 1);
+    assert!(report.downtime_ms > 0.0 && report.total_ms >= report.downtime_ms);
+    let parts = &report.downtime;
+    let sum = parts.stop
+        + parts.last_pages
+        + parts.state_save
+        + parts.state_send
+        + parts.state_load
+        + parts.commit;
+    assert!(
+        (sum - report.downtime_ms).abs() < 0.2 * report.downtime_ms + 1.0,
+        "{report:?}"
+    );
+}
+
+fn busy_source(witness: &Arc<Witness>) -> Source {
+    let vm = Source::new(3000, BUSY, witness);
+    vm.fill(0, 0, 700);
+    vm.fill(1, 300, 900);
+    vm
+}
+
+fn move_with(connect: &dyn Connect, listen: &dyn Listen, verify: Verify, streams: u8) {
+    let witness = Arc::default();
+    let vm = busy_source(&witness);
+    let mut into = Destination::new(&witness);
+    let options = source::Options {
+        verify,
+        streams: Some(streams),
+        ..options()
+    };
+    let journals: [&dyn Journal; 2] = [&MemoryJournal::default(), &MemoryJournal::default()];
+    let moved = run(&vm, &mut into, &options, connect, listen, journals);
+    assert_moved(&vm, &into, &moved, &witness);
+    assert_eq!(moved.here.report().verified, verify != Verify::Off);
+}
+
+#[test]
+fn guest_moves_in_memory_with_any_number_of_streams() {
+    for streams in [1, 2, 3, 16] {
+        let (connect, listen) = memory::network(&[]);
+        move_with(&connect, &listen, Verify::Stream, streams);
+    }
+}
+
+#[test]
+fn guest_moves_over_tcp_however_it_is_verified() {
+    for verify in [Verify::Stream, Verify::Full, Verify::Off] {
+        let listen = SocketListen::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
+        let connect = SocketConnect::new(listen.address().parse().unwrap()).unwrap();
+        move_with(&connect, &listen, verify, 2);
+    }
+}
+
+#[test]
+fn guest_moves_over_a_unix_socket_with_durable_journals() {
+    let directory = tempfile::tempdir().unwrap();
+    let address = format!("unix:{}/in.sock", directory.path().display())
+        .parse()
+        .unwrap();
+    let listen = SocketListen::bind(&address).unwrap();
+    let connect = SocketConnect::new(address).unwrap();
+    let witness = Arc::default();
+    let vm = busy_source(&witness);
+    let mut into = Destination::new(&witness);
+    let ours = FileJournal::open(directory.path().join("source")).unwrap();
+    let theirs = FileJournal::open(directory.path().join("destination")).unwrap();
+    let moved = run(
+        &vm,
+        &mut into,
+        &options(),
+        &connect,
+        &listen,
+        [&ours, &theirs],
+    );
+    assert_moved(&vm, &into, &moved, &witness);
+}

@@ -1,0 +1,588 @@
+//! What a VM is made of: the command line and a TOML file, merged and checked.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use migration::observation::{Observation, Side};
+use serde::Deserialize;
+
+pub use crate::memory::PageBacking;
+use crate::units::{Address, ByteSize};
+
+/// Most vCPUs of a VM.
+pub const MAX_CPUS: u8 = 16;
+
+/// RAM of a VM that does not say how much it wants.
+pub const DEFAULT_MEMORY: u64 = 256 << 20;
+
+/// Longest id of a disk: what the virtio-blk serial number holds.
+pub const MAX_DISK_ID: usize = 20;
+
+/// CPU features that the guest sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CpuModel {
+    /// What KVM on this host offers.
+    #[default]
+    Host,
+}
+
+impl FromStr for CpuModel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "host" => Ok(Self::Host),
+            _ => Err(format!(
+                "CPU model {text:?} is not supported: only `host` is"
+            )),
+        }
+    }
+}
+
+/// A disk of the guest, a raw image or block device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskConfig {
+    /// Image file or block device.
+    pub path: PathBuf,
+    /// The guest may only read.
+    pub readonly: bool,
+    /// Name of the disk in the guest (virtio-blk serial) and in `receive --disk ID=PATH`.
+    pub id: String,
+}
+
+/// A disk as it is written on the command line: `PATH[,format=raw][,readonly][,id=ID]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskArg {
+    /// Image file or block device.
+    pub path: PathBuf,
+    /// The guest may only read.
+    pub readonly: bool,
+    /// Where absent, `disk0`, `disk1`, … by position.
+    pub id: Option<String>,
+}
+
+impl FromStr for DiskArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = text.split(',');
+        let path = parts.next().unwrap_or_default();
+        if path.is_empty() {
+            return Err("a disk needs a path: PATH[,format=raw][,readonly][,id=ID]".into());
+        }
+        let mut disk = Self {
+            path: path.into(),
+            readonly: false,
+            id: None,
+        };
+        for part in parts {
+            match part.split_once('=') {
+                None if part == "readonly" => disk.readonly = true,
+                Some(("id", id)) => disk.id = Some(id.into()),
+                Some(("format", format)) => check_format(format)?,
+                _ => {
+                    return Err(format!(
+                        "{part:?} is not a disk option: format=raw, readonly and id=ID are"
+                    ));
+                }
+            }
+        }
+        Ok(disk)
+    }
+}
+
+fn check_format(format: &str) -> Result<(), String> {
+    match format {
+        "raw" => Ok(()),
+        _ => Err(format!(
+            "disk format {format:?} is not supported: only raw is"
+        )),
+    }
+}
+
+/// Everything that a machine is built from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunConfig {
+    /// Name on this host.
+    pub name: String,
+    /// Kernel: PVH ELF, vmlinux or bzImage; the embedded probe guest where absent.
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// vCPUs, 1 to [`MAX_CPUS`].
+    pub cpus: u8,
+    /// RAM in bytes, a multiple of the page size.
+    pub memory: u64,
+    /// Pages that back the RAM.
+    pub pages: PageBacking,
+    /// CPU features.
+    pub cpu: CpuModel,
+    /// Disks in the order in which the guest sees them.
+    pub disks: Vec<DiskConfig>,
+}
+
+/// What a destination is told before a guest arrives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReceiveConfig {
+    /// `HOST:PORT`, `unix:PATH` or `fd:N`; checked to be one of these.
+    pub listen: String,
+    /// Name on this host; the guest's own name where absent.
+    pub name: Option<String>,
+    /// Paths of disks on this host by their id; a disk that is not named keeps its path.
+    pub disks: Vec<(String, PathBuf)>,
+}
+
+/// What the user said about a VM; `None` and empty are left to the file or the default.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RunOptions {
+    /// Name on this host.
+    pub name: Option<String>,
+    /// Kernel image.
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line.
+    pub cmdline: Option<String>,
+    /// vCPUs.
+    pub cpus: Option<u8>,
+    /// RAM in bytes.
+    pub memory: Option<u64>,
+    /// Pages that back the RAM.
+    pub pages: Option<PageBacking>,
+    /// CPU features.
+    pub cpu: Option<CpuModel>,
+    /// Disks.
+    pub disks: Vec<DiskArg>,
+}
+
+/// The file as it is written; unknown keys are refused by name and line.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileConfig {
+    name: Option<String>,
+    kernel: Option<PathBuf>,
+    initrd: Option<PathBuf>,
+    cmdline: Option<String>,
+    cpus: Option<u8>,
+    memory: Option<SizeText>,
+    pages: Option<String>,
+    cpu: Option<String>,
+    #[serde(default)]
+    disk: Vec<FileDisk>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileDisk {
+    path: PathBuf,
+    format: Option<String>,
+    #[serde(default)]
+    readonly: bool,
+    id: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum SizeText {
+    Bytes(u64),
+    Text(String),
+}
+
+/// Largest configuration file that is read.
+const MAX_FILE: u64 = 1 << 20;
+
+fn usage(id: &str, message: impl Into<String>) -> Observation {
+    Observation::new(Side::Client, format!("usage.{id}"), message)
+}
+
+impl RunOptions {
+    /// Reads options from a TOML file; its relative paths are relative to the file.
+    ///
+    /// # Errors
+    /// `usage.config`, with the line where there is one.
+    pub fn from_file(path: &Path) -> Result<Self, Observation> {
+        let wrong = |what: String| usage("config", format!("{}: {what}", path.display()));
+        let length = std::fs::metadata(path)
+            .map_err(|e| wrong(e.to_string()))?
+            .len();
+        if length > MAX_FILE {
+            return Err(wrong(format!(
+                "{length} bytes is too large for a configuration"
+            )));
+        }
+        let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
+        let base = path.parent().unwrap_or(Path::new(""));
+        Self::from_toml(&text, base).map_err(wrong)
+    }
+
+    fn from_toml(text: &str, base: &Path) -> Result<Self, String> {
+        let file: FileConfig = toml::from_str(text).map_err(|e| {
+            let message = e.message().lines().collect::<Vec<_>>().join(", ");
+            match e.span() {
+                Some(span) => {
+                    let upto = &text.as_bytes()[..span.start.min(text.len())];
+                    let line = upto.iter().filter(|b| **b == b'\n').count() + 1;
+                    format!("line {line}: {message}")
+                }
+                None => message,
+            }
+        })?;
+        let FileConfig {
+            name,
+            kernel,
+            initrd,
+            cmdline,
+            cpus,
+            memory,
+            pages,
+            cpu,
+            disk,
+        } = file;
+        let memory = match memory {
+            None => None,
+            Some(SizeText::Bytes(bytes)) => Some(bytes),
+            Some(SizeText::Text(text)) => Some(
+                text.parse::<ByteSize>()
+                    .map_err(|e| format!("memory: {e}"))?
+                    .0,
+            ),
+        };
+        let mut disks = Vec::new();
+        for FileDisk {
+            path,
+            format,
+            readonly,
+            id,
+        } in disk
+        {
+            if let Some(format) = format {
+                check_format(&format)?;
+            }
+            disks.push(DiskArg {
+                path: base.join(path),
+                readonly,
+                id,
+            });
+        }
+        Ok(Self {
+            name,
+            kernel: kernel.map(|p| base.join(p)),
+            initrd: initrd.map(|p| base.join(p)),
+            cmdline,
+            cpus,
+            memory,
+            pages: pages.map(|text| text.parse()).transpose()?,
+            cpu: cpu.map(|text| text.parse()).transpose()?,
+            disks,
+        })
+    }
+
+    /// What is said here, and what `file` says where nothing is said here. Disks named here replace
+    /// all of the file's.
+    #[must_use]
+    pub fn or(self, file: Self) -> Self {
+        Self {
+            name: self.name.or(file.name),
+            kernel: self.kernel.or(file.kernel),
+            initrd: self.initrd.or(file.initrd),
+            cmdline: self.cmdline.or(file.cmdline),
+            cpus: self.cpus.or(file.cpus),
+            memory: self.memory.or(file.memory),
+            pages: self.pages.or(file.pages),
+            cpu: self.cpu.or(file.cpu),
+            disks: if self.disks.is_empty() {
+                file.disks
+            } else {
+                self.disks
+            },
+        }
+    }
+
+    /// The checked configuration of a VM called `name` (which the runtime directory assigned).
+    ///
+    /// # Errors
+    /// `usage.cpus`, `usage.memory`, `usage.disk`, `usage.initrd`.
+    pub fn into_config(self, name: String) -> Result<RunConfig, Observation> {
+        let cpus = self.cpus.unwrap_or(1);
+        if !(1..=MAX_CPUS).contains(&cpus) {
+            return Err(usage(
+                "cpus",
+                format!("{cpus} CPUs: 1 to {MAX_CPUS} are supported"),
+            ));
+        }
+        let memory = self.memory.unwrap_or(DEFAULT_MEMORY);
+        if memory == 0 || !memory.is_multiple_of(migration::PAGE_SIZE) {
+            return Err(usage(
+                "memory",
+                format!("memory of {memory} bytes: a positive multiple of 4 KiB is needed"),
+            ));
+        }
+        if self.initrd.is_some() && self.kernel.is_none() {
+            return Err(usage(
+                "initrd",
+                "an initrd needs a kernel of its own: add --kernel",
+            ));
+        }
+        let mut ids = BTreeSet::new();
+        let mut disks = Vec::new();
+        for (i, DiskArg { path, readonly, id }) in self.disks.into_iter().enumerate() {
+            let id = id.unwrap_or_else(|| format!("disk{i}"));
+            check_disk_id(&id)?;
+            if !ids.insert(id.clone()) {
+                return Err(usage("disk", format!("two disks have the id {id:?}")));
+            }
+            disks.push(DiskConfig {
+                path: absolute(path),
+                readonly,
+                id,
+            });
+        }
+        Ok(RunConfig {
+            name,
+            kernel: self.kernel.map(absolute),
+            initrd: self.initrd.map(absolute),
+            cmdline: self.cmdline.unwrap_or_default(),
+            cpus,
+            memory,
+            pages: self.pages.unwrap_or_default(),
+            cpu: self.cpu.unwrap_or_default(),
+            disks,
+        })
+    }
+}
+
+impl ReceiveConfig {
+    /// Checks what the command line says.
+    ///
+    /// # Errors
+    /// `usage.listen`, `usage.disk`.
+    pub fn new(
+        listen: String,
+        name: Option<String>,
+        disks: Vec<(String, PathBuf)>,
+    ) -> Result<Self, Observation> {
+        listen
+            .parse::<Address>()
+            .map_err(|e| usage("listen", e.to_string()))?;
+        let mut ids = BTreeSet::new();
+        for (id, _) in &disks {
+            check_disk_id(id)?;
+            if !ids.insert(id) {
+                return Err(usage("disk", format!("the disk {id:?} is named twice")));
+            }
+        }
+        let disks = disks
+            .into_iter()
+            .map(|(id, path)| (id, absolute(path)))
+            .collect();
+        Ok(Self {
+            listen,
+            name,
+            disks,
+        })
+    }
+}
+
+/// Reads `ID=PATH` of `receive --disk`.
+///
+/// # Errors
+/// A sentence for the user.
+pub fn parse_disk_override(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((id, path)) if !id.is_empty() && !path.is_empty() => Ok((id.into(), path.into())),
+        _ => Err("write ID=PATH: the id of a disk at the source and its path here".into()),
+    }
+}
+
+fn check_disk_id(id: &str) -> Result<(), Observation> {
+    let fits = (1..=MAX_DISK_ID).contains(&id.len())
+        && id
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    if fits {
+        return Ok(());
+    }
+    Err(usage(
+        "disk",
+        format!("disk id {id:?}: 1 to {MAX_DISK_ID} letters, digits, '-' or '_' are needed"),
+    ))
+}
+
+/// The path seen from any working directory; as it is when that cannot be told.
+fn absolute(path: PathBuf) -> PathBuf {
+    std::path::absolute(&path).unwrap_or(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> Result<RunOptions, String> {
+        RunOptions::from_toml(text, Path::new("/conf"))
+    }
+
+    #[test]
+    fn defaults_are_one_cpu_and_256_mib() {
+        let config = RunOptions::default().into_config("a".into()).unwrap();
+        assert_eq!((config.cpus, config.memory), (1, 256 << 20));
+        assert_eq!(config.kernel, None);
+        assert_eq!(config.cmdline, "");
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_file() {
+        let from_file = file(
+            "cpus = 4\nmemory = \"1GiB\"\nkernel = \"k\"\n[[disk]]\npath = \"/d.img\"\nreadonly = true\n",
+        )
+        .unwrap();
+        let said = RunOptions {
+            cpus: Some(2),
+            ..RunOptions::default()
+        };
+        let config = said.or(from_file).into_config("a".into()).unwrap();
+        assert_eq!((config.cpus, config.memory), (2, 1 << 30));
+        assert_eq!(config.kernel, Some("/conf/k".into()));
+        let disk = DiskConfig {
+            path: "/d.img".into(),
+            readonly: true,
+            id: "disk0".into(),
+        };
+        assert_eq!(config.disks, [disk]);
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_with_name_and_line() {
+        for (text, line, key) in [
+            ("cpus = 1\nnet = \"tap0\"\n", "line 2", "net"),
+            (
+                "[[disk]]\npath = \"a\"\ncache = \"none\"\n",
+                "line 3",
+                "cache",
+            ),
+            ("cpus = 1\ncpus = 2\n", "line 2", "duplicate"),
+            ("cpus = \"many\"\n", "line 1", "u8"),
+            ("cpus = 300\n", "line 1", "u8"),
+            ("cpus = \n", "line 1", ""),
+        ] {
+            let error = file(text).unwrap_err();
+            assert!(
+                error.contains(line) && error.contains(key),
+                "{text:?}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn wrong_values_say_what_is_supported() {
+        for (text, said) in [
+            ("cpu = \"x86-64-v3\"", "host"),
+            ("pages = \"1g\"", "thp"),
+            ("memory = \"lots\"", "GiB"),
+            ("[[disk]]\npath = \"a\"\nformat = \"qcow2\"", "raw"),
+        ] {
+            let error = file(text).unwrap_err();
+            assert!(error.contains(said), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn out_of_range_machines_are_usage_errors() {
+        let disk = |id: &str| DiskArg {
+            path: "/d".into(),
+            readonly: false,
+            id: Some(id.into()),
+        };
+        let base = RunOptions::default;
+        for (options, id) in [
+            (
+                RunOptions {
+                    cpus: Some(0),
+                    ..base()
+                },
+                "usage.cpus",
+            ),
+            (
+                RunOptions {
+                    cpus: Some(17),
+                    ..base()
+                },
+                "usage.cpus",
+            ),
+            (
+                RunOptions {
+                    memory: Some(0),
+                    ..base()
+                },
+                "usage.memory",
+            ),
+            (
+                RunOptions {
+                    memory: Some(4097),
+                    ..base()
+                },
+                "usage.memory",
+            ),
+            (
+                RunOptions {
+                    initrd: Some("/i".into()),
+                    ..base()
+                },
+                "usage.initrd",
+            ),
+            (
+                RunOptions {
+                    disks: vec![disk("a"), disk("a")],
+                    ..base()
+                },
+                "usage.disk",
+            ),
+            (
+                RunOptions {
+                    disks: vec![disk("a/b")],
+                    ..base()
+                },
+                "usage.disk",
+            ),
+            (
+                RunOptions {
+                    disks: vec![disk(&"x".repeat(21))],
+                    ..base()
+                },
+                "usage.disk",
+            ),
+        ] {
+            assert_eq!(options.into_config("a".into()).unwrap_err().id, id);
+        }
+    }
+
+    #[test]
+    fn disk_options_are_read_or_refused() {
+        let disk: DiskArg = "/a.img,readonly,format=raw,id=root".parse().unwrap();
+        assert_eq!(
+            disk,
+            DiskArg {
+                path: "/a.img".into(),
+                readonly: true,
+                id: Some("root".into())
+            }
+        );
+        for text in ["", ",readonly", "/a,format=qcow2", "/a,cache=none", "/a,ro"] {
+            assert!(text.parse::<DiskArg>().is_err(), "{text}");
+        }
+        assert_eq!(
+            parse_disk_override("root=/b"),
+            Ok(("root".into(), "/b".into()))
+        );
+        assert!(parse_disk_override("root").is_err());
+    }
+
+    #[test]
+    fn receive_checks_its_address() {
+        assert!(ReceiveConfig::new("127.0.0.1:0".into(), None, vec![]).is_ok());
+        let error = ReceiveConfig::new("nowhere".into(), None, vec![]).unwrap_err();
+        assert_eq!(error.id, "usage.listen");
+    }
+}

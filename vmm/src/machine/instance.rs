@@ -1,0 +1,541 @@
+//! The VM of this process as its control socket sees it.
+//!
+//! # States
+//! `incoming → running | paused | failed`, `running ⇄ paused`, `running | paused → handover-unknown`,
+//! `handover-unknown → running | paused | migrated`, and from any of them `stopped`, `migrated` or
+//! `failed`, which are final. Only the thread that made a transition true records it.
+
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use migration::address::Address;
+use migration::control::Control;
+use migration::journal::{FileJournal, Handover, Journal, SourceRecord};
+use migration::observation::{Observation, Side};
+use migration::progress::Event;
+use migration::source;
+use migration::transport::Connect;
+use migration::transport::socket::SocketConnect;
+use migration::vm::SourceVm;
+use migration::wire::control::Resolution;
+use migration::{MigrationId, Outcome};
+
+use super::Machine;
+use super::power::PauseReason;
+use super::source::MachineSource;
+use crate::instance::{
+    Instance, LimitChange, MigrateRequest, MigrationStatus, StopMode, VmState, VmStatus,
+};
+use crate::runtime_dir::VmDir;
+use crate::vcpu::GuestEvent;
+
+/// How long a guest may take to power off after its power button was pressed.
+const POWER_OFF_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a cancelled migration may take to end before `stop` gives up.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(30);
+
+/// One VM and what this process knows of it.
+pub(super) struct VmInstance {
+    dir: VmDir,
+    began: Instant,
+    core: Mutex<Core>,
+    changed: Condvar,
+}
+
+pub(super) struct Core {
+    state: VmState,
+    machine: Option<Arc<Machine>>,
+    migration: Option<Migration>,
+    listen: Option<String>,
+    error: Option<Observation>,
+}
+
+/// The migration that runs, or the last one.
+struct Migration {
+    /// Known once the source has told it.
+    id: Option<MigrationId>,
+    to: Option<Address>,
+    control: Arc<Control>,
+    stage: Stage,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Active,
+    Ended,
+}
+
+fn refuse(id: &str, message: impl Into<String>) -> Observation {
+    Observation::new(Side::Source, id, message)
+}
+
+impl VmInstance {
+    pub(super) fn new(dir: &VmDir, state: VmState) -> Arc<Self> {
+        Arc::new(Self {
+            dir: dir.clone(),
+            began: Instant::now(),
+            core: Mutex::new(Core {
+                state,
+                machine: None,
+                migration: None,
+                listen: None,
+                error: None,
+            }),
+            changed: Condvar::new(),
+        })
+    }
+
+    pub(super) fn listens_at(&self, address: String) {
+        self.lock().listen = Some(address);
+    }
+
+    /// Shows an incoming migration in the status.
+    pub(super) fn takes_in(&self, control: Arc<Control>) {
+        self.lock().migration = Some(Migration {
+            id: None,
+            to: None,
+            control,
+            stage: Stage::Active,
+        });
+    }
+
+    /// The machine now belongs to this VM and runs, or stands still for its user.
+    pub(super) fn holds(&self, machine: &Arc<Machine>) {
+        let mut core = self.lock();
+        core.state = running_state(machine);
+        core.machine = Some(machine.clone());
+        if let Some(migration) = &mut core.migration {
+            migration.stage = Stage::Ended;
+        }
+        self.changed.notify_all();
+    }
+
+    /// Ends the VM for good; a state that is already final stays.
+    pub(super) fn end(&self, state: VmState, error: Option<Observation>) {
+        let mut core = self.lock();
+        if !is_final(core.state) {
+            core.state = state;
+            core.error = error;
+        }
+        self.changed.notify_all();
+    }
+
+    /// Follows the guest's own end on a thread of its own.
+    pub(super) fn follow(self: &Arc<Self>, events: Receiver<GuestEvent>) -> std::io::Result<()> {
+        let instance = self.clone();
+        thread::Builder::new()
+            .name("guest-end".into())
+            .spawn(move || {
+                let Ok(event) = events.recv() else { return };
+                let (machine, control) = {
+                    let core = instance.lock();
+                    (
+                        core.machine.clone(),
+                        core.active().map(|m| m.control.clone()),
+                    )
+                };
+                if let Some(machine) = machine {
+                    if let Err(e) = machine.pause(PauseReason::Ended) {
+                        tracing::warn!(error = %e, "devices did not drain at the guest's end");
+                    }
+                }
+                // What is left cannot be migrated; the engine notices by itself at the latest when it
+                // stops the guest.
+                if let Some(control) = control {
+                    control.cancel();
+                    instance.wait_idle(CANCEL_PATIENCE);
+                }
+                match event {
+                    GuestEvent::Reset => {
+                        tracing::info!("the guest asked for a reset, which ends it");
+                        instance.end(VmState::Stopped, None);
+                    }
+                    GuestEvent::PowerOff => instance.end(VmState::Stopped, None),
+                    GuestEvent::Failed(why) => instance.end(VmState::Failed, Some(why)),
+                }
+            })?;
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn machine(&self) -> Result<Arc<Machine>, Observation> {
+        let core = self.lock();
+        match (&core.machine, core.state) {
+            (Some(machine), VmState::Running | VmState::Paused) => Ok(machine.clone()),
+            (_, state) => Err(wrong_state(state)),
+        }
+    }
+
+    /// Blocks until no migration is active; whether that came true in time.
+    fn wait_idle(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let mut core = self.lock();
+        while core.active().is_some() {
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else {
+                return false;
+            };
+            core = self
+                .changed
+                .wait_timeout(core, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        true
+    }
+
+    /// Records how the migration ended: the engine has already acted on the guest.
+    fn settle(&self, outcome: &Outcome) {
+        let mut core = self.lock();
+        if let Some(migration) = &mut core.migration {
+            migration.stage = Stage::Ended;
+        }
+        if !is_final(core.state) {
+            match outcome {
+                Outcome::Completed(_) => {
+                    core.state = VmState::Migrated;
+                    core.machine = None;
+                }
+                Outcome::HandoverUnknown(_) => core.state = VmState::HandoverUnknown,
+                Outcome::Failed(_) | Outcome::Cancelled(_) | Outcome::Planned(_) => {
+                    if let Some(machine) = &core.machine {
+                        core.state = running_state(machine);
+                    }
+                }
+            }
+        }
+        self.changed.notify_all();
+    }
+}
+
+impl Core {
+    fn active(&self) -> Option<&Migration> {
+        self.migration.as_ref().filter(|m| m.stage == Stage::Active)
+    }
+}
+
+fn running_state(machine: &Machine) -> VmState {
+    if machine.paused_for(PauseReason::User) {
+        VmState::Paused
+    } else {
+        VmState::Running
+    }
+}
+
+fn is_final(state: VmState) -> bool {
+    matches!(
+        state,
+        VmState::Migrated | VmState::Stopped | VmState::Failed
+    )
+}
+
+fn wrong_state(state: VmState) -> Observation {
+    let message = match state {
+        VmState::Incoming => "the guest has not come in yet",
+        VmState::HandoverUnknown => {
+            "it is not known whether the destination runs the guest: use `vmm migrate NAME --resolve`"
+        }
+        VmState::Migrated => "the guest has moved to another host",
+        VmState::Stopped => "the guest has ended",
+        VmState::Failed => "the guest has failed",
+        VmState::Running => "the guest runs",
+        VmState::Paused => "the guest is paused",
+    };
+    refuse("vm.wrong-state", message)
+}
+
+impl Instance for Arc<VmInstance> {
+    fn status(&self) -> VmStatus {
+        let core = self.lock();
+        VmStatus {
+            name: self.dir.name(),
+            state: core.state,
+            pid: std::process::id(),
+            cpus: core.machine.as_ref().map_or(0, |m| m.spec().cpus()),
+            memory_bytes: core.machine.as_ref().map_or(0, |m| m.spec().memory),
+            uptime_ms: self.began.elapsed().as_millis() as u64,
+            listen: core.listen.clone(),
+            migration: core.migration.as_ref().map(|m| MigrationStatus {
+                id: m.id.map(|id| id.to_string()),
+                last: m.control.last_event(),
+            }),
+            error: core.error.clone(),
+        }
+    }
+
+    fn pause(&self) -> Result<(), Observation> {
+        let machine = self.machine()?;
+        machine
+            .pause(PauseReason::User)
+            .map_err(|e| e.observed(Side::Source))?;
+        self.note_running(&machine);
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<(), Observation> {
+        let machine = self.machine()?;
+        machine
+            .resume(PauseReason::User)
+            .map_err(|e| e.observed(Side::Source))?;
+        self.note_running(&machine);
+        Ok(())
+    }
+
+    fn stop(&self, mode: StopMode) -> Result<(), Observation> {
+        match mode {
+            StopMode::Graceful => {
+                let machine = self.machine()?;
+                machine
+                    .devices()
+                    .press_power_button()
+                    .map_err(|e| e.observed(Side::Source))?;
+                drop(machine);
+                let deadline = Instant::now() + POWER_OFF_PATIENCE;
+                let mut core = self.lock();
+                while !is_final(core.state) {
+                    let Some(left) = deadline.checked_duration_since(Instant::now()) else {
+                        let message =
+                            "the guest does not power off at its power button: use --force";
+                        return Err(refuse("guest.no-power-off", message));
+                    };
+                    core = self
+                        .changed
+                        .wait_timeout(core, left)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0;
+                }
+                Ok(())
+            }
+            StopMode::Force => {
+                let (state, control) = {
+                    let core = self.lock();
+                    (core.state, core.active().map(|m| m.control.clone()))
+                };
+                if matches!(state, VmState::HandoverUnknown | VmState::Migrated) {
+                    return Err(wrong_state(state));
+                }
+                if let Some(control) = control {
+                    control.cancel();
+                    if !self.wait_idle(CANCEL_PATIENCE) {
+                        let message = "the migration does not end; the guest goes on";
+                        return Err(refuse("migration.active", message));
+                    }
+                }
+                // The migration may have been past its commit: then the guest is no longer ours.
+                let (state, machine) = {
+                    let core = self.lock();
+                    (core.state, core.machine.clone())
+                };
+                if matches!(state, VmState::HandoverUnknown | VmState::Migrated) {
+                    return Err(wrong_state(state));
+                }
+                if let Some(machine) = machine {
+                    machine
+                        .pause(PauseReason::Ended)
+                        .map_err(|e| e.observed(Side::Source))?;
+                }
+                self.end(VmState::Stopped, None);
+                Ok(())
+            }
+        }
+    }
+
+    fn migrate(&self, request: MigrateRequest) -> Result<String, Observation> {
+        let MigrateRequest {
+            to,
+            limits,
+            streams,
+            timeout,
+            on_timeout,
+            verify,
+            insecure,
+            plan,
+        } = request;
+        let to: Address = to.parse().map_err(|e: migration::address::AddressError| {
+            refuse("usage.address", e.to_string())
+        })?;
+        if !to.is_loopback() && !insecure {
+            return Err(refuse(
+                "usage.insecure",
+                "plain TCP beyond this host needs --insecure: guest memory is readable on the wire",
+            ));
+        }
+        let machine = self.machine()?;
+        let journal = FileJournal::open(self.dir.migrations())
+            .map_err(|e| Observation::from_error(Side::Source, "migration.journal", &e))?;
+        let id = MigrationId::random()
+            .map_err(|e| Observation::from_error(Side::Source, "migration.id", &e))?;
+        let connector = SocketConnect::new(to.clone())
+            .map_err(|e| Observation::from_error(Side::Source, "usage.address", &e))?;
+        let control = Control::new();
+        {
+            let mut core = self.lock();
+            if core.active().is_some() {
+                return Err(refuse(
+                    "migration.active",
+                    "a migration of this VM is already running",
+                ));
+            }
+            core.migration = Some(Migration {
+                id: Some(id),
+                to: Some(to.clone()),
+                control: control.clone(),
+                stage: Stage::Active,
+            });
+        }
+        let options = source::Options {
+            streams,
+            limits,
+            timeout,
+            on_timeout,
+            verify,
+            plan,
+            ..source::Options::new(id)
+        };
+        let instance = self.clone();
+        let spawned = thread::Builder::new()
+            .name("migration".into())
+            .spawn(move || {
+                let vm = MachineSource::new(machine, &instance.dir.name());
+                let outcome = source::migrate(&vm, &connector, &options, &control, &journal);
+                drop(vm);
+                instance.settle(&outcome);
+            });
+        if let Err(e) = spawned {
+            self.lock().migration = None;
+            return Err(Observation::from_error(
+                Side::Source,
+                "migration.thread",
+                &e,
+            ));
+        }
+        Ok(id.to_string())
+    }
+
+    fn migration_events(&self) -> Option<Receiver<Event>> {
+        self.lock()
+            .migration
+            .as_ref()
+            .map(|m| m.control.subscribe())
+    }
+
+    fn cancel_migration(&self) -> Result<(), Observation> {
+        match self.lock().active() {
+            Some(migration) => {
+                migration.control.cancel();
+                Ok(())
+            }
+            None => Err(refuse("migration.none", "no migration is running")),
+        }
+    }
+
+    fn set_limits(&self, change: LimitChange) -> Result<(), Observation> {
+        let LimitChange {
+            downtime,
+            bandwidth,
+        } = change;
+        match self.lock().active() {
+            Some(migration) => {
+                let mut limits = migration.control.limits();
+                if let Some(downtime) = downtime {
+                    limits.downtime = downtime;
+                }
+                if let Some(bandwidth) = bandwidth {
+                    limits.bandwidth = (bandwidth > 0).then_some(bandwidth);
+                }
+                migration.control.set_limits(limits);
+                Ok(())
+            }
+            None => Err(refuse("migration.none", "no migration is running")),
+        }
+    }
+
+    fn resolve(&self) -> Result<VmState, Observation> {
+        let (id, to, machine) = {
+            let core = self.lock();
+            if core.state != VmState::HandoverUnknown {
+                return Err(refuse("migration.resolved", "nothing is to be resolved"));
+            }
+            match (&core.migration, &core.machine) {
+                (
+                    Some(Migration {
+                        id: Some(id),
+                        to: Some(to),
+                        ..
+                    }),
+                    Some(machine),
+                ) => (*id, to.clone(), machine.clone()),
+                _ => return Err(refuse("migration.none", "there was no migration")),
+            }
+        };
+        let journal = FileJournal::open(self.dir.migrations())
+            .map_err(|e| Observation::from_error(Side::Source, "migration.journal", &e))?;
+        let connector = SocketConnect::new(to)
+            .map_err(|e| Observation::from_error(Side::Source, "usage.address", &e))?;
+        let resolution = source::resolve(&connector, id).map_err(|e| e.observe(Side::Source))?;
+        let vm = MachineSource::new(machine.clone(), &self.dir.name());
+        let handover = match resolution {
+            Resolution::Ran => {
+                vm.release();
+                Handover::Gone
+            }
+            Resolution::NeverRan => {
+                vm.stop_dirty_log()?;
+                if let Err(e) = vm.reclaim_disks() {
+                    tracing::warn!(error = %e, "a disk stays offered to the destination");
+                }
+                vm.resume()?;
+                Handover::Kept
+            }
+        };
+        drop(vm);
+        let record = SourceRecord {
+            handover,
+            destination: connector.address(),
+        };
+        if let Err(e) = journal.record(id, &record) {
+            // The destination's record decides; ours only saves the next question.
+            tracing::warn!(error = %e, "the answer could not be recorded");
+        }
+        let mut core = self.lock();
+        match resolution {
+            Resolution::Ran => {
+                core.state = VmState::Migrated;
+                core.machine = None;
+            }
+            Resolution::NeverRan => core.state = running_state(&machine),
+        }
+        self.changed.notify_all();
+        Ok(core.state)
+    }
+
+    fn wait_change(&self, seen: VmState, timeout: Duration) -> VmState {
+        let deadline = Instant::now() + timeout;
+        let mut core = self.lock();
+        while core.state == seen {
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else {
+                break;
+            };
+            core = self
+                .changed
+                .wait_timeout(core, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        core.state
+    }
+}
+
+impl VmInstance {
+    fn note_running(&self, machine: &Machine) {
+        let mut core = self.lock();
+        if matches!(core.state, VmState::Running | VmState::Paused) {
+            core.state = running_state(machine);
+        }
+        self.changed.notify_all();
+    }
+}

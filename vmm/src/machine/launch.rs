@@ -1,0 +1,146 @@
+//! From a configuration to a VM: a guest that boots here, or one that comes in.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use migration::observation::{Observation, Side};
+
+use super::build::{self, DiskClaim, DiskSource};
+use super::events::GuestEvents;
+use super::instance::VmInstance;
+use super::power::PauseReason;
+use super::spec::{DiskAccess, DiskSpec, MachineSpec};
+use super::{Machine, MachineError};
+use super::{hang, incoming};
+use crate::boot::refusal::KvmBackend;
+use crate::boot::{self, BootPlan, KernelSource};
+use crate::config::{DiskConfig, ReceiveConfig, RunConfig};
+use crate::console::ConsoleHub;
+use crate::instance::{Instance, VmState};
+use crate::runtime_dir::VmDir;
+const PROBE_GUEST: &[u8] = &[];
+use crate::{cpuid, kvm};
+
+/// Boots a guest as configured; it runs when this returns.
+///
+/// # Errors
+/// One observation with the chain down to the cause; nothing is left behind.
+pub fn run(
+    config: &RunConfig,
+    dir: &VmDir,
+    console: &ConsoleHub,
+) -> Result<Arc<dyn Instance>, Observation> {
+    let (events, ends) = GuestEvents::new();
+    let machine = build_and_boot(config, console, &events).map_err(|e| e.observed(Side::Source))?;
+    let machine = Arc::new(machine);
+    let instance = VmInstance::new(dir, VmState::Running);
+    instance
+        .follow(ends)
+        .map_err(|e| Observation::from_error(Side::Source, "machine.thread", &e))?;
+    machine
+        .resume(PauseReason::NotStarted)
+        .map_err(|e| e.observed(Side::Source))?;
+    instance.holds(&machine);
+    if config.kernel.is_some() && machine.spec().backend.is_pvm() {
+        hang::watch(&machine)
+            .map_err(|e| Observation::from_error(Side::Source, "machine.thread", &e))?;
+    }
+    Ok(Arc::new(instance))
+}
+
+/// Listens for one guest; the VM is `incoming` until it has arrived.
+///
+/// # Errors
+/// When the address cannot be listened at, or the host lacks what any guest needs.
+pub fn receive(
+    config: &ReceiveConfig,
+    dir: &VmDir,
+    console: &ConsoleHub,
+) -> Result<Arc<dyn Instance>, Observation> {
+    kvm::open().map_err(|e| MachineError::from(e).observed(Side::Destination))?;
+    let (events, ends) = GuestEvents::new();
+    let instance = VmInstance::new(dir, VmState::Incoming);
+    instance
+        .follow(ends)
+        .map_err(|e| Observation::from_error(Side::Destination, "machine.thread", &e))?;
+    incoming::listen(config, dir, console, &instance, events)?;
+    Ok(Arc::new(instance))
+}
+
+fn build_and_boot(
+    config: &RunConfig,
+    console: &ConsoleHub,
+    events: &GuestEvents,
+) -> Result<Machine, MachineError> {
+    let kvm = kvm::open()?;
+    let mut disks = Vec::with_capacity(config.disks.len());
+    let mut specs = Vec::with_capacity(config.disks.len());
+    for disk in &config.disks {
+        let source = disk_source(disk);
+        let size = build::check_disk(&source)?;
+        specs.push(DiskSpec {
+            id: source.id.clone(),
+            path: absolute(&source.path),
+            access: source.access,
+            size,
+        });
+        disks.push(source);
+    }
+    let cpuid = (0..u32::from(config.cpus))
+        .map(|index| cpuid::build(&kvm, config.cpus.into(), index).map(|c| cpuid::leaves(&c)))
+        .collect::<Result<_, _>>()?;
+    let spec = MachineSpec {
+        memory: config.memory,
+        pages: config.pages,
+        cpuid,
+        backend: KvmBackend::detect(),
+        disks: specs,
+    };
+    drop(kvm);
+    let machine = Machine::build(spec, &disks, DiskClaim::Owner, console, events)?;
+    let kernel = match &config.kernel {
+        Some(path) => KernelSource::File(path.clone()),
+        None => KernelSource::Embedded(PROBE_GUEST),
+    };
+    let plan = BootPlan {
+        kernel: &kernel,
+        initrd: config.initrd.as_deref(),
+        cmdline: &config.cmdline,
+        cpus: config.cpus.into(),
+        ram: machine.ram(),
+        mmio_slots: &build::mmio_slots(disks.len()),
+        generation_id: generation_id()?,
+    };
+    let entry = boot::load(&plan)?;
+    machine.set_boot_registers(&entry)?;
+    Ok(machine)
+}
+
+fn disk_source(disk: &DiskConfig) -> DiskSource {
+    DiskSource {
+        id: disk.id.clone(),
+        path: disk.path.clone(),
+        access: if disk.readonly {
+            DiskAccess::ReadOnly
+        } else {
+            DiskAccess::ReadWrite
+        },
+        expected_size: None,
+    }
+}
+
+/// The path as a destination on the same storage finds it.
+fn absolute(path: &Path) -> String {
+    std::path::absolute(path)
+        .unwrap_or_else(|_| path.to_owned())
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// Identity of this run of the guest, for its VM generation id device.
+fn generation_id() -> Result<[u8; 16], MachineError> {
+    let mut id = [0; 16];
+    rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
+        .map_err(|e| MachineError::Build("draw a generation id", e.into()))?;
+    Ok(id)
+}

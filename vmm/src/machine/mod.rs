@@ -1,0 +1,188 @@
+//! The machine: vCPUs, RAM, devices and what KVM holds of them, built, paused, saved and loaded as
+//! one.
+
+mod build;
+pub mod clock;
+mod console_ports;
+mod destination;
+mod devices;
+mod error;
+mod events;
+mod hang;
+mod incoming;
+mod instance;
+mod launch;
+#[cfg(test)]
+mod moving_tests;
+pub mod power;
+mod source;
+pub mod spec;
+pub mod state;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+
+use kvm_ioctls::VmFd;
+use migration::GuestRam;
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
+
+pub use build::DiskSource;
+pub use error::MachineError;
+pub use events::GuestEvents;
+pub use launch::{receive, run};
+use power::{PauseReason, PauseReasons};
+use spec::MachineSpec;
+
+use self::devices::Devices;
+use crate::boot::{self, EntryPoint};
+use crate::kvm::{ioctl, os_error};
+use crate::vcpu::VcpuSet;
+use crate::vcpu::state::VcpuStateCaps;
+
+/// A built machine; it stands still until [`Machine::resume`] removes the last reason to.
+///
+/// Fields are dropped in order: vCPU threads end before what they run on goes away.
+pub struct Machine {
+    vcpus: VcpuSet,
+    devices: Devices,
+    vm: VmFd,
+    ram: GuestRam,
+    vcpu_caps: VcpuStateCaps,
+    tsc_khz: u32,
+    spec: MachineSpec,
+    reasons: PauseReasons,
+    events: GuestEvents,
+}
+
+impl Machine {
+    /// What a destination must build alike.
+    pub fn spec(&self) -> &MachineSpec {
+        &self.spec
+    }
+
+    /// Guest RAM.
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    /// Devices and disks.
+    pub(crate) fn devices(&self) -> &Devices {
+        &self.devices
+    }
+
+    /// Whether the guest ended itself: powered off, asked for a reset, or crashed.
+    pub fn ended(&self) -> bool {
+        self.events.ended()
+    }
+
+    /// Whether this reason keeps it paused.
+    pub fn paused_for(&self, reason: PauseReason) -> bool {
+        self.reasons.holds(reason)
+    }
+
+    /// Pauses the machine for `reason`: the vCPUs complete their I/O and park, then the devices drain
+    /// and flush their disks.
+    ///
+    /// # Errors
+    /// When a disk cannot be flushed; the machine is paused all the same.
+    pub fn pause(&self, reason: PauseReason) -> Result<(), MachineError> {
+        self.reasons.add(reason, || {
+            self.vcpus.pause();
+            for index in 0..self.vcpus.len() {
+                // Tells the guest's watchdogs that time passed without it; EINVAL: it has no kvmclock.
+                let _ = self.vcpus.fd(index).kvmclock_ctrl();
+            }
+            self.devices.pause()
+        })
+    }
+
+    /// Removes `reason`; the machine runs when it was the last.
+    ///
+    /// # Errors
+    /// When a device cannot go on; the vCPUs stand still then.
+    pub fn resume(&self, reason: PauseReason) -> Result<(), MachineError> {
+        self.reasons.remove(reason, || {
+            self.devices.resume()?;
+            self.vcpus.resume();
+            Ok(())
+        })
+    }
+
+    /// Sets every vCPU as firmware would have left it, and the boot CPU to the kernel's entry.
+    ///
+    /// # Errors
+    /// When KVM refuses a register.
+    pub fn set_boot_registers(&self, entry: &EntryPoint) -> Result<(), MachineError> {
+        for index in 0..self.vcpus.len() {
+            boot::set_msrs(&self.vcpus.fd(index))?;
+        }
+        Ok(entry.set_registers(&self.vcpus.fd(0), &self.ram)?)
+    }
+
+    /// Turns the dirty log of all RAM on or off.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn set_dirty_log(&self, log: DirtyLog) -> Result<(), MachineError> {
+        build::map_ram(&self.vm, &self.ram, log)
+            .map_err(|e| MachineError::State("switch the dirty log", e))
+    }
+
+    /// Adds the pages written since their marks were cleared to `dirty`, one bitmap a region.
+    ///
+    /// # Errors
+    /// When KVM refuses, or a bitmap has the wrong length.
+    pub fn fetch_dirty(&self, dirty: &mut [Vec<u64>]) -> Result<(), MachineError> {
+        let failed = |e| MachineError::State("read the dirty log", e);
+        for ((slot, region), into) in self.ram.iter().enumerate().zip(dirty) {
+            let by_vcpus = self
+                .vm
+                .get_dirty_log(slot as u32, region.len() as usize)
+                .map_err(|e| failed(os_error(e)))?;
+            let mapping: &MmapRegion<AtomicBitmap> = region;
+            let by_devices = mapping.bitmap().get_and_reset();
+            if by_vcpus.len() != into.len() || by_devices.len() != into.len() {
+                return Err(failed(std::io::Error::from_raw_os_error(libc::EINVAL)));
+            }
+            for ((word, cpu), device) in into.iter_mut().zip(by_vcpus).zip(by_devices) {
+                *word |= cpu | device;
+            }
+        }
+        Ok(())
+    }
+
+    /// Clears the vCPUs' marks of the pages set in `bits`, from `first_page` of a region on.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn clear_dirty(
+        &self,
+        region: usize,
+        first_page: u64,
+        bits: &[u64],
+    ) -> Result<(), MachineError> {
+        let failed = |e| MachineError::State("clear the dirty log", e);
+        let invalid = || failed(std::io::Error::from_raw_os_error(libc::EINVAL));
+        let len = self.ram.iter().nth(region).ok_or_else(invalid)?.len() / migration::PAGE_SIZE;
+        let pages = len
+            .checked_sub(first_page)
+            .ok_or_else(invalid)?
+            .min(bits.len() as u64 * 64);
+        ioctl::clear_dirty_log(&self.vm, region as u32, first_page, pages as u32, bits)
+            .map_err(failed)
+    }
+}
+
+/// Whether KVM records the guest's writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DirtyLog {
+    /// It does.
+    On,
+    /// It does not.
+    Off,
+}
+
+/// A disk that the command line gives to an incoming machine instead of the source's path.
+pub type DiskOverrides = Vec<(String, PathBuf)>;

@@ -1,0 +1,160 @@
+//! State of a whole machine: save and load.
+//!
+//! # Order
+//! *Save*: the vCPUs are parked first and the devices drained next, so nothing moves any more; the
+//! clock is read before the vCPUs so that it lies nearest to the moment they stopped.
+//!
+//! *Load*: the clock first, because the TSC offsets are worked out against it; interrupt controllers
+//! before the vCPUs, whose LAPICs the IOAPIC may address; devices last, since waking their queues may
+//! raise interrupts.
+
+use kvm_bindings::{
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_irqchip, kvm_pit_state2,
+};
+use serde::{Deserialize, Serialize};
+
+use super::clock::{self, ClockStateV1};
+use super::devices::DevicesStateV1;
+use super::{Machine, MachineError};
+use crate::kvm::os_error;
+use crate::snapshot::{bytes, codec};
+use crate::vcpu::state::{self as vcpu_state, VcpuStateV1};
+
+/// Version that [`Machine::save`] writes.
+pub const STATE_VERSION: u32 = 1;
+
+/// Whether the guest ran when its state was saved, its own user's pause aside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RunStateV1 {
+    /// It goes on where it is loaded.
+    Running,
+    /// Its user had paused it: it stays paused.
+    Paused,
+}
+
+/// Saved machine; frozen: a change makes a `V2` with a conversion.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MachineStateV1 {
+    /// Whether it ran.
+    pub run: RunStateV1,
+    /// kvmclock and what ties it to real time.
+    pub clock: ClockStateV1,
+    /// `struct kvm_irqchip` of the master PIC, the slave PIC and the IOAPIC.
+    pub irqchips: Vec<Vec<u8>>,
+    /// `struct kvm_pit_state2`.
+    pub pit: Vec<u8>,
+    /// Each vCPU.
+    pub vcpus: Vec<VcpuStateV1>,
+    /// Devices and their queues.
+    pub devices: DevicesStateV1,
+}
+
+const IRQCHIPS: [u32; 3] = [
+    KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE,
+    KVM_IRQCHIP_IOAPIC,
+];
+
+impl Machine {
+    /// Saves the paused machine.
+    ///
+    /// # Errors
+    /// When KVM or a device refuses.
+    pub fn save(&self, run: RunStateV1) -> Result<Vec<u8>, MachineError> {
+        let clock = clock::save(&self.vm).map_err(|e| MachineError::State("read the clock", e))?;
+        let mut irqchips = Vec::with_capacity(IRQCHIPS.len());
+        for chip_id in IRQCHIPS {
+            let mut chip = kvm_irqchip {
+                chip_id,
+                ..Default::default()
+            };
+            self.vm
+                .get_irqchip(&mut chip)
+                .map_err(|e| MachineError::State("read the interrupt controllers", os_error(e)))?;
+            irqchips.push(bytes::of(&chip));
+        }
+        let pit = self
+            .vm
+            .get_pit2()
+            .map_err(|e| MachineError::State("read the PIT", os_error(e)))?;
+        let mut vcpus = Vec::with_capacity(self.vcpus.len());
+        for index in 0..self.vcpus.len() {
+            let state = vcpu_state::save(&self.vcpus.fd(index), &self.vcpu_caps)
+                .map_err(|e| MachineError::Vcpu(index as u32, e))?;
+            vcpus.push(state);
+        }
+        let state = MachineStateV1 {
+            run,
+            clock,
+            irqchips,
+            pit: bytes::of(&pit),
+            vcpus,
+            devices: self.devices.save()?,
+        };
+        Ok(codec::encode(STATE_VERSION, &state)?)
+    }
+
+    /// Loads a saved state into this machine, which never ran; says whether the guest ran.
+    ///
+    /// # Errors
+    /// When the state is damaged, of another version or machine, or KVM or a device refuses it.
+    pub fn load(&self, blob: &[u8]) -> Result<RunStateV1, MachineError> {
+        let MachineStateV1 {
+            run,
+            clock: then,
+            irqchips,
+            pit,
+            vcpus,
+            devices,
+        } = codec::decode(STATE_VERSION, blob)?;
+        if vcpus.len() != self.vcpus.len() {
+            let (saved, here) = (vcpus.len(), self.vcpus.len());
+            return Err(MachineError::Mismatch(format!(
+                "it has {saved} vCPUs, not {here}"
+            )));
+        }
+        clock::load(&self.vm, &then).map_err(|e| MachineError::State("set the clock", e))?;
+        let now = clock::save(&self.vm).map_err(|e| MachineError::State("read the clock", e))?;
+        self.load_irqchips(&irqchips)?;
+        let pit: kvm_pit_state2 = bytes::to("the PIT", &pit).map_err(|e| mismatch(&e))?;
+        self.vm
+            .set_pit2(&pit)
+            .map_err(|e| MachineError::State("set the PIT", os_error(e)))?;
+        for (index, state) in vcpus.iter().enumerate() {
+            let offset = state
+                .tsc_offset
+                .map(|saved| clock::tsc_offset(saved, &then, &now, self.tsc_khz));
+            vcpu_state::load(&self.vcpus.fd(index), &self.vcpu_caps, state, offset)
+                .map_err(|e| MachineError::Vcpu(index as u32, e))?;
+        }
+        self.devices.load(devices)?;
+        Ok(run)
+    }
+
+    fn load_irqchips(&self, saved: &[Vec<u8>]) -> Result<(), MachineError> {
+        if saved.len() != IRQCHIPS.len() {
+            let found = saved.len();
+            return Err(MachineError::Mismatch(format!(
+                "it has {found} interrupt controllers"
+            )));
+        }
+        for (bytes, expected) in saved.iter().zip(IRQCHIPS) {
+            let chip: kvm_irqchip =
+                bytes::to("an interrupt controller", bytes).map_err(|e| mismatch(&e))?;
+            if chip.chip_id != expected {
+                let found = chip.chip_id;
+                return Err(MachineError::Mismatch(format!(
+                    "interrupt controller {found}"
+                )));
+            }
+            self.vm
+                .set_irqchip(&chip)
+                .map_err(|e| MachineError::State("set the interrupt controllers", os_error(e)))?;
+        }
+        Ok(())
+    }
+}
+
+fn mismatch(e: &bytes::BytesError) -> MachineError {
+    MachineError::Mismatch(e.to_string())
+}

@@ -1,0 +1,626 @@
+//! Where VMs of a host leave their sockets and logs, and how a name belongs to one process.
+//!
+//! ```text
+//! ROOT/.lock                  held for moments, while folders come and go
+//! ROOT/migrations/            journals of hand-overs, outlive their VMs
+//! ROOT/NAME/pid               locked (flock) by the process that holds the VM, names it
+//! ROOT/NAME/control.sock      HTTP API
+//! ROOT/NAME/console.sock      serial console
+//! ROOT/NAME/serial.log        output of the guest
+//! ROOT/NAME/vmm.log           log of the process
+//! ROOT/NAME/failed.json       last status of a VM that failed
+//! ```
+//! The folder goes away when its VM ends well. When a detached VM fails, folder and logs stay for
+//! `vmm status` to tell the reason, until the name is used again or `vmm stop` removes them. What a
+//! killed process left is removed by whoever comes across it.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use migration::observation::{Observation, Side};
+use rustix::fs::{FlockOperation, flock};
+
+use crate::instance::VmStatus;
+
+const MIGRATIONS: &str = "migrations";
+const PID: &str = "pid";
+const CONTROL: &str = "control.sock";
+const CONSOLE: &str = "console.sock";
+const FAILED: &str = "failed.json";
+
+/// Longest that a process may hold the lock of the whole directory before we call it stuck.
+const ROOT_LOCK_LIMIT: Duration = Duration::from_secs(5);
+
+fn failed(id: &str, message: impl Into<String>) -> Observation {
+    Observation::new(Side::Client, id, message)
+}
+
+fn io(what: &str, path: &Path, error: &std::io::Error) -> Observation {
+    failed(
+        "host.runtime-dir",
+        format!("{what} {}: {error}", path.display()),
+    )
+}
+
+/// The runtime directory: one "host".
+#[derive(Debug, Clone)]
+pub struct RuntimeDir {
+    root: PathBuf,
+}
+
+/// What a name stands for.
+#[derive(Debug)]
+pub enum Entry {
+    /// A live process holds the VM.
+    Live {
+        /// Its process id.
+        pid: u32,
+    },
+    /// A VM that failed and left its logs.
+    Failed(Box<VmStatus>),
+}
+
+impl RuntimeDir {
+    /// The directory of this user: `$VMM_RUNTIME_DIR`, else `/run/vmm` for root, else
+    /// `$XDG_RUNTIME_DIR/vmm`.
+    ///
+    /// # Errors
+    /// `host.runtime-dir` when none of these exists or can be made.
+    pub fn of_environment() -> Result<Self, Observation> {
+        let set = |name| {
+            std::env::var_os(name)
+                .filter(|v| !v.is_empty())
+                .map(PathBuf::from)
+        };
+        let root = if let Some(dir) = set("VMM_RUNTIME_DIR") {
+            std::path::absolute(&dir).map_err(|e| io("resolve", &dir, &e))?
+        } else if rustix::process::geteuid().is_root() {
+            "/run/vmm".into()
+        } else if let Some(dir) = set("XDG_RUNTIME_DIR") {
+            dir.join("vmm")
+        } else {
+            return Err(failed(
+                "host.runtime-dir",
+                "no runtime directory: set VMM_RUNTIME_DIR or XDG_RUNTIME_DIR",
+            ));
+        };
+        Self::at(root)
+    }
+
+    /// Uses `root`, which is made with mode 0700 where it does not exist.
+    ///
+    /// # Errors
+    /// `host.runtime-dir`.
+    pub fn at(root: impl Into<PathBuf>) -> Result<Self, Observation> {
+        let root = root.into();
+        make_dir(&root)?;
+        Ok(Self { root })
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+
+    /// Takes `name` (or `PREFIX-1`, `PREFIX-2`, …, the first that is free) for this process.
+    ///
+    /// # Errors
+    /// `usage.name` for a name that is none, `vm.name-in-use` with the process that holds it,
+    /// `host.runtime-dir`.
+    pub fn create(&self, name: Option<&str>, prefix: &str) -> Result<VmDir, Observation> {
+        if let Some(name) = name {
+            check_name(name)?;
+        }
+        let _guard = self.lock()?;
+        let name = match name {
+            Some(name) => name.to_owned(),
+            None => self.free_name(prefix)?,
+        };
+        self.clear(&name)?;
+        let path = self.root.join(&name);
+        make_dir(&path)?;
+        let pid_path = path.join(PID);
+        let mut lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&pid_path)
+            .map_err(|e| io("create", &pid_path, &e))?;
+        // Others hold it for the moment of a look at most.
+        flock(&lock, FlockOperation::LockExclusive)
+            .map_err(|e| io("lock", &pid_path, &e.into()))?;
+        writeln!(lock, "{}", std::process::id()).map_err(|e| io("write", &pid_path, &e))?;
+        make_dir(&self.root.join(MIGRATIONS))?;
+        Ok(VmDir {
+            inner: Arc::new(Inner {
+                runtime: self.clone(),
+                name: Mutex::new(name),
+                _lock: lock,
+                keep: Mutex::new(false),
+            }),
+        })
+    }
+
+    fn free_name(&self, prefix: &str) -> Result<String, Observation> {
+        for n in 1..=100_000_u32 {
+            let name = format!("{prefix}-{n}");
+            if self.holder(&name)?.is_none() && !self.root.join(&name).join(FAILED).exists() {
+                return Ok(name);
+            }
+        }
+        Err(failed("host.runtime-dir", "no name is free: give one"))
+    }
+
+    /// Removes what a dead process left under `name`; refuses when a live one holds it.
+    fn clear(&self, name: &str) -> Result<(), Observation> {
+        if let Some(pid) = self.holder(name)? {
+            return Err(failed(
+                "vm.name-in-use",
+                format!("the name {name:?} is in use by process {pid}"),
+            ));
+        }
+        let path = self.root.join(name);
+        match fs::remove_dir_all(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(io("remove", &path, &e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Process that holds `name`; `None` when no live one does.
+    fn holder(&self, name: &str) -> Result<Option<u32>, Observation> {
+        let path = self.root.join(name).join(PID);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(io("open", &path, &e)),
+        };
+        if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
+            return Ok(None);
+        }
+        let mut text = String::new();
+        let _ = file.take(32).read_to_string(&mut text);
+        Ok(Some(text.trim().parse().unwrap_or(0)))
+    }
+
+    /// All VMs by name; removes what killed processes left.
+    ///
+    /// # Errors
+    /// `host.runtime-dir`.
+    pub fn list(&self) -> Result<Vec<(String, Entry)>, Observation> {
+        let _guard = self.lock()?;
+        let mut found = Vec::new();
+        let entries = fs::read_dir(&self.root).map_err(|e| io("read", &self.root, &e))?;
+        for entry in entries.flatten() {
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
+            if check_name(&name).is_err() || !entry.path().is_dir() {
+                continue;
+            }
+            if let Some(what) = self.sweep(&name)? {
+                found.push((name, what));
+            }
+        }
+        found.sort_by(|(a, _), (b, _)| natural(a).cmp(&natural(b)));
+        Ok(found)
+    }
+
+    fn sweep(&self, name: &str) -> Result<Option<Entry>, Observation> {
+        if let Some(pid) = self.holder(name)? {
+            return Ok(Some(Entry::Live { pid }));
+        }
+        if let Some(status) = self.failed_status(name) {
+            return Ok(Some(Entry::Failed(Box::new(status))));
+        }
+        self.clear(name)?;
+        Ok(None)
+    }
+
+    fn failed_status(&self, name: &str) -> Option<VmStatus> {
+        let text = fs::read(self.root.join(name).join(FAILED)).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// What `name` stands for.
+    ///
+    /// # Errors
+    /// `vm.not-found`, `usage.name`, `host.runtime-dir`.
+    pub fn find(&self, name: &str) -> Result<Entry, Observation> {
+        check_name(name)?;
+        let _guard = self.lock()?;
+        self.sweep(name)?.ok_or_else(|| {
+            failed(
+                "vm.not-found",
+                format!("no VM is called {name:?} in {}", self.root.display()),
+            )
+        })
+    }
+
+    /// Removes what a failed VM left.
+    ///
+    /// # Errors
+    /// `vm.name-in-use` when it lives, `host.runtime-dir`.
+    pub fn forget(&self, name: &str) -> Result<(), Observation> {
+        check_name(name)?;
+        let _guard = self.lock()?;
+        self.clear(name)
+    }
+
+    /// Waits until no process holds `name`; false when `timeout` passed first.
+    pub fn wait_gone(&self, name: &str, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        loop {
+            match self.holder(name) {
+                Ok(None) | Err(_) => return true,
+                Ok(Some(_)) if Instant::now() >= deadline => return false,
+                Ok(Some(_)) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+
+    /// Connects to the control socket of `name`.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn connect_control(&self, name: &str) -> std::io::Result<UnixStream> {
+        connect(&self.root.join(name), CONTROL)
+    }
+
+    /// Connects to the console of `name`.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn connect_console(&self, name: &str) -> std::io::Result<UnixStream> {
+        connect(&self.root.join(name), CONSOLE)
+    }
+
+    /// Path of the guest's output.
+    pub fn serial_log(&self, name: &str) -> PathBuf {
+        self.root.join(name).join("serial.log")
+    }
+
+    /// Path of the process's log.
+    pub fn vmm_log(&self, name: &str) -> PathBuf {
+        self.root.join(name).join("vmm.log")
+    }
+
+    fn lock(&self) -> Result<File, Observation> {
+        let path = self.root.join(".lock");
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|e| io("open", &path, &e))?;
+        let deadline = Instant::now() + ROOT_LOCK_LIMIT;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(file),
+                Err(_) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(e) => return Err(io("lock", &path, &e.into())),
+            }
+        }
+    }
+}
+
+/// Orders `vm-2` before `vm-10`.
+fn natural(name: &str) -> (String, u64, String) {
+    let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
+    let number = name[stem.len()..].parse().unwrap_or(0);
+    (stem.to_owned(), number, name.to_owned())
+}
+
+/// Checks a name: 1 to 64 letters, digits, `.`, `_` or `-`, beginning with a letter or digit.
+///
+/// # Errors
+/// `usage.name`.
+pub fn check_name(name: &str) -> Result<(), Observation> {
+    let fits = (1..=64).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        && name.as_bytes()[0].is_ascii_alphanumeric()
+        && name != MIGRATIONS;
+    if fits {
+        return Ok(());
+    }
+    Err(failed(
+        "usage.name",
+        format!("{name:?} is not a name: 1 to 64 letters, digits, '.', '_' or '-' are needed"),
+    ))
+}
+
+fn make_dir(path: &Path) -> Result<(), Observation> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|e| io("create", path, &e))
+}
+
+/// A short way to a socket in `dir`: socket addresses hold 107 bytes, folders may be deeper.
+fn short_path(dir: &Path, socket: &str) -> std::io::Result<(File, PathBuf)> {
+    let dir = File::open(dir)?;
+    let path = format!("/proc/self/fd/{}/{socket}", dir.as_raw_fd()).into();
+    Ok((dir, path))
+}
+
+fn connect(dir: &Path, socket: &str) -> std::io::Result<UnixStream> {
+    let (_dir, path) = short_path(dir, socket)?;
+    UnixStream::connect(path)
+}
+
+#[derive(Debug)]
+struct Inner {
+    runtime: RuntimeDir,
+    name: Mutex<String>,
+    /// Open for as long as the name is ours.
+    _lock: File,
+    keep: Mutex<bool>,
+}
+
+/// The folder of one VM, held by this process; removed when the last handle is dropped.
+#[derive(Debug, Clone)]
+pub struct VmDir {
+    inner: Arc<Inner>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl VmDir {
+    /// Name of the VM.
+    pub fn name(&self) -> String {
+        locked(&self.inner.name).clone()
+    }
+
+    /// The folder.
+    pub fn path(&self) -> PathBuf {
+        self.inner.runtime.root.join(self.name())
+    }
+
+    /// The runtime directory that it is in.
+    pub fn runtime(&self) -> &RuntimeDir {
+        &self.inner.runtime
+    }
+
+    /// Where journals of hand-overs are kept; outlives the VM.
+    pub fn migrations(&self) -> PathBuf {
+        self.inner.runtime.root.join(MIGRATIONS)
+    }
+
+    /// Renames the VM, as `receive` does when the guest that arrives brings its name. Open sockets
+    /// and logs move along.
+    ///
+    /// # Errors
+    /// `vm.name-in-use`, `usage.name`, `host.runtime-dir`; the old name is kept then.
+    pub fn rename(&self, name: &str) -> Result<(), Observation> {
+        check_name(name)?;
+        let _guard = self.inner.runtime.lock()?;
+        let mut current = locked(&self.inner.name);
+        if *current == name {
+            return Ok(());
+        }
+        self.inner.runtime.clear(name)?;
+        let root = &self.inner.runtime.root;
+        let (from, to) = (root.join(&*current), root.join(name));
+        fs::rename(&from, &to).map_err(|e| io("rename", &from, &e))?;
+        name.clone_into(&mut current);
+        Ok(())
+    }
+
+    /// Listens on the control socket, mode 0600.
+    ///
+    /// # Errors
+    /// `host.runtime-dir`.
+    pub fn bind_control(&self) -> Result<UnixListener, Observation> {
+        self.bind(CONTROL)
+    }
+
+    /// Listens on the console socket, mode 0600.
+    ///
+    /// # Errors
+    /// `host.runtime-dir`.
+    pub fn bind_console(&self) -> Result<UnixListener, Observation> {
+        self.bind(CONSOLE)
+    }
+
+    fn bind(&self, socket: &str) -> Result<UnixListener, Observation> {
+        let dir = self.path();
+        let fail = |e| io("listen on", &dir.join(socket), &e);
+        let (_dir, path) = short_path(&dir, socket).map_err(fail)?;
+        let listener = UnixListener::bind(&path).map_err(fail)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(fail)?;
+        Ok(listener)
+    }
+
+    /// Path of the guest's output.
+    pub fn serial_log(&self) -> PathBuf {
+        self.inner.runtime.serial_log(&self.name())
+    }
+
+    /// Path of the process's log.
+    pub fn vmm_log(&self) -> PathBuf {
+        self.inner.runtime.vmm_log(&self.name())
+    }
+
+    /// Keeps folder and logs after the end, with the last status, for a VM that failed.
+    ///
+    /// # Errors
+    /// `host.runtime-dir` when the status cannot be written; the folder is removed then.
+    pub fn keep_failed(&self, status: &VmStatus) -> Result<(), Observation> {
+        let path = self.path().join(FAILED);
+        let text = serde_json::to_vec(status)
+            .map_err(|e| failed("host.runtime-dir", format!("describe the failure: {e}")))?;
+        fs::write(&path, text).map_err(|e| io("write", &path, &e))?;
+        *locked(&self.inner.keep) = true;
+        Ok(())
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let _guard = self.runtime.lock();
+        let path = self.runtime.root.join(&*locked(&self.name));
+        // A folder that somebody replaced by hand is not ours to remove.
+        let ours = fs::metadata(path.join(PID)).is_ok_and(|on_disk| {
+            self._lock
+                .metadata()
+                .is_ok_and(|m| m.ino() == on_disk.ino())
+        });
+        if !ours {
+            return;
+        }
+        if *locked(&self.keep) {
+            for socket in [CONTROL, CONSOLE] {
+                let _ = fs::remove_file(path.join(socket));
+            }
+        } else {
+            let _ = fs::remove_dir_all(&path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::instance::VmState;
+
+    fn runtime() -> (tempfile::TempDir, RuntimeDir) {
+        let temp = tempfile::tempdir().unwrap();
+        let runtime = RuntimeDir::at(temp.path().join("rt")).unwrap();
+        (temp, runtime)
+    }
+
+    #[test]
+    fn folders_are_private_and_removed_at_a_clean_end() {
+        let (_temp, runtime) = runtime();
+        let dir = runtime.create(Some("a"), "vm").unwrap();
+        let mode = |p: &Path| fs::metadata(p).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(runtime.path()), 0o700);
+        assert_eq!(mode(&dir.path()), 0o700);
+        let _listener = dir.bind_control().unwrap();
+        assert_eq!(mode(&dir.path().join(CONTROL)), 0o600);
+        assert!(runtime.connect_control("a").is_ok());
+        let path = dir.path();
+        drop(dir);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_name_in_use_is_refused_with_its_process() {
+        let (_temp, runtime) = runtime();
+        let _held = runtime.create(Some("a"), "vm").unwrap();
+        let error = runtime.create(Some("a"), "vm").unwrap_err();
+        assert_eq!(error.id, "vm.name-in-use");
+        assert!(
+            error.message.contains(&std::process::id().to_string()),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn names_are_generated_around_those_in_use() {
+        let (_temp, runtime) = runtime();
+        let first = runtime.create(None, "vm").unwrap();
+        let second = runtime.create(None, "vm").unwrap();
+        assert_eq!(
+            (first.name(), second.name()),
+            ("vm-1".into(), "vm-2".into())
+        );
+        drop(first);
+        assert_eq!(runtime.create(None, "vm").unwrap().name(), "vm-1");
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_swept() {
+        let (_temp, runtime) = runtime();
+        let stale = runtime.path().join("dead");
+        fs::create_dir(&stale).unwrap();
+        fs::write(stale.join(PID), "999999\n").unwrap();
+        fs::write(stale.join(CONTROL), "").unwrap();
+        assert!(runtime.list().unwrap().is_empty());
+        assert!(!stale.exists());
+        fs::create_dir(&stale).unwrap();
+        let dir = runtime.create(Some("dead"), "vm").unwrap();
+        assert!(matches!(runtime.find("dead"), Ok(Entry::Live { .. })));
+        drop(dir);
+        assert_eq!(runtime.find("dead").unwrap_err().id, "vm.not-found");
+    }
+
+    #[test]
+    fn a_failed_vm_keeps_its_logs_until_the_name_is_used_again() {
+        let (_temp, runtime) = runtime();
+        let dir = runtime.create(Some("a"), "vm").unwrap();
+        fs::write(dir.vmm_log(), "why").unwrap();
+        let status = VmStatus {
+            name: "a".into(),
+            state: VmState::Failed,
+            pid: 1,
+            cpus: 1,
+            memory_bytes: 4096,
+            uptime_ms: 1,
+            listen: None,
+            migration: None,
+            error: Some(failed("vm.crashed", "triple fault")),
+        };
+        dir.keep_failed(&status).unwrap();
+        drop(dir);
+        assert!(matches!(runtime.find("a"), Ok(Entry::Failed(s)) if *s == status));
+        assert!(runtime.vmm_log("a").exists());
+        let again = runtime.create(Some("a"), "vm").unwrap();
+        assert!(!again.vmm_log().exists());
+    }
+
+    #[test]
+    fn a_renamed_vm_is_found_by_its_new_name_only() {
+        let (_temp, runtime) = runtime();
+        let dir = runtime.create(None, "incoming").unwrap();
+        let _listener = dir.bind_control().unwrap();
+        let other = runtime.create(Some("taken"), "vm").unwrap();
+        assert_eq!(dir.rename("taken").unwrap_err().id, "vm.name-in-use");
+        dir.rename("guest").unwrap();
+        assert!(runtime.connect_control("guest").is_ok());
+        assert!(runtime.find("incoming-1").is_err());
+        drop((dir, other));
+        assert!(runtime.list().unwrap().is_empty());
+    }
+
+    #[test]
+    fn names_that_leave_the_directory_are_refused() {
+        for name in [
+            "",
+            ".",
+            "..",
+            "a/b",
+            "-a",
+            ".lock",
+            "migrations",
+            "a b",
+            &"x".repeat(65),
+        ] {
+            assert_eq!(check_name(name).unwrap_err().id, "usage.name", "{name:?}");
+        }
+    }
+
+    #[test]
+    fn sockets_work_in_folders_deeper_than_a_socket_address() {
+        let (_temp, runtime) = runtime();
+        let deep = runtime.path().join("x".repeat(100)).join("y".repeat(100));
+        let runtime = RuntimeDir::at(deep).unwrap();
+        let dir = runtime.create(Some("a"), "vm").unwrap();
+        let _listener = dir.bind_console().unwrap();
+        assert!(runtime.connect_console("a").is_ok());
+    }
+}

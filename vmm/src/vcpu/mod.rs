@@ -1,0 +1,148 @@
+//! vCPUs: their threads, how they are stopped and started, and their state.
+
+mod exit;
+mod gate;
+mod kick;
+mod run;
+pub mod state;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::{io, thread};
+
+use devices::bus::Bus;
+use kvm_ioctls::VcpuFd;
+use migration::observation::Observation;
+use vmm_sys_util::signal::Killable;
+
+use crate::machine::GuestEvents;
+use gate::{Gate, Mode};
+use kick::ImmediateExit;
+
+/// What a guest did that ends its run.
+#[derive(Debug, Clone)]
+pub enum GuestEvent {
+    /// It asked for a reset.
+    Reset,
+    /// It powered itself off.
+    PowerOff,
+    /// It cannot go on: a triple fault, or KVM refused to run it.
+    Failed(Observation),
+}
+
+/// What the exits of a vCPU reach.
+#[derive(Debug, Clone)]
+pub struct ExitHandlers {
+    /// Port I/O.
+    pub pio: Arc<Bus>,
+    /// Memory-mapped I/O.
+    pub mmio: Arc<Bus>,
+    /// Where the end of the guest is told.
+    pub events: GuestEvents,
+    /// Guest RAM, to read the instruction that KVM could not run.
+    pub ram: migration::GuestRam,
+}
+
+struct Vcpu {
+    fd: Arc<Mutex<VcpuFd>>,
+    immediate_exit: ImmediateExit,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// All vCPUs of a machine, stopped and started together.
+pub struct VcpuSet {
+    vcpus: Vec<Vcpu>,
+    gate: Arc<Gate>,
+}
+
+impl VcpuSet {
+    /// Starts a parked thread for each vCPU.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn spawn(fds: Vec<VcpuFd>, handlers: &ExitHandlers) -> io::Result<Self> {
+        kick::install_handler()?;
+        let gate = Arc::new(Gate::new());
+        let mut set = Self {
+            vcpus: Vec::with_capacity(fds.len()),
+            gate,
+        };
+        for (index, mut fd) in fds.into_iter().enumerate() {
+            let immediate_exit = ImmediateExit::of(&mut fd);
+            let fd = Arc::new(Mutex::new(fd));
+            let worker = run::Worker {
+                index,
+                fd: fd.clone(),
+                immediate_exit: immediate_exit.clone(),
+                gate: set.gate.clone(),
+                handlers: handlers.clone(),
+            };
+            let thread = thread::Builder::new()
+                .name(format!("vcpu{index}"))
+                .spawn(move || worker.run())?;
+            set.vcpus.push(Vcpu {
+                fd,
+                immediate_exit,
+                thread: Some(thread),
+            });
+        }
+        Ok(set)
+    }
+
+    /// Lets all vCPUs run.
+    pub fn resume(&self) {
+        self.gate.open();
+    }
+
+    /// Stops all vCPUs and returns once each has completed its pending I/O and is parked.
+    pub fn pause(&self) {
+        self.gate.close(Mode::Paused);
+        self.kick();
+        self.gate.wait_parked(self.vcpus.len());
+    }
+
+    /// Number of vCPUs.
+    pub fn len(&self) -> usize {
+        self.vcpus.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.vcpus.is_empty()
+    }
+
+    /// The vCPU's descriptor; blocks while the vCPU runs, so pause first.
+    pub fn fd(&self, index: usize) -> MutexGuard<'_, VcpuFd> {
+        self.vcpus[index]
+            .fd
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Address and bytes of the instruction at which a parked vCPU stands.
+    pub fn instruction(&self, index: usize, ram: &migration::GuestRam) -> (u64, Vec<u8>) {
+        exit::instruction(&self.fd(index), ram)
+    }
+
+    fn kick(&self) {
+        for vcpu in &self.vcpus {
+            vcpu.immediate_exit.set();
+            if let Some(thread) = &vcpu.thread {
+                // ESRCH: the thread has ended, which is as good as parked.
+                let _ = thread.kill(kick::signal());
+            }
+        }
+    }
+}
+
+impl Drop for VcpuSet {
+    fn drop(&mut self) {
+        self.gate.close(Mode::Quit);
+        self.kick();
+        for vcpu in &mut self.vcpus {
+            if let Some(thread) = vcpu.thread.take() {
+                let _ = thread.join();
+            }
+        }
+    }
+}

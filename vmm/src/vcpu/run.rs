@@ -1,0 +1,140 @@
+//! The loop of a vCPU thread.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use migration::observation::{Observation, Side};
+
+use super::exit;
+use super::gate::{Gate, Mode};
+use super::kick::ImmediateExit;
+use super::{ExitHandlers, GuestEvent};
+
+/// What one vCPU thread owns.
+pub(super) struct Worker {
+    pub(super) index: usize,
+    pub(super) fd: Arc<Mutex<VcpuFd>>,
+    pub(super) immediate_exit: ImmediateExit,
+    pub(super) gate: Arc<Gate>,
+    pub(super) handlers: ExitHandlers,
+}
+
+/// Why the loop left the guest for good.
+enum Left {
+    /// The gate was closed.
+    Parking,
+    /// The guest is over; the thread parks until it is told to quit.
+    Over(GuestEvent),
+}
+
+impl Worker {
+    pub(super) fn run(self) {
+        let _span = tracing::debug_span!("vcpu", index = self.index).entered();
+        while self.gate.park() == Mode::Running {
+            let left = {
+                let mut fd = self.fd.lock().unwrap_or_else(PoisonError::into_inner);
+                self.run_guest(&mut fd)
+            };
+            if let Left::Over(event) = left {
+                self.handlers.events.tell(event);
+                // A guest that is over must not be entered again when another pause ends.
+                self.gate.close(Mode::Paused);
+            }
+        }
+    }
+
+    fn run_guest(&self, fd: &mut VcpuFd) -> Left {
+        // Cleared before the gate is looked at: whoever closes the gate sets it afterwards.
+        self.immediate_exit.clear();
+        loop {
+            if !self.gate.is_open() {
+                return self.complete_io(fd);
+            }
+            match self.enter(fd) {
+                Ok(()) => {}
+                Err(event) => return Left::Over(event),
+            }
+        }
+    }
+
+    /// Completes the I/O of the last exit, which KVM does on re-entry (KVM API 5, `KVM_EXIT_IO`).
+    fn complete_io(&self, fd: &mut VcpuFd) -> Left {
+        self.immediate_exit.set();
+        // String I/O may need several rounds: each completes one and stops at the next.
+        loop {
+            match fd.run() {
+                Err(e) if e.errno() == libc::EINTR => return Left::Parking,
+                Err(e) if e.errno() == libc::EAGAIN => {}
+                Err(e) => return Left::Over(self.failed("kvm.run", format!("KVM_RUN: {e}"))),
+                Ok(exit) => {
+                    if let Err(event) = dispatch(exit, &self.handlers) {
+                        return Left::Over(self.explain(fd, event));
+                    }
+                }
+            }
+        }
+    }
+
+    fn enter(&self, fd: &mut VcpuFd) -> Result<(), GuestEvent> {
+        match fd.run() {
+            Ok(exit) => match dispatch(exit, &self.handlers) {
+                Ok(()) => Ok(()),
+                Err(end) => Err(self.explain(fd, end)),
+            },
+            Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => Ok(()),
+            Err(e) => Err(self.failed("kvm.run", format!("KVM_RUN: {e}"))),
+        }
+    }
+
+    fn explain(&self, fd: &mut VcpuFd, end: End) -> GuestEvent {
+        match end {
+            End::TripleFault => self.failed("guest.triple-fault", exit::triple_fault(fd)),
+            End::Internal => self.failed(
+                "guest.not-runnable",
+                exit::internal_error(fd, &self.handlers.ram),
+            ),
+            End::Unhandled(what) => self.failed("guest.not-runnable", what),
+        }
+    }
+
+    fn failed(&self, id: &str, message: String) -> GuestEvent {
+        let message = format!("vCPU {}: {message}", self.index);
+        GuestEvent::Failed(Observation::new(Side::Source, id, message))
+    }
+}
+
+/// An exit that ends the guest, still to be explained from the vCPU's registers.
+enum End {
+    TripleFault,
+    Internal,
+    Unhandled(String),
+}
+
+fn dispatch(exit: VcpuExit<'_>, handlers: &ExitHandlers) -> Result<(), End> {
+    match exit {
+        VcpuExit::IoIn(port, data) => {
+            handlers.pio.read(port.into(), data);
+            Ok(())
+        }
+        VcpuExit::IoOut(port, data) => {
+            handlers.pio.write(port.into(), data);
+            Ok(())
+        }
+        VcpuExit::MmioRead(address, data) => {
+            handlers.mmio.read(address, data);
+            Ok(())
+        }
+        VcpuExit::MmioWrite(address, data) => {
+            handlers.mmio.write(address, data);
+            Ok(())
+        }
+        // With the in-kernel interrupt controller these need nothing from user space.
+        VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen => Ok(()),
+        VcpuExit::Shutdown => Err(End::TripleFault),
+        VcpuExit::InternalError => Err(End::Internal),
+        VcpuExit::FailEntry(reason, cpu) => Err(End::Unhandled(format!(
+            "the hardware refused to enter the guest: reason {reason:#x} on host CPU {cpu}"
+        ))),
+        other => Err(End::Unhandled(format!("unexpected exit {other:?}"))),
+    }
+}

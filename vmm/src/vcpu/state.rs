@@ -1,0 +1,345 @@
+//! State of one vCPU: save and load.
+//!
+//! # Order
+//! *Save*, with the vCPU parked (its pending I/O was completed by a re-entry with `immediate_exit`):
+//! 1. `MP_STATE` first: reading it makes KVM take in a pending INIT or SIPI, which changes the rest.
+//! 2. Registers, special registers, FPU and XCRs in any order.
+//! 3. MSRs, with `TSC_DEADLINE` among them, before the LAPIC: reading does not disturb either.
+//! 4. Events last: the reads above may have moved a pending exception into them.
+//!
+//! *Load*, into a vCPU that never ran:
+//! 1. CPUID was set when the vCPU was made: it decides which of the following KVM accepts.
+//! 2. `MP_STATE`, then registers; special registers carry the APIC base and EFER, which the LAPIC
+//!    and the MSRs build on.
+//! 3. XCRs before XSAVE: they decide which parts of the FPU state are on.
+//! 4. LAPIC before MSRs: `TSC_DEADLINE` is ignored unless the LAPIC timer is in that mode.
+//! 5. Events last: nothing after them may add or drop a pending exception or interrupt.
+
+// XSAVE areas are variable-sized structures of the kernel.
+#![allow(unsafe_code)]
+
+use std::io;
+
+use kvm_bindings::{
+    KVM_CAP_SREGS2, Msrs, Xsave, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+};
+use kvm_ioctls::{Kvm, VcpuFd};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::kvm::ioctl::{self, Sregs2};
+use crate::kvm::os_error;
+use crate::snapshot::bytes::{self, BytesError};
+
+/// `IA32_TSC`: carried as an offset instead, for its value has passed by the time it is loaded.
+const MSR_IA32_TSC: u32 = 0x10;
+/// `IA32_TSC_ADJUST`: writing it moves the TSC by the difference.
+const MSR_IA32_TSC_ADJUST: u32 = 0x3b;
+/// Bound on what a peer may ask to load; KVM knows some hundreds.
+const MAX_MSRS: usize = 4096;
+
+/// Saved vCPU; frozen: a change makes a `V2` with a conversion.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VcpuStateV1 {
+    /// `struct kvm_mp_state`.
+    pub mp_state: Vec<u8>,
+    /// `struct kvm_regs`.
+    pub regs: Vec<u8>,
+    /// `struct kvm_sregs2` where KVM has it, else `struct kvm_sregs`; the length tells.
+    pub sregs: Vec<u8>,
+    /// `struct kvm_xcrs`.
+    pub xcrs: Vec<u8>,
+    /// `struct kvm_xsave`, as long as `KVM_CAP_XSAVE2` says.
+    pub xsave: Vec<u8>,
+    /// `struct kvm_debugregs`.
+    pub debugregs: Vec<u8>,
+    /// `struct kvm_lapic_state`.
+    pub lapic: Vec<u8>,
+    /// MSRs by index; the TSC is not among them.
+    pub msrs: Vec<(u32, u64)>,
+    /// `struct kvm_vcpu_events`.
+    pub events: Vec<u8>,
+    /// Offset from the host's TSC; `None` where the guest reads the host's TSC itself (kvm_pvm).
+    pub tsc_offset: Option<u64>,
+}
+
+/// A step of saving or loading a vCPU that failed.
+#[derive(Debug, Error)]
+pub enum VcpuStateError {
+    /// KVM refused a read.
+    #[error("cannot read {0}")]
+    Get(&'static str, #[source] io::Error),
+    /// KVM refused a value.
+    #[error("cannot load {0}")]
+    Set(&'static str, #[source] io::Error),
+    /// KVM refused one MSR.
+    #[error("cannot load MSR {0:#x} with {1:#x}")]
+    Msr(u32, u64),
+    /// There are more MSRs than any CPU has.
+    #[error("{0} MSRs are more than {MAX_MSRS}")]
+    TooManyMsrs(usize),
+    /// A structure has the wrong length.
+    #[error(transparent)]
+    Bytes(#[from] BytesError),
+}
+
+/// What this host's KVM can read and write of a vCPU, found out once.
+#[derive(Debug, Clone)]
+pub struct VcpuStateCaps {
+    /// MSRs that can be read.
+    msrs: Vec<u32>,
+    sregs2: bool,
+    xsave_size: usize,
+    tsc_offset: bool,
+}
+
+impl VcpuStateCaps {
+    /// Asks KVM and a vCPU; `tsc_offset` says whether the backend gives a guest a TSC of its own.
+    ///
+    /// # Errors
+    /// When the list of MSRs cannot be read.
+    pub fn probe(
+        kvm: &Kvm,
+        vcpu: &VcpuFd,
+        xsave_size: usize,
+        tsc: GuestTsc,
+    ) -> Result<Self, VcpuStateError> {
+        let failed = |e| VcpuStateError::Get("the list of MSRs", os_error(e));
+        let list = kvm.get_msr_index_list().map_err(failed)?;
+        let mut indices: Vec<u32> = list
+            .as_slice()
+            .iter()
+            .copied()
+            .filter(|i| *i != MSR_IA32_TSC && *i != MSR_IA32_TSC_ADJUST)
+            .collect();
+        // KVM lists some that this vCPU's CPUID hides: reading stops at the first of them.
+        loop {
+            let mut msrs = msr_request(&indices)?;
+            let read = vcpu.get_msrs(&mut msrs).map_err(failed)?;
+            if read >= indices.len() {
+                break;
+            }
+            indices.remove(read);
+        }
+        Ok(Self {
+            msrs: indices,
+            sregs2: kvm.check_extension_raw(KVM_CAP_SREGS2.into()) > 0,
+            xsave_size,
+            tsc_offset: tsc == GuestTsc::Offset && ioctl::get_tsc_offset(vcpu).is_ok(),
+        })
+    }
+}
+
+/// Where a guest's TSC comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuestTsc {
+    /// The host's plus an offset of the vCPU.
+    Offset,
+    /// The host's itself: kvm_pvm runs `rdtsc` natively.
+    Host,
+}
+
+fn msr_request(indices: &[u32]) -> Result<Msrs, VcpuStateError> {
+    let entries: Vec<kvm_msr_entry> = indices
+        .iter()
+        .map(|&index| kvm_msr_entry {
+            index,
+            ..Default::default()
+        })
+        .collect();
+    Msrs::from_entries(&entries).map_err(|_| VcpuStateError::TooManyMsrs(indices.len()))
+}
+
+/// Saves a parked vCPU; see the module for the order.
+///
+/// # Errors
+/// When KVM refuses a read.
+pub fn save(vcpu: &VcpuFd, caps: &VcpuStateCaps) -> Result<VcpuStateV1, VcpuStateError> {
+    let get = |what| move |e: kvm_ioctls::Error| VcpuStateError::Get(what, os_error(e));
+    let mp_state = bytes::of(&vcpu.get_mp_state().map_err(get("MP_STATE"))?);
+    let regs = bytes::of(&vcpu.get_regs().map_err(get("the registers"))?);
+    let sregs = if caps.sregs2 {
+        let sregs = ioctl::get_sregs2(vcpu).map_err(|e| VcpuStateError::Get("SREGS2", e))?;
+        bytes::of(&sregs)
+    } else {
+        bytes::of(&vcpu.get_sregs().map_err(get("SREGS"))?)
+    };
+    let xcrs = bytes::of(&vcpu.get_xcrs().map_err(get("the XCRs"))?);
+    let xsave = save_xsave(vcpu, caps.xsave_size)?;
+    let debugregs = bytes::of(&vcpu.get_debug_regs().map_err(get("the debug registers"))?);
+    let mut request = msr_request(&caps.msrs)?;
+    let read = vcpu.get_msrs(&mut request).map_err(get("the MSRs"))?;
+    if read != caps.msrs.len() {
+        let short = io::Error::other(format!("MSR {:#x} cannot be read", caps.msrs[read]));
+        return Err(VcpuStateError::Get("the MSRs", short));
+    }
+    let msrs = request
+        .as_slice()
+        .iter()
+        .map(|m| (m.index, m.data))
+        .collect();
+    let lapic = bytes::of(&vcpu.get_lapic().map_err(get("the LAPIC"))?);
+    let events = bytes::of(&vcpu.get_vcpu_events().map_err(get("the events"))?);
+    let tsc_offset = if caps.tsc_offset {
+        Some(ioctl::get_tsc_offset(vcpu).map_err(|e| VcpuStateError::Get("the TSC offset", e))?)
+    } else {
+        None
+    };
+    Ok(VcpuStateV1 {
+        mp_state,
+        regs,
+        sregs,
+        xcrs,
+        xsave,
+        debugregs,
+        lapic,
+        msrs,
+        events,
+        tsc_offset,
+    })
+}
+
+/// Loads a vCPU that never ran; see the module for the order.
+///
+/// `tsc_offset` is the offset for this host, worked out from the saved one (see
+/// [`crate::machine::clock`]).
+///
+/// # Errors
+/// When a structure has the wrong length or KVM refuses a value.
+pub fn load(
+    vcpu: &VcpuFd,
+    caps: &VcpuStateCaps,
+    state: &VcpuStateV1,
+    tsc_offset: Option<u64>,
+) -> Result<(), VcpuStateError> {
+    let VcpuStateV1 {
+        mp_state,
+        regs,
+        sregs,
+        xcrs,
+        xsave,
+        debugregs,
+        lapic,
+        msrs,
+        events,
+        tsc_offset: _saved_on_the_source_host,
+    } = state;
+    let set = |what| move |e: kvm_ioctls::Error| VcpuStateError::Set(what, os_error(e));
+    vcpu.set_mp_state(bytes::to::<kvm_mp_state>("MP_STATE", mp_state)?)
+        .map_err(set("MP_STATE"))?;
+    vcpu.set_regs(&bytes::to::<kvm_regs>("the registers", regs)?)
+        .map_err(set("the registers"))?;
+    if sregs.len() == size_of::<Sregs2>() {
+        ioctl::set_sregs2(vcpu, &bytes::to::<Sregs2>("SREGS2", sregs)?)
+            .map_err(|e| VcpuStateError::Set("SREGS2", e))?;
+    } else {
+        vcpu.set_sregs(&bytes::to::<kvm_sregs>("SREGS", sregs)?)
+            .map_err(set("SREGS"))?;
+    }
+    vcpu.set_xcrs(&bytes::to::<kvm_xcrs>("the XCRs", xcrs)?)
+        .map_err(set("the XCRs"))?;
+    load_xsave(vcpu, caps.xsave_size, xsave)?;
+    vcpu.set_debug_regs(&bytes::to::<kvm_debugregs>(
+        "the debug registers",
+        debugregs,
+    )?)
+    .map_err(set("the debug registers"))?;
+    vcpu.set_lapic(&bytes::to::<kvm_lapic_state>("the LAPIC", lapic)?)
+        .map_err(set("the LAPIC"))?;
+    if let Some(offset) = tsc_offset {
+        ioctl::set_tsc_offset(vcpu, offset)
+            .map_err(|e| VcpuStateError::Set("the TSC offset", e))?;
+    }
+    load_msrs(vcpu, msrs)?;
+    vcpu.set_vcpu_events(&bytes::to::<kvm_vcpu_events>("the events", events)?)
+        .map_err(set("the events"))?;
+    Ok(())
+}
+
+/// Loads the MSRs in one call; one that KVM refuses may be left out if it already has the value,
+/// for KVM lists some that can be read but not written.
+fn load_msrs(vcpu: &VcpuFd, msrs: &[(u32, u64)]) -> Result<(), VcpuStateError> {
+    if msrs.len() > MAX_MSRS {
+        return Err(VcpuStateError::TooManyMsrs(msrs.len()));
+    }
+    let mut left = msrs;
+    while !left.is_empty() {
+        let entries: Vec<kvm_msr_entry> = left
+            .iter()
+            .map(|&(index, data)| kvm_msr_entry {
+                index,
+                data,
+                ..Default::default()
+            })
+            .collect();
+        let request =
+            Msrs::from_entries(&entries).map_err(|_| VcpuStateError::TooManyMsrs(left.len()))?;
+        let done = vcpu
+            .set_msrs(&request)
+            .map_err(|e| VcpuStateError::Set("the MSRs", os_error(e)))?;
+        let Some(&(index, data)) = left.get(done) else {
+            break;
+        };
+        let mut current = msr_request(&[index])?;
+        let same =
+            vcpu.get_msrs(&mut current).is_ok_and(|n| n == 1) && current.as_slice()[0].data == data;
+        if !same {
+            return Err(VcpuStateError::Msr(index, data));
+        }
+        left = &left[done + 1..];
+    }
+    Ok(())
+}
+
+fn xsave_buffer(size: usize) -> Result<Xsave, VcpuStateError> {
+    let fixed = size_of::<kvm_bindings::kvm_xsave>();
+    let invalid = || BytesError {
+        what: "XSAVE",
+        expected: fixed,
+        found: size,
+    };
+    // Intel's AMX is the largest known state, at 11 KiB; the bound keeps a peer from asking for more.
+    if size < fixed || size % 4 != 0 || size > 1 << 20 {
+        return Err(invalid().into());
+    }
+    Xsave::new((size - fixed) / 4).map_err(|_| invalid().into())
+}
+
+fn save_xsave(vcpu: &VcpuFd, size: usize) -> Result<Vec<u8>, VcpuStateError> {
+    let mut area = xsave_buffer(size)?;
+    // SAFETY: `size` is what KVM_CAP_XSAVE2 reported for this VM, and the area holds as much.
+    unsafe { vcpu.get_xsave2(&mut area) }.map_err(|e| VcpuStateError::Get("XSAVE", os_error(e)))?;
+    let words = area
+        .as_fam_struct_ref()
+        .xsave
+        .region
+        .iter()
+        .chain(area.as_slice());
+    Ok(words.flat_map(|w| w.to_le_bytes()).collect())
+}
+
+fn load_xsave(vcpu: &VcpuFd, size: usize, saved: &[u8]) -> Result<(), VcpuStateError> {
+    if saved.len() != size {
+        return Err(BytesError {
+            what: "XSAVE",
+            expected: size,
+            found: saved.len(),
+        }
+        .into());
+    }
+    let mut area = xsave_buffer(saved.len())?;
+    let mut words = saved
+        .chunks_exact(4)
+        .map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]]));
+    // SAFETY: only the fixed part is written; the length of the variable part stays as it is.
+    let fixed = unsafe { area.as_mut_fam_struct() };
+    for (to, from) in fixed.xsave.region.iter_mut().zip(&mut words) {
+        *to = from;
+    }
+    for (to, from) in area.as_mut_slice().iter_mut().zip(words) {
+        *to = from;
+    }
+    // SAFETY: KVM reads at most the size that KVM_CAP_XSAVE2 reports, which is how long the area is.
+    unsafe { vcpu.set_xsave2(&area) }.map_err(|e| VcpuStateError::Set("XSAVE", os_error(e)))
+}

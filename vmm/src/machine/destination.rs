@@ -175,6 +175,12 @@ impl DestinationVm for MachineDestination {
         Ok(())
     }
 
+    /// The state says itself whether the guest's user had paused it, also when that came after the
+    /// negotiation.
+    fn hold(&mut self) -> VmResult<()> {
+        self.start()
+    }
+
     fn abandon(&mut self) {
         self.machine = None;
     }

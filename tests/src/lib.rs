@@ -1,1 +1,3 @@
 //! Black-box tests that drive the `vmm` binary from outside.
+
+pub mod probe;

@@ -133,8 +133,13 @@ impl Session {
     /// sent to it there, so what can be read is the end.
     pub fn check_data(&self) -> Result<(), Error> {
         for connection in lock(&self.data).iter() {
-            if connection.wait_readable(Duration::ZERO).map_err(Error::link("sending pages"))? {
-                return Err(Error::link("sending pages")(io::ErrorKind::ConnectionReset.into()));
+            if connection
+                .wait_readable(Duration::ZERO)
+                .map_err(Error::link("sending pages"))?
+            {
+                return Err(Error::link("sending pages")(
+                    io::ErrorKind::ConnectionReset.into(),
+                ));
             }
         }
         Ok(())

@@ -120,22 +120,35 @@ fn try_once(setting: Setting, injection: Injection) -> bool {
             false
         }
         Outcome::HandoverUnknown(_) => {
-            assert_eq!(witness.running().0, false, "{what}: source runs though unknown");
+            assert_eq!(
+                witness.running().0,
+                false,
+                "{what}: source runs though unknown"
+            );
             resolve_later(&vm, options.id, &theirs, &ours)
         }
         other => panic!("{what}: {other:?}"),
     };
     if ran {
-        assert!(matches!(there, Outcome::Completed(_)), "{what}: {here:?} but {there:?}");
+        assert!(
+            matches!(there, Outcome::Completed(_)),
+            "{what}: {here:?} but {there:?}"
+        );
         assert!(vm.contents() == into.contents(), "{what}: memory differs");
         assert_eq!(into.state.as_deref(), Some(vm.state.as_slice()), "{what}");
         assert!(vm.released.load(Ordering::SeqCst), "{what}: not released");
         let expected = if setting.is_paused { (0, 1) } else { (1, 0) };
         assert_eq!((into.started, into.held), expected, "{what}");
     } else {
-        assert!(vm.is_untouched(), "{what}: the source is not as before: {here:?}");
+        assert!(
+            vm.is_untouched(),
+            "{what}: the source is not as before: {here:?}"
+        );
         assert!(into.has_nothing(), "{what}: something is left: {there:?}");
-        assert!(!matches!(there, Outcome::Completed(_)), "{what}: {here:?} but {there:?}");
+        assert!(
+            !matches!(there, Outcome::Completed(_)),
+            "{what}: {here:?} but {there:?}"
+        );
     }
     let runs = (!ran && !setting.is_paused, ran && !setting.is_paused);
     assert_eq!(witness.running(), runs, "{what}: {here:?} / {there:?}");
@@ -143,18 +156,17 @@ fn try_once(setting: Setting, injection: Injection) -> bool {
 }
 
 /// Asks the destination after the network is whole again, twice.
-fn resolve_later(
-    vm: &Source,
-    id: MigrationId,
-    theirs: &dyn Journal,
-    ours: &dyn Journal,
-) -> bool {
+fn resolve_later(vm: &Source, id: MigrationId, theirs: &dyn Journal, ours: &dyn Journal) -> bool {
     let (connect, listen) = memory::network(&[]);
     let stop = AtomicBool::new(false);
     let resolution = std::thread::scope(|scope| {
         scope.spawn(|| destination::answer_resolve(&listen, theirs, &stop).unwrap());
         let first = source::resolve(&connect, id).unwrap();
-        assert_eq!(source::resolve(&connect, id).unwrap(), first, "another answer");
+        assert_eq!(
+            source::resolve(&connect, id).unwrap(),
+            first,
+            "another answer"
+        );
         stop.store(true, Ordering::Release);
         first
     });
@@ -188,7 +200,11 @@ fn strike_both_sides(setting: Setting) {
             let began = std::time::Instant::now();
             let runs = strike_every_frame(setting, side, fault);
             assert!(runs > 6, "{}: only {runs} runs", setting.name);
-            println!("{}, {side:?}, {fault:?}: {runs} runs, {:?}", setting.name, began.elapsed());
+            println!(
+                "{}, {side:?}, {fault:?}: {runs} runs, {:?}",
+                setting.name,
+                began.elapsed()
+            );
         }
     }
 }

@@ -45,14 +45,29 @@ fn stock_kernel_moves_there_and_back_while_it_writes_and_loses_nothing() {
         Err(reason) => skip!("{reason}"),
     };
     let run = run_scenario(&rig, "nested", &[1, 2]).unwrap();
-    assert_eq!(run.code, 0, "log {}, its end:\n{}", run.log_file.display(), run.tail());
+    assert_eq!(
+        run.code,
+        0,
+        "log {}, its end:\n{}",
+        run.log_file.display(),
+        run.tail()
+    );
 
-    let reports: Vec<Value> =
-        run.lines_after("report: ").map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(reports.len(), 4, "two moves with each number of vCPUs: {reports:?}");
+    let reports: Vec<Value> = run
+        .lines_after("report: ")
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(
+        reports.len(),
+        4,
+        "two moves with each number of vCPUs: {reports:?}"
+    );
     for report in &reports {
         assert_eq!(report["event"], "completed", "{report}");
         assert_eq!(report["verified"], true, "{report}");
-        assert!(report["downtime_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{report}");
+        assert!(
+            report["downtime_ms"].as_f64().is_some_and(|ms| ms > 0.0),
+            "{report}"
+        );
     }
 }

@@ -5,6 +5,7 @@ pub mod binary;
 pub mod eventually;
 pub mod host;
 pub mod nested;
+pub mod probe;
 pub mod process;
 pub mod skip;
 pub mod target;

@@ -1,5 +1,6 @@
 //! A minimal VMM for KVM on x86-64 and the command line that runs and moves guests.
 
+pub mod bench;
 pub mod boot;
 pub mod config;
 pub mod console;

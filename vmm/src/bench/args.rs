@@ -8,19 +8,16 @@ use crate::units::ByteSize;
 /// Measures migration and start on this host, next to what the host can do at most.
 #[derive(Debug, Clone, Args)]
 pub struct BenchArgs {
-    /// Runs of each measurement, of which the median counts
+    /// Runs of each measurement, of which the median counts.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub runs: u32,
-    /// Random memory of the idle guest
+    /// Random memory of the idle guest.
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     pub memory: ByteSize,
-    /// Connections of a migration and of the plain copy
+    /// Connections of a migration and of the plain copy.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub streams: u8,
-    /// Print one JSON object instead of a table
-    #[arg(long)]
-    pub json: bool,
-    /// Measure only this
+    /// Measure only this.
     #[arg(long, value_enum, value_name = "WHAT")]
     pub only: Option<OnlyArg>,
 }
@@ -36,26 +33,26 @@ pub enum OnlyArg {
     Start,
 }
 
-impl From<BenchArgs> for BenchOptions {
-    fn from(args: BenchArgs) -> Self {
-        let BenchArgs {
+impl BenchArgs {
+    /// What is to be measured, printed as `format`.
+    pub fn into_options(self, format: Format) -> BenchOptions {
+        let Self {
             runs,
             memory,
             streams,
-            json,
             only,
-        } = args;
+        } = self;
         let scenarios = match only {
             None => Scenario::ALL.to_vec(),
             Some(OnlyArg::Idle) => vec![Scenario::Idle],
             Some(OnlyArg::Zero) => vec![Scenario::Zero],
             Some(OnlyArg::Start) => vec![Scenario::Start],
         };
-        Self {
+        BenchOptions {
             runs,
             random_bytes: memory.0,
             streams,
-            format: if json { Format::Json } else { Format::Table },
+            format,
             scenarios,
             program: None,
         }
@@ -76,20 +73,21 @@ mod tests {
 
     fn parse(line: &str) -> Result<BenchOptions, clap::Error> {
         let words = std::iter::once("bench").chain(line.split_whitespace());
-        Command::try_parse_from(words).map(|command| command.args.into())
+        let command = Command::try_parse_from(words)?;
+        Ok(command.args.into_options(Format::Table))
     }
 
     #[test]
     fn options_become_what_is_measured() {
         assert_eq!(parse("").unwrap(), BenchOptions::default());
-        let options = parse("--runs 3 --memory 256MiB --streams 2 --json --only zero").unwrap();
+        let options = parse("--runs 3 --memory 256MiB --streams 2 --only zero").unwrap();
         assert_eq!(
             options,
             BenchOptions {
                 runs: 3,
                 random_bytes: 256 << 20,
                 streams: 2,
-                format: Format::Json,
+                format: Format::Table,
                 scenarios: vec![Scenario::Zero],
                 program: None,
             }

@@ -118,16 +118,15 @@ pub enum BenchError {
 }
 
 impl BenchError {
-    /// The exit code of the command: 2 for usage, 4 when interrupted, 5 when this host lacks
-    /// something, else 1.
-    pub fn exit_code(&self) -> u8 {
+    /// The stable identifier of the condition, whose area decides the exit code.
+    pub fn id(&self) -> &'static str {
         match self {
-            Self::Option { .. } => 2,
-            Self::Interrupted => 4,
-            Self::Memory { .. } => 5,
+            Self::Option { .. } => "usage.option",
+            Self::Interrupted => "bench.interrupted",
+            Self::Memory { .. } => "host.memory",
             // What a started command lacks, this one lacks too.
-            Self::Ended { status, .. } if status.code() == Some(5) => 5,
-            _ => 1,
+            Self::Ended { status, .. } if status.code() == Some(5) => "host.resources",
+            _ => "bench.failed",
         }
     }
 }

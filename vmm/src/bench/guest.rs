@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use super::error::BenchError;
 use super::hosts::{Host, Hosts};
-use super::probe::ProbeLine;
 use super::process::{POLL, Running};
 use crate::instance::VmStatus;
+use crate::probe::{ProbeLine, Tick, probe_lines};
 use crate::units::ByteSize;
 
 /// Guest memory beside what it fills: its code, tables and stacks.
@@ -75,7 +75,11 @@ impl<'a> Guest<'a> {
         guest.wait_for(
             "the guest's `ready`",
             FILL_PER_GIB.saturating_mul(gibibytes),
-            |text| ProbeLine::all(text, "ready").next().map(|_| ()),
+            |text| {
+                probe_lines(text)
+                    .any(|line| matches!(line, ProbeLine::Ready(_)))
+                    .then_some(())
+            },
         )?;
         Ok(guest)
     }
@@ -151,14 +155,9 @@ impl<'a> Guest<'a> {
     }
 
     fn wait_ticks(&mut self, wanted: &str) -> Result<Vec<Tick>, BenchError> {
-        let seen = self
-            .printed()
-            .map_or(0, |text| ProbeLine::all(&text, "tick").count());
+        let seen = self.printed().map_or(0, |text| ticks(&text).count());
         let ticks = self.wait_for(wanted, ANSWER, |text| {
-            let ticks: Vec<_> = ProbeLine::all(text, "tick")
-                .skip(seen)
-                .map(Tick::of)
-                .collect();
+            let ticks: Vec<_> = ticks(text).skip(seen).collect();
             (ticks.len() >= TICKS).then_some(ticks)
         })?;
         match ticks.iter().map(|tick| tick.faults).max() {
@@ -197,17 +196,9 @@ impl<'a> Guest<'a> {
     }
 }
 
-/// What a tick of the guest tells. A figure that it lacks is the worst one.
-struct Tick {
-    max_gap_us: u64,
-    faults: u64,
-}
-
-impl Tick {
-    fn of(line: ProbeLine<'_>) -> Self {
-        Self {
-            max_gap_us: line.number("max_gap_us").unwrap_or(u64::MAX),
-            faults: line.number("faults").unwrap_or(u64::MAX),
-        }
-    }
+fn ticks(printed: &str) -> impl Iterator<Item = Tick> + '_ {
+    probe_lines(printed).filter_map(|line| match line {
+        ProbeLine::Tick(tick) => Some(tick),
+        _ => None,
+    })
 }

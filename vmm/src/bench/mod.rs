@@ -15,7 +15,6 @@ mod interrupt;
 mod limit;
 mod mapping;
 mod migrate;
-mod probe;
 mod proc;
 mod process;
 mod start;
@@ -235,13 +234,13 @@ mod tests {
             },
         ] {
             let error = run(&wrong, &mut Vec::new()).unwrap_err();
-            assert_eq!(error.exit_code(), 2, "{error}");
+            assert_eq!(error.id(), "usage.option", "{error}");
         }
         let huge = BenchOptions {
             random_bytes: 1 << 40,
             ..good
         };
         let error = run(&huge, &mut Vec::new()).unwrap_err();
-        assert_eq!(error.exit_code(), 5, "{error}");
+        assert_eq!(error.id(), "host.memory", "{error}");
     }
 }

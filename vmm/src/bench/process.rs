@@ -204,7 +204,7 @@ mod tests {
         // What it used is known until it is forgotten.
         assert!(process.proc().cpu_seconds().is_ok());
         let error = process.check().unwrap_err();
-        assert_eq!(error.exit_code(), 5);
+        assert_eq!(error.id(), "host.resources");
         let text = error.to_string();
         assert!(text.contains("exit status: 5: no such thing"), "{text}");
     }

@@ -10,7 +10,6 @@ use serde::Serialize;
 use super::error::BenchError;
 use super::goals::{Bound, Goal};
 use super::hosts::Hosts;
-use super::probe::FIRST_LINE;
 use super::proc::Process;
 use super::process::{POLL, Running};
 use super::stats::Samples;
@@ -25,6 +24,8 @@ const MEMORY: &str = "256MiB";
 const WARM: u64 = 64 << 20;
 /// Longest that a start may take.
 const START: Duration = Duration::from_secs(30);
+/// The first line that the guest prints.
+const FIRST_LINE: &str = "PROBE hello";
 /// The line at which the guest has started all that it has, and the VMM needs what it will need.
 const READY_LINE: &str = "PROBE ready";
 

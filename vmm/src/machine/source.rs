@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use migration::GuestRam;
 use migration::observation::{Observation, Side};
-use migration::vm::{MachineDescription, SourceVm, VmResult};
+use migration::vm::{MachineDescription, RunState, SourceVm, VmResult};
 
 use super::power::PauseReason;
 use super::state::RunStateV1;
@@ -32,6 +32,14 @@ fn observed(e: &MachineError) -> Observation {
 impl SourceVm for MachineSource {
     fn describe(&self) -> VmResult<MachineDescription> {
         self.machine.spec().describe(&self.name)
+    }
+
+    fn run_state(&self) -> RunState {
+        if self.machine.paused_for(PauseReason::User) {
+            RunState::Paused
+        } else {
+            RunState::Running
+        }
     }
 
     fn ram(&self) -> &GuestRam {
@@ -96,10 +104,9 @@ impl SourceVm for MachineSource {
     }
 
     fn save_state(&self) -> VmResult<Vec<u8>> {
-        let run = if self.machine.paused_for(PauseReason::User) {
-            RunStateV1::Paused
-        } else {
-            RunStateV1::Running
+        let run = match self.run_state() {
+            RunState::Running => RunStateV1::Running,
+            RunState::Paused => RunStateV1::Paused,
         };
         self.machine.save(run).map_err(|e| observed(&e))
     }

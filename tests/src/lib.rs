@@ -1,1 +1,13 @@
-//! Black-box tests that drive the `vmm` binary from outside.
+//! Black-box tests that drive the `vmm` binary from outside, and what they share: finding the binary,
+//! hosts to run it on, waiting for conditions, and the machine that carries a real `kvm_amd`.
+
+pub mod binary;
+pub mod eventually;
+pub mod host;
+pub mod nested;
+pub mod process;
+pub mod skip;
+pub mod target;
+
+pub use eventually::eventually;
+pub use host::Host;

@@ -305,7 +305,7 @@ fn guest_that_ends_by_itself_ends_the_migration() {
     let Some(_gate) = gate() else { return };
     let pair = Pair::new();
     pair.source
-        .run("guest", &Guest::slow_to_move().and("exit_after=60t"));
+        .run("guest", &Guest::slow_to_move().and("exit_after=30t"));
     let address = pair.destination.receive("guest", "127.0.0.1:0");
     let ended =
         Migration::start(&pair.source, "guest", &address, &["--bandwidth", "64KiB/s"]).finish();

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 /// Where an observation was made.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Side {
@@ -21,6 +22,7 @@ pub enum Side {
 ///
 /// `id` is a stable identifier of the error condition (`migration.peer-lost`), `message` one lower-case
 /// sentence with the instance data (path, gpa, vCPU). The chain down to the root cause is `causes`.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observation {
     /// Stable identifier of the error condition, dotted: `area.condition`.
@@ -36,6 +38,7 @@ pub struct Observation {
     pub at_us: u64,
     /// What explains it, nearest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "openapi", schema(no_recursion))]
     pub causes: Vec<Observation>,
 }
 

@@ -8,6 +8,7 @@ use crate::observation::Observation;
 use crate::vm::RunState;
 
 /// Phases of a migration, in order.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
@@ -28,6 +29,7 @@ pub enum Phase {
 }
 
 /// What happens when the total time runs out before the switch-over.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TimeoutAction {
@@ -39,6 +41,7 @@ pub enum TimeoutAction {
 }
 
 /// How the moved memory is verified.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verify {
@@ -86,6 +89,7 @@ impl Default for Limits {
 }
 
 /// Bytes and pages that went over in one encoding.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EncodingCount {
     /// Guest pages.
@@ -95,6 +99,7 @@ pub struct EncodingCount {
 }
 
 /// One pass over the dirty pages.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Iteration {
     /// Counted from 1.
@@ -112,6 +117,7 @@ pub struct Iteration {
 }
 
 /// The parts of the downtime, in milliseconds.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct DowntimeParts {
@@ -130,6 +136,7 @@ pub struct DowntimeParts {
 }
 
 /// Figures of a migration; everything here was measured. Field names are a stable contract.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// `completed`, `failed`, `cancelled`, `handover-unknown` or, when only asked, `planned`.
@@ -166,6 +173,7 @@ pub struct Report {
 }
 
 /// What a migration tells; one JSON object a line on the command line.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {

@@ -29,6 +29,7 @@ pub struct MachineDescription {
 }
 
 /// Whether the guest runs when nobody migrates it; it stays that way through a migration.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RunState {

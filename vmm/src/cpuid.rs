@@ -203,6 +203,8 @@ fn hide(entries: &mut Vec<kvm_cpuid_entry2>, tsc_deadline: bool) {
             _ => {}
         }
     }
+    // KVM answers zero for what is not listed, and takes few entries.
+    entries.retain(|e| e.function == 0 || (e.eax, e.ebx, e.ecx, e.edx) != (0, 0, 0, 0));
 }
 
 /// One socket of `cpus` cores with one thread each; this is core `index`, its APIC id as well.
@@ -335,7 +337,10 @@ mod tests {
             0,
             "SGX or PT is there"
         );
-        assert_eq!(find(&entries, 0xa, 0), entry(0xa, 0, [0; 4]));
+        assert!(
+            entries.iter().all(|e| e.function != 0xa),
+            "performance counters are there"
+        );
         assert_eq!(find(&entries, 0x4000_0000, 0).eax, 0x4000_0001);
         let features = find(&entries, 0x4000_0001, 0);
         assert_eq!(features.eax & 0b1001, 0b1001, "kvmclock is missing");
@@ -346,7 +351,10 @@ mod tests {
         );
         assert_eq!(features.edx, 0);
         assert!(entries.iter().all(|e| e.function != 0x4000_0010));
-        assert_eq!(find(&entries, 0x8000_0007, 0).edx, 0);
+        assert!(
+            entries.iter().all(|e| e.function != 0x8000_0007),
+            "an invariant TSC is there"
+        );
     }
 
     #[test]

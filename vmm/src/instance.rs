@@ -9,7 +9,7 @@ use migration::progress::{Event, Limits, TimeoutAction, Verify};
 use serde::{Deserialize, Serialize};
 
 /// What a VM is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum VmState {
     /// `vmm receive` waits for, or takes in, a guest.
@@ -29,16 +29,17 @@ pub enum VmState {
 }
 
 /// A migration that runs or the last one that ended.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct MigrationStatus {
-    /// Identifier, 32 hexadecimal digits.
-    pub id: String,
+    /// Identifier, 32 hexadecimal digits; absent at a destination until the source has told it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     /// The last `phase`, `progress`, `completed`, `failed` or `cancelled` event.
     pub last: Option<Event>,
 }
 
 /// Answer to `status`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct VmStatus {
     /// Name of the VM on this host.
     pub name: String,
@@ -94,7 +95,7 @@ pub struct LimitChange {
 }
 
 /// How a guest is stopped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum StopMode {
     /// Press the ACPI power button and wait for the guest to power off; a guest without a handler

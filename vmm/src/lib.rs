@@ -1,9 +1,12 @@
 //! A minimal VMM for KVM on x86-64 and the command line that runs and moves guests.
 
+pub mod api;
 pub mod boot;
+pub mod cli;
 pub mod config;
 pub mod console;
 pub mod cpuid;
+mod demo;
 pub mod instance;
 pub mod kvm;
 pub mod logging;

@@ -1,4 +1,4 @@
-//! The ACPI tables: RSDP, XSDT, FADT and MADT; [`super::dsdt`] has the devices.
+//! The ACPI tables: RSDP, XSDT, FADT and MADT; `dsdt` has the devices.
 //!
 //! The machine is hardware-reduced: no SCI, no PM timer, no fixed events. Reset, power-off and the
 //! power button are ports of their own. Source: ACPI 6.5, chapters 5.2 and 4.1.

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::instruction;
+use super::{EntryPoint, instruction};
 
 /// Longest x86 instruction.
 const MAX_INSTRUCTION: usize = 15;
@@ -61,6 +61,21 @@ impl fmt::Display for KvmBackend {
 /// What would run the guest instead.
 const NEEDED: &str = "a host with kvm_intel or kvm_amd is needed, or a guest made for kvm_pvm, \
                       such as the built-in probe";
+
+/// Why there is no point in starting the kernel on this backend; `None` where there may be.
+///
+/// A bzImage unpacks itself before anything else. Emulated, that takes minutes without a sign of
+/// life, and what comes out is a kernel that stops at the next unknown instruction.
+pub fn refuse_before_start(entry: &EntryPoint, backend: KvmBackend) -> Option<String> {
+    match (backend, entry) {
+        (KvmBackend::Pvm, EntryPoint::Linux64 { .. }) => Some(format!(
+            "this host's KVM backend (kvm_pvm) cannot run this kernel: a Linux bzImage unpacks \
+             itself in kernel mode, where kvm_pvm emulates it for minutes, and a stock kernel \
+             then executes cmpxchg16b, int3 and popcnt, which kvm_pvm does not emulate; {NEEDED}"
+        )),
+        _ => None,
+    }
+}
 
 /// Explains an emulation failure (`KVM_EXIT_INTERNAL_ERROR`, suberror 1; KVM API 5).
 ///
@@ -154,6 +169,25 @@ mod tests {
         assert!(absent.contains("cannot be read at 0x1000"), "{absent}");
         let long = describe_emulation_failure(&[0x66; 4096], 0, KvmBackend::Intel);
         assert!(long.len() < 400, "{long}");
+    }
+
+    #[test]
+    fn only_a_bzimage_under_pvm_is_refused_before_it_starts() {
+        let bzimage = EntryPoint::Linux64 {
+            entry: 0x100_0200,
+            boot_params: 0x1_0000,
+        };
+        let pvh = EntryPoint::Pvh {
+            entry: 0x10_0000,
+            start_info: 0x1_0000,
+        };
+        let text = refuse_before_start(&bzimage, KvmBackend::Pvm).unwrap();
+        assert!(
+            text.contains("cmpxchg16b") && text.contains("is needed"),
+            "{text}"
+        );
+        assert_eq!(refuse_before_start(&pvh, KvmBackend::Pvm), None);
+        assert_eq!(refuse_before_start(&bzimage, KvmBackend::Amd), None);
     }
 
     #[test]

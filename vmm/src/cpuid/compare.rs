@@ -1,6 +1,6 @@
 //! What a guest has seen of its CPU and a host lacks.
 
-use kvm_bindings::CpuId;
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 
 use super::CpuidLeaf;
 use super::features::{FeatureWord, Register, WORDS};
@@ -15,6 +15,13 @@ const FIRST_XSAVE_COMPONENT: u32 = 2;
 /// `have` is what [`super::supported`] tells. Leaves that describe the topology are not compared:
 /// the destination gives the guest the ones that it had.
 pub fn missing(wanted: &[CpuidLeaf], have: &CpuId) -> Vec<String> {
+    // The list may come from a peer.
+    if wanted.len() > KVM_MAX_CPUID_ENTRIES {
+        return vec![format!(
+            "{} CPUID leaves (KVM takes {KVM_MAX_CPUID_ENTRIES})",
+            wanted.len()
+        )];
+    }
     let have: Vec<CpuidLeaf> = super::leaves(have);
     let mut lacks = Vec::new();
     // Features of one vendor mean little at the other: nothing else is worth saying.
@@ -170,6 +177,12 @@ mod tests {
             lacking(&wanted, &[amd]),
             ["a CPU by GenuineIntel (this one is by AuthenticAMD)"]
         );
+    }
+
+    #[test]
+    fn more_leaves_than_kvm_takes_are_not_compared() {
+        let wanted = vec![leaf(0xd, 2, [1, 1, 0, 0]); 10_000];
+        assert_eq!(lacking(&wanted, &wanted[..1]).len(), 1);
     }
 
     #[test]

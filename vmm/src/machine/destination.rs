@@ -14,36 +14,58 @@ use super::state::RunStateV1;
 use super::{DiskOverrides, Machine, MachineError};
 use crate::boot::refusal::KvmBackend;
 use crate::console::ConsoleHub;
+use crate::runtime_dir::VmDir;
 use crate::{cpuid, kvm, memory};
 
 /// Told of the machine at the moment it runs, before the source is.
 pub(super) type Started = Box<dyn FnMut(&Arc<Machine>) + Send>;
 
+/// What this host adds to the machine that comes in.
+pub(super) struct Arrival {
+    /// Paths of disks that lie elsewhere here.
+    pub(super) overrides: DiskOverrides,
+    /// Whether the VM keeps the name that it was given here, or takes the guest's.
+    pub(super) naming: Naming,
+    /// Folder of the VM.
+    pub(super) dir: VmDir,
+    /// Where the guest's output goes.
+    pub(super) console: ConsoleHub,
+    /// Where the guest's end is told.
+    pub(super) events: GuestEvents,
+}
+
+/// Which name an incoming VM gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Naming {
+    /// The one that it was given here.
+    Given,
+    /// The one that it had at the source.
+    AsAtSource,
+}
+
 /// Takes in one machine.
-pub(super) struct MachineDestination<'a> {
-    overrides: &'a DiskOverrides,
-    console: &'a ConsoleHub,
-    events: GuestEvents,
+pub(super) struct MachineDestination {
+    arrival: Arrival,
     started: Started,
     machine: Option<Arc<Machine>>,
     run: RunStateV1,
 }
 
-impl<'a> MachineDestination<'a> {
-    pub(super) fn new(
-        overrides: &'a DiskOverrides,
-        console: &'a ConsoleHub,
-        events: GuestEvents,
-        started: Started,
-    ) -> Self {
-        Self { overrides, console, events, started, machine: None, run: RunStateV1::Running }
+impl MachineDestination {
+    pub(super) fn new(arrival: Arrival, started: Started) -> Self {
+        Self {
+            arrival,
+            started,
+            machine: None,
+            run: RunStateV1::Running,
+        }
     }
 
     fn disks(&self, spec: &MachineSpec) -> Vec<DiskSource> {
         spec.disks
             .iter()
             .map(|disk| {
-                let given = self.overrides.iter().find(|(id, _)| *id == disk.id);
+                let given = self.arrival.overrides.iter().find(|(id, _)| *id == disk.id);
                 DiskSource {
                     id: disk.id.clone(),
                     path: given.map_or_else(|| disk.path.clone().into(), |(_, p)| p.clone()),
@@ -55,7 +77,9 @@ impl<'a> MachineDestination<'a> {
     }
 
     fn built(&self) -> VmResult<&Arc<Machine>> {
-        self.machine.as_ref().ok_or_else(|| refuse("machine.build", "the machine is not built".into()))
+        self.machine
+            .as_ref()
+            .ok_or_else(|| refuse("machine.build", "the machine is not built".into()))
     }
 }
 
@@ -67,7 +91,7 @@ fn observed(e: &MachineError) -> Observation {
     e.observed(Side::Destination)
 }
 
-impl DestinationVm for MachineDestination<'_> {
+impl DestinationVm for MachineDestination {
     fn negotiate(&mut self, description: &MachineDescription) -> VmResult<()> {
         let spec = MachineSpec::from_description(description)?;
         let kvm = kvm::open().map_err(|e| observed(&e.into()))?;
@@ -85,13 +109,22 @@ impl DestinationVm for MachineDestination<'_> {
         if !missing.is_empty() {
             return Err(refuse(
                 "negotiate.cpu",
-                format!("this host's CPU lacks what the guest may use: {}", missing.join(", ")),
+                format!(
+                    "this host's CPU lacks what the guest may use: {}",
+                    missing.join(", ")
+                ),
             ));
         }
-        if let Some((id, _)) =
-            self.overrides.iter().find(|(id, _)| !spec.disks.iter().any(|d| d.id == *id))
+        if let Some((id, _)) = self
+            .arrival
+            .overrides
+            .iter()
+            .find(|(id, _)| !spec.disks.iter().any(|d| d.id == *id))
         {
-            return Err(refuse("negotiate.disk", format!("the guest has no disk {id}")));
+            return Err(refuse(
+                "negotiate.disk",
+                format!("the guest has no disk {id}"),
+            ));
         }
         for disk in self.disks(&spec) {
             build::check_disk(&disk).map_err(|e| observed(&e))?;
@@ -101,10 +134,18 @@ impl DestinationVm for MachineDestination<'_> {
 
     fn prepare(&mut self, description: &MachineDescription) -> VmResult<()> {
         let spec = MachineSpec::from_description(description)?;
+        if self.arrival.naming == Naming::AsAtSource {
+            self.arrival.dir.rename(&description.name)?;
+        }
         let disks = self.disks(&spec);
-        let machine =
-            Machine::build(spec, &disks, DiskClaim::Successor, self.console, &self.events)
-                .map_err(|e| observed(&e))?;
+        let machine = Machine::build(
+            spec,
+            &disks,
+            DiskClaim::Successor,
+            &self.arrival.console,
+            &self.arrival.events,
+        )
+        .map_err(|e| observed(&e))?;
         self.machine = Some(Arc::new(machine));
         Ok(())
     }
@@ -123,9 +164,21 @@ impl DestinationVm for MachineDestination<'_> {
         if self.run == RunStateV1::Paused {
             machine.pause(PauseReason::User).map_err(|e| observed(&e))?;
         }
-        machine.resume(PauseReason::NotStarted).map_err(|e| observed(&e))?;
+        machine
+            .resume(PauseReason::NotStarted)
+            .map_err(|e| observed(&e))?;
+        if let Err(e) = machine.devices().complete_claims() {
+            // The successor's part alone keeps everybody else out.
+            tracing::warn!(error = %e, "the disks' claims stay incomplete");
+        }
         (self.started)(&machine);
         Ok(())
+    }
+
+    /// The state says itself whether the guest's user had paused it, also when that came after the
+    /// negotiation.
+    fn hold(&mut self) -> VmResult<()> {
+        self.start()
     }
 
     fn abandon(&mut self) {

@@ -68,6 +68,14 @@ impl Devices {
         first
     }
 
+    /// Flushes the disks of the running machine, so that less is left to flush when it is paused.
+    pub(super) fn flush(&self) -> Result<(), MachineError> {
+        for VirtioSlot { id, transport } in &self.virtio {
+            transport.flush().map_err(device(id))?;
+        }
+        Ok(())
+    }
+
     /// Lets the devices go on; interrupts that may have been lost are raised again.
     pub(super) fn resume(&self) -> Result<(), MachineError> {
         for VirtioSlot { id, transport } in &self.virtio {

@@ -5,7 +5,6 @@
 //! `handover-unknown → running | paused | migrated`, and from any of them `stopped`, `migrated` or
 //! `failed`, which are final. Only the thread that made a transition true records it.
 
-use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -13,11 +12,15 @@ use std::time::{Duration, Instant};
 
 use migration::address::Address;
 use migration::control::Control;
-use migration::journal::FileJournal;
+use migration::journal::{FileJournal, Handover, Journal, SourceRecord};
 use migration::observation::{Observation, Side};
 use migration::progress::Event;
-use migration::source::{self, MigrationId, Outcome, Resolution};
-use migration::transport::socket::SocketConnector;
+use migration::source;
+use migration::transport::Connect;
+use migration::transport::socket::SocketConnect;
+use migration::vm::SourceVm;
+use migration::wire::control::Resolution;
+use migration::{MigrationId, Outcome};
 
 use super::Machine;
 use super::power::PauseReason;
@@ -25,6 +28,7 @@ use super::source::MachineSource;
 use crate::instance::{
     Instance, LimitChange, MigrateRequest, MigrationStatus, StopMode, VmState, VmStatus,
 };
+use crate::runtime_dir::VmDir;
 use crate::vcpu::GuestEvent;
 
 /// How long a guest may take to power off after its power button was pressed.
@@ -34,8 +38,7 @@ const CANCEL_PATIENCE: Duration = Duration::from_secs(30);
 
 /// One VM and what this process knows of it.
 pub(super) struct VmInstance {
-    name: String,
-    journals: PathBuf,
+    dir: VmDir,
     began: Instant,
     core: Mutex<Core>,
     changed: Condvar,
@@ -51,7 +54,8 @@ pub(super) struct Core {
 
 /// The migration that runs, or the last one.
 struct Migration {
-    id: MigrationId,
+    /// Known once the source has told it.
+    id: Option<MigrationId>,
     to: Option<Address>,
     control: Arc<Control>,
     stage: Stage,
@@ -68,10 +72,9 @@ fn refuse(id: &str, message: impl Into<String>) -> Observation {
 }
 
 impl VmInstance {
-    pub(super) fn new(name: &str, journals: PathBuf, state: VmState) -> Arc<Self> {
+    pub(super) fn new(dir: &VmDir, state: VmState) -> Arc<Self> {
         Arc::new(Self {
-            name: name.to_owned(),
-            journals,
+            dir: dir.clone(),
             began: Instant::now(),
             core: Mutex::new(Core {
                 state,
@@ -89,8 +92,13 @@ impl VmInstance {
     }
 
     /// Shows an incoming migration in the status.
-    pub(super) fn takes_in(&self, id: MigrationId, control: Arc<Control>) {
-        self.lock().migration = Some(Migration { id, to: None, control, stage: Stage::Active });
+    pub(super) fn takes_in(&self, control: Arc<Control>) {
+        self.lock().migration = Some(Migration {
+            id: None,
+            to: None,
+            control,
+            stage: Stage::Active,
+        });
     }
 
     /// The machine now belongs to this VM and runs, or stands still for its user.
@@ -117,32 +125,37 @@ impl VmInstance {
     /// Follows the guest's own end on a thread of its own.
     pub(super) fn follow(self: &Arc<Self>, events: Receiver<GuestEvent>) -> std::io::Result<()> {
         let instance = self.clone();
-        thread::Builder::new().name("guest-end".into()).spawn(move || {
-            let Ok(event) = events.recv() else { return };
-            let (machine, control) = {
-                let core = instance.lock();
-                (core.machine.clone(), core.active().map(|m| m.control.clone()))
-            };
-            if let Some(machine) = machine {
-                if let Err(e) = machine.pause(PauseReason::Ended) {
-                    tracing::warn!(error = %e, "devices did not drain at the guest's end");
+        thread::Builder::new()
+            .name("guest-end".into())
+            .spawn(move || {
+                let Ok(event) = events.recv() else { return };
+                let (machine, control) = {
+                    let core = instance.lock();
+                    (
+                        core.machine.clone(),
+                        core.active().map(|m| m.control.clone()),
+                    )
+                };
+                if let Some(machine) = machine {
+                    if let Err(e) = machine.pause(PauseReason::Ended) {
+                        tracing::warn!(error = %e, "devices did not drain at the guest's end");
+                    }
                 }
-            }
-            // What is left cannot be migrated; the engine notices by itself at the latest when it
-            // stops the guest.
-            if let Some(control) = control {
-                control.cancel();
-                instance.wait_idle(CANCEL_PATIENCE);
-            }
-            match event {
-                GuestEvent::Reset => {
-                    tracing::info!("the guest asked for a reset, which ends it");
-                    instance.end(VmState::Stopped, None);
+                // What is left cannot be migrated; the engine notices by itself at the latest when it
+                // stops the guest.
+                if let Some(control) = control {
+                    control.cancel();
+                    instance.wait_idle(CANCEL_PATIENCE);
                 }
-                GuestEvent::PowerOff => instance.end(VmState::Stopped, None),
-                GuestEvent::Failed(why) => instance.end(VmState::Failed, Some(why)),
-            }
-        })?;
+                match event {
+                    GuestEvent::Reset => {
+                        tracing::info!("the guest asked for a reset, which ends it");
+                        instance.end(VmState::Stopped, None);
+                    }
+                    GuestEvent::PowerOff => instance.end(VmState::Stopped, None),
+                    GuestEvent::Failed(why) => instance.end(VmState::Failed, Some(why)),
+                }
+            })?;
         Ok(())
     }
 
@@ -163,8 +176,14 @@ impl VmInstance {
         let deadline = Instant::now() + patience;
         let mut core = self.lock();
         while core.active().is_some() {
-            let Some(left) = deadline.checked_duration_since(Instant::now()) else { return false };
-            core = self.changed.wait_timeout(core, left).unwrap_or_else(PoisonError::into_inner).0;
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else {
+                return false;
+            };
+            core = self
+                .changed
+                .wait_timeout(core, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
         true
     }
@@ -182,7 +201,7 @@ impl VmInstance {
                     core.machine = None;
                 }
                 Outcome::HandoverUnknown(_) => core.state = VmState::HandoverUnknown,
-                Outcome::Failed(_) | Outcome::Cancelled(_) => {
+                Outcome::Failed(_) | Outcome::Cancelled(_) | Outcome::Planned(_) => {
                     if let Some(machine) = &core.machine {
                         core.state = running_state(machine);
                     }
@@ -200,11 +219,18 @@ impl Core {
 }
 
 fn running_state(machine: &Machine) -> VmState {
-    if machine.paused_for(PauseReason::User) { VmState::Paused } else { VmState::Running }
+    if machine.paused_for(PauseReason::User) {
+        VmState::Paused
+    } else {
+        VmState::Running
+    }
 }
 
 fn is_final(state: VmState) -> bool {
-    matches!(state, VmState::Migrated | VmState::Stopped | VmState::Failed)
+    matches!(
+        state,
+        VmState::Migrated | VmState::Stopped | VmState::Failed
+    )
 }
 
 fn wrong_state(state: VmState) -> Observation {
@@ -226,7 +252,7 @@ impl Instance for Arc<VmInstance> {
     fn status(&self) -> VmStatus {
         let core = self.lock();
         VmStatus {
-            name: self.name.clone(),
+            name: self.dir.name(),
             state: core.state,
             pid: std::process::id(),
             cpus: core.machine.as_ref().map_or(0, |m| m.spec().cpus()),
@@ -234,7 +260,7 @@ impl Instance for Arc<VmInstance> {
             uptime_ms: self.began.elapsed().as_millis() as u64,
             listen: core.listen.clone(),
             migration: core.migration.as_ref().map(|m| MigrationStatus {
-                id: m.id.to_string(),
+                id: m.id.map(|id| id.to_string()),
                 last: m.control.last_event(),
             }),
             error: core.error.clone(),
@@ -243,14 +269,18 @@ impl Instance for Arc<VmInstance> {
 
     fn pause(&self) -> Result<(), Observation> {
         let machine = self.machine()?;
-        machine.pause(PauseReason::User).map_err(|e| e.observed(Side::Source))?;
+        machine
+            .pause(PauseReason::User)
+            .map_err(|e| e.observed(Side::Source))?;
         self.note_running(&machine);
         Ok(())
     }
 
     fn resume(&self) -> Result<(), Observation> {
         let machine = self.machine()?;
-        machine.resume(PauseReason::User).map_err(|e| e.observed(Side::Source))?;
+        machine
+            .resume(PauseReason::User)
+            .map_err(|e| e.observed(Side::Source))?;
         self.note_running(&machine);
         Ok(())
     }
@@ -259,13 +289,17 @@ impl Instance for Arc<VmInstance> {
         match mode {
             StopMode::Graceful => {
                 let machine = self.machine()?;
-                machine.devices().press_power_button().map_err(|e| e.observed(Side::Source))?;
+                machine
+                    .devices()
+                    .press_power_button()
+                    .map_err(|e| e.observed(Side::Source))?;
                 drop(machine);
                 let deadline = Instant::now() + POWER_OFF_PATIENCE;
                 let mut core = self.lock();
                 while !is_final(core.state) {
                     let Some(left) = deadline.checked_duration_since(Instant::now()) else {
-                        let message = "the guest does not power off at its power button: use --force";
+                        let message =
+                            "the guest does not power off at its power button: use --force";
                         return Err(refuse("guest.no-power-off", message));
                     };
                     core = self
@@ -300,7 +334,9 @@ impl Instance for Arc<VmInstance> {
                     return Err(wrong_state(state));
                 }
                 if let Some(machine) = machine {
-                    machine.pause(PauseReason::Ended).map_err(|e| e.observed(Side::Source))?;
+                    machine
+                        .pause(PauseReason::Ended)
+                        .map_err(|e| e.observed(Side::Source))?;
                 }
                 self.end(VmState::Stopped, None);
                 Ok(())
@@ -319,27 +355,33 @@ impl Instance for Arc<VmInstance> {
             insecure,
             plan,
         } = request;
-        let to: Address = to
-            .parse()
-            .map_err(|e: migration::address::AddressError| refuse("usage.address", e.to_string()))?;
-        if !to.is_local() && !insecure {
+        let to: Address = to.parse().map_err(|e: migration::address::AddressError| {
+            refuse("usage.address", e.to_string())
+        })?;
+        if !to.is_loopback() && !insecure {
             return Err(refuse(
                 "usage.insecure",
                 "plain TCP beyond this host needs --insecure: guest memory is readable on the wire",
             ));
         }
         let machine = self.machine()?;
-        let journal = FileJournal::open(&self.journals)
+        let journal = FileJournal::open(self.dir.migrations())
             .map_err(|e| Observation::from_error(Side::Source, "migration.journal", &e))?;
-        let id = MigrationId::random();
-        let control = Arc::new(Control::new(limits));
+        let id = MigrationId::random()
+            .map_err(|e| Observation::from_error(Side::Source, "migration.id", &e))?;
+        let connector = SocketConnect::new(to.clone())
+            .map_err(|e| Observation::from_error(Side::Source, "usage.address", &e))?;
+        let control = Control::new();
         {
             let mut core = self.lock();
             if core.active().is_some() {
-                return Err(refuse("migration.active", "a migration of this VM is already running"));
+                return Err(refuse(
+                    "migration.active",
+                    "a migration of this VM is already running",
+                ));
             }
             core.migration = Some(Migration {
-                id,
+                id: Some(id),
                 to: Some(to.clone()),
                 control: control.clone(),
                 stage: Stage::Active,
@@ -347,6 +389,7 @@ impl Instance for Arc<VmInstance> {
         }
         let options = source::Options {
             streams,
+            limits,
             timeout,
             on_timeout,
             verify,
@@ -354,22 +397,30 @@ impl Instance for Arc<VmInstance> {
             ..source::Options::new(id)
         };
         let instance = self.clone();
-        let spawned = thread::Builder::new().name("migration".into()).spawn(move || {
-            let vm = MachineSource::new(machine, &instance.name);
-            let connector = SocketConnector::new(to);
-            let outcome = source::migrate(&vm, &connector, &options, &control, &journal);
-            drop(vm);
-            instance.settle(&outcome);
-        });
+        let spawned = thread::Builder::new()
+            .name("migration".into())
+            .spawn(move || {
+                let vm = MachineSource::new(machine, &instance.dir.name());
+                let outcome = source::migrate(&vm, &connector, &options, &control, &journal);
+                drop(vm);
+                instance.settle(&outcome);
+            });
         if let Err(e) = spawned {
             self.lock().migration = None;
-            return Err(Observation::from_error(Side::Source, "migration.thread", &e));
+            return Err(Observation::from_error(
+                Side::Source,
+                "migration.thread",
+                &e,
+            ));
         }
         Ok(id.to_string())
     }
 
     fn migration_events(&self) -> Option<Receiver<Event>> {
-        self.lock().migration.as_ref().map(|m| m.control.subscribe())
+        self.lock()
+            .migration
+            .as_ref()
+            .map(|m| m.control.subscribe())
     }
 
     fn cancel_migration(&self) -> Result<(), Observation> {
@@ -383,7 +434,10 @@ impl Instance for Arc<VmInstance> {
     }
 
     fn set_limits(&self, change: LimitChange) -> Result<(), Observation> {
-        let LimitChange { downtime, bandwidth } = change;
+        let LimitChange {
+            downtime,
+            bandwidth,
+        } = change;
         match self.lock().active() {
             Some(migration) => {
                 let mut limits = migration.control.limits();
@@ -407,17 +461,46 @@ impl Instance for Arc<VmInstance> {
                 return Err(refuse("migration.resolved", "nothing is to be resolved"));
             }
             match (&core.migration, &core.machine) {
-                (Some(Migration { id, to: Some(to), .. }), Some(machine)) => {
-                    (*id, to.clone(), machine.clone())
-                }
+                (
+                    Some(Migration {
+                        id: Some(id),
+                        to: Some(to),
+                        ..
+                    }),
+                    Some(machine),
+                ) => (*id, to.clone(), machine.clone()),
                 _ => return Err(refuse("migration.none", "there was no migration")),
             }
         };
-        let journal = FileJournal::open(&self.journals)
+        let journal = FileJournal::open(self.dir.migrations())
             .map_err(|e| Observation::from_error(Side::Source, "migration.journal", &e))?;
-        let vm = MachineSource::new(machine.clone(), &self.name);
-        let resolution = source::resolve(&vm, &SocketConnector::new(to), id, &journal)?;
+        let connector = SocketConnect::new(to)
+            .map_err(|e| Observation::from_error(Side::Source, "usage.address", &e))?;
+        let resolution = source::resolve(&connector, id).map_err(|e| e.observe(Side::Source))?;
+        let vm = MachineSource::new(machine.clone(), &self.dir.name());
+        let handover = match resolution {
+            Resolution::Ran => {
+                vm.release();
+                Handover::Gone
+            }
+            Resolution::NeverRan => {
+                vm.stop_dirty_log()?;
+                if let Err(e) = vm.reclaim_disks() {
+                    tracing::warn!(error = %e, "a disk stays offered to the destination");
+                }
+                vm.resume()?;
+                Handover::Kept
+            }
+        };
         drop(vm);
+        let record = SourceRecord {
+            handover,
+            destination: connector.address(),
+        };
+        if let Err(e) = journal.record(id, &record) {
+            // The destination's record decides; ours only saves the next question.
+            tracing::warn!(error = %e, "the answer could not be recorded");
+        }
         let mut core = self.lock();
         match resolution {
             Resolution::Ran => {
@@ -434,8 +517,14 @@ impl Instance for Arc<VmInstance> {
         let deadline = Instant::now() + timeout;
         let mut core = self.lock();
         while core.state == seen {
-            let Some(left) = deadline.checked_duration_since(Instant::now()) else { break };
-            core = self.changed.wait_timeout(core, left).unwrap_or_else(PoisonError::into_inner).0;
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else {
+                break;
+            };
+            core = self
+                .changed
+                .wait_timeout(core, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
         core.state
     }

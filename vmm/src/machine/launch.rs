@@ -7,18 +7,18 @@ use migration::observation::{Observation, Side};
 
 use super::build::{self, DiskClaim, DiskSource};
 use super::events::GuestEvents;
-use super::incoming;
 use super::instance::VmInstance;
 use super::power::PauseReason;
 use super::spec::{DiskAccess, DiskSpec, MachineSpec};
 use super::{Machine, MachineError};
+use super::{hang, incoming};
 use crate::boot::refusal::KvmBackend;
 use crate::boot::{self, BootPlan, KernelSource};
 use crate::config::{DiskConfig, ReceiveConfig, RunConfig};
 use crate::console::ConsoleHub;
 use crate::instance::{Instance, VmState};
-use crate::probe::PROBE_GUEST;
 use crate::runtime_dir::VmDir;
+const PROBE_GUEST: &[u8] = &[];
 use crate::{cpuid, kvm};
 
 /// Boots a guest as configured; it runs when this returns.
@@ -33,12 +33,18 @@ pub fn run(
     let (events, ends) = GuestEvents::new();
     let machine = build_and_boot(config, console, &events).map_err(|e| e.observed(Side::Source))?;
     let machine = Arc::new(machine);
-    let instance = VmInstance::new(dir.name(), dir.migrations().to_owned(), VmState::Running);
+    let instance = VmInstance::new(dir, VmState::Running);
     instance
         .follow(ends)
         .map_err(|e| Observation::from_error(Side::Source, "machine.thread", &e))?;
-    machine.resume(PauseReason::NotStarted).map_err(|e| e.observed(Side::Source))?;
+    machine
+        .resume(PauseReason::NotStarted)
+        .map_err(|e| e.observed(Side::Source))?;
     instance.holds(&machine);
+    if config.kernel.is_some() && machine.spec().backend.is_pvm() {
+        hang::watch(&machine)
+            .map_err(|e| Observation::from_error(Side::Source, "machine.thread", &e))?;
+    }
     Ok(Arc::new(instance))
 }
 
@@ -53,7 +59,7 @@ pub fn receive(
 ) -> Result<Arc<dyn Instance>, Observation> {
     kvm::open().map_err(|e| MachineError::from(e).observed(Side::Destination))?;
     let (events, ends) = GuestEvents::new();
-    let instance = VmInstance::new(dir.name(), dir.migrations().to_owned(), VmState::Incoming);
+    let instance = VmInstance::new(dir, VmState::Incoming);
     instance
         .follow(ends)
         .map_err(|e| Observation::from_error(Side::Destination, "machine.thread", &e))?;
@@ -103,7 +109,7 @@ fn build_and_boot(
         cpus: config.cpus.into(),
         ram: machine.ram(),
         mmio_slots: &build::mmio_slots(disks.len()),
-        generation_id: random_id(),
+        generation_id: generation_id()?,
     };
     let entry = boot::load(&plan)?;
     machine.set_boot_registers(&entry)?;
@@ -114,16 +120,27 @@ fn disk_source(disk: &DiskConfig) -> DiskSource {
     DiskSource {
         id: disk.id.clone(),
         path: disk.path.clone(),
-        access: if disk.readonly { DiskAccess::ReadOnly } else { DiskAccess::ReadWrite },
+        access: if disk.readonly {
+            DiskAccess::ReadOnly
+        } else {
+            DiskAccess::ReadWrite
+        },
         expected_size: None,
     }
 }
 
 /// The path as a destination on the same storage finds it.
 fn absolute(path: &Path) -> String {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).to_string_lossy().into_owned()
+    std::path::absolute(path)
+        .unwrap_or_else(|_| path.to_owned())
+        .to_string_lossy()
+        .into_owned()
 }
 
-fn random_id() -> [u8; 16] {
-    *migration::source::MigrationId::random().as_bytes()
+/// Identity of this run of the guest, for its VM generation id device.
+fn generation_id() -> Result<[u8; 16], MachineError> {
+    let mut id = [0; 16];
+    rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
+        .map_err(|e| MachineError::Build("draw a generation id", e.into()))?;
+    Ok(id)
 }

@@ -4,10 +4,18 @@
 mod build;
 pub mod clock;
 mod console_ports;
+mod destination;
 mod devices;
 mod error;
 mod events;
+mod hang;
+mod incoming;
+mod instance;
+mod launch;
+#[cfg(test)]
+mod moving_tests;
 pub mod power;
+mod source;
 pub mod spec;
 pub mod state;
 #[cfg(test)]
@@ -23,6 +31,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
 pub use build::DiskSource;
 pub use error::MachineError;
 pub use events::GuestEvents;
+pub use launch::{receive, run};
 use power::{PauseReason, PauseReasons};
 use spec::MachineSpec;
 

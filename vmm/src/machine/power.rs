@@ -14,6 +14,8 @@ pub enum PauseReason {
     Migration = 4,
     /// The guest is over.
     Ended = 8,
+    /// Its instruction is being looked at, for a moment.
+    Inspection = 16,
 }
 
 /// The reasons that hold now; transitions are made under its lock.

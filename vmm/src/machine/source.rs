@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use migration::GuestRam;
 use migration::observation::{Observation, Side};
-use migration::vm::{MachineDescription, SourceVm, VmResult};
+use migration::vm::{MachineDescription, RunState, SourceVm, VmResult};
 
 use super::power::PauseReason;
 use super::state::RunStateV1;
@@ -18,7 +18,10 @@ pub(super) struct MachineSource {
 
 impl MachineSource {
     pub(super) fn new(machine: Arc<Machine>, name: &str) -> Self {
-        Self { machine, name: name.to_owned() }
+        Self {
+            machine,
+            name: name.to_owned(),
+        }
     }
 }
 
@@ -31,36 +34,62 @@ impl SourceVm for MachineSource {
         self.machine.spec().describe(&self.name)
     }
 
+    fn run_state(&self) -> RunState {
+        if self.machine.paused_for(PauseReason::User) {
+            RunState::Paused
+        } else {
+            RunState::Running
+        }
+    }
+
     fn ram(&self) -> &GuestRam {
         self.machine.ram()
     }
 
     fn offer_disks(&self) -> VmResult<()> {
-        self.machine.devices().offer_disks().map_err(|e| observed(&e))
+        self.machine
+            .devices()
+            .offer_disks()
+            .map_err(|e| observed(&e))
     }
 
     fn reclaim_disks(&self) -> VmResult<()> {
-        self.machine.devices().reclaim_disks().map_err(|e| observed(&e))
+        self.machine
+            .devices()
+            .reclaim_disks()
+            .map_err(|e| observed(&e))
     }
 
     fn start_dirty_log(&self) -> VmResult<()> {
-        self.machine.set_dirty_log(DirtyLog::On).map_err(|e| observed(&e))
+        self.machine
+            .set_dirty_log(DirtyLog::On)
+            .map_err(|e| observed(&e))
     }
 
     fn stop_dirty_log(&self) -> VmResult<()> {
-        self.machine.set_dirty_log(DirtyLog::Off).map_err(|e| observed(&e))
+        self.machine
+            .set_dirty_log(DirtyLog::Off)
+            .map_err(|e| observed(&e))
     }
 
     fn fetch_dirty(&self, dirty: &mut [Vec<u64>]) -> VmResult<()> {
+        if !self.machine.paused_for(PauseReason::Migration) {
+            // Between two passes, where it costs no downtime.
+            self.machine.devices().flush().map_err(|e| observed(&e))?;
+        }
         self.machine.fetch_dirty(dirty).map_err(|e| observed(&e))
     }
 
     fn clear_dirty(&self, region: usize, first_page: u64, bits: &[u64]) -> VmResult<()> {
-        self.machine.clear_dirty(region, first_page, bits).map_err(|e| observed(&e))
+        self.machine
+            .clear_dirty(region, first_page, bits)
+            .map_err(|e| observed(&e))
     }
 
     fn pause(&self) -> VmResult<()> {
-        self.machine.pause(PauseReason::Migration).map_err(|e| observed(&e))?;
+        self.machine
+            .pause(PauseReason::Migration)
+            .map_err(|e| observed(&e))?;
         if self.machine.ended() {
             let message = "the guest ended while it was being migrated";
             return Err(Observation::new(Side::Source, "guest.ended", message));
@@ -69,14 +98,15 @@ impl SourceVm for MachineSource {
     }
 
     fn resume(&self) -> VmResult<()> {
-        self.machine.resume(PauseReason::Migration).map_err(|e| observed(&e))
+        self.machine
+            .resume(PauseReason::Migration)
+            .map_err(|e| observed(&e))
     }
 
     fn save_state(&self) -> VmResult<Vec<u8>> {
-        let run = if self.machine.paused_for(PauseReason::User) {
-            RunStateV1::Paused
-        } else {
-            RunStateV1::Running
+        let run = match self.run_state() {
+            RunState::Running => RunStateV1::Running,
+            RunState::Paused => RunStateV1::Paused,
         };
         self.machine.save(run).map_err(|e| observed(&e))
     }

@@ -23,7 +23,7 @@ use crate::{cpuid, kvm, memory};
 const COUNTER: u64 = 0x30_0000;
 
 /// 32-bit code: prints `P` on the serial port, then counts at [`COUNTER`] for ever.
-const COUNTING: [u8; 16] = [
+pub(super) const COUNTING: [u8; 16] = [
     0xba, 0xf8, 0x03, 0, 0, 0xb0, b'P', 0xee, 0xff, 0x05, 0, 0, 0x30, 0, 0xeb, 0xf8,
 ];
 
@@ -40,7 +40,7 @@ fn spec(cpus: u32) -> MachineSpec {
     }
 }
 
-fn has_kvm() -> bool {
+pub(super) fn has_kvm() -> bool {
     let opened = kvm::open();
     if let Err(e) = &opened {
         println!("skipped: {e}");
@@ -48,11 +48,10 @@ fn has_kvm() -> bool {
     opened.is_ok()
 }
 
-fn machine(code: &[u8]) -> (Machine, Receiver<GuestEvent>) {
+pub(super) fn machine(code: &[u8]) -> (Machine, Receiver<GuestEvent>) {
     let (events, ends) = GuestEvents::new();
     let console = ConsoleHub::start(ConsoleOutputs::default()).unwrap();
-    let machine =
-        Machine::build(spec(1), &[], DiskClaim::Owner, &console, &events).unwrap();
+    let machine = Machine::build(spec(1), &[], DiskClaim::Owner, &console, &events).unwrap();
     let mut kernel = tempfile::NamedTempFile::new().unwrap();
     kernel.write_all(&pvh_elf(code, 0)).unwrap();
     let plan = BootPlan {
@@ -64,7 +63,9 @@ fn machine(code: &[u8]) -> (Machine, Receiver<GuestEvent>) {
         mmio_slots: &mmio_slots(0),
         generation_id: [7; 16],
     };
-    machine.set_boot_registers(&boot::load(&plan).unwrap()).unwrap();
+    machine
+        .set_boot_registers(&boot::load(&plan).unwrap())
+        .unwrap();
     (machine, ends)
 }
 
@@ -75,7 +76,10 @@ fn count(machine: &Machine) -> u32 {
 fn wait_for_count_beyond(machine: &Machine, seen: u32) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while count(machine) <= seen {
-        assert!(Instant::now() < deadline, "the guest does not count beyond {seen}");
+        assert!(
+            Instant::now() < deadline,
+            "the guest does not count beyond {seen}"
+        );
         std::thread::yield_now();
     }
 }
@@ -114,8 +118,7 @@ fn a_loaded_guest_goes_on_where_it_was_saved() {
         drop(machine);
         let (events, _ends) = GuestEvents::new();
         let console = ConsoleHub::start(ConsoleOutputs::default()).unwrap();
-        machine =
-            Machine::build_on(ram, spec, &[], DiskClaim::Owner, &console, &events).unwrap();
+        machine = Machine::build_on(ram, spec, &[], DiskClaim::Owner, &console, &events).unwrap();
         assert_eq!(machine.load(&saved).unwrap(), RunStateV1::Running);
         let again = machine.save(RunStateV1::Running).unwrap();
         assert_eq!(again.len(), saved.len());
@@ -135,14 +138,23 @@ fn a_write_after_its_page_was_cleared_is_logged_again() {
     wait_for_count_beyond(&machine, 0);
     let pages = (16 << 20) / 4096_usize;
     let page = (COUNTER / 4096) as usize;
-    machine.clear_dirty(0, 0, &vec![u64::MAX; pages / 64]).unwrap();
+    machine
+        .clear_dirty(0, 0, &vec![u64::MAX; pages / 64])
+        .unwrap();
     let seen = count(&machine);
     wait_for_count_beyond(&machine, seen);
     let mut dirty = vec![vec![0_u64; pages / 64]];
     machine.fetch_dirty(&mut dirty).unwrap();
-    assert_ne!(dirty[0][page / 64] & (1 << (page % 64)), 0, "the counter's page is dirty");
+    assert_ne!(
+        dirty[0][page / 64] & (1 << (page % 64)),
+        0,
+        "the counter's page is dirty"
+    );
     let clean = dirty[0].iter().map(|w| w.count_zeros()).sum::<u32>();
-    assert!(clean as usize > pages - 64, "pages that nobody wrote are clean");
+    assert!(
+        clean as usize > pages - 64,
+        "pages that nobody wrote are clean"
+    );
 }
 
 #[test]
@@ -174,8 +186,7 @@ fn a_state_of_another_machine_is_refused() {
     let (events, _ends) = GuestEvents::new();
     let console = ConsoleHub::start(ConsoleOutputs::default()).unwrap();
     let ram = memory::allocate(16 << 20, PageBacking::Small).unwrap();
-    let two =
-        Machine::build_on(ram, spec(2), &[], DiskClaim::Owner, &console, &events).unwrap();
+    let two = Machine::build_on(ram, spec(2), &[], DiskClaim::Owner, &console, &events).unwrap();
     let error = two.load(&saved).unwrap_err().to_string();
     assert!(error.contains("1 vCPUs, not 2"), "{error}");
     for cut in (0..saved.len()).step_by(97) {

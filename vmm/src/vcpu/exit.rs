@@ -35,6 +35,12 @@ pub(super) fn triple_fault(fd: &VcpuFd) -> String {
     refusal::describe_shutdown(rip, KvmBackend::detect())
 }
 
+/// Address and bytes of the instruction at which the vCPU stands.
+pub(super) fn instruction(fd: &VcpuFd, ram: &GuestRam) -> (u64, Vec<u8>) {
+    let rip = fd.get_regs().map_or(0, |regs| regs.rip);
+    (rip, instruction_in_ram(fd, ram, rip))
+}
+
 fn internal_data(fd: &mut VcpuFd) -> (u32, [u64; 16]) {
     let run = fd.get_kvm_run();
     if run.exit_reason != KVM_EXIT_INTERNAL_ERROR {

@@ -119,6 +119,11 @@ impl VcpuSet {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Address and bytes of the instruction at which a parked vCPU stands.
+    pub fn instruction(&self, index: usize, ram: &migration::GuestRam) -> (u64, Vec<u8>) {
+        exit::instruction(&self.fd(index), ram)
+    }
+
     fn kick(&self) {
         for vcpu in &self.vcpus {
             vcpu.immediate_exit.set();

@@ -1,0 +1,433 @@
+//! What can be written on the command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use migration::progress::{TimeoutAction, Verify};
+
+use crate::api::body::LimitsBody;
+use crate::config::{CpuModel, DiskArg, PageBacking, RunOptions, parse_disk_override};
+use crate::instance::VmState;
+use crate::logging::{LogFormat, LogOptions};
+use crate::units::{Address, ByteSize, Rate, Span};
+
+/// Runs virtual machines on KVM and moves them between hosts while they run.
+///
+/// Exit codes: 0 done; 1 failed, the guest runs where it ran; 2 usage; 3 the guest is paused and
+/// needs `migrate --resolve`; 4 cancelled; 5 this host lacks something.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vmm",
+    version,
+    propagate_version = true,
+    disable_help_subcommand = true
+)]
+pub struct Cli {
+    /// Log to standard error; more with -vv and -vvv. VMM_LOG filters by module.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// How log lines look.
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
+    /// Print JSON, one object a line.
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    /// This process was started by `--detach` and announces on standard output.
+    #[arg(long, hide = true)]
+    pub(super) detached_child: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+impl Cli {
+    pub(super) fn log_options(&self) -> LogOptions {
+        LogOptions {
+            verbose: self.verbose,
+            format: self.log_format,
+        }
+    }
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a guest; without a kernel, the embedded probe guest.
+    ///
+    /// In the foreground the serial console is standard input and output; Ctrl-] presses the power
+    /// button, twice ends the guest. SIGTERM and SIGINT do the same.
+    Run(Box<RunArgs>),
+    /// Take in one migrating guest.
+    Receive(ReceiveArgs),
+    /// Move a running guest, or steer a migration that runs.
+    ///
+    /// Ctrl-C cancels the migration, never the guest.
+    Migrate(MigrateArgs),
+    /// List the VMs of this host.
+    List,
+    /// Tell what a VM is doing.
+    Status {
+        /// Name of the VM.
+        name: String,
+    },
+    /// Attach to the serial console; Ctrl-] detaches.
+    Console {
+        /// Name of the VM.
+        name: String,
+    },
+    /// Stop the vCPUs.
+    Pause {
+        /// Name of the VM.
+        name: String,
+    },
+    /// Let a paused VM run.
+    Resume {
+        /// Name of the VM.
+        name: String,
+    },
+    /// Press the power button and wait until the guest has powered off.
+    Stop {
+        /// Name of the VM.
+        name: String,
+        /// End the guest now.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Wait until a VM has ended, or is in a state.
+    Wait {
+        /// Name of the VM.
+        name: String,
+        /// Wait for this state instead of the end.
+        #[arg(long, value_name = "STATE", value_parser = parse_state)]
+        state: Option<VmState>,
+        /// Give up after this time.
+        #[arg(long, value_name = "TIME")]
+        timeout: Option<Span>,
+    },
+    /// A guest, a live migration and its report, on this machine.
+    Demo(DemoArgs),
+    /// Print a completion script.
+    #[command(hide = true)]
+    Completions {
+        /// Shell that reads it.
+        shell: clap_complete::Shell,
+    },
+    /// Write man pages.
+    #[command(hide = true)]
+    Man {
+        /// Folder that they go to.
+        dir: PathBuf,
+    },
+}
+
+/// Options of `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Name of the VM; vm-1, vm-2, … where absent.
+    name: Option<String>,
+    /// Kernel: bzImage, or ELF with a PVH entry.
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Initial RAM disk.
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// Kernel command line.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    cmdline: Option<String>,
+    /// vCPUs, 1 to 16 [default: 1].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
+    cpus: Option<u8>,
+    /// RAM, as in 512MiB [default: 256MiB].
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<ByteSize>,
+    /// Pages that back the RAM: 4k or thp [default: 4k].
+    #[arg(long, value_name = "KIND")]
+    pages: Option<PageBacking>,
+    /// CPU that the guest sees: host.
+    #[arg(long, value_name = "MODEL")]
+    cpu: Option<CpuModel>,
+    /// A raw disk: PATH[,format=raw][,readonly][,id=ID]; may be repeated.
+    #[arg(long = "disk", value_name = "DISK")]
+    disks: Vec<DiskArg>,
+    /// Read what is not said here from a TOML file.
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// Return when the guest runs, and leave it running.
+    #[arg(long)]
+    pub(super) detach: bool,
+}
+
+impl RunArgs {
+    pub(super) fn into_options(self) -> RunOptions {
+        let Self {
+            name,
+            kernel,
+            initrd,
+            cmdline,
+            cpus,
+            memory,
+            pages,
+            cpu,
+            disks,
+            config: _,
+            detach: _,
+        } = self;
+        let memory = memory.map(|size| size.0);
+        RunOptions {
+            name,
+            kernel,
+            initrd,
+            cmdline,
+            cpus,
+            memory,
+            pages,
+            cpu,
+            disks,
+        }
+    }
+}
+
+/// Options of `receive`.
+#[derive(Debug, Args)]
+pub struct ReceiveArgs {
+    /// HOST:PORT (port 0 takes a free one), unix:PATH or fd:N.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) listen: String,
+    /// Name of the VM on this host; incoming-1, incoming-2, … where absent.
+    #[arg(long)]
+    pub(super) name: Option<String>,
+    /// Path on this host of the disk with this id at the source: ID=PATH; may be repeated.
+    #[arg(long = "disk", value_name = "ID=PATH", value_parser = parse_disk_override)]
+    pub(super) disks: Vec<(String, PathBuf)>,
+    /// Return when it listens.
+    #[arg(long)]
+    pub(super) detach: bool,
+}
+
+/// Options of `migrate`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("what").required(true)
+    .args(["to", "cancel", "resolve", "set"]))]
+pub struct MigrateArgs {
+    /// Name of the VM.
+    pub(super) name: String,
+    /// Where to: HOST:PORT or unix:PATH.
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_peer)]
+    pub(super) to: Option<String>,
+    /// Longest that the guest may be stopped.
+    #[arg(long, value_name = "TIME", default_value = "300ms", requires = "to")]
+    pub(super) downtime_limit: Span,
+    /// Most that goes over the wire, as in 500MiB/s [default: unlimited].
+    #[arg(long, value_name = "RATE", requires = "to")]
+    pub(super) bandwidth: Option<Rate>,
+    /// Data connections, 1 to 16 [default: chosen].
+    #[arg(long, value_name = "N", requires = "to",
+        value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(super) streams: Option<u8>,
+    /// Total time before --on-timeout is done.
+    #[arg(long, value_name = "TIME", requires = "to")]
+    pub(super) timeout: Option<Span>,
+    /// What to do then: cancel, or stop the guest and finish.
+    #[arg(long, value_name = "ACTION", default_value = "cancel", requires = "timeout",
+        value_parser = parse_timeout_action)]
+    pub(super) on_timeout: TimeoutAction,
+    /// How memory moves: precopy.
+    #[arg(long, value_name = "MODE", default_value = "precopy", value_parser = parse_mode)]
+    mode: PrecopyOnly,
+    /// How the moved memory is verified: stream, full or off.
+    #[arg(long, value_name = "HOW", default_value = "stream", requires = "to",
+        value_parser = parse_verify)]
+    pub(super) verify: Verify,
+    /// Allow plain TCP beyond this host.
+    #[arg(long, requires = "to")]
+    pub(super) insecure: bool,
+    /// Only say whether it would work.
+    #[arg(long, requires = "to")]
+    pub(super) plan: bool,
+    /// Cancel the migration that runs.
+    #[arg(long)]
+    pub(super) cancel: bool,
+    /// Ask the destination whether it ran the guest, when that is not known.
+    #[arg(long)]
+    pub(super) resolve: bool,
+    /// Change limits of the migration that runs: downtime-limit=TIME,bandwidth=RATE.
+    #[arg(long, value_name = "LIMITS", value_parser = parse_limits)]
+    pub(super) set: Option<LimitsBody>,
+}
+
+/// Options of `demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Only write the probe guest, which boots on other VMMs too, to a file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) export_guest: Option<PathBuf>,
+    /// RAM of the guest.
+    #[arg(long, value_name = "SIZE", default_value = "512MiB")]
+    pub(crate) memory: ByteSize,
+}
+
+/// The one way in which memory moves; asking for another is an error, not a wish.
+#[derive(Debug, Clone, Copy)]
+struct PrecopyOnly;
+
+fn parse_mode(text: &str) -> Result<PrecopyOnly, String> {
+    match text {
+        "precopy" => Ok(PrecopyOnly),
+        _ => Err(format!("mode {text:?} is not supported: only precopy is")),
+    }
+}
+
+fn parse_timeout_action(text: &str) -> Result<TimeoutAction, String> {
+    match text {
+        "cancel" => Ok(TimeoutAction::Cancel),
+        "stop" => Ok(TimeoutAction::Stop),
+        _ => Err(format!("{text:?} is not supported: cancel and stop are")),
+    }
+}
+
+fn parse_verify(text: &str) -> Result<Verify, String> {
+    match text {
+        "stream" => Ok(Verify::Stream),
+        "full" => Ok(Verify::Full),
+        "off" => Ok(Verify::Off),
+        _ => Err(format!(
+            "{text:?} is not supported: stream, full and off are"
+        )),
+    }
+}
+
+fn parse_peer(text: &str) -> Result<String, String> {
+    Address::parse_peer(text)
+        .map(|_| text.to_owned())
+        .map_err(|e| e.to_string())
+}
+
+fn parse_state(text: &str) -> Result<VmState, String> {
+    serde_json::from_value(text.into()).map_err(|_| {
+        "states are incoming, running, paused, handover-unknown, migrated, stopped and failed"
+            .into()
+    })
+}
+
+fn parse_limits(text: &str) -> Result<LimitsBody, String> {
+    let mut limits = LimitsBody::default();
+    for part in text.split(',') {
+        match part.split_once('=') {
+            Some(("downtime-limit", time)) => {
+                let time: Span = time.parse().map_err(|e| format!("downtime-limit: {e}"))?;
+                limits.downtime_limit_ms = Some(milliseconds(time));
+            }
+            Some(("bandwidth", rate)) => {
+                let rate: Rate = rate.parse().map_err(|e| format!("bandwidth: {e}"))?;
+                limits.bandwidth_bytes_per_s = Some(rate.0.unwrap_or(0));
+            }
+            _ => {
+                return Err(format!(
+                    "{part:?} is not a limit: downtime-limit=TIME and bandwidth=RATE are"
+                ));
+            }
+        }
+    }
+    Ok(limits)
+}
+
+/// Whole milliseconds, rounded up: a limit never becomes none by rounding.
+pub(super) fn milliseconds(span: Span) -> u64 {
+    u64::try_from(span.0.as_micros().div_ceil(1000)).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn lines_of_the_contract_are_understood() {
+        for line in [
+            "vmm run",
+            "vmm run a --kernel k --initrd i --cmdline console=ttyS0 --cpus 4 --memory 1GiB",
+            "vmm run a --cpu host --pages thp --disk d.img,readonly,id=x --disk e.img --detach",
+            "vmm run --config f.toml --json",
+            "vmm --json receive --listen 127.0.0.1:0 --name b --disk x=/d.img --detach",
+            "vmm migrate a --to h:1 --downtime-limit 50ms --bandwidth 500MiB/s --streams 4",
+            "vmm migrate a --to unix:/s --timeout 1h --on-timeout stop --mode precopy --verify full",
+            "vmm migrate a --to h:1 --insecure --plan --json",
+            "vmm migrate a --cancel",
+            "vmm migrate a --resolve",
+            "vmm migrate a --set downtime-limit=1s,bandwidth=unlimited",
+            "vmm list --json",
+            "vmm status a",
+            "vmm console a",
+            "vmm pause a",
+            "vmm resume a",
+            "vmm stop a --force",
+            "vmm wait a --state running --timeout 30s",
+            "vmm demo --export-guest f --memory 1GiB",
+            "vmm completions bash",
+            "vmm man d -vv --log-format json",
+        ] {
+            assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
+        }
+    }
+
+    #[test]
+    fn wrong_lines_are_usage_errors() {
+        for line in [
+            "vmm",
+            "vmm fly",
+            "vmm run a b",
+            "vmm run --cpus 0",
+            "vmm run --cpus 17",
+            "vmm run --cpu qemu64",
+            "vmm run --memory lots",
+            "vmm run --net tap=t0",
+            "vmm run --disk d.img,format=qcow2",
+            "vmm receive",
+            "vmm migrate a",
+            "vmm migrate a --to nowhere",
+            "vmm migrate a --to h:0",
+            "vmm migrate a --to h:1 --cancel",
+            "vmm migrate a --to h:1 --mode postcopy",
+            "vmm migrate a --to h:1 --mode hybrid",
+            "vmm migrate a --to h:1 --timeout 1s --on-timeout postcopy",
+            "vmm migrate a --to h:1 --on-timeout stop",
+            "vmm migrate a --to h:1 --streams 17",
+            "vmm migrate a --to h:1 --compress zstd",
+            "vmm migrate a --to h:1 --tls-dir d",
+            "vmm migrate a --cancel --plan",
+            "vmm migrate a --set cpus=4",
+            "vmm migrate a --resume",
+            "vmm stop",
+            "vmm wait a --state asleep",
+        ] {
+            match parse(line) {
+                Ok(_) => panic!("{line} is accepted"),
+                Err(e) => assert_eq!(e.exit_code(), 2, "{line}"),
+            }
+        }
+    }
+
+    #[test]
+    fn limits_are_read_in_their_units() {
+        let limits = parse_limits("downtime-limit=1.5s,bandwidth=10MB/s").unwrap();
+        assert_eq!(limits.downtime_limit_ms, Some(1500));
+        assert_eq!(limits.bandwidth_bytes_per_s, Some(10_000_000));
+        let limits = parse_limits("bandwidth=unlimited").unwrap();
+        assert_eq!(limits.bandwidth_bytes_per_s, Some(0));
+        assert_eq!(
+            parse_limits("downtime-limit=1us")
+                .unwrap()
+                .downtime_limit_ms,
+            Some(1)
+        );
+    }
+}

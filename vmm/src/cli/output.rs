@@ -1,0 +1,116 @@
+//! What the command line prints: lines for people, or one JSON object a line.
+
+use std::io::{self, Write};
+
+use migration::observation::{Observation, Side};
+use serde::Serialize;
+
+use super::exit::exit_of;
+
+/// The two audiences.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Output {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Output {
+    pub fn new(json: bool) -> Self {
+        if json { Self::Json } else { Self::Text }
+    }
+
+    pub fn is_json(self) -> bool {
+        self == Self::Json
+    }
+
+    /// Prints an object to programs; a reader that is gone is no error.
+    pub fn object(self, object: &impl Serialize) {
+        if self.is_json()
+            && let Ok(line) = serde_json::to_string(object)
+        {
+            let _ = writeln!(io::stdout(), "{line}");
+        }
+    }
+
+    /// Prints a line to people.
+    pub fn line(self, line: impl AsRef<str>) {
+        if !self.is_json() {
+            let _ = writeln!(io::stdout(), "{}", line.as_ref());
+        }
+    }
+
+    /// Prints one object to programs, or one line to people.
+    pub fn either(self, object: &impl Serialize, line: impl AsRef<str>) {
+        self.object(object);
+        self.line(line);
+    }
+
+    /// Says why it did not work: always on standard error, to programs on standard output too.
+    pub fn error(self, observation: &Observation) {
+        self.object(&serde_json::json!({
+            "error": observation,
+            "exit_code": exit_of(observation) as u8,
+        }));
+        let _ = write!(io::stderr(), "vmm: {}", explain(observation));
+    }
+}
+
+/// An observation and what explains it, one line each, with the side that saw it where that changes.
+pub(crate) fn explain(observation: &Observation) -> String {
+    let mut text = String::new();
+    explain_into(&mut text, observation, 0, observation.side);
+    text
+}
+
+fn explain_into(text: &mut String, observation: &Observation, depth: usize, told: Side) {
+    if depth > 0 {
+        text.push_str(&"  ".repeat(depth.min(8)));
+        text.push_str("because ");
+    }
+    if observation.side != told {
+        text.push_str(match observation.side {
+            Side::Source => "at the source ",
+            Side::Destination => "at the destination ",
+            Side::Client => "here ",
+        });
+    }
+    // What a peer or a guest wrote must not steer the terminal.
+    text.extend(
+        observation
+            .message
+            .chars()
+            .map(|c| if c.is_control() { ' ' } else { c }),
+    );
+    match &observation.phase {
+        Some(phase) if depth == 0 => {
+            text.push_str(&format!(" (in phase {phase}) [{}]", observation.id))
+        }
+        _ => text.push_str(&format!(" [{}]", observation.id)),
+    }
+    text.push('\n');
+    if depth < 32 {
+        for cause in &observation.causes {
+            explain_into(text, cause, depth + 1, observation.side);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_chain_names_sides_and_cannot_steer_a_terminal() {
+        let root = Observation::new(Side::Destination, "disk.open", "open \u{1b}[2J/d");
+        let top = Observation::new(Side::Source, "migration.refused", "refused")
+            .in_phase("prepare")
+            .caused_by(root);
+        assert_eq!(
+            explain(&top),
+            "refused (in phase prepare) [migration.refused]\n  because at the destination open  \
+             [2J/d [disk.open]\n"
+        );
+    }
+}

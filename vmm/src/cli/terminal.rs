@@ -1,0 +1,81 @@
+//! The terminal as the guest's console: raw input, and the key that leaves it.
+
+use std::io::{self, Read};
+
+use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetpgrp, tcsetattr};
+
+/// Ctrl-], which never reaches the guest.
+pub(super) const ESCAPE: u8 = 0x1d;
+
+/// Standard input in raw mode; as it was before once this is dropped.
+pub(super) struct RawTerminal {
+    before: Termios,
+}
+
+impl RawTerminal {
+    /// Makes the terminal raw; `None` when standard input is none, or belongs to somebody else now.
+    pub fn enter() -> Option<Self> {
+        let stdin = io::stdin();
+        if !owns_terminal() {
+            return None;
+        }
+        let before = tcgetattr(&stdin).ok()?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        // Lines of a guest that sends bare newlines still begin at the left.
+        raw.output_modes = before.output_modes;
+        tcsetattr(&stdin, OptionalActions::Now, &raw).ok()?;
+        Some(Self { before })
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
+    }
+}
+
+/// Whether standard input may be read without being stopped for it.
+pub(super) fn may_read() -> bool {
+    !isatty(io::stdin()) || owns_terminal()
+}
+
+fn owns_terminal() -> bool {
+    isatty(io::stdin()) && tcgetpgrp(io::stdin()).is_ok_and(|g| g == rustix::process::getpgrp())
+}
+
+/// What was typed.
+pub(super) enum Keys<'a> {
+    /// Bytes for the guest.
+    Bytes(&'a [u8]),
+    /// The key that leaves the console.
+    Escape,
+}
+
+/// Hands on standard input until it ends or `take` says so by `false`.
+pub(super) fn read_keys(terminal: bool, mut take: impl FnMut(Keys<'_>) -> bool) {
+    let mut buffer = [0; 1024];
+    loop {
+        let n = match io::stdin().lock().read(&mut buffer) {
+            Ok(0) => return,
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(_) => return,
+        };
+        let mut rest = &buffer[..n];
+        while !rest.is_empty() {
+            let escape = rest.iter().position(|b| terminal && *b == ESCAPE);
+            let (keys, after) = rest.split_at(escape.unwrap_or(rest.len()));
+            if !keys.is_empty() && !take(Keys::Bytes(keys)) {
+                return;
+            }
+            rest = after;
+            if escape.is_some() {
+                rest = &rest[1..];
+                if !take(Keys::Escape) {
+                    return;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The thread of `vmm receive`: takes in one guest, then answers for it.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::thread;
+
+use migration::Outcome;
+use migration::address::Address;
+use migration::control::Control;
+use migration::destination::{self, Options};
+use migration::journal::FileJournal;
+use migration::observation::{Observation, Side};
+use migration::transport::Listen;
+use migration::transport::socket::SocketListen;
+
+use super::destination::{Arrival, MachineDestination, Naming};
+use super::events::GuestEvents;
+use super::instance::VmInstance;
+use crate::config::ReceiveConfig;
+use crate::console::ConsoleHub;
+use crate::instance::VmState;
+use crate::runtime_dir::VmDir;
+
+/// Listens as configured and takes in one guest on a thread of its own.
+///
+/// After a failure before commit nothing is left and the VM ends as `failed`; a source that only
+/// asked, or a connection that is no migration, leaves it listening. Once the guest is here, the
+/// thread goes on answering whether it ran, for a source that lost the answer.
+///
+/// # Errors
+/// When the address cannot be listened at.
+pub(super) fn listen(
+    config: &ReceiveConfig,
+    dir: &VmDir,
+    console: &ConsoleHub,
+    instance: &Arc<VmInstance>,
+    events: GuestEvents,
+) -> Result<(), Observation> {
+    let refused =
+        |id: &str, e: &dyn std::error::Error| Observation::from_error(Side::Destination, id, e);
+    let address: Address = config.listen.parse().map_err(|e| {
+        let e: migration::address::AddressError = e;
+        refused("usage.address", &e)
+    })?;
+    let listener = SocketListen::bind(&address).map_err(|e| {
+        Observation::new(
+            Side::Destination,
+            "receive.listen",
+            format!("cannot listen at {address}"),
+        )
+        .caused_by(refused("receive.listen", &e))
+    })?;
+    let journal =
+        FileJournal::open(dir.migrations()).map_err(|e| refused("migration.journal", &e))?;
+    instance.listens_at(listener.address());
+    let control = Control::new();
+    instance.takes_in(control.clone());
+
+    let arrival = Arrival {
+        overrides: config.disks.clone(),
+        naming: if config.name.is_some() {
+            Naming::Given
+        } else {
+            Naming::AsAtSource
+        },
+        dir: dir.clone(),
+        console: console.clone(),
+        events,
+    };
+    let instance = instance.clone();
+    thread::Builder::new()
+        .name("incoming".into())
+        .spawn(move || take_in(&listener, arrival, &control, &journal, &instance))
+        .map_err(|e| refused("machine.thread", &e))?;
+    Ok(())
+}
+
+fn take_in(
+    listener: &SocketListen,
+    arrival: Arrival,
+    control: &Control,
+    journal: &FileJournal,
+    instance: &Arc<VmInstance>,
+) {
+    let started = instance.clone();
+    let mut vm = MachineDestination::new(arrival, Box::new(move |machine| started.holds(machine)));
+    let outcome = destination::receive(listener, &mut vm, &Options::default(), control, journal);
+    drop(vm);
+    match outcome {
+        Outcome::Completed(_) => {
+            let never = AtomicBool::new(false);
+            if let Err(e) = destination::answer_resolve(listener, journal, &never) {
+                tracing::warn!(error = %e, "no longer answering whether the guest ran");
+            }
+        }
+        Outcome::Cancelled(_) | Outcome::Planned(_) => instance.end(VmState::Stopped, None),
+        Outcome::Failed(report) | Outcome::HandoverUnknown(report) => {
+            instance.end(VmState::Failed, report.error);
+        }
+    }
+}

@@ -6,6 +6,7 @@ pub mod blackbox;
 pub mod eventually;
 pub mod host;
 pub mod nested;
+pub mod probe;
 pub mod process;
 pub mod skip;
 pub mod target;

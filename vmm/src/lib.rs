@@ -12,6 +12,7 @@ pub mod kvm;
 pub mod logging;
 pub mod machine;
 pub mod memory;
+pub mod probe;
 pub mod rotating_file;
 pub mod runtime_dir;
 pub mod snapshot;

@@ -34,7 +34,7 @@ impl Launcher for Machines {
     }
 
     fn probe_guest(&self) -> &[u8] {
-        &[]
+        vmm::probe::PROBE_GUEST
     }
 }
 

@@ -241,7 +241,8 @@ impl<'a> Run<'a> {
             }
             let slice = left.min(Duration::from_millis(100));
             match link.session.next(&link.notes, slice)? {
-                Some(Note::Message(Message::PassPlaced(_))) | None => {}
+                None => link.session.check_data()?,
+                Some(Note::Message(Message::PassPlaced(_))) => {}
                 Some(Note::Message(message)) => return Ok(message),
                 Some(_) => {}
             }

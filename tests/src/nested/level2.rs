@@ -19,7 +19,7 @@ const MODULES: &[&str] = &["virtio_mmio", "virtio_blk", "button", "evdev"];
 pub const CMDLINE: &str = "console=ttyS0 quiet panic=-1";
 
 /// Size of the disk; sparse.
-pub const DISK_SIZE: &str = "96M";
+pub const DISK_SIZE: &str = "160M";
 
 /// Archive that the guest's kernel unpacks and starts from.
 ///

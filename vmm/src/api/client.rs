@@ -4,7 +4,7 @@ use std::io;
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use migration::observation::{Observation, Side};
 use migration::progress::Event;
@@ -19,6 +19,14 @@ use crate::runtime_dir::{Entry, RuntimeDir};
 const ANSWER_LIMIT: usize = 4 << 20;
 /// Bytes of one event.
 const EVENT_LIMIT: usize = 1 << 20;
+
+const JSON: &str = "application/json";
+const NDJSON: &str = "application/x-ndjson";
+
+fn json(body: &impl Serialize) -> Result<Vec<u8>, Observation> {
+    serde_json::to_vec(body)
+        .map_err(|e| Observation::new(Side::Client, "usage.body", e.to_string()))
+}
 
 /// Talks to one VM; every request has a connection of its own.
 #[derive(Debug, Clone)]
@@ -49,6 +57,7 @@ impl Client {
         method: Method,
         path: &str,
         body: Vec<u8>,
+        accept: &str,
     ) -> Result<Response<Incoming>, Observation> {
         let stream = self.connect()?;
         let broken = |e: hyper::Error| unreachable_vm(&self.name, e);
@@ -60,7 +69,8 @@ impl Client {
             .method(method)
             .uri(path)
             .header("host", "vmm")
-            .header("content-type", "application/json")
+            .header("content-type", JSON)
+            .header("accept", accept)
             .body(Full::new(Bytes::from(body)))
             .map_err(|e| unreachable_vm(&self.name, e))?;
         let response = sender.send_request(request).await.map_err(broken)?;
@@ -118,13 +128,10 @@ impl Client {
         &self,
         method: Method,
         path: &str,
-        body: Option<&(impl Serialize + Sync)>,
+        body: Option<&impl Serialize>,
     ) -> Result<T, Observation> {
-        let body = body
-            .map(serde_json::to_vec)
-            .transpose()
-            .map_err(|e| Observation::new(Side::Client, "usage.body", e.to_string()))?;
-        let response = self.send(method, path, body.unwrap_or_default()).await?;
+        let body = body.map(json).transpose()?.unwrap_or_default();
+        let response = self.send(method, path, body, JSON).await?;
         self.read(response).await
     }
 
@@ -221,15 +228,28 @@ impl Client {
     /// # Errors
     /// As for [`Client::status`].
     pub async fn events(&self) -> Result<Events, Observation> {
+        let path = "/vm/migration/events";
+        let response = self.send(Method::GET, path, Vec::new(), NDJSON).await?;
+        Ok(self.events_of(response))
+    }
+
+    /// `POST /vm/migration`, answered by the migration's events.
+    ///
+    /// # Errors
+    /// As for [`Client::status`].
+    pub async fn migrate_and_follow(&self, body: &MigrateBody) -> Result<Events, Observation> {
         let response = self
-            .send(Method::GET, "/vm/migration/events", Vec::new())
+            .send(Method::POST, "/vm/migration", json(body)?, NDJSON)
             .await?;
-        debug_assert_eq!(response.status(), StatusCode::OK);
-        Ok(Events {
+        Ok(self.events_of(response))
+    }
+
+    fn events_of(&self, response: Response<Incoming>) -> Events {
+        Events {
             name: self.name.clone(),
             body: response.into_body(),
             read: Vec::new(),
-        })
+        }
     }
 }
 

@@ -56,9 +56,11 @@ fn stop() {}
 #[expect(dead_code, reason = "describes the endpoint")]
 fn wait() {}
 
-/// Begins a migration; its events tell the rest.
+/// Begins a migration; its events tell the rest. With `accept: application/x-ndjson` they are the
+/// answer.
 #[utoipa::path(post, path = "/vm/migration", request_body = MigrateBody, responses(
-    (status = 202, body = MigrationStarted), (status = 400, body = Observation),
+    (status = 202, body = MigrationStarted),
+    (status = 200, body = Event, content_type = "application/x-ndjson"), (status = 400, body = Observation),
     (status = 409, body = Observation)))]
 #[expect(dead_code, reason = "describes the endpoint")]
 fn migrate() {}

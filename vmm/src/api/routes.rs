@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, patch, post};
 use axum::{Json, Router};
@@ -22,6 +22,8 @@ use super::body::{
 use super::error::ApiError;
 use crate::instance::{Instance, StopMode, VmState, VmStatus};
 
+/// One JSON object a line.
+const NDJSON: &str = "application/x-ndjson";
 /// Bytes of a request's body.
 const BODY_LIMIT: usize = 64 << 10;
 /// Requests at once that wait for something; others are short.
@@ -142,8 +144,9 @@ async fn wait(
 
 async fn migrate(
     State(vm): State<Vm>,
+    headers: HeaderMap,
     bytes: Result<Bytes, BytesRejection>,
-) -> Result<(StatusCode, Json<MigrationStarted>), ApiError> {
+) -> Result<Response, ApiError> {
     let request: MigrateBody = body(bytes)?;
     if request.streams.is_some_and(|n| !(1..=16).contains(&n)) {
         return Err(ApiError::new(
@@ -151,12 +154,25 @@ async fn migrate(
             "1 to 16 streams are supported",
         ));
     }
+    let accept = headers
+        .get(header::ACCEPT)
+        .and_then(|accept| accept.to_str().ok());
+    let follow = accept.is_some_and(|accept| accept.contains(NDJSON));
+    let permit = if follow { Some(vm.waiter()?) } else { None };
     let id = vm.call(move |vm| vm.migrate(request.into())).await??;
-    Ok((StatusCode::ACCEPTED, Json(MigrationStarted { id })))
+    match permit {
+        // A migration may be over, and this process about to end, before a second request is made.
+        Some(permit) => stream_events(&vm, permit).await,
+        None => Ok((StatusCode::ACCEPTED, Json(MigrationStarted { id })).into_response()),
+    }
 }
 
 async fn events(State(vm): State<Vm>) -> Result<Response, ApiError> {
     let permit = vm.waiter()?;
+    stream_events(&vm, permit).await
+}
+
+async fn stream_events(vm: &Vm, permit: OwnedSemaphorePermit) -> Result<Response, ApiError> {
     let events = vm
         .call(|vm| vm.migration_events())
         .await?
@@ -181,7 +197,7 @@ async fn events(State(vm): State<Vm>) -> Result<Response, ApiError> {
         }
     });
     let body = Body::from_stream(ReceiverStream::new(stream));
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+    Ok(([(header::CONTENT_TYPE, NDJSON)], body).into_response())
 }
 
 async fn cancel(State(vm): State<Vm>) -> Result<(StatusCode, Json<Accepted>), ApiError> {

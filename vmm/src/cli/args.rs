@@ -204,6 +204,9 @@ pub struct ReceiveArgs {
     pub(super) detach: bool,
 }
 
+/// Options that steer a migration instead of beginning one.
+const STEERING: [&str; 3] = ["cancel", "resolve", "set"];
+
 /// Options of `migrate`.
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("what").required(true)
@@ -215,34 +218,35 @@ pub struct MigrateArgs {
     #[arg(long, value_name = "ADDRESS", value_parser = parse_peer)]
     pub(super) to: Option<String>,
     /// Longest that the guest may be stopped.
-    #[arg(long, value_name = "TIME", default_value = "300ms", requires = "to")]
+    #[arg(long, value_name = "TIME", default_value = "300ms", conflicts_with_all = STEERING)]
     pub(super) downtime_limit: Span,
     /// Most that goes over the wire, as in 500MiB/s [default: unlimited].
-    #[arg(long, value_name = "RATE", requires = "to")]
+    #[arg(long, value_name = "RATE", conflicts_with_all = STEERING)]
     pub(super) bandwidth: Option<Rate>,
     /// Data connections, 1 to 16 [default: chosen].
-    #[arg(long, value_name = "N", requires = "to",
+    #[arg(long, value_name = "N", conflicts_with_all = STEERING,
         value_parser = clap::value_parser!(u8).range(1..=16))]
     pub(super) streams: Option<u8>,
     /// Total time before --on-timeout is done.
-    #[arg(long, value_name = "TIME", requires = "to")]
+    #[arg(long, value_name = "TIME", conflicts_with_all = STEERING)]
     pub(super) timeout: Option<Span>,
     /// What to do then: cancel, or stop the guest and finish.
     #[arg(long, value_name = "ACTION", default_value = "cancel", requires = "timeout",
         value_parser = parse_timeout_action)]
     pub(super) on_timeout: TimeoutAction,
     /// How memory moves: precopy.
-    #[arg(long, value_name = "MODE", default_value = "precopy", value_parser = parse_mode)]
+    #[arg(long, value_name = "MODE", default_value = "precopy", value_parser = parse_mode,
+        conflicts_with_all = STEERING)]
     mode: PrecopyOnly,
     /// How the moved memory is verified: stream, full or off.
-    #[arg(long, value_name = "HOW", default_value = "stream", requires = "to",
+    #[arg(long, value_name = "HOW", default_value = "stream", conflicts_with_all = STEERING,
         value_parser = parse_verify)]
     pub(super) verify: Verify,
     /// Allow plain TCP beyond this host.
-    #[arg(long, requires = "to")]
+    #[arg(long, conflicts_with_all = STEERING)]
     pub(super) insecure: bool,
     /// Only say whether it would work.
-    #[arg(long, requires = "to")]
+    #[arg(long, conflicts_with_all = STEERING)]
     pub(super) plan: bool,
     /// Cancel the migration that runs.
     #[arg(long)]

@@ -39,7 +39,7 @@ pub fn exit_of(observation: &Observation) -> Exit {
 }
 
 /// How the process ends after a migration.
-pub(super) fn exit_of_report(report: &Report) -> Exit {
+pub(crate) fn exit_of_report(report: &Report) -> Exit {
     match report.status.as_str() {
         "completed" => Exit::Done,
         "cancelled" => Exit::Cancelled,

@@ -57,8 +57,7 @@ pub(super) fn run(
     let end = block_on(async {
         let mut interrupts =
             await_interrupt().map_err(|e| local("host.resources", format!("hear signals: {e}")))?;
-        client.migrate(&body).await?;
-        let mut events = client.events().await?;
+        let mut events = client.migrate_and_follow(&body).await?;
         loop {
             tokio::select! {
                 event = events.next() => match event? {

@@ -32,10 +32,10 @@ use crate::runtime_dir::{RuntimeDir, VmDir};
 
 pub(crate) use args::DemoArgs;
 pub use args::{Cli, Command};
-pub(crate) use exit::local;
 pub use exit::{Exit, exit_of};
+pub(crate) use exit::{exit_of_report, local};
 pub(crate) use output::Output;
-pub(crate) use progress::{Progress, await_interrupt};
+pub(crate) use progress::{Interrupts, Progress, await_interrupt};
 pub(crate) use report::downtime_parts;
 
 /// Builds machines for the command line.

@@ -1,15 +1,181 @@
-//! `vmm demo`.
-use crate::cli::{DemoArgs, Exit, Launcher, Output};
+//! `vmm demo`: two hosts on this machine, a busy guest, and its move from one to the other.
+
+mod guest;
+mod hosts;
+mod summary;
+
+use std::path::Path;
+use std::time::Duration;
+
 use migration::observation::Observation;
+use migration::progress::{Event, Report};
+
+use crate::api::body::MigrateBody;
+use crate::cli::{DemoArgs, Exit, Launcher, Output, Progress, block_on, exit_of_report, local};
+use crate::cli::{Interrupts, await_interrupt};
+use crate::units::ByteSize;
+use guest::Guest;
+use hosts::Hosts;
+use summary::Summary;
+
+/// Least RAM that holds what the guest is asked to do.
+const LEAST_MEMORY: u64 = 64 << 20;
+/// Pages that the guest dirties per second.
+const DIRTY_RATE: u32 = 2000;
+/// Pages of the working set that it dirties.
+const DIRTY_SET: ByteSize = ByteSize(16 << 20);
+/// Memory whose every page the guest keeps checking.
+const LEDGER: ByteSize = ByteSize(8 << 20);
+/// What of the RAM stays untouched: it need not travel.
+const UNTOUCHED_SHARE: u64 = 4;
+/// Budget for the time in which the guest is stopped.
+const DOWNTIME_LIMIT_MS: u64 = 50;
+/// Longest that the guest may take to fill its memory.
+const FILL_LIMIT: Duration = Duration::from_secs(120);
+/// Longest that it may take to verify its ledger once more after the move.
+const VERIFY_LIMIT: Duration = Duration::from_secs(30);
+
+/// Name of the guest on both hosts.
+const NAME: &str = "demo";
+
+/// Runs the demo and removes all that it made.
 pub(crate) fn run(
     args: &DemoArgs,
-    _output: Output,
+    output: Output,
     launcher: &dyn Launcher,
 ) -> Result<Exit, Observation> {
     if let Some(path) = &args.export_guest {
-        std::fs::write(path, launcher.probe_guest()).map_err(|e| {
-            crate::cli::local("demo.export", format!("write {}: {e}", path.display()))
-        })?;
+        return export(path, output, launcher);
     }
+    let memory = args.memory.0;
+    if memory < LEAST_MEMORY || !memory.is_multiple_of(1 << 20) {
+        let least = ByteSize(LEAST_MEMORY);
+        let message = format!("the demo needs whole MiB of memory, {least} or more");
+        return Err(local("usage.memory", message));
+    }
+    let hosts = Hosts::new()?;
+    block_on(async {
+        let mut interrupts =
+            await_interrupt().map_err(|e| local("host.resources", format!("hear signals: {e}")))?;
+        let shown = tokio::select! {
+            shown = show(args.memory, &hosts, output) => shown,
+            () = interrupts.next() => {
+                if !output.is_json() {
+                    eprintln!("\nvmm: interrupted; removing both guests");
+                }
+                Ok(Exit::Cancelled)
+            }
+        };
+        clean(&hosts, &mut interrupts).await;
+        shown
+    })
+}
+
+fn export(path: &Path, output: Output, launcher: &dyn Launcher) -> Result<Exit, Observation> {
+    let image = launcher.probe_guest();
+    std::fs::write(path, image)
+        .map_err(|e| local("demo.export", format!("write {}: {e}", path.display())))?;
+    output.either(
+        &serde_json::json!({ "guest": path, "bytes": image.len() }),
+        format!("{}: a PVH guest of {} bytes", path.display(), image.len()),
+    );
     Ok(Exit::Done)
+}
+
+async fn clean(hosts: &Hosts, interrupts: &mut Interrupts) {
+    tokio::select! {
+        () = hosts.clean() => {}
+        // Impatience: what is left then is named by the last words of `Hosts`.
+        () = interrupts.next() => {}
+    }
+}
+
+async fn show(memory: ByteSize, hosts: &Hosts, output: Output) -> Result<Exit, Observation> {
+    let fill = ByteSize((memory.0 - memory.0 / UNTOUCHED_SHARE) >> 20 << 20);
+    output.line(format!(
+        "starting a guest with {memory}: {fill} random, {DIRTY_RATE} pages dirtied per second"
+    ));
+    let cmdline = format!(
+        "fill=random fill_size={fill} ledger={LEDGER} dirty_rate={DIRTY_RATE} \
+         dirty_set={DIRTY_SET} tick_ms=50"
+    );
+    let memory_text = memory.to_string();
+    hosts
+        .source
+        .command(&[
+            "run",
+            NAME,
+            "--detach",
+            "--memory",
+            &memory_text,
+            "--cmdline",
+            &cmdline,
+        ])
+        .await?;
+    let source = Guest::new(&hosts.source, NAME);
+    let ready = source.ready(FILL_LIMIT).await?;
+    source.ticks(2, VERIFY_LIMIT).await?;
+    output.line(format!(
+        "guest is ready after {} ms; a second host listens",
+        ready.up_ms
+    ));
+
+    let status = hosts
+        .destination
+        .command(&[
+            "receive",
+            "--listen",
+            "127.0.0.1:0",
+            "--name",
+            NAME,
+            "--detach",
+        ])
+        .await?;
+    let to = status
+        .listen
+        .ok_or_else(|| local("demo.listen", "receive tells no address"))?;
+
+    // From here on the guest's own clock counts: its largest gap is the downtime that it saw.
+    source.forget_gap()?;
+    source.ticks(1, VERIFY_LIMIT).await?;
+    output.line(format!("moving it to {to}"));
+    let report = migrate(hosts, &to, output).await?;
+    if report.status != "completed" {
+        return Err(report
+            .error
+            .clone()
+            .unwrap_or_else(|| local("demo.migration", format!("it ended as {}", report.status))));
+    }
+    let destination = Guest::new(&hosts.destination, NAME);
+    let after = destination.verified_again(VERIFY_LIMIT).await?;
+    let summary = Summary {
+        report: &report,
+        guest: after,
+    };
+    summary.print(output);
+    if summary.is_sound() {
+        Ok(exit_of_report(&report))
+    } else {
+        Ok(Exit::Failed)
+    }
+}
+
+async fn migrate(hosts: &Hosts, to: &str, output: Output) -> Result<Report, Observation> {
+    let body: MigrateBody = serde_json::from_value(serde_json::json!({
+        "to": to,
+        "downtime_limit_ms": DOWNTIME_LIMIT_MS,
+    }))
+    .map_err(|e| local("demo.migration", e.to_string()))?;
+    let mut progress = Progress::new(output);
+    let mut events = hosts.source.client(NAME).migrate_and_follow(&body).await?;
+    while let Some(event) = events.next().await? {
+        progress.show(&event);
+        if let Event::Completed(report) | Event::Failed(report) | Event::Cancelled(report) = event {
+            return Ok(report);
+        }
+    }
+    Err(local(
+        "demo.migration",
+        "the source ended before it told how the migration ended",
+    ))
 }

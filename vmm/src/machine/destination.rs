@@ -105,15 +105,15 @@ impl DestinationVm for MachineDestination {
             ));
         }
         let have = cpuid::supported(&kvm).map_err(|e| observed(&e.into()))?;
-        let missing = cpuid::missing(&spec.cpuid[0], &have);
-        if !missing.is_empty() {
-            return Err(refuse(
-                "negotiate.cpu",
-                format!(
-                    "this host's CPU lacks what the guest may use: {}",
-                    missing.join(", ")
-                ),
-            ));
+        for leaves in &spec.cpuid {
+            let missing = cpuid::missing(leaves, &have);
+            if !missing.is_empty() {
+                let message = "this host's CPU lacks what the guest may use";
+                return Err(refuse(
+                    "negotiate.cpu",
+                    format!("{message}: {}", missing.join(", ")),
+                ));
+            }
         }
         if let Some((id, _)) = self
             .arrival

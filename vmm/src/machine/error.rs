@@ -25,6 +25,9 @@ pub enum MachineError {
     /// The kernel cannot be booted.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// This host's KVM cannot run such a kernel.
+    #[error("{0}")]
+    Unfit(String),
     /// CPUID cannot be made.
     #[error(transparent)]
     Cpuid(#[from] CpuidError),
@@ -93,6 +96,7 @@ impl MachineError {
             Self::Kvm(e) => e.id(),
             Self::Memory(_) => "machine.memory",
             Self::Boot(_) => "boot.kernel",
+            Self::Unfit(_) => "guest.not-runnable",
             Self::Cpuid(_) => "machine.cpuid",
             Self::Build(..) => "machine.build",
             Self::Disk { .. } => "disk.open",

@@ -12,13 +12,13 @@ use super::power::PauseReason;
 use super::spec::{DiskAccess, DiskSpec, MachineSpec};
 use super::{Machine, MachineError};
 use super::{hang, incoming};
-use crate::boot::refusal::KvmBackend;
+use crate::boot::refusal::{self, KvmBackend};
 use crate::boot::{self, BootPlan, KernelSource};
 use crate::config::{DiskConfig, ReceiveConfig, RunConfig};
 use crate::console::ConsoleHub;
 use crate::instance::{Instance, VmState};
+use crate::probe::PROBE_GUEST;
 use crate::runtime_dir::VmDir;
-const PROBE_GUEST: &[u8] = &[];
 use crate::{cpuid, kvm};
 
 /// Boots a guest as configured; it runs when this returns.
@@ -112,6 +112,9 @@ fn build_and_boot(
         generation_id: generation_id()?,
     };
     let entry = boot::load(&plan)?;
+    if let Some(why) = refusal::refuse_before_start(&entry, machine.spec().backend) {
+        return Err(MachineError::Unfit(why));
+    }
     machine.set_boot_registers(&entry)?;
     Ok(machine)
 }

@@ -1,0 +1,127 @@
+//! virtio-mmio (version 2) with one split queue in use, polled.
+
+use core::sync::atomic::{Ordering, fence};
+
+use crate::clock::{peek, poke};
+
+/// Descriptors in a queue.
+const SIZE: u16 = 4;
+
+pub const BLOCK: u32 = 2;
+pub const CONSOLE: u32 = 3;
+pub const RNG: u32 = 4;
+
+#[repr(C, align(4096))]
+pub struct QueueMemory {
+    bytes: [u8; 4096],
+}
+
+impl QueueMemory {
+    pub const NEW: Self = Self { bytes: [0; 4096] };
+}
+
+/// One buffer of a request.
+#[derive(Clone, Copy)]
+pub struct Buffer {
+    pub address: u64,
+    pub len: u32,
+    pub device_writes: bool,
+}
+
+/// A device with one queue of which one request at a time is used.
+pub struct Device {
+    base: u64,
+    queue: u32,
+    memory: u64,
+    submitted: u16,
+}
+
+/// Device type behind a window; `None` when there is none that we can drive.
+pub fn probe(base: u64) -> Option<u32> {
+    let ours = peek::<u32>(base) == 0x7472_6976 && peek::<u32>(base + 4) == 2;
+    ours.then(|| peek::<u32>(base + 8)).filter(|&id| id != 0)
+}
+
+impl Device {
+    /// Brings the device up with VERSION_1 and those of `features` (of the low 32) that it offers.
+    /// `None` when it refuses.
+    pub fn new(base: u64, queue: u32, memory: *mut QueueMemory, features: u32) -> Option<Self> {
+        let memory = memory as u64;
+        let status = |value: u32| poke(base + 0x70, value);
+        status(0);
+        while peek::<u32>(base + 0x70) != 0 {}
+        status(1);
+        status(3);
+        poke(base + 0x14, 1u32);
+        if peek::<u32>(base + 0x10) & 1 == 0 {
+            return None;
+        }
+        poke(base + 0x14, 0u32);
+        let features = peek::<u32>(base + 0x10) & features;
+        poke(base + 0x24, 0u32);
+        poke(base + 0x20, features);
+        poke(base + 0x24, 1u32);
+        poke(base + 0x20, 1u32);
+        status(0xb);
+        if peek::<u32>(base + 0x70) & 8 == 0 {
+            return None;
+        }
+        poke(base + 0x30, queue);
+        if peek::<u32>(base + 0x34) < u32::from(SIZE) {
+            return None;
+        }
+        poke(base + 0x38, u32::from(SIZE));
+        for (register, address) in [(0x80, memory), (0x90, memory + 1024), (0xa0, memory + 2048)] {
+            poke(base + register, address as u32);
+            poke(base + register + 4, (address >> 32) as u32);
+        }
+        // We poll: no interrupts (VIRTQ_AVAIL_F_NO_INTERRUPT).
+        poke(memory + 1024, 1u16);
+        poke(base + 0x44, 1u32);
+        status(0xf);
+        Some(Self {
+            base,
+            queue,
+            memory,
+            submitted: 0,
+        })
+    }
+
+    /// A 64-bit field of the configuration space.
+    pub fn config_u64(&self, offset: u64) -> u64 {
+        let at = self.base + 0x100 + offset;
+        u64::from(peek::<u32>(at)) | u64::from(peek::<u32>(at + 4)) << 32
+    }
+
+    /// Hands over a request of at most four buffers; only when none is under way.
+    pub fn submit(&mut self, buffers: &[Buffer]) {
+        for (i, buffer) in buffers.iter().enumerate() {
+            let descriptor = self.memory + i as u64 * 16;
+            let more = i + 1 < buffers.len();
+            poke(descriptor, buffer.address);
+            poke(descriptor + 8, buffer.len);
+            poke(
+                descriptor + 12,
+                u16::from(more) | u16::from(buffer.device_writes) << 1,
+            );
+            poke(descriptor + 14, i as u16 + 1);
+        }
+        let slot = u64::from(self.submitted % SIZE);
+        poke(self.memory + 1024 + 4 + slot * 2, 0u16);
+        fence(Ordering::SeqCst);
+        self.submitted = self.submitted.wrapping_add(1);
+        poke(self.memory + 1024 + 2, self.submitted);
+        fence(Ordering::SeqCst);
+        poke(self.base + 0x50, self.queue);
+    }
+
+    /// Bytes that the device wrote, once the request is done.
+    pub fn completed(&self) -> Option<u32> {
+        if peek::<u16>(self.memory + 2048 + 2) != self.submitted {
+            return None;
+        }
+        fence(Ordering::SeqCst);
+        let slot = u64::from(self.submitted.wrapping_sub(1) % SIZE);
+        Some(peek(self.memory + 2048 + 4 + slot * 8 + 4))
+    }
+}

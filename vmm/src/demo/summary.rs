@@ -1,0 +1,105 @@
+//! What the demo showed.
+
+use migration::progress::Report;
+use serde_json::json;
+
+use crate::cli::{Output, downtime_parts};
+use crate::probe::Tick;
+use crate::units::{human_bytes, human_ms};
+
+/// Both sides of the story: the engine's and the guest's.
+pub(super) struct Summary<'a> {
+    pub report: &'a Report,
+    /// The guest's last tick, at the destination.
+    pub guest: Tick,
+}
+
+impl Summary<'_> {
+    /// Whether nothing was lost.
+    pub fn is_sound(&self) -> bool {
+        self.report.verified && self.guest.faults == 0
+    }
+
+    pub fn print(&self, output: Output) {
+        let Self { report, guest } = self;
+        output.object(&json!({
+            "event": "demo",
+            "status": if self.is_sound() { "completed" } else { "failed" },
+            "total_ms": report.total_ms,
+            "downtime_ms": report.downtime_ms,
+            "guest_gap_us": guest.max_gap_us,
+            "ledger_pages": guest.ledger_pages,
+            "ledger_verified": guest.ledger_verified,
+            "fill_verified": guest.fill_verified,
+            "faults": guest.faults,
+            "verified": report.verified,
+        }));
+        if output.is_json() {
+            return;
+        }
+        let gap_ms = guest.max_gap_us as f64 / 1000.0;
+        let passes = report.iterations.len();
+        output.line("");
+        row(
+            output,
+            "total",
+            &human_ms(report.total_ms),
+            &format!("of which {} were set-up", human_ms(report.setup_ms)),
+        );
+        row(
+            output,
+            "downtime",
+            &human_ms(report.downtime_ms),
+            &format!("forecast {}", human_ms(report.forecast_downtime_ms)),
+        );
+        for (part, ms) in downtime_parts(&report.downtime) {
+            row(output, &format!("  {part}"), &human_ms(ms), "");
+        }
+        row(
+            output,
+            "guest saw",
+            &human_ms(gap_ms),
+            "its largest gap between two steps, from before the move on",
+        );
+        row(
+            output,
+            "on the wire",
+            &human_bytes(report.wire_bytes as f64),
+            &format!(
+                "for {} of guest memory, in {passes} passes",
+                human_bytes(report.guest_bytes as f64)
+            ),
+        );
+        for (encoding, count) in &report.encodings {
+            row(
+                output,
+                &format!("  {encoding}"),
+                &human_bytes(count.bytes as f64),
+                &format!("{} pages", count.pages),
+            );
+        }
+        row(
+            output,
+            "digests",
+            if report.verified { "equal" } else { "DIFFER" },
+            "of the memory as sent and as placed",
+        );
+        row(
+            output,
+            "ledger",
+            if guest.faults == 0 {
+                "intact"
+            } else {
+                "DAMAGED"
+            },
+            &format!(
+                "{} pages verified again by the guest at its new host, {} faults",
+                guest.ledger_pages, guest.faults
+            ),
+        );
+    }
+}
+
+fn row(output: Output, what: &str, value: &str, note: &str) {
+    output.line(format!("  {what:14}{value:>10}  {note}").trim_end());
+}

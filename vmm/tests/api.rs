@@ -1,0 +1,323 @@
+//! The control API over a socket, with a VM without a machine.
+
+#![allow(missing_docs, dead_code)]
+
+#[path = "support/fake.rs"]
+mod fake;
+
+use std::io::{Read, Write};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fake::Fake;
+use migration::progress::Event;
+use vmm::api::ControlServer;
+use vmm::api::body::{LimitsBody, MigrateBody};
+use vmm::api::client::Client;
+use vmm::instance::{StopMode, VmState};
+use vmm::runtime_dir::{RuntimeDir, VmDir};
+
+struct Host {
+    _temp: tempfile::TempDir,
+    runtime: RuntimeDir,
+    _dir: VmDir,
+    vm: Arc<Fake>,
+    server: Option<ControlServer>,
+}
+
+impl Host {
+    fn new(state: VmState) -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        let runtime = RuntimeDir::at(temp.path().join("rt")).unwrap();
+        let dir = runtime.create(Some("a"), "vm").unwrap();
+        let vm = Arc::new(Fake::new("a", state, false));
+        let mut server = ControlServer::start(dir.bind_control().unwrap()).unwrap();
+        server.serve(Arc::clone(&vm) as _);
+        Self {
+            _temp: temp,
+            runtime,
+            _dir: dir,
+            vm,
+            server: Some(server),
+        }
+    }
+
+    fn client(&self) -> Client {
+        Client::new(&self.runtime, "a")
+    }
+
+    /// Sends raw bytes and returns status code and body.
+    fn raw(&self, request: &str) -> (u16, String) {
+        let mut stream = self.runtime.connect_control("a").unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        // The server may answer and close before it has read all of a wrong request.
+        let _ = stream.write_all(request.as_bytes());
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        let answer = String::from_utf8(answer).unwrap();
+        let status = answer.split(' ').nth(1).expect(&answer).parse().unwrap();
+        (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
+    }
+
+    fn post(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+        self.raw(&format!(
+            "{method} {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        ))
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.server.take().unwrap().finish();
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(future)
+}
+
+fn body(to: &str) -> MigrateBody {
+    serde_json::from_value(serde_json::json!({ "to": to })).unwrap()
+}
+
+#[test]
+fn a_vm_is_paused_resumed_and_stopped() {
+    let host = Host::new(VmState::Running);
+    block_on(async {
+        let client = host.client();
+        assert_eq!(client.status().await.unwrap().state, VmState::Running);
+        assert_eq!(client.pause().await.unwrap().state, VmState::Paused);
+        assert_eq!(client.resume().await.unwrap().state, VmState::Running);
+        assert_eq!(
+            client.stop(StopMode::Graceful).await.unwrap().state,
+            VmState::Stopped
+        );
+        assert_eq!(client.pause().await.unwrap_err().id, "vm.wrong-state");
+    });
+}
+
+#[test]
+fn waiting_ends_with_the_state_or_the_time() {
+    let host = Host::new(VmState::Running);
+    block_on(async {
+        let client = host.client();
+        assert_eq!(
+            client.wait(VmState::Running, 1).await.unwrap(),
+            VmState::Running
+        );
+        let vm = Arc::clone(&host.vm);
+        let waiting = client.wait(VmState::Running, 60_000);
+        let change = async {
+            tokio::task::yield_now().await;
+            vm.set(VmState::Stopped, None);
+        };
+        let (state, ()) = tokio::join!(waiting, change);
+        assert_eq!(state.unwrap(), VmState::Stopped);
+    });
+}
+
+#[test]
+fn a_migration_is_followed_to_its_report() {
+    let host = Host::new(VmState::Running);
+    block_on(async {
+        let client = host.client();
+        assert_eq!(client.events().await.unwrap_err().id, "migration.none");
+        client.migrate(&body("unix:/ok")).await.unwrap();
+        let mut events = client.events().await.unwrap();
+        let mut seen = Vec::new();
+        while let Some(event) = events.next().await.unwrap() {
+            seen.push(event);
+        }
+        assert_eq!(seen.len(), 5);
+        assert!(matches!(seen.last(), Some(Event::Completed(report)) if report.verified));
+    });
+    let request = host.vm.request().unwrap();
+    assert_eq!(request.limits.downtime, Duration::from_millis(300));
+    assert_eq!(request.limits.bandwidth, None);
+}
+
+#[test]
+fn a_running_migration_is_steered_and_cancelled() {
+    let host = Host::new(VmState::Running);
+    block_on(async {
+        let client = host.client();
+        client.migrate(&body("unix:/slow")).await.unwrap();
+        let mut events = client.events().await.unwrap();
+        for _ in 0..4 {
+            events.next().await.unwrap().unwrap();
+        }
+        let limits = LimitsBody {
+            downtime_limit_ms: Some(50),
+            bandwidth_bytes_per_s: Some(0),
+        };
+        client.set_limits(&limits).await.unwrap();
+        assert_eq!(
+            host.vm.limits().unwrap().downtime,
+            Some(Duration::from_millis(50))
+        );
+        client.cancel().await.unwrap();
+        assert!(matches!(events.next().await, Ok(Some(Event::Cancelled(_)))));
+        assert!(matches!(events.next().await, Ok(None)));
+    });
+}
+
+#[test]
+fn wrong_requests_get_one_clear_error() {
+    let host = Host::new(VmState::Running);
+    let big = format!("{{\"to\":\"{}\"}}", "x".repeat(100 << 10));
+    for (method, path, body, status, id) in [
+        ("GET", "/nothing", "", 404, "usage.endpoint"),
+        ("DELETE", "/vm", "", 405, "usage.method"),
+        ("POST", "/vm/stop", "", 400, "usage.body"),
+        (
+            "POST",
+            "/vm/stop",
+            "{\"mode\":\"rudely\"}",
+            400,
+            "usage.body",
+        ),
+        (
+            "POST",
+            "/vm/migration",
+            "{\"to\":\"unix:/ok\",\"compress\":\"lz4\"}",
+            400,
+            "usage.body",
+        ),
+        (
+            "POST",
+            "/vm/migration",
+            "{\"to\":\"unix:/ok\",\"streams\":99}",
+            400,
+            "usage.streams",
+        ),
+        (
+            "POST",
+            "/vm/migration",
+            "{\"to\":\"unix:/none\"}",
+            400,
+            "usage.address",
+        ),
+        ("POST", "/vm/migration", &big, 413, "usage.body-size"),
+        ("POST", "/vm/migration/resolve", "", 409, "vm.wrong-state"),
+        ("POST", "/vm/migration/cancel", "", 404, "migration.none"),
+        ("PATCH", "/vm/migration/limits", "{}", 400, "usage.body"),
+        ("GET", "/vm/wait", "", 400, "usage.query"),
+        (
+            "GET",
+            "/vm/wait?seen=running&timeout_ms=-1",
+            "",
+            400,
+            "usage.query",
+        ),
+        (
+            "GET",
+            "/vm/wait?seen=running&timeout_ms=1&x=1",
+            "",
+            400,
+            "usage.query",
+        ),
+    ] {
+        let (code, answer) = host.post(method, path, body);
+        assert_eq!(code, status, "{method} {path}: {answer}");
+        let error: serde_json::Value = serde_json::from_str(&answer).expect(&answer);
+        assert_eq!(error["id"], id, "{method} {path}");
+    }
+}
+
+#[test]
+fn garbage_on_the_socket_hurts_nobody() {
+    let host = Host::new(VmState::Running);
+    for garbage in ["\0\0\0\0\r\n\r\n", "GET\r\n\r\n", "GET / HTTP/9.9\r\n\r\n"] {
+        let mut stream = host.runtime.connect_control("a").unwrap();
+        let _ = stream.write_all(garbage.as_bytes());
+    }
+    assert_eq!(
+        block_on(host.client().status()).unwrap().state,
+        VmState::Running
+    );
+}
+
+#[test]
+fn clients_that_wait_do_not_keep_others_from_control() {
+    let host = Host::new(VmState::Running);
+    let waiting: Vec<_> = (0..80)
+        .map(|_| {
+            let mut stream = host.runtime.connect_control("a").unwrap();
+            let line = "GET /vm/wait?seen=running&timeout_ms=600000 HTTP/1.1\r\nhost: a\r\n\r\n";
+            stream.write_all(line.as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    block_on(async {
+        assert_eq!(host.client().pause().await.unwrap().state, VmState::Paused);
+        assert_eq!(
+            host.client().resume().await.unwrap().state,
+            VmState::Running
+        );
+    });
+    drop(waiting);
+}
+
+#[test]
+fn the_document_names_every_endpoint_and_error() {
+    let host = Host::new(VmState::Running);
+    let document = block_on(host.client().openapi()).unwrap();
+    for path in [
+        "/vm",
+        "/vm/pause",
+        "/vm/resume",
+        "/vm/stop",
+        "/vm/wait",
+        "/vm/migration",
+        "/vm/migration/events",
+        "/vm/migration/cancel",
+        "/vm/migration/resolve",
+        "/vm/migration/limits",
+    ] {
+        assert!(document["paths"][path].is_object(), "{path}");
+    }
+    for schema in [
+        "Observation",
+        "Event",
+        "Report",
+        "VmStatus",
+        "MigrateBody",
+        "LimitsBody",
+    ] {
+        assert!(
+            document["components"]["schemas"][schema].is_object(),
+            "{schema}"
+        );
+    }
+}
+
+#[test]
+fn the_last_answers_are_given_before_the_server_ends() {
+    let mut host = Host::new(VmState::Running);
+    let mut stream = host.runtime.connect_control("a").unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let line = "GET /vm/wait?seen=running&timeout_ms=600000 HTTP/1.1\r\nhost: a\r\n\r\n";
+    stream.write_all(line.as_bytes()).unwrap();
+    // Its own answer shows that the request before it was taken.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < deadline && block_on(host.client().status()).is_err() {}
+    host.vm.set(VmState::Migrated, None);
+    host.server.take().unwrap().finish();
+    host.server = Some(ControlServer::start(another_socket(&host)).unwrap());
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer);
+    assert!(answer.contains("\"migrated\""), "{answer}");
+}
+
+fn another_socket(host: &Host) -> std::os::unix::net::UnixListener {
+    std::os::unix::net::UnixListener::bind(host.runtime.path().join("other.sock")).unwrap()
+}

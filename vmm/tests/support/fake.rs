@@ -1,0 +1,335 @@
+//! A VM without a machine, for tests of what is around it.
+//!
+//! It echoes what is typed on its console; the lines `poweroff` and `crash` end it. Its migrations go
+//! to `unix:/ok`, `unix:/fail`, `unix:/unknown` or `unix:/slow` (until cancelled).
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use migration::observation::{Observation, Side};
+use migration::progress::{DowntimeParts, EncodingCount, Event, Iteration, Phase, Report};
+use vmm::cli::Launcher;
+use vmm::config::{ReceiveConfig, RunConfig};
+use vmm::console::ConsoleHub;
+use vmm::instance::{
+    Instance, LimitChange, MigrateRequest, MigrationStatus, StopMode, VmState, VmStatus,
+};
+use vmm::runtime_dir::VmDir;
+
+fn observed(id: &str, message: &str) -> Observation {
+    Observation::new(Side::Source, id, message)
+}
+
+/// What changes.
+struct Inner {
+    state: VmState,
+    error: Option<Observation>,
+    events: Option<Vec<Event>>,
+    limits: Option<LimitChange>,
+    request: Option<MigrateRequest>,
+}
+
+/// A VM that only has a state.
+pub struct Fake {
+    name: String,
+    cpus: u32,
+    memory: u64,
+    listen: Option<String>,
+    began: Instant,
+    deaf: bool,
+    cancelled: AtomicBool,
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+impl Fake {
+    /// A VM in `state`; one that is `deaf` does not hear its power button.
+    pub fn new(name: &str, state: VmState, deaf: bool) -> Self {
+        Self {
+            name: name.into(),
+            cpus: 2,
+            memory: 64 << 20,
+            listen: None,
+            began: Instant::now(),
+            deaf,
+            cancelled: AtomicBool::new(false),
+            inner: Mutex::new(Inner {
+                state,
+                error: None,
+                events: None,
+                limits: None,
+                request: None,
+            }),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Changes its state.
+    pub fn set(&self, state: VmState, error: Option<Observation>) {
+        let mut inner = self.inner.lock().unwrap();
+        inner.state = state;
+        inner.error = error;
+        self.changed.notify_all();
+    }
+
+    /// What `set_limits` was last told.
+    pub fn limits(&self) -> Option<LimitChange> {
+        self.inner.lock().unwrap().limits
+    }
+
+    /// What `migrate` was last asked.
+    pub fn request(&self) -> Option<MigrateRequest> {
+        self.inner.lock().unwrap().request.clone()
+    }
+
+    fn expect(&self, wanted: &[VmState]) -> Result<(), Observation> {
+        let state = self.inner.lock().unwrap().state;
+        if wanted.contains(&state) {
+            return Ok(());
+        }
+        Err(observed("vm.wrong-state", "the guest is in another state"))
+    }
+}
+
+fn report(status: &str) -> Report {
+    Report {
+        status: status.into(),
+        migration_id: "0123456789abcdef0123456789abcdef".into(),
+        total_ms: 1234.5,
+        downtime_ms: 6.0,
+        downtime: DowntimeParts {
+            stop: 1.0,
+            last_pages: 1.0,
+            state_save: 1.0,
+            state_send: 1.0,
+            state_load: 1.0,
+            commit: 1.0,
+        },
+        setup_ms: 3.0,
+        iterations: vec![Iteration {
+            n: 1,
+            pages: 10,
+            ..Iteration::default()
+        }],
+        encodings: [(
+            "raw".to_owned(),
+            EncodingCount {
+                pages: 10,
+                bytes: 40960,
+            },
+        )]
+        .into(),
+        wire_bytes: 41000,
+        guest_bytes: 64 << 20,
+        throttle_max: 0,
+        verified: status == "completed",
+        forecast_downtime_ms: 7.0,
+        error: None,
+    }
+}
+
+impl Instance for Fake {
+    fn status(&self) -> VmStatus {
+        let inner = self.inner.lock().unwrap();
+        VmStatus {
+            name: self.name.clone(),
+            state: inner.state,
+            pid: std::process::id(),
+            cpus: self.cpus,
+            memory_bytes: self.memory,
+            uptime_ms: self.began.elapsed().as_millis() as u64,
+            listen: self.listen.clone(),
+            migration: inner.events.as_ref().map(|events| MigrationStatus {
+                id: "0123456789abcdef0123456789abcdef".into(),
+                last: events.last().cloned(),
+            }),
+            error: inner.error.clone(),
+        }
+    }
+
+    fn pause(&self) -> Result<(), Observation> {
+        self.expect(&[VmState::Running, VmState::Paused])?;
+        self.set(VmState::Paused, None);
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<(), Observation> {
+        self.expect(&[VmState::Running, VmState::Paused])?;
+        self.set(VmState::Running, None);
+        Ok(())
+    }
+
+    fn stop(&self, mode: StopMode) -> Result<(), Observation> {
+        if mode == StopMode::Graceful {
+            self.expect(&[VmState::Running])?;
+            if self.deaf {
+                return Err(observed(
+                    "guest.no-power-off",
+                    "the guest does not power off",
+                ));
+            }
+        }
+        self.set(VmState::Stopped, None);
+        Ok(())
+    }
+
+    fn migrate(&self, request: MigrateRequest) -> Result<String, Observation> {
+        self.expect(&[VmState::Running])?;
+        let phases = [Phase::Negotiate, Phase::Prepare, Phase::Precopy];
+        let mut events: Vec<_> = phases.map(|phase| Event::Phase { phase }).into();
+        events.push(Event::Progress {
+            phase: Phase::Precopy,
+            iteration: 1,
+            sent_bytes: 1 << 20,
+            remaining_bytes: 63 << 20,
+            mib_per_s: 900.0,
+            dirty_pages_per_s: 10.0,
+            eta_ms: Some(70.0),
+            forecast_downtime_ms: 7.0,
+        });
+        match request.to.as_str() {
+            "unix:/ok" => {
+                events.push(Event::Completed(report("completed")));
+                if !request.plan {
+                    self.set(VmState::Migrated, None);
+                }
+            }
+            "unix:/fail" => {
+                let mut report = report("failed");
+                let root = Observation::new(Side::Destination, "disk.open", "no such disk");
+                let top = observed("migration.refused", "refused").in_phase("prepare");
+                report.error = Some(top.caused_by(root));
+                events.push(Event::Failed(report));
+            }
+            "unix:/unknown" => {
+                events.push(Event::Failed(report("handover-unknown")));
+                self.set(VmState::HandoverUnknown, None);
+            }
+            "unix:/slow" => {}
+            _ => return Err(observed("usage.address", "no such destination")),
+        }
+        let mut inner = self.inner.lock().unwrap();
+        inner.events = Some(events);
+        inner.request = Some(request);
+        Ok("0123456789abcdef0123456789abcdef".into())
+    }
+
+    fn migration_events(&self) -> Option<Receiver<Event>> {
+        let inner = self.inner.lock().unwrap();
+        let (sender, receiver) = channel();
+        let events = inner.events.clone()?;
+        let last = matches!(
+            events.last(),
+            Some(Event::Completed(_) | Event::Failed(_) | Event::Cancelled(_))
+        );
+        for event in events {
+            sender.send(event).unwrap();
+        }
+        if !last {
+            // Ends once it is cancelled: an engine would do so from its own thread.
+            let cancelled = Arc::new(sender);
+            SLOW.lock().unwrap().push(Arc::clone(&cancelled));
+        }
+        Some(receiver)
+    }
+
+    fn cancel_migration(&self) -> Result<(), Observation> {
+        let mut slow = SLOW.lock().unwrap();
+        if slow.is_empty() {
+            return Err(observed("migration.none", "no migration is running"));
+        }
+        self.cancelled.store(true, Ordering::SeqCst);
+        for sender in slow.drain(..) {
+            let _ = sender.send(Event::Cancelled(report("cancelled")));
+        }
+        Ok(())
+    }
+
+    fn set_limits(&self, change: LimitChange) -> Result<(), Observation> {
+        self.inner.lock().unwrap().limits = Some(change);
+        Ok(())
+    }
+
+    fn resolve(&self) -> Result<VmState, Observation> {
+        self.expect(&[VmState::HandoverUnknown])?;
+        self.set(VmState::Running, None);
+        Ok(VmState::Running)
+    }
+
+    fn wait_change(&self, seen: VmState, timeout: Duration) -> VmState {
+        let inner = self.inner.lock().unwrap();
+        let (inner, _) = self
+            .changed
+            .wait_timeout_while(inner, timeout, |i| i.state == seen)
+            .unwrap();
+        inner.state
+    }
+}
+
+/// Who listens to migrations that wait to be cancelled.
+static SLOW: Mutex<Vec<Arc<std::sync::mpsc::Sender<Event>>>> = Mutex::new(Vec::new());
+
+/// Launches [`Fake`]s.
+pub struct FakeLauncher;
+
+fn wire(fake: &Arc<Fake>, console: &ConsoleHub) {
+    let (vm, out) = (Arc::clone(fake), console.clone());
+    let typed = Mutex::new(Vec::new());
+    console.set_input(Box::new(move |bytes| {
+        out.write(bytes);
+        let mut typed = typed.lock().unwrap();
+        typed.extend_from_slice(bytes);
+        if typed.ends_with(b"poweroff\n") {
+            vm.set(VmState::Stopped, None);
+        }
+        if typed.ends_with(b"crash\n") {
+            vm.set(
+                VmState::Failed,
+                Some(observed("guest.crashed", "triple fault")),
+            );
+        }
+    }));
+}
+
+impl Launcher for FakeLauncher {
+    fn run(
+        &self,
+        config: &RunConfig,
+        dir: &VmDir,
+        console: &ConsoleHub,
+    ) -> Result<Arc<dyn Instance>, Observation> {
+        match config.cmdline.as_str() {
+            "no-kvm" => return Err(observed("host.no-kvm", "/dev/kvm does not exist: load kvm")),
+            "bad-kernel" => return Err(observed("boot.kernel", "the kernel is truncated")),
+            "die" => std::process::abort(),
+            _ => {}
+        }
+        let mut fake = Fake::new(&dir.name(), VmState::Running, config.cmdline == "deaf");
+        fake.cpus = config.cpus.into();
+        fake.memory = config.memory;
+        let fake = Arc::new(fake);
+        wire(&fake, console);
+        console.write(b"hello from the guest\n");
+        Ok(fake)
+    }
+
+    fn receive(
+        &self,
+        _: &ReceiveConfig,
+        dir: &VmDir,
+        console: &ConsoleHub,
+    ) -> Result<Arc<dyn Instance>, Observation> {
+        let mut fake = Fake::new(&dir.name(), VmState::Incoming, false);
+        (fake.cpus, fake.memory) = (0, 0);
+        fake.listen = Some("127.0.0.1:4711".into());
+        let fake = Arc::new(fake);
+        wire(&fake, console);
+        Ok(fake)
+    }
+
+    fn probe_guest(&self) -> &[u8] {
+        b"\x7fELF fake"
+    }
+}

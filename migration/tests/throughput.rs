@@ -124,7 +124,7 @@ fn throughput_is_printed_next_to_a_plain_copy() {
         if std::env::var_os("THROUGHPUT_SPIN").is_some() {
             scope.spawn(|| {
                 while spin.load(Ordering::Relaxed) {
-                    std::hint::spin_loop()
+                    std::hint::spin_loop();
                 }
             });
         }

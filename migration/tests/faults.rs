@@ -120,11 +120,7 @@ fn try_once(setting: Setting, injection: Injection) -> bool {
             false
         }
         Outcome::HandoverUnknown(_) => {
-            assert_eq!(
-                witness.running().0,
-                false,
-                "{what}: source runs though unknown"
-            );
+            assert!(!witness.running().0, "{what}: source runs though unknown");
             resolve_later(&vm, options.id, &theirs, &ours)
         }
         other => panic!("{what}: {other:?}"),

@@ -251,7 +251,9 @@ impl<'a> Run<'a> {
 
     fn conclude(mut self, result: Result<End, Error>) -> Outcome {
         self.end_phase();
-        self.report.total_ms = milliseconds(self.began.elapsed());
+        if !matches!(result, Ok(End::Completed)) {
+            self.report.total_ms = milliseconds(self.began.elapsed());
+        }
         self.report.encodings = self.counters.encodings();
         let error = match result {
             Ok(End::Completed) => {

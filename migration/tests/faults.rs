@@ -166,7 +166,7 @@ fn resolve_later(vm: &Source, id: MigrationId, theirs: &dyn Journal, ours: &dyn 
         stop.store(true, Ordering::Release);
         first
     });
-    source::settle(vm, id, resolution, vm.run_state, ours).unwrap();
+    source::settle(vm, id, resolution, ours).unwrap();
     resolution == source::Resolution::Ran
 }
 

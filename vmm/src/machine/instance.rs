@@ -12,13 +12,11 @@ use std::time::{Duration, Instant};
 
 use migration::address::Address;
 use migration::control::Control;
-use migration::journal::{FileJournal, Handover, Journal, SourceRecord};
+use migration::journal::FileJournal;
 use migration::observation::{Observation, Side};
 use migration::progress::Event;
 use migration::source;
-use migration::transport::Connect;
 use migration::transport::socket::SocketConnect;
-use migration::vm::SourceVm;
 use migration::wire::control::Resolution;
 use migration::{MigrationId, Outcome};
 
@@ -481,29 +479,11 @@ impl Instance for Arc<VmInstance> {
             .map_err(|e| Observation::from_error(Side::Source, "usage.address", &e))?;
         let resolution = source::resolve(&connector, id).map_err(|e| e.observe(Side::Source))?;
         let vm = MachineSource::new(machine.clone(), &self.dir.name());
-        let handover = match resolution {
-            Resolution::Ran => {
-                vm.release();
-                Handover::Gone
-            }
-            Resolution::NeverRan => {
-                vm.stop_dirty_log()?;
-                if let Err(e) = vm.reclaim_disks() {
-                    tracing::warn!(error = %e, "a disk stays offered to the destination");
-                }
-                vm.resume()?;
-                Handover::Kept
-            }
-        };
-        drop(vm);
-        let record = SourceRecord {
-            handover,
-            destination: connector.address(),
-        };
-        if let Err(e) = journal.record(id, &record) {
-            // The destination's record decides; ours only saves the next question.
-            tracing::warn!(error = %e, "the answer could not be recorded");
+        if let Err(e) = source::settle(&vm, id, resolution, &journal) {
+            // The answer stands all the same, and the guest is where the answer says.
+            tracing::warn!(error = %e, "the answer could not be acted on completely");
         }
+        drop(vm);
         let mut core = self.lock();
         match resolution {
             Resolution::Ran => {

@@ -25,9 +25,9 @@ fn run_scenario(rig: &Rig, name: &str, cpus: &[u32]) -> anyhow::Result<Run> {
         .file("settings", settings.as_bytes())
         .file("vmlinuz", &std::fs::read(rig.kernel())?)
         .file("level2.cpio", &level2::initramfs(&rig.modules()?)?)
-        .program(binary::vmm()?)?
-        .program(&find_program("mke2fs")?)?
-        .program(&find_program("e2fsck")?)?;
+        .program("vmm", binary::vmm()?)?
+        .program("mke2fs", &find_program("mke2fs")?)?
+        .program("e2fsck", &find_program("e2fsck")?)?;
     for (path, content) in level2::root_tree()? {
         let path = format!("root/{path}");
         level1 = match content {

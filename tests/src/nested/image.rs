@@ -55,16 +55,12 @@ pub fn add_modules(archive: &mut Archive, modules: &Modules, names: &[&str]) -> 
     Ok(())
 }
 
-/// Puts a program of this machine into `/usr/bin`, its debug information stripped, and the shared
-/// libraries that it is linked with to where it looks for them.
+/// Puts a program of this machine into `/usr/bin` under `name`, its debug information stripped, and
+/// the shared libraries that it is linked with to where it looks for them.
 ///
 /// # Errors
 /// When the program or a library cannot be read.
-pub fn add_program(archive: &mut Archive, program: &Path) -> Result<()> {
-    let name = program
-        .file_name()
-        .context("a program has a name")?
-        .to_string_lossy();
+pub fn add_program(archive: &mut Archive, name: &str, program: &Path) -> Result<()> {
     archive.file(&format!("usr/bin/{name}"), 0o755, &stripped(program)?);
     for library in shared_libraries(program)? {
         let path = library.to_string_lossy();

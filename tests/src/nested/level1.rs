@@ -100,12 +100,12 @@ impl<'a> Level1<'a> {
         self
     }
 
-    /// Puts a program of this machine and its libraries there, in `PATH`.
+    /// Puts a program of this machine and its libraries there, as `name` in `PATH`.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn program(mut self, path: &Path) -> Result<Self> {
-        image::add_program(&mut self.archive, path)?;
+    pub fn program(mut self, name: &str, path: &Path) -> Result<Self> {
+        image::add_program(&mut self.archive, name, path)?;
         Ok(self)
     }
 

@@ -3,7 +3,7 @@
 # and ends the emulator with the payload's exit code.
 
 /bin/busybox --install -s /bin
-export PATH=/usr/bin:/bin
+export PATH=/bin:/usr/bin
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev

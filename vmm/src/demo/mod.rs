@@ -29,7 +29,7 @@ const LEDGER: ByteSize = ByteSize(8 << 20);
 /// What of the RAM stays untouched: it need not travel.
 const UNTOUCHED_SHARE: u64 = 4;
 /// Budget for the time in which the guest is stopped.
-const DOWNTIME_LIMIT_MS: u64 = 50;
+const DOWNTIME_LIMIT_MS: u64 = 100;
 /// Longest that the guest may take to fill its memory.
 const FILL_LIMIT: Duration = Duration::from_secs(120);
 /// Longest that it may take to verify its ledger once more after the move.

@@ -1,6 +1,7 @@
 //! What both sides share while a migration runs: the control connection, the keep-alive, and the
 //! first failure, which ends everything.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -126,6 +127,22 @@ impl Session {
             connection.shutdown();
         }
         connection
+    }
+
+    /// Whether the peer has ended a data connection, as far as the source can see: nothing is ever
+    /// sent to it there, so what can be read is the end.
+    pub fn check_data(&self) -> Result<(), Error> {
+        for connection in lock(&self.data).iter() {
+            if connection
+                .wait_readable(Duration::ZERO)
+                .map_err(Error::link("sending pages"))?
+            {
+                return Err(Error::link("sending pages")(
+                    io::ErrorKind::ConnectionReset.into(),
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Records the failure, unless one came first, and ends the data streams. The control

@@ -1,3 +1,15 @@
-//! Black-box tests that drive the `vmm` binary from outside.
+//! Black-box tests that drive the `vmm` binary from outside, and what they share: finding the binary,
+//! hosts to run it on, waiting for conditions, and the machine that carries a real `kvm_amd`.
 
+pub mod binary;
+pub mod blackbox;
+pub mod eventually;
+pub mod host;
+pub mod nested;
 pub mod probe;
+pub mod process;
+pub mod skip;
+pub mod target;
+
+pub use eventually::eventually;
+pub use host::Host;

@@ -20,6 +20,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -144,6 +145,7 @@ impl RuntimeDir {
                 name: Mutex::new(name),
                 _lock: lock,
                 keep: Mutex::new(false),
+                removed: AtomicBool::new(false),
             }),
         })
     }
@@ -367,6 +369,8 @@ struct Inner {
     /// Open for as long as the name is ours.
     _lock: File,
     keep: Mutex<bool>,
+    /// Set once the folder is no longer this process's.
+    removed: AtomicBool,
 }
 
 /// The folder of one VM, held by this process; removed when the last handle is dropped.
@@ -455,6 +459,12 @@ impl VmDir {
         self.inner.runtime.vmm_log(&self.name())
     }
 
+    /// Removes the folder at the VM's end, whoever still holds a handle; the last handle that is
+    /// dropped does so too.
+    pub fn close(&self) {
+        self.inner.remove();
+    }
+
     /// Keeps folder and logs after the end, with the last status, for a VM that failed.
     ///
     /// # Errors
@@ -469,8 +479,12 @@ impl VmDir {
     }
 }
 
-impl Drop for Inner {
-    fn drop(&mut self) {
+impl Inner {
+    /// Removes the folder, or what is not to be kept of it; once.
+    fn remove(&self) {
+        if self.removed.swap(true, Ordering::SeqCst) {
+            return;
+        }
         let _guard = self.runtime.lock();
         let path = self.runtime.root.join(&*locked(&self.name));
         // A folder that somebody replaced by hand is not ours to remove.
@@ -489,6 +503,12 @@ impl Drop for Inner {
         } else {
             let _ = fs::remove_dir_all(&path);
         }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.remove();
     }
 }
 

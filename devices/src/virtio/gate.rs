@@ -113,3 +113,81 @@ impl Drop for Passenger<'_> {
         self.0.changed.notify_all();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+    use std::thread::JoinHandle;
+
+    use super::*;
+
+    /// Threads that count their rounds while the gate lets them.
+    fn threads(gate: &Arc<Gate>, rounds: &Arc<AtomicUsize>) -> Vec<JoinHandle<()>> {
+        (0..4)
+            .map(|_| {
+                gate.expect();
+                let (gate, rounds) = (Arc::clone(gate), Arc::clone(rounds));
+                std::thread::spawn(move || {
+                    let passenger = gate.enter();
+                    while passenger.pass() {
+                        // Long enough to be met in the middle.
+                        std::thread::sleep(std::time::Duration::from_micros(200));
+                        rounds.fetch_add(1, Ordering::SeqCst);
+                    }
+                })
+            })
+            .collect()
+    }
+
+    #[test]
+    fn no_thread_moves_while_the_gate_is_held_and_all_do_afterwards() {
+        let (gate, rounds) = (Arc::new(Gate::default()), Arc::new(AtomicUsize::new(0)));
+        let threads = threads(&gate, &rounds);
+        for _ in 0..50 {
+            gate.hold(|| {});
+            gate.hold(|| {});
+            gate.release();
+            let held = rounds.load(Ordering::SeqCst);
+            std::thread::sleep(std::time::Duration::from_micros(500));
+            assert_eq!(rounds.load(Ordering::SeqCst), held);
+            gate.release();
+            while rounds.load(Ordering::SeqCst) == held {
+                std::thread::yield_now();
+            }
+        }
+        gate.stop();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_held_gate_lets_threads_end() {
+        let (gate, rounds) = (Arc::new(Gate::default()), Arc::new(AtomicUsize::new(0)));
+        let threads = threads(&gate, &rounds);
+        gate.hold(|| {});
+        gate.stop();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        // Nobody is left to wait for.
+        gate.hold(|| {});
+    }
+
+    #[test]
+    fn a_thread_that_panics_is_not_waited_for() {
+        let gate = Arc::new(Gate::default());
+        gate.expect();
+        let thread = std::thread::spawn({
+            let gate = Arc::clone(&gate);
+            move || {
+                let _passenger = gate.enter();
+                panic!("on purpose");
+            }
+        });
+        gate.hold(|| {});
+        gate.release();
+        assert!(thread.join().is_err());
+    }
+}

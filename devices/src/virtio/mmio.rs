@@ -13,12 +13,12 @@ use virtio_bindings::virtio_config::{
 };
 use virtio_bindings::virtio_mmio::*;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::{Queue, QueueState, QueueT};
+use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::state::{QueueStateV1, TransportStateV1};
 use super::worker::Shared;
-use super::{QueueWaker, VirtioDevice};
+use super::{QueueWaker, VirtioDevice, queue};
 use crate::bus::BusDevice;
 use crate::interrupt::Interrupt;
 use crate::locked::locked;
@@ -203,7 +203,7 @@ impl MmioTransport {
             queues: shared
                 .queues
                 .iter()
-                .map(|queue| save_queue(&locked(queue)))
+                .map(|queue| queue::save(&locked(queue)))
                 .collect(),
             device: shared.device.save(),
         })
@@ -230,23 +230,23 @@ impl MmioTransport {
         if device_id != shared.kind.id() {
             return Err(self.bad_state(format!("it is of device id {device_id}")));
         }
+        // Before they are agreed on a driver may have written anything.
+        let agreed = status & VIRTIO_CONFIG_S_FEATURES_OK != 0;
         let missing = driver_features & !self.features;
-        if missing != 0 {
+        if agreed && missing != 0 {
             return Err(self.bad_state(format!("features {missing:#x} are not offered here")));
         }
         let version_1 = driver_features & (1 << VIRTIO_F_VERSION_1) != 0;
         if status & !STATUS_BITS != 0
-            || (status & VIRTIO_CONFIG_S_FEATURES_OK != 0 && !version_1)
-            || (status & VIRTIO_CONFIG_S_DRIVER_OK != 0
-                && status & VIRTIO_CONFIG_S_FEATURES_OK == 0)
+            || (agreed && !version_1)
+            || (status & VIRTIO_CONFIG_S_DRIVER_OK != 0 && !agreed)
         {
             return Err(self.bad_state(format!("impossible status {status:#x}")));
         }
         if interrupt_status & !(VIRTIO_MMIO_INT_VRING | VIRTIO_MMIO_INT_CONFIG) != 0 {
             return Err(self.bad_state(format!("interrupt status {interrupt_status:#x}")));
         }
-        let event_idx = status & VIRTIO_CONFIG_S_FEATURES_OK != 0
-            && driver_features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
+        let event_idx = agreed && driver_features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
         let loaded = self.check_queues(queues, event_idx)?;
         shared.device.load(device)?;
         for (queue, loaded) in shared.queues.iter().zip(loaded) {
@@ -295,37 +295,9 @@ impl MmioTransport {
         }
         let mut queues = Vec::with_capacity(count);
         for (index, state) in saved.into_iter().enumerate() {
-            let QueueStateV1 {
-                max_size,
-                size,
-                ready,
-                desc_table,
-                avail_ring,
-                used_ring,
-                next_avail,
-                next_used,
-            } = state;
             let ours = locked(&self.shared.queues[index]).max_size();
-            if max_size != ours {
-                let reason = format!("queue {index} has {max_size} entries instead of {ours}");
-                return Err(self.bad_state(reason));
-            }
-            let state = QueueState {
-                max_size,
-                next_avail,
-                next_used,
-                event_idx_enabled: event_idx,
-                size,
-                ready,
-                desc_table,
-                avail_ring,
-                used_ring,
-            };
-            let queue = Queue::try_from(state)
-                .map_err(|error| self.bad_state(format!("queue {index}: {error}")))?;
-            if ready && !is_usable(&queue, &self.shared.ram) {
-                return Err(self.bad_state(format!("rings of queue {index} are not in memory")));
-            }
+            let queue = queue::load(state, ours, event_idx, &self.shared.ram)
+                .map_err(|reason| self.bad_state(format!("queue {index}: {reason}")))?;
             queues.push(queue);
         }
         Ok(queues)
@@ -399,7 +371,7 @@ impl MmioTransport {
             | VIRTIO_MMIO_QUEUE_AVAIL_HIGH
             | VIRTIO_MMIO_QUEUE_USED_LOW
             | VIRTIO_MMIO_QUEUE_USED_HIGH => {
-                self.selected(&registers, |queue| set_up_queue(queue, offset, value));
+                self.selected(&registers, |queue| queue::set_up(queue, offset, value));
             }
             _ => {}
         }
@@ -428,10 +400,13 @@ impl MmioTransport {
         let usable = self.selected(registers, |queue| {
             if value != 1 {
                 queue.set_ready(false);
+                // Should it be used again, then with new rings.
+                queue.set_next_avail(0);
+                queue.set_next_used(0);
                 return true;
             }
             queue.set_ready(true);
-            let usable = is_usable(queue, &self.shared.ram);
+            let usable = queue::is_usable(queue, &self.shared.ram);
             queue.set_ready(usable);
             usable
         });
@@ -488,54 +463,6 @@ impl MmioTransport {
         shared.interrupt_status.store(0, Ordering::SeqCst);
         shared.status.store(0, Ordering::SeqCst);
         shared.gate.release();
-    }
-}
-
-/// Whether rings are set up, in guest memory, and not all in one place.
-fn is_usable(queue: &Queue, ram: &GuestRam) -> bool {
-    queue.is_valid(ram) && queue.avail_ring() != 0 && queue.avail_ring() != queue.used_ring()
-}
-
-fn save_queue(queue: &Queue) -> QueueStateV1 {
-    let QueueState {
-        max_size,
-        next_avail,
-        next_used,
-        // Follows from the features.
-        event_idx_enabled: _,
-        size,
-        ready,
-        desc_table,
-        avail_ring,
-        used_ring,
-    } = queue.state();
-    QueueStateV1 {
-        max_size,
-        size,
-        ready,
-        desc_table,
-        avail_ring,
-        used_ring,
-        next_avail,
-        next_used,
-    }
-}
-
-/// Sets size or addresses of a queue, as long as it is not in use.
-fn set_up_queue(queue: &mut Queue, offset: u32, value: u32) {
-    if queue.ready() {
-        return;
-    }
-    match offset {
-        // Sizes that no queue can have are left for the driver to find out.
-        VIRTIO_MMIO_QUEUE_NUM => queue.set_size(u16::try_from(value).unwrap_or(0)),
-        VIRTIO_MMIO_QUEUE_DESC_LOW => queue.set_desc_table_address(Some(value), None),
-        VIRTIO_MMIO_QUEUE_DESC_HIGH => queue.set_desc_table_address(None, Some(value)),
-        VIRTIO_MMIO_QUEUE_AVAIL_LOW => queue.set_avail_ring_address(Some(value), None),
-        VIRTIO_MMIO_QUEUE_AVAIL_HIGH => queue.set_avail_ring_address(None, Some(value)),
-        VIRTIO_MMIO_QUEUE_USED_LOW => queue.set_used_ring_address(Some(value), None),
-        VIRTIO_MMIO_QUEUE_USED_HIGH => queue.set_used_ring_address(None, Some(value)),
-        _ => {}
     }
 }
 

@@ -8,6 +8,7 @@ pub mod chain;
 pub mod console;
 mod gate;
 pub mod mmio;
+mod queue;
 pub mod rng;
 pub mod state;
 mod worker;

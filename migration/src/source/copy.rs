@@ -202,6 +202,9 @@ impl Run<'_> {
         let mut told = (Instant::now(), self.counters.wire_bytes());
         let mut sending = streams.jobs.len();
         let mut placed = until == Until::Sent;
+        // What is in the buffers of a slow network takes its time to arrive.
+        let patience = self.options.io_timeout * 6;
+        let mut sent_at = Instant::now();
         while sending > 0 || !placed {
             self.check_stop(link)?;
             match link
@@ -215,6 +218,7 @@ impl Run<'_> {
                 }) if of == pass => {
                     streams.digests[usize::from(stream)] = digest;
                     sending -= 1;
+                    sent_at = Instant::now();
                 }
                 Some(Note::Message(Message::PassPlaced(done))) => placed |= done.pass == pass,
                 Some(Note::Message(other)) => {
@@ -222,6 +226,13 @@ impl Run<'_> {
                 }
                 Some(_) => {}
                 None => {
+                    link.session.check_data()?;
+                    if sending == 0 && sent_at.elapsed() >= patience {
+                        return Err(Error::NoAnswer {
+                            operation: "placing pages",
+                            waited: patience,
+                        });
+                    }
                     let seconds = told.0.elapsed().as_secs_f64().max(1e-6);
                     let now = (Instant::now(), self.counters.wire_bytes());
                     let rate = (now.1 - told.1) as f64 / seconds;

@@ -78,6 +78,7 @@ impl Run<'_> {
     /// The guest runs at the destination: notes when, and that it is gone from here.
     fn gone(&mut self) {
         let now = Instant::now();
+        self.report.total_ms = milliseconds(now - self.began);
         if let Some(ready_at) = self.ready_at {
             self.report.downtime.commit = milliseconds(now - ready_at);
         }

@@ -241,7 +241,8 @@ impl<'a> Run<'a> {
             }
             let slice = left.min(Duration::from_millis(100));
             match link.session.next(&link.notes, slice)? {
-                Some(Note::Message(Message::PassPlaced(_))) | None => {}
+                None => link.session.check_data()?,
+                Some(Note::Message(Message::PassPlaced(_))) => {}
                 Some(Note::Message(message)) => return Ok(message),
                 Some(_) => {}
             }
@@ -250,7 +251,9 @@ impl<'a> Run<'a> {
 
     fn conclude(mut self, result: Result<End, Error>) -> Outcome {
         self.end_phase();
-        self.report.total_ms = milliseconds(self.began.elapsed());
+        if !matches!(result, Ok(End::Completed)) {
+            self.report.total_ms = milliseconds(self.began.elapsed());
+        }
         self.report.encodings = self.counters.encodings();
         let error = match result {
             Ok(End::Completed) => {

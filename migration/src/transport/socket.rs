@@ -58,6 +58,12 @@ impl Connection for SocketConnection {
         let timeout = Some(timeout.max(Duration::from_millis(1)));
         sockopt::set_socket_timeout(&self.fd, sockopt::Timeout::Send, timeout)?;
         sockopt::set_socket_timeout(&self.fd, sockopt::Timeout::Recv, timeout)?;
+        if sockopt::socket_domain(&self.fd)? != AddressFamily::UNIX {
+            // Data that the peer's host does not acknowledge ends the connection as soon, also when
+            // it only lies in the kernel's buffer.
+            let ms = timeout.map_or(0, |t| u32::try_from(t.as_millis()).unwrap_or(u32::MAX));
+            sockopt::set_tcp_user_timeout(&self.fd, ms)?;
+        }
         Ok(())
     }
 

@@ -45,7 +45,7 @@ pub(super) fn hold(
         Err(why) => {
             tracing::error!(%why, "the VM does not start");
             // The name is free again before the caller hears of it.
-            drop(dir);
+            dir.close();
             if attachment == Attachment::Detached {
                 detach::announce_failed(&why);
                 return Ok(exit_of(&why));
@@ -56,7 +56,10 @@ pub(super) fn hold(
     let status = held.follow(&*instance, attachment, output);
     held.end();
     drop(instance);
-    finish(dir, attachment, output, &status)
+    let ended = finish(&dir, attachment, output, &status);
+    // Threads of the machine may still hold handles of the folder.
+    dir.close();
+    ended
 }
 
 /// What serves the VM beside the machine.
@@ -93,6 +96,7 @@ fn start(
     })
     .map_err(|e| failed("start the console", e))?;
     let instance = launch(dir, &console)?;
+    tracing::info!(name = dir.name(), "the VM is up");
     server.serve(Arc::clone(&instance));
     let mut held = Held {
         server,
@@ -201,7 +205,7 @@ pub(super) fn is_end(state: VmState) -> bool {
 }
 
 fn finish(
-    dir: VmDir,
+    dir: &VmDir,
     attachment: Attachment,
     output: Output,
     status: &VmStatus,

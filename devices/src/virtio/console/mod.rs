@@ -5,6 +5,7 @@ mod state;
 use std::collections::VecDeque;
 use std::io::Write;
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use super::chain::{BadRequest, Chain};
 use super::{DeviceKind, DeviceStateV1, QueueWaker, VirtioDevice};
@@ -24,6 +25,9 @@ const MOST_INPUT: usize = 64 << 10;
 const MOST_OUTPUT: u64 = 1 << 20;
 /// Bytes copied at once.
 const PIECE: usize = 1024;
+/// How long a pause waits for a reader of the output, who then sees all of it before the guest goes on
+/// elsewhere; a reader who does not read must not lengthen it noticeably.
+const FLUSH: Duration = Duration::from_millis(5);
 
 #[derive(Debug, Default)]
 struct Input {
@@ -37,7 +41,7 @@ pub struct Console {
     input: Arc<Input>,
     out: OutputHandle,
     /// Ends, once everything is written, with the console.
-    _output: Output,
+    output: Output,
 }
 
 /// The end of a console that the user types into.
@@ -73,7 +77,7 @@ impl Console {
             Self {
                 input,
                 out: output.handle(),
-                _output: output,
+                output,
             },
             end,
         ))
@@ -149,6 +153,13 @@ impl VirtioDevice for Console {
             TRANSMIT => self.transmit(chain),
             _ => self.receive(chain),
         }
+    }
+
+    fn flush(&self) -> Result<()> {
+        if !self.output.drain(FLUSH) {
+            tracing::debug!("console output is still on its way");
+        }
+        Ok(())
     }
 
     fn save(&self) -> DeviceStateV1 {

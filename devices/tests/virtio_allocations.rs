@@ -1,0 +1,89 @@
+//! A disk request costs no allocation.
+#![allow(unsafe_code)] // Counting allocations takes an allocator.
+
+#[path = "common/mod.rs"]
+mod common;
+#[path = "common/disk.rs"]
+mod disk;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use block::{Access, Content, RawImage};
+use common::{BUFFERS, Driver, readable, writable};
+use devices::virtio::{Block, BlockConfig};
+use disk::create;
+
+thread_local! {
+    /// Set for the test's own thread, the driver.
+    static IS_DRIVER: Cell<bool> = const { Cell::new(false) };
+}
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+struct Counting;
+
+// SAFETY: passes everything on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // A thread that ends has no thread-locals any more; it is not the driver's.
+        if !IS_DRIVER.try_with(Cell::get).unwrap_or(false) {
+            ALLOCATIONS.fetch_add(1, Ordering::SeqCst);
+        }
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn disk_requests_allocate_nothing_once_the_queue_is_warm() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let path = dir.path().join("disk.raw");
+    create(&path);
+    let image = RawImage::open(&path, Access::ReadWrite, Content::Raw).unwrap();
+    let config = BlockConfig {
+        serial: "disk-0".into(),
+        queues: 1,
+    };
+    let mut driver = Driver::new(Box::new(Block::new(Arc::new(image), config)));
+    driver.start(0);
+    IS_DRIVER.set(true);
+    let data = BUFFERS + 0x1_0000;
+    for request in [disk::T_IN, disk::T_OUT] {
+        driver.put(BUFFERS, &request.to_le_bytes());
+        driver.put(BUFFERS + 8, &[0; 8]);
+        let piece = |at| match request {
+            disk::T_IN => writable(at, 4096),
+            _ => readable(at, 4096),
+        };
+        let segments = [
+            readable(BUFFERS, 16),
+            piece(data),
+            piece(data + 8192),
+            writable(BUFFERS + 64, 1),
+        ];
+        for indirect in [false, true] {
+            driver.request(0, &segments, indirect);
+            let before = ALLOCATIONS.load(Ordering::SeqCst);
+            for _ in 0..1000 {
+                driver.request(0, &segments, indirect);
+            }
+            assert_eq!(driver.bytes(BUFFERS + 64, 1), [disk::OK]);
+            assert_eq!(
+                ALLOCATIONS.load(Ordering::SeqCst),
+                before,
+                "{request} {indirect}"
+            );
+        }
+    }
+}

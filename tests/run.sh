@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Sets up what the tests need, checks format and lints, and runs every test of the workspace.
+#
+#   bash tests/run.sh [ARGUMENTS OF cargo test]
+#
+# Tests that this machine cannot run print `skipped: reason`; they are listed and counted at the end.
+# Arguments go to cargo test, to run a part: `bash tests/run.sh -p migration`.
+set -euo pipefail
+
+cd "$(dirname "$0")/.."
+target=${CARGO_TARGET_DIR:-target}
+mkdir -p "$target"
+target=$(cd "$target" && pwd)
+log="$target/test.log"
+[ $# -gt 0 ] || set -- --workspace
+
+step() { echo "== $* (${SECONDS} s)"; }
+
+step "set-up"
+bash tests/setup.sh
+
+step "format"
+cargo fmt --all --check
+
+step "lints"
+cargo clippy --quiet --workspace --all-targets -- -D warnings
+
+step "build"
+# Everything at once, so that the binary under test and the tests share what they depend on.
+cargo build --quiet --workspace --all-targets
+export VMM_TEST_BINARY="$target/debug/vmm"
+
+step "tests"
+# Shown output carries the `skipped:` lines of tests that pass otherwise.
+status=0
+cargo test --no-fail-fast "$@" -- --show-output 2>&1 | tee "$log" || status=$?
+
+step "done"
+skipped=$(sed -nE 's/^skipped: //p' "$log")
+if [ -n "$skipped" ]; then
+    sort <<<"$skipped" | uniq -c | sed -E 's/^ *([0-9]+) /skipped \1 times: /'
+fi
+# A skipped test counts as passed for cargo, and a test that cargo ignores as skipped for us.
+awk -v skipped="$(grep -c . <<<"$skipped" || true)" '
+    /^test result:/ { passed += $4; failed += $6; ignored += $8 }
+    END { printf "%d passed, %d failed, %d skipped\n", passed - skipped, failed, skipped + ignored }
+' "$log"
+exit "$status"

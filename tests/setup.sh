@@ -1,0 +1,208 @@
+#!/usr/bin/env bash
+# Prepares what the tests need, once; a second run finds it done and returns at once.
+#
+#   bash tests/setup.sh
+#
+# As root it installs the few Debian packages that are missing. It downloads, without installing, QEMU 10
+# and the stock Debian cloud kernel into <target>/rig, for the nested job (docs/testing.md). What cannot
+# be had is said, the reason is left in <target>/rig/missing, and the tests that need it print
+# `skipped: reason`; the script itself fails only when the workspace cannot be built at all.
+set -euo pipefail
+
+cd "$(dirname "$0")/.."
+target=${CARGO_TARGET_DIR:-target}
+mkdir -p "$target/rig"
+rig=$(cd "$target/rig" && pwd)
+
+say() { echo "setup: $*"; }
+
+# The nested job cannot run on this machine: say so once, here and to the tests.
+unavailable() {
+    say "the nested job will be skipped: $*"
+    echo "$*" >"$rig/missing"
+    exit 0
+}
+
+# --- build tools --------------------------------------------------------------------------------
+
+check_build_tools() {
+    local tool
+    for tool in cargo cc; do
+        if ! command -v "$tool" >/dev/null; then
+            say "error: $tool is needed to build the workspace" >&2
+            exit 1
+        fi
+    done
+    # Run inside the workspace, this also makes rustup fetch the pinned toolchain where it is missing.
+    say "toolchain: $(rustc --version)"
+}
+
+# --- Debian packages ----------------------------------------------------------------------------
+
+# command:package pairs; commands also looked for where Debian keeps them for root.
+host_needs=(busybox:busybox-static mke2fs:e2fsprogs e2fsck:e2fsprogs debugfs:e2fsprogs xz:xz-utils)
+
+missing_packages() {
+    local need
+    for need in "${host_needs[@]}"; do
+        PATH="$PATH:/usr/sbin:/sbin" command -v "${need%%:*}" >/dev/null || echo "${need##*:}"
+    done | sort -u
+}
+
+install_missing_packages() {
+    local missing
+    missing=$(missing_packages)
+    [ -n "$missing" ] || return 0
+    missing=$(tr '\n' ' ' <<<"$missing")
+    command -v apt-get >/dev/null || unavailable "missing: $missing(and this is not a Debian system)"
+    [ "$(id -u)" = 0 ] || unavailable "missing packages: $missing(run this script as root, or install them)"
+    say "installing $missing"
+    # shellcheck disable=SC2086 # a list of package names
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing >/dev/null 2>&1 ||
+        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
+            --no-install-recommends $missing >/dev/null; } ||
+        unavailable "apt-get could not install $missing"
+}
+
+# --- packages unpacked beside the build output ---------------------------------------------------
+
+# apt with its own lists, cache and copy of the sources; it reads the system's package state and
+# writes nothing of the system's.
+private_apt_ready=
+prepare_private_apt() {
+    [ -z "$private_apt_ready" ] || return 0
+    command -v apt-get >/dev/null || unavailable "QEMU 10 and a Debian kernel are fetched with apt-get, which is not here"
+    local apt="$rig/apt"
+    mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" "$apt/sources"
+    find "$apt/sources" -type f -delete
+    find /etc/apt/sources.list /etc/apt/sources.list.d -maxdepth 1 -type f \
+        \( -name '*.list' -o -name '*.sources' \) -exec cp {} "$apt/sources/" \; 2>/dev/null || true
+    cat >"$apt/apt.conf" <<CONF
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+#clear DPkg::Pre-Install-Pkgs;
+#clear DPkg::Post-Invoke;
+Dir::Etc::sourcelist "/dev/null";
+Dir::Etc::sourceparts "$apt/sources";
+Dir::State::lists "$apt/lists";
+Dir::Cache "$apt/cache";
+Dir::Cache::archives "$apt/cache/archives";
+APT::Sandbox::User "";
+APT::Get::List-Cleanup "false";
+Acquire::Languages "none";
+Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
+Acquire::Retries "3";
+Acquire::http::Timeout "30";
+Acquire::https::Timeout "30";
+Debug::NoLocking "true";
+CONF
+    say "reading package lists"
+    private_update
+    private_apt_ready=yes
+}
+
+private_apt() { apt-get -c "$rig/apt/apt.conf" "$@"; }
+
+private_update() {
+    private_apt update -qq >"$rig/apt/update.log" 2>&1 ||
+        unavailable "package lists could not be read (no network?): $(tail -n 1 "$rig/apt/update.log")"
+}
+
+# Newest version of a package that the private sources offer.
+newest_version() {
+    apt-cache -c "$rig/apt/apt.conf" madison "$1" 2>/dev/null |
+        awk -F'|' '{ gsub(/ /, "", $2); print $2 }' | sort -V | tail -n 1
+}
+
+qemu_major() { sed -E 's/^[0-9]+://; s/\..*//' <<<"${1:-0}"; }
+
+# Adds the backports suite of the configured release, from the same mirror and with the same key.
+# apt itself is asked for the mirror, so both formats of its sources are understood.
+add_backports() {
+    local uri release component entry file key=
+    # The release proper, not its -updates or -security companions.
+    read -r uri release component entry < <(private_apt indextargets \
+        --format '$(REPO_URI) $(RELEASE) $(COMPONENT) $(SOURCESENTRY)' 'Created-By: Packages' 'Origin: Debian' |
+        awk '$2 !~ /[-\/]/ && $3 == "main" { print; exit }') ||
+        unavailable "QEMU 10 comes from Debian's backports, and apt is configured with no Debian release"
+    file=${entry%:*}
+    key=$(sed -nE 's/^Signed-By:[[:space:]]*(\/[^[:space:]]+).*/\1/p; s/.*signed-by=([^] ,]+).*/\1/p' "$file" | head -n 1)
+    say "adding $release-backports to the private package lists"
+    echo "deb ${key:+[signed-by=$key] }$uri $release-backports $component" >"$rig/apt/sources/backports.list"
+    private_update
+}
+
+# Unpacks the .deb files of a folder into $rig/NAME; the folder appears only when it is whole.
+unpack_as() {
+    local name=$1 debs=$2 deb
+    rm -rf "$rig/$name" "$rig/$name.partial"
+    mkdir -p "$rig/$name.partial"
+    for deb in "$debs"/*.deb; do
+        dpkg -x "$deb" "$rig/$name.partial"
+    done
+    mv "$rig/$name.partial" "$rig/$name"
+    rm -rf "$debs"
+}
+
+qemu_works() {
+    local root="$rig/qemu"
+    [ -x "$root/usr/bin/qemu-system-x86_64" ] || return 1
+    local version
+    version=$(LD_LIBRARY_PATH="$root/usr/lib/x86_64-linux-gnu:$root/lib/x86_64-linux-gnu" \
+        "$root/usr/bin/qemu-system-x86_64" --version 2>/dev/null | sed -nE '1s/.*version ([0-9]+)\..*/\1/p')
+    [ "${version:-0}" -ge 10 ]
+}
+
+fetch_qemu() {
+    qemu_works && return 0
+    prepare_private_apt
+    local version suite=()
+    [ "$(qemu_major "$(newest_version qemu-system-x86)")" -ge 10 ] || add_backports
+    [ ! -e "$rig/apt/sources/backports.list" ] ||
+        suite=(-t "$(sed -E 's/.* ([^ ]+-backports) .*/\1/' "$rig/apt/sources/backports.list")")
+    version=$(newest_version qemu-system-x86)
+    [ "$(qemu_major "$version")" -ge 10 ] || unavailable "apt's mirror offers QEMU ${version:-not at all}, and 10 is needed"
+    local debs="$rig/apt/cache/archives"
+    find "$debs" -name '*.deb' -delete
+    say "downloading QEMU $version"
+    # --reinstall: they are wanted here even where the system has them; libraries that the system
+    # has are used from there.
+    private_apt install -qq -y --no-install-recommends --reinstall --download-only \
+        "${suite[@]}" qemu-system-x86 qemu-system-common qemu-system-data seabios \
+        >"$rig/apt/qemu.log" 2>&1 || unavailable "QEMU could not be downloaded: $(tail -n 1 "$rig/apt/qemu.log")"
+    mkdir -p "$rig/qemu.debs"
+    mv "$debs"/*.deb "$rig/qemu.debs/"
+    unpack_as qemu "$rig/qemu.debs"
+    qemu_works || unavailable "the unpacked QEMU $version does not start here"
+}
+
+kernel_works() {
+    # Both, because the modules must be of the very kernel that boots.
+    local image
+    image=$(find "$rig/kernel/boot" -name 'vmlinuz-*' 2>/dev/null | head -n 1)
+    [ -n "$image" ] && [ -n "$(find "$rig/kernel" -name 'kvm-amd.ko*' 2>/dev/null | head -n 1)" ]
+}
+
+fetch_kernel() {
+    kernel_works && return 0
+    prepare_private_apt
+    local package
+    package=$(apt-cache -c "$rig/apt/apt.conf" show --no-all-versions linux-image-cloud-amd64 2>/dev/null |
+        sed -nE 's/^Depends:.*(linux-image-[0-9][^ ,]*).*/\1/p' | sort -V | tail -n 1)
+    [ -n "$package" ] || unavailable "apt's mirror offers no linux-image-cloud-amd64"
+    say "downloading $package"
+    rm -rf "$rig/kernel.debs"
+    mkdir -p "$rig/kernel.debs"
+    (cd "$rig/kernel.debs" && private_apt download -qq "$package") >"$rig/apt/kernel.log" 2>&1 ||
+        unavailable "$package could not be downloaded: $(tail -n 1 "$rig/apt/kernel.log")"
+    unpack_as kernel "$rig/kernel.debs"
+    kernel_works || unavailable "$package holds no vmlinuz or no kvm-amd module"
+}
+
+check_build_tools
+rm -f "$rig/missing"
+[ "$(uname -m)" = x86_64 ] || unavailable "the nested job is for x86-64 hosts"
+install_missing_packages
+fetch_qemu
+fetch_kernel
+say "ready: QEMU and kernel in $rig"

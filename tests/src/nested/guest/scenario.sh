@@ -1,0 +1,115 @@
+#!/bin/sh
+# Runs in level 1, the machine with kvm_amd: a stock kernel on an ext4 root is started by `vmm run` on
+# one host, moves to another and back while it writes and fsyncs files, and powers off; then the disk is
+# checked. Two run-time directories are two hosts. Once for each number of vCPUs given as an argument.
+
+a=/tmp/host-a
+b=/tmp/host-b
+disk=/tmp/disk.img
+# Emulation twice over is slow; these limits only end what hangs.
+long=300
+move="--downtime-limit 20s --timeout 200s --on-timeout stop"
+
+say() { echo "scenario: $*"; }
+
+fail() {
+    say "FAILED: $*"
+    show_logs
+    dmesg | tail -n 30
+    exit 1
+}
+
+show_logs() {
+    find $a $b /tmp/output -type f 2>/dev/null | while read -r file; do
+        echo "--- $file"
+        tail -n 40 "$file"
+    done
+}
+
+# on HOST ARGS...: a vmm command on a host; its output goes to /tmp/output/N.
+on() {
+    host=$1
+    shift
+    commands=$((${commands:-0} + 1))
+    output=/tmp/output/$commands
+    echo "vmm $* on $host" >$output.command
+    VMM_RUNTIME_DIR=$host timeout $long vmm "$@" >$output 2>$output.errors
+}
+
+# eventually WHAT COMMAND...: tries the command until it succeeds.
+eventually() {
+    what=$1
+    shift
+    tries=0
+    until "$@"; do
+        tries=$((tries + 1))
+        [ $tries -le $((long * 2)) ] || fail "waited too long for $what"
+        sleep 0.5
+    done
+}
+
+serial() { cat "$1/guest/serial.log" 2>/dev/null; }
+
+# Number of the last file that the guest's first writer reported on a host.
+last_file() {
+    last=$(serial "$1" | sed -n 's/.*wrote 1-\([0-9]*\) .*/\1/p' | tail -n 1)
+    echo "${last:-0}"
+}
+
+has_written() {
+    ! serial "$1" | grep FAILED || fail "the guest found a fault"
+    [ "$(last_file "$1")" -ge "$2" ]
+}
+
+is_gone() { ! on "$1" status guest; }
+
+# move FROM TO: live migration; the guest must go on writing at the destination.
+move() {
+    written=$(last_file "$1")
+    on "$2" receive --listen "unix:/tmp/socket" --name guest --detach || fail "vmm receive: $(cat $output.errors)"
+    on "$1" migrate guest --to "unix:/tmp/socket" $move --json || fail "vmm migrate ended with $?: $(cat $output $output.errors)"
+    report=$(tail -n 1 $output)
+    echo "report: $report"
+    eventually "the source to end" is_gone "$1"
+    [ ! -e "$1/guest" ] || say "left at the source: $(ls -a "$1/guest")"
+    # Files that were not reported before it left the source: those 8 may have been on their way.
+    eventually "the guest to write on" has_written "$2" $((written + 8))
+    rm -f /tmp/socket
+}
+
+# What the guest reported as verified must be what is on the disk, seen by another kernel.
+check_disk() {
+    e2fsck -f -n $disk >/tmp/output/e2fsck 2>&1 || fail "e2fsck: $(cat /tmp/output/e2fsck)"
+    mount -t ext4 -o ro,loop $disk /mnt || fail "the disk does not mount"
+    result=$(cat /mnt/result)
+    files=$(cat /mnt/data/sums-* | wc -l)
+    [ "$result" = "verified $files" ] || fail "the guest's result is '$result', and $files files were logged"
+    (cd /mnt/data && cat sums-* | sha256sum -c) >/tmp/output/check 2>&1 || fail "$(grep -v ': OK' /tmp/output/check | head)"
+    umount /mnt
+    say "$files files are right, e2fsck is clean"
+}
+
+scenario() {
+    cpus=$1
+    say "begins with $cpus vCPUs"
+    mkdir -p $a $b /tmp/output /mnt
+    rm -f $disk
+    # By path: the shell prefers its own program of that name.
+    /usr/bin/mke2fs -q -F -t ext4 -d root $disk "$DISK_SIZE" || fail "mke2fs"
+
+    on $a run guest --kernel vmlinuz --initrd level2.cpio --cmdline "$CMDLINE" --cpus "$cpus" \
+        --memory 256MiB --disk $disk --detach || fail "vmm run: $(cat $output.errors)"
+    eventually "the guest to write" has_written $a 5
+    serial $a | grep "guest: up, .* $cpus CPUs" || fail "not all CPUs are up"
+    move $a $b
+    move $b $a
+
+    # The power button, and the end of the VM with the guest's.
+    on $a stop guest || fail "vmm stop: $(cat $output.errors)"
+    eventually "the VM to end" is_gone $a
+    check_disk
+    say "done with $cpus vCPUs"
+}
+
+. ./settings
+for cpus in $CPUS; do scenario "$cpus"; done

@@ -1,0 +1,223 @@
+//! Level 1: the emulated machine with an AMD CPU and SVM, as a place to run a payload in.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::cpio::Archive;
+use super::image;
+use super::rig::Rig;
+use crate::eventually;
+
+/// Modules of the KVM host: kvm itself, taps, and loop devices to look into disk images with.
+const MODULES: &[&str] = &["kvm-amd", "tun", "loop"];
+
+/// Kernel command line. The TSC is trusted and nothing is mitigated, because the emulator makes both
+/// slow and neither is tested.
+const CMDLINE: &str =
+    "console=ttyS0 panic=-1 quiet tsc=reliable no_timer_check mitigations=off nokaslr";
+
+/// Lines of the log that a failure message carries; the whole log stays in its file.
+const LINES_IN_MESSAGE: usize = 150;
+
+/// A payload that is to run in level 1 as root, with `/dev/kvm`.
+#[derive(Debug)]
+pub struct Level1<'a> {
+    rig: &'a Rig,
+    archive: Archive,
+    memory_mib: u32,
+    cpus: u32,
+}
+
+/// How a payload ended.
+#[derive(Debug)]
+pub struct Run {
+    /// Exit code of the payload's `run.sh`.
+    pub code: i32,
+    /// Serial log of level 1, without carriage returns.
+    pub log: String,
+    /// File that keeps the log.
+    pub log_file: PathBuf,
+}
+
+impl Run {
+    /// Rests of the log's lines that begin with `prefix`.
+    pub fn lines_after<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a str> {
+        self.log
+            .lines()
+            .filter_map(move |line| line.strip_prefix(prefix))
+    }
+
+    /// End of the log, for failure messages.
+    #[must_use]
+    pub fn tail(&self) -> String {
+        tail(&self.log)
+    }
+}
+
+impl<'a> Level1<'a> {
+    /// A machine that runs `script` by busybox' shell in `/payload`; 0 to 127 is its exit code.
+    ///
+    /// # Errors
+    /// When something that its initramfs is made of is missing.
+    pub fn new(rig: &'a Rig, script: &str) -> Result<Self> {
+        let mut archive = Archive::new();
+        image::add_busybox(&mut archive)?;
+        image::add_modules(&mut archive, &rig.modules()?, MODULES)?;
+        archive.file("bin/exit-emulator", 0o755, &image::exit_program()?);
+        archive.file("init", 0o755, include_bytes!("guest/level1-init.sh"));
+        archive.file("payload/run.sh", 0o755, script.as_bytes());
+        Ok(Self {
+            rig,
+            archive,
+            memory_mib: 2048,
+            cpus: 2,
+        })
+    }
+
+    /// Number of emulated CPUs.
+    #[must_use]
+    pub fn cpus(mut self, cpus: u32) -> Self {
+        self.cpus = cpus;
+        self
+    }
+
+    /// Puts a file into `/payload`.
+    #[must_use]
+    pub fn file(mut self, name: &str, content: &[u8]) -> Self {
+        self.archive
+            .file(&format!("payload/{name}"), 0o755, content);
+        self
+    }
+
+    /// Puts an empty directory into `/payload`.
+    #[must_use]
+    pub fn directory(mut self, name: &str) -> Self {
+        self.archive.directory(&format!("payload/{name}"));
+        self
+    }
+
+    /// Puts a program of this machine and its libraries there, as `name` in `PATH`.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn program(mut self, name: &str, path: &Path) -> Result<Self> {
+        image::add_program(&mut self.archive, name, path)?;
+        Ok(self)
+    }
+
+    /// Boots the machine, waits for the payload's end and gives back its code and log.
+    ///
+    /// The log goes to `logs/NAME.log` of the rig's directory while it runs, so that a hang can be
+    /// watched.
+    ///
+    /// # Errors
+    /// When the emulator does not start, the payload does not end within `deadline`, or level 1 dies
+    /// without reporting; with the end of the log.
+    pub fn run(self, name: &str, deadline: Duration) -> Result<Run> {
+        let logs = self.rig.dir().join("logs");
+        std::fs::create_dir_all(&logs).with_context(|| format!("make {}", logs.display()))?;
+        let log_file = logs.join(format!("{name}.log"));
+        let log =
+            File::create(&log_file).with_context(|| format!("make {}", log_file.display()))?;
+        let errors = log.try_clone().context("share the log")?;
+
+        let initramfs = tempfile::NamedTempFile::new().context("make a temporary file")?;
+        std::fs::write(initramfs.path(), self.archive.finish()).context("write the initramfs")?;
+
+        let mut command = self.rig.qemu();
+        command
+            .args([
+                "-nodefaults",
+                "-no-user-config",
+                "-display",
+                "none",
+                "-no-reboot",
+            ])
+            .args([
+                "-machine",
+                "q35",
+                "-accel",
+                "tcg,thread=multi,tb-size=512",
+                "-cpu",
+                "EPYC",
+            ])
+            .args([
+                "-smp",
+                &self.cpus.to_string(),
+                "-m",
+                &self.memory_mib.to_string(),
+            ])
+            .arg("-kernel")
+            .arg(self.rig.kernel())
+            .arg("-initrd")
+            .arg(initramfs.path())
+            .args(["-append", CMDLINE, "-serial", "stdio", "-monitor", "none"])
+            .args(["-device", "isa-debug-exit,iobase=0x501,iosize=0x04"])
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(errors);
+        let mut emulator = Killed(command.spawn().context("start qemu-system-x86_64")?);
+
+        let status = eventually(deadline, || emulator.0.try_wait().ok().flatten());
+        drop(emulator);
+        let log = String::from_utf8_lossy(&image::read(&log_file)?).replace('\r', "");
+        let told = format!("log {}, its end:\n{}", log_file.display(), tail(&log));
+        let Some(status) = status else {
+            bail!("level 1 did not end in {deadline:?}; {told}")
+        };
+        match status.code() {
+            // isa-debug-exit makes it twice the code and one; 1 is also how QEMU says that it could
+            // not start, but then the payload's end is not in the log.
+            Some(status) if status % 2 == 1 && log.contains("level1: payload ended") => Ok(Run {
+                code: status / 2,
+                log,
+                log_file,
+            }),
+            _ => bail!("level 1 died without reporting ({status}); {told}"),
+        }
+    }
+}
+
+/// A child that does not outlive its test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            // A failure means that it has ended meanwhile.
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+}
+
+fn tail(log: &str) -> String {
+    let lines: Vec<_> = log.lines().collect();
+    lines[lines.len().saturating_sub(LINES_IN_MESSAGE)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_found_by_their_prefix() {
+        let run = Run {
+            code: 0,
+            log: "x\nreport: 1\nreport: 2".into(),
+            log_file: PathBuf::new(),
+        };
+        assert_eq!(run.lines_after("report: ").collect::<Vec<_>>(), ["1", "2"]);
+    }
+
+    #[test]
+    fn message_carries_the_end_of_a_long_log() {
+        let log: String = (0..1000).map(|n| format!("{n}\n")).collect();
+        let tail = tail(&log);
+        assert!(tail.starts_with("850") && tail.ends_with("999"));
+    }
+}

@@ -1,0 +1,118 @@
+//! The guest of the nested job: a stock kernel, an initramfs with the drivers, and an ext4 root whose
+//! first process writes, fsyncs and in the end verifies files.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use super::cpio::Archive;
+use super::image;
+use super::modules::Modules;
+use super::rig::find_program;
+
+/// Drivers that the stock kernel has as modules and the guest needs: disk on virtio-mmio, and the
+/// power button as an input device.
+const MODULES: &[&str] = &["virtio_mmio", "virtio_blk", "button", "evdev"];
+
+/// Kernel command line; `quiet`, because each byte on the serial port is an exit.
+pub const CMDLINE: &str = "console=ttyS0 quiet panic=-1";
+
+/// Size of the disk; sparse.
+pub const DISK_SIZE: &str = "160M";
+
+/// Archive that the guest's kernel unpacks and starts from.
+///
+/// # Errors
+/// When busybox or a module is missing.
+pub fn initramfs(modules: &Modules) -> Result<Vec<u8>> {
+    let mut archive = Archive::new();
+    image::add_busybox(&mut archive)?;
+    image::add_modules(&mut archive, modules, MODULES)?;
+    archive.file("init", 0o755, include_bytes!("guest/level2-init.sh"));
+    Ok(archive.finish())
+}
+
+/// Directories and files of the ext4 root: path, mode and content; a directory has no content.
+///
+/// # Errors
+/// When busybox is missing.
+pub fn root_tree() -> Result<Vec<(&'static str, Option<Vec<u8>>)>> {
+    let workload = include_bytes!("guest/level2-workload.sh").to_vec();
+    let mut tree = vec![
+        ("bin/busybox", Some(image::busybox()?)),
+        ("sbin/init", Some(workload)),
+    ];
+    tree.extend(["dev", "proc", "sys", "tmp", "data"].map(|directory| (directory, None)));
+    Ok(tree)
+}
+
+/// Makes the guest's disk at `path`, an ext4 file system with [`root_tree`] in it.
+///
+/// # Errors
+/// When a tool is missing or fails.
+pub fn make_disk(path: &Path) -> Result<()> {
+    let root = tempfile::tempdir().context("make a temporary directory")?;
+    for (name, content) in root_tree()? {
+        let file = root.path().join(name);
+        let directory = if content.is_some() {
+            file.parent().unwrap_or(&file)
+        } else {
+            &file
+        };
+        std::fs::create_dir_all(directory)
+            .with_context(|| format!("make {}", directory.display()))?;
+        if let Some(content) = content {
+            std::fs::write(&file, content).with_context(|| format!("write {}", file.display()))?;
+            make_executable(&file)?;
+        }
+    }
+    run(Command::new(find_program("mke2fs")?)
+        .args(["-q", "-F", "-t", "ext4", "-d"])
+        .arg(root.path())
+        .arg(path)
+        .arg(DISK_SIZE))?;
+    Ok(())
+}
+
+/// Checks the file system on a disk without changing it.
+///
+/// # Errors
+/// With what e2fsck found.
+pub fn check_disk(path: &Path) -> Result<()> {
+    run(Command::new(find_program("e2fsck")?)
+        .args(["-f", "-n"])
+        .arg(path))
+    .map(drop)
+}
+
+/// Content of a file on a disk that nobody has mounted.
+///
+/// # Errors
+/// When debugfs fails.
+pub fn read_from_disk(disk: &Path, file: &str) -> Result<String> {
+    run(Command::new(find_program("debugfs")?)
+        .arg("-R")
+        .arg(format!("cat {file}"))
+        .arg(disk))
+}
+
+fn make_executable(file: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("make {} executable", file.display()))
+}
+
+fn run(command: &mut Command) -> Result<String> {
+    let output = command
+        .output()
+        .with_context(|| format!("start {command:?}"))?;
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}\n{stdout}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(stdout)
+}

@@ -74,15 +74,13 @@ pub(super) fn run(
         }
     });
     let end = end?;
-    match (&end, args.plan) {
-        (report, true) if report.status == "planned" => {
-            output.line(format!("{name} can move to {to}"));
-        }
-        (report, false) if report.status == "completed" => {
-            report::print_completed(name, to, report, output);
+    match end.status.as_str() {
+        "planned" => output.line(format!("{name} can move to {to}")),
+        "completed" => {
+            report::print_completed(name, to, &end, output);
             runtime.wait_gone(name, SOURCE_END);
         }
-        (report, _) => report::print_ended(name, report),
+        _ => report::print_ended(name, &end),
     }
     Ok(exit_of_report(&end))
 }

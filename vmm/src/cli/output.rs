@@ -1,5 +1,6 @@
 //! What the command line prints: lines for people, or one JSON object a line.
 
+use std::fmt::Write as _;
 use std::io::{self, Write};
 
 use migration::observation::{Observation, Side};
@@ -83,12 +84,10 @@ fn explain_into(text: &mut String, observation: &Observation, depth: usize, told
             .chars()
             .map(|c| if c.is_control() { ' ' } else { c }),
     );
-    match &observation.phase {
-        Some(phase) if depth == 0 => {
-            text.push_str(&format!(" (in phase {phase}) [{}]", observation.id))
-        }
-        _ => text.push_str(&format!(" [{}]", observation.id)),
+    if let (Some(phase), 0) = (&observation.phase, depth) {
+        let _ = write!(text, " (in phase {phase})");
     }
+    let _ = write!(text, " [{}]", observation.id);
     text.push('\n');
     if depth < 32 {
         for cause in &observation.causes {

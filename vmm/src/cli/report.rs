@@ -104,8 +104,8 @@ pub(super) fn print_ended(name: &str, report: &Report) {
         }
         (_, reason) => {
             eprint!(
-                "vmm: migration failed: {}",
-                reason.unwrap_or_else(|| "no reason told\n".into())
+                "vmm: {}",
+                reason.unwrap_or_else(|| "the migration failed\n".into())
             );
         }
     }

@@ -2,6 +2,7 @@
 //! hosts to run it on, waiting for conditions, and the machine that carries a real `kvm_amd`.
 
 pub mod binary;
+pub mod blackbox;
 pub mod eventually;
 pub mod host;
 pub mod nested;

@@ -1,6 +1,7 @@
 //! A minimal VMM for KVM on x86-64 and the command line that runs and moves guests.
 
 pub mod api;
+pub mod bench;
 pub mod boot;
 pub mod cli;
 pub mod config;

@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 use std::os::fd::AsFd;
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 use vm_memory::{FileOffset, GuestMemoryBackend, GuestMemoryRegion};
@@ -130,6 +131,9 @@ pub struct Region {
     first_stripe: u64,
     host: *mut u8,
     file: Option<FileOffset>,
+    /// A stretch of pages known to hold data. To ask for its end costs the kernel a walk over all of
+    /// it, so that is not done for each piece. Only data is remembered: a hole may be filled any time.
+    known_data: Mutex<(u64, u64)>,
 }
 
 // SAFETY: `host` is only dereferenced through `RamSlice`; the mapping is kept by `Ram`.
@@ -172,6 +176,13 @@ impl Region {
         let Some(file) = &self.file else {
             return Some((from, to));
         };
+        let mut known = self
+            .known_data
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if (known.0..known.1).contains(&from) {
+            return Some((from, known.1.min(to)));
+        }
         let fd = file.file().as_fd();
         let base = file.start();
         let data = match rustix::fs::seek(fd, SeekFrom::Data(base + from * PAGE_SIZE)) {
@@ -186,7 +197,8 @@ impl Region {
         let first = first.max(from);
         let end = rustix::fs::seek(fd, SeekFrom::Hole(base + first * PAGE_SIZE))
             .map_or(to, |hole| (hole - base.min(hole)).div_ceil(PAGE_SIZE));
-        Some((first, end.clamp(first + 1, to)))
+        *known = (first, end.max(first + 1));
+        Some((first, known.1.min(to)))
     }
 
     /// Gives the pages back to the system, so that they read as zero; `false` if that is not
@@ -250,6 +262,7 @@ impl Ram {
                 first_stripe: stripes,
                 host: region.as_ptr(),
                 file: region.file_offset().cloned(),
+                known_data: Mutex::default(),
             };
             pages += made.pages;
             stripes += made.stripes();

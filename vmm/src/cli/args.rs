@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use migration::progress::{TimeoutAction, Verify};
 
 use crate::api::body::LimitsBody;
+use crate::bench::BenchArgs;
 use crate::config::{CpuModel, DiskArg, PageBacking, RunOptions, parse_disk_override};
 use crate::instance::VmState;
 use crate::logging::{LogFormat, LogOptions};
@@ -106,6 +107,8 @@ pub enum Command {
     },
     /// A guest, a live migration and its report, on this machine.
     Demo(DemoArgs),
+    /// Measure migration and start on this host, next to what the host can do at most.
+    Bench(BenchArgs),
     /// Print a completion script.
     #[command(hide = true)]
     Completions {
@@ -376,6 +379,7 @@ mod tests {
             "vmm stop a --force",
             "vmm wait a --state running --timeout 30s",
             "vmm demo --export-guest f --memory 1GiB",
+            "vmm bench --runs 3 --memory 512MiB --streams 2 --only idle --json",
             "vmm completions bash",
             "vmm man d -vv --log-format json",
         ] {

@@ -41,7 +41,7 @@ pub fn exit_of(observation: &Observation) -> Exit {
 /// How the process ends after a migration.
 pub(crate) fn exit_of_report(report: &Report) -> Exit {
     match report.status.as_str() {
-        "completed" => Exit::Done,
+        "completed" | "planned" => Exit::Done,
         "cancelled" => Exit::Cancelled,
         "handover-unknown" => Exit::NeedsResolve,
         _ => Exit::Failed,
@@ -81,6 +81,7 @@ mod tests {
     fn ends_of_migrations_map_to_exit_codes() {
         for (status, exit) in [
             ("completed", Exit::Done),
+            ("planned", Exit::Done),
             ("failed", Exit::Failed),
             ("cancelled", Exit::Cancelled),
             ("handover-unknown", Exit::NeedsResolve),

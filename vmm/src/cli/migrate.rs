@@ -75,7 +75,7 @@ pub(super) fn run(
     });
     let end = end?;
     match (&end, args.plan) {
-        (report, true) if report.status == "completed" => {
+        (report, true) if report.status == "planned" => {
             output.line(format!("{name} can move to {to}"));
         }
         (report, false) if report.status == "completed" => {

@@ -4,6 +4,7 @@
 //! [`Launcher`].
 
 mod args;
+mod bench;
 mod console;
 mod detach;
 mod exit;
@@ -109,6 +110,7 @@ fn dispatch(cli: Cli, output: Output, launcher: &dyn Launcher) -> Result<Exit, O
             timeout,
         } => vm::wait(&name, state, timeout, &runtime, output),
         Command::Demo(args) => crate::demo::run(&args, output, launcher),
+        Command::Bench(args) => bench::run(args, output),
         Command::Completions { .. } | Command::Man { .. } => Ok(Exit::Done),
     }
 }

@@ -104,7 +104,10 @@ impl VmInstance {
     /// The machine now belongs to this VM and runs, or stands still for its user.
     pub(super) fn holds(&self, machine: &Arc<Machine>) {
         let mut core = self.lock();
-        core.state = running_state(machine);
+        // A guest may be over before whoever started it comes to say that it runs.
+        if !is_final(core.state) {
+            core.state = running_state(machine);
+        }
         core.machine = Some(machine.clone());
         if let Some(migration) = &mut core.migration {
             migration.stage = Stage::Ended;

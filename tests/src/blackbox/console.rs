@@ -1,0 +1,165 @@
+//! Follows what a guest prints on its serial port, across hosts.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+
+use super::Vms;
+use super::wait::eventually;
+use crate::Host;
+
+/// A line of the probe guest: `PROBE kind key=value..`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    /// First word.
+    pub kind: String,
+    /// The rest.
+    pub fields: BTreeMap<String, String>,
+}
+
+impl Line {
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text
+            .trim_end_matches('\r')
+            .strip_prefix("PROBE ")?
+            .split(' ');
+        let kind = words.next()?.to_owned();
+        let fields = words
+            .map(|word| word.split_once('=').unwrap_or((word, "")))
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect();
+        Some(Self { kind, fields })
+    }
+
+    /// A field that is a number, decimal or `0x` hexadecimal.
+    pub fn number(&self, key: &str) -> Option<u64> {
+        let text = self.fields.get(key)?;
+        match text.strip_prefix("0x") {
+            Some(hex) => u64::from_str_radix(hex, 16).ok(),
+            None => text.parse().ok(),
+        }
+    }
+}
+
+/// The console of one guest, from its first byte on, wherever it runs.
+pub struct Console {
+    file: File,
+    text: Vec<u8>,
+}
+
+impl Console {
+    /// Console of `vm` on `host`; stays readable when the VM is gone.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[track_caller]
+    pub fn of(host: &Host, vm: &str) -> Self {
+        Self {
+            file: open(host, vm),
+            text: Vec::new(),
+        }
+    }
+
+    /// The guest has moved, and what it prints now is read there: the text goes on where it was.
+    ///
+    /// # Panics
+    /// When the VM is not there.
+    #[track_caller]
+    pub fn moves_to(&mut self, host: &Host, vm: &str) {
+        self.read();
+        self.file = open(host, vm);
+    }
+
+    fn read(&mut self) {
+        self.file
+            .read_to_end(&mut self.text)
+            .expect("serial.log is readable");
+    }
+
+    /// Everything printed until now.
+    pub fn text(&mut self) -> String {
+        self.read();
+        String::from_utf8_lossy(&self.text).into_owned()
+    }
+
+    /// All complete lines of the probe until now.
+    pub fn lines(&mut self) -> Vec<Line> {
+        let text = self.text();
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole.lines().filter_map(Line::parse).collect()
+    }
+
+    /// Waits for a line that fits.
+    #[track_caller]
+    pub fn wait_for(&mut self, what: &str, fits: impl Fn(&Line) -> bool) -> Line {
+        eventually(&format!("the guest prints {what}"), || {
+            self.lines().into_iter().find(|line| fits(line))
+        })
+    }
+
+    /// Waits until the guest has set everything up.
+    #[track_caller]
+    pub fn wait_ready(&mut self) {
+        self.wait_for("ready", |line| line.kind == "ready");
+    }
+
+    /// Newest value of a field of the ticks.
+    pub fn last(&mut self, key: &str) -> Option<u64> {
+        self.lines()
+            .iter()
+            .rev()
+            .filter(|line| line.kind == "tick")
+            .find_map(|l| l.number(key))
+    }
+
+    /// Waits until the guest has printed a tick after now.
+    #[track_caller]
+    pub fn wait_tick(&mut self) {
+        let ticks = |console: &mut Self| {
+            console
+                .lines()
+                .iter()
+                .filter(|line| line.kind == "tick")
+                .count()
+        };
+        let before = ticks(self);
+        // Two: the first one may have been on its way already.
+        eventually("the guest ticks", || {
+            (ticks(self) >= before + 2).then_some(())
+        });
+    }
+
+    /// The guest has found nothing wrong.
+    ///
+    /// # Panics
+    /// When it has.
+    #[track_caller]
+    pub fn is_unharmed(&mut self) {
+        let faults: Vec<_> = self
+            .lines()
+            .into_iter()
+            .filter(|l| l.kind == "fault" || l.kind == "panic")
+            .collect();
+        assert!(faults.is_empty(), "the guest found {faults:?}");
+    }
+
+    /// Waits until the guest has verified as many pages of its ledger as there are, every one since
+    /// now, and found nothing wrong.
+    #[track_caller]
+    pub fn verifies_ledger(&mut self) {
+        let before = self.last("ledger_verified").unwrap_or(0);
+        eventually("the guest verifies its ledger", || {
+            self.is_unharmed();
+            let pages = self.last("ledger_pages")?;
+            assert!(pages > 0, "the guest has no ledger");
+            (self.last("ledger_verified")? >= before + pages).then_some(())
+        });
+        self.is_unharmed();
+    }
+}
+
+#[track_caller]
+fn open(host: &Host, vm: &str) -> File {
+    let path = host.folder(vm).join("serial.log");
+    File::open(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}

@@ -1,0 +1,100 @@
+//! Guests that check themselves: the embedded probe with the work that a test gives it.
+
+use std::path::Path;
+
+/// A guest to be started.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    cpus: u32,
+    memory: &'static str,
+    cmdline: String,
+    more: Vec<String>,
+}
+
+impl Guest {
+    /// Holds a ledger that it only verifies, and halts in between.
+    pub fn idle() -> Self {
+        Self {
+            cpus: 1,
+            memory: "64MiB",
+            cmdline: "ledger=8M fill=random tick_ms=100 idle=halt".into(),
+            more: Vec::new(),
+        }
+    }
+
+    /// Changes a part of its ledger all the time while it verifies the whole.
+    pub fn dirtying() -> Self {
+        Self {
+            cmdline: "ledger=8M fill=random tick_ms=100 dirty_rate=2000 dirty_set=2M idle=halt"
+                .into(),
+            ..Self::idle()
+        }
+    }
+
+    /// As [`Guest::dirtying`], with enough memory that a limited migration takes as long as a test
+    /// needs.
+    pub fn slow_to_move() -> Self {
+        let cmdline =
+            "ledger=48M fill=random tick_ms=100 dirty_rate=500 dirty_set=2M idle=halt".into();
+        Self {
+            memory: "128MiB",
+            cmdline,
+            ..Self::idle()
+        }
+    }
+
+    /// With so many vCPUs.
+    #[must_use]
+    pub fn cpus(self, cpus: u32) -> Self {
+        Self { cpus, ..self }
+    }
+
+    /// With so much RAM.
+    #[must_use]
+    pub fn memory(self, memory: &'static str) -> Self {
+        Self { memory, ..self }
+    }
+
+    /// With more words on its command line.
+    #[must_use]
+    pub fn and(self, words: &str) -> Self {
+        Self {
+            cmdline: format!("{} {words}", self.cmdline),
+            ..self
+        }
+    }
+
+    /// With a disk on which it writes and verifies blocks.
+    #[must_use]
+    pub fn disk(mut self, path: &Path) -> Self {
+        self.more.push("--disk".into());
+        self.more.push(format!("{},id=data", path.display()));
+        self.and("block=verify,size=4M block_rate=200")
+    }
+
+    /// Arguments that start it detached.
+    pub fn run_args(&self, vm: &str) -> Vec<String> {
+        let mut args = self.foreground_args(vm);
+        args.push("--detach".into());
+        args
+    }
+
+    /// Arguments that run it in the foreground.
+    pub fn foreground_args(&self, vm: &str) -> Vec<String> {
+        let (cpus, memory) = (self.cpus.to_string(), self.memory);
+        [
+            "run",
+            vm,
+            "--cpus",
+            &cpus,
+            "--memory",
+            memory,
+            "--cmdline",
+            &self.cmdline,
+        ]
+        .into_iter()
+        .map(str::to_owned)
+        .chain(self.more.iter().cloned())
+        .collect()
+    }
+}

@@ -1,0 +1,63 @@
+//! What a host or a process must not have when nothing runs there: folders, memory, machines, disks.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// Everything in the runtime directory that belongs to a VM.
+///
+/// The lock file and the journals of hand-overs outlive VMs by design.
+pub fn folders(root: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(root) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter(|entry| entry.file_name() != ".lock" && entry.file_name() != "migrations")
+        .map(|entry| entry.path())
+        .collect()
+}
+
+/// What the process has open, as the kernel names it.
+pub fn open_files(pid: u32) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| fs::read_link(entry.path()).ok())
+        .collect()
+}
+
+/// Guest memories that the process holds.
+pub fn memories(pid: u32) -> usize {
+    open_files(pid)
+        .iter()
+        .filter(|path| path.as_os_str().as_bytes().starts_with(b"/memfd:"))
+        .count()
+}
+
+/// Virtual machines that the process holds.
+pub fn machines(pid: u32) -> usize {
+    open_files(pid)
+        .iter()
+        .filter(|path| {
+            path.as_os_str()
+                .as_bytes()
+                .starts_with(b"anon_inode:kvm-vm")
+        })
+        .count()
+}
+
+/// Resident shared memory of the process in KiB: the guest memory that is really there.
+///
+/// # Panics
+/// When there is no such process.
+pub fn shared_memory_kib(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("status of the process");
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssShmem:"))
+        .and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse().ok())
+        .expect("RssShmem")
+}

@@ -1,0 +1,22 @@
+//! What the tests of the real binary share: two "hosts" on this machine, guests that check
+//! themselves, migrations followed event by event, and peers that misbehave.
+
+pub mod console;
+pub mod gate;
+pub mod guest;
+pub mod images;
+pub mod leftovers;
+pub mod migration;
+pub mod pair;
+pub mod relay;
+pub mod vms;
+pub mod wait;
+pub mod wire;
+
+pub use console::Console;
+pub use gate::{Gate, gate};
+pub use guest::Guest;
+pub use migration::{Ended, Migration};
+pub use pair::Pair;
+pub use vms::{Vms, error_text, fails, kill, one_json};
+pub use wait::{eventually, holds};

@@ -1,0 +1,190 @@
+//! What a test does with the VMs of a host.
+
+use std::path::PathBuf;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use super::console::Console;
+use super::guest::Guest;
+use super::leftovers;
+use super::wait::{eventually, holds};
+use crate::Host;
+use crate::process::Outcome;
+
+/// Kills one process that belongs to a test.
+pub fn kill(pid: u32) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        // It may have ended by itself.
+        let _ = kill_process(pid, Signal::KILL);
+    }
+}
+
+/// The VMs of a host.
+pub trait Vms {
+    /// Folder of a VM.
+    fn folder(&self, vm: &str) -> PathBuf;
+
+    /// Starts a guest and follows its console; it has set everything up when this returns.
+    fn run(&self, vm: &str, guest: &Guest) -> Console;
+
+    /// Waits for a guest at `listen` under the name `vm`; the address to send it to.
+    fn receive(&self, vm: &str, listen: &str) -> String {
+        self.receive_with(vm, listen, &[])
+    }
+
+    /// As [`Vms::receive`], with more arguments.
+    fn receive_with(&self, vm: &str, listen: &str, more: &[&str]) -> String;
+
+    /// Status of a VM that exists.
+    fn status(&self, vm: &str) -> Value;
+
+    /// State of a VM; `None` when there is none of this name.
+    fn state(&self, vm: &str) -> Option<String>;
+
+    /// Waits until the VM is in `state`.
+    fn wait_state(&self, vm: &str, state: &str);
+
+    /// Process of a VM.
+    fn pid(&self, vm: &str) -> u32;
+
+    /// Ends a VM by force.
+    fn stop(&self, vm: &str);
+
+    /// Waits until no process of the host is left, and checks that nothing else is.
+    fn is_clean(&self);
+
+    /// Shows the ends of all logs, for whoever has to find out why a test failed.
+    fn tell(&self);
+}
+
+impl Vms for Host {
+    fn folder(&self, vm: &str) -> PathBuf {
+        self.runtime_dir().join(vm)
+    }
+
+    #[track_caller]
+    fn run(&self, vm: &str, guest: &Guest) -> Console {
+        let _ = self.vmm(guest.run_args(vm)).success();
+        let mut console = Console::of(self, vm);
+        console.wait_ready();
+        console
+    }
+
+    #[track_caller]
+    fn receive_with(&self, vm: &str, listen: &str, more: &[&str]) -> String {
+        let mut args = vec!["receive", "--listen", listen, "--name", vm, "--detach"];
+        args.extend(more);
+        let _ = self.vmm(args).success();
+        let status = self.status(vm);
+        assert_eq!(status["state"], "incoming", "{status}");
+        status["listen"]
+            .as_str()
+            .expect("address in the status")
+            .to_owned()
+    }
+
+    #[track_caller]
+    fn status(&self, vm: &str) -> Value {
+        one_json(&self.vmm(["status", vm, "--json"]).success())
+    }
+
+    #[track_caller]
+    fn state(&self, vm: &str) -> Option<String> {
+        let run = self.vmm(["status", vm, "--json"]);
+        (run.code() == 0).then(|| one_json(&run)["state"].as_str().expect("state").to_owned())
+    }
+
+    #[track_caller]
+    fn wait_state(&self, vm: &str, state: &str) {
+        eventually(&format!("{vm} becomes {state}"), || {
+            (self.state(vm).as_deref() == Some(state)).then_some(())
+        });
+    }
+
+    #[track_caller]
+    fn pid(&self, vm: &str) -> u32 {
+        let status = self.status(vm);
+        status["pid"]
+            .as_u64()
+            .and_then(|pid| u32::try_from(pid).ok())
+            .expect("pid")
+    }
+
+    #[track_caller]
+    fn stop(&self, vm: &str) {
+        let _ = self.vmm(["stop", vm, "--force"]).success();
+    }
+
+    #[track_caller]
+    fn is_clean(&self) {
+        holds("all processes of the host end", || {
+            self.processes().is_empty()
+        });
+        let left = leftovers::folders(&self.runtime_dir());
+        assert!(left.is_empty(), "left on the host: {left:?}");
+    }
+
+    fn tell(&self) {
+        for folder in leftovers::folders(&self.runtime_dir()) {
+            for log in ["vmm.log", "serial.log", "failed.json"] {
+                let path = folder.join(log);
+                if let Ok(text) = std::fs::read(&path) {
+                    let text = String::from_utf8_lossy(&text);
+                    let lines: Vec<_> = text.lines().collect();
+                    let tail = lines[lines.len().saturating_sub(12)..].join("\n  ");
+                    eprintln!("{}:\n  {tail}", path.display());
+                }
+            }
+        }
+    }
+}
+
+/// Standard output as the one JSON value that it must be.
+///
+/// # Panics
+/// When it is not.
+#[track_caller]
+pub fn one_json(run: &Outcome) -> Value {
+    let mut values = run.json_lines();
+    assert_eq!(values.len(), 1, "one JSON line expected: {run}");
+    values.remove(0)
+}
+
+/// What went wrong: one line that begins with the program's name, and below it, indented, why.
+///
+/// # Panics
+/// When standard error holds anything else.
+#[track_caller]
+pub fn error_text(run: &Outcome) -> String {
+    let mut lines = run.stderr.lines().filter(|line| !line.trim().is_empty());
+    let first = lines.find(|line| line.starts_with("vmm: "));
+    let mut text = first
+        .unwrap_or_else(|| panic!("no error line in {run}"))
+        .to_owned();
+    for line in lines {
+        assert!(
+            line.starts_with("  because "),
+            "{line:?} is no part of one error in {run}"
+        );
+        text.push_str(line);
+    }
+    assert!(!run.stderr.contains("panicked"), "{run}");
+    text
+}
+
+/// Checks that a run failed with `code` and one error that has all of `words`.
+///
+/// # Panics
+/// When it did not.
+#[track_caller]
+pub fn fails(run: Outcome, code: i32, words: &[&str]) {
+    let run = run.expect_code(code);
+    let text = error_text(&run).to_lowercase();
+    for word in words {
+        assert!(
+            text.contains(&word.to_lowercase()),
+            "{word:?} is missing in {run}"
+        );
+    }
+}

@@ -1,0 +1,315 @@
+//! A migration is watched, steered and given up while it runs; the guest is never the one to suffer.
+
+use tests::blackbox::migration::BEFORE_COMMIT;
+use tests::blackbox::relay::{Fate, Relay, Toward, Trap};
+use tests::blackbox::wire::kind;
+use tests::blackbox::{Guest, Migration, Pair, Vms, fails, gate, holds, leftovers};
+
+/// Slow enough that a test has all the time that it needs.
+const SLOW: [&str; 2] = ["--bandwidth", "4MiB/s"];
+const FAST: &str = "bandwidth=10GiB/s";
+
+/// Stops the link in the phase, so that a test can act in it.
+fn held_in(phase: &str) -> Option<Trap> {
+    let trap = |toward, kind| {
+        Some(Trap {
+            toward,
+            kind,
+            fate: Fate::Stall,
+        })
+    };
+    match phase {
+        "negotiate" => trap(Toward::Source, kind::NEGOTIATED),
+        "prepare" => trap(Toward::Source, kind::PREPARED),
+        "stop-and-copy" => trap(Toward::Destination, kind::LAST_PASS),
+        _ => None,
+    }
+}
+
+/// The destination is as it was before anybody came.
+#[track_caller]
+fn gave_up(pair: &Pair, vm: &str) {
+    let Some(_) = pair.destination.state(vm) else {
+        return pair.destination.is_clean();
+    };
+    let pid = pair.destination.pid(vm);
+    holds("the destination lets go of what it built", || {
+        leftovers::memories(pid) == 0 && leftovers::machines(pid) == 0
+    });
+}
+
+#[test]
+fn cancel_works_in_every_phase_before_commit() {
+    let Some(_gate) = gate() else { return };
+    let pair = Pair::new();
+    let mut console = pair.source.run("guest", &Guest::slow_to_move());
+    for phase in BEFORE_COMMIT {
+        println!("{phase}");
+        let address = pair.destination.receive("guest", "127.0.0.1:0");
+        let relay = Relay::new(&address, held_in(phase));
+        let limit: &[&str] = if phase == "precopy" { &SLOW } else { &[] };
+        let mut migration = Migration::start(&pair.source, "guest", &relay.address(), limit);
+        migration.wait_phase(phase);
+        if phase == "precopy" {
+            migration.wait_progress();
+        } else {
+            holds("the link is held", || relay.is_sprung());
+        }
+        let _ = pair.source.vmm(["migrate", "guest", "--cancel"]).success();
+        let ended = migration.finish();
+        let _ = ended.ended(4, "cancelled");
+        assert_eq!(ended.report["status"], "cancelled", "{:#}", ended.report);
+        assert_eq!(pair.source.status("guest")["state"], "running");
+        console.wait_tick();
+        console.verifies_ledger();
+        drop(relay);
+        gave_up(&pair, "guest");
+        if pair.destination.state("guest").is_some() {
+            pair.destination.stop("guest");
+        }
+        pair.destination.is_clean();
+    }
+    // Nothing of this is in the way of a migration that is meant.
+    let address = pair.destination.receive("guest", "127.0.0.1:0");
+    Migration::start(&pair.source, "guest", &address, &[])
+        .finish()
+        .completed();
+    console.moves_to(&pair.destination, "guest");
+    console.verifies_ledger();
+}
+
+#[test]
+fn cancel_needs_a_migration() {
+    let Some(_gate) = gate() else { return };
+    let pair = Pair::new();
+    pair.source.run("guest", &Guest::idle());
+    for args in [["--cancel", ""], ["--set", FAST], ["--resolve", ""]] {
+        let args = args.iter().filter(|arg| !arg.is_empty());
+        let run = pair.source.vmm(["migrate", "guest"].iter().chain(args));
+        assert_eq!(run.code(), 1, "{run}");
+    }
+    assert_eq!(pair.source.status("guest")["state"], "running");
+}
+
+#[test]
+fn interrupted_client_cancels_the_migration_only() {
+    let Some(_gate) = gate() else { return };
+    let pair = Pair::new();
+    let mut console = pair.source.run("guest", &Guest::slow_to_move());
+    let address = pair.destination.receive("guest", "127.0.0.1:0");
+    let mut migration = Migration::start(&pair.source, "guest", &address, &SLOW);
+    migration.wait_progress();
+    migration.interrupt();
+    let ended = migration.finish();
+    let _ = ended.ended(4, "cancelled");
+    assert_eq!(pair.source.status("guest")["state"], "running");
+    console.wait_tick();
+    console.verifies_ledger();
+    gave_up(&pair, "guest");
+}
+
+#[test]
+fn second_migration_is_refused_while_one_runs() {
+    let Some(_gate) = gate() else { return };
+    let pair = Pair::new();
+    let mut console = pair.source.run("guest", &Guest::slow_to_move());
+    let address = pair.destination.receive("guest", "127.0.0.1:0");
+    let mut first = Migration::start(&pair.source, "guest", &address, &SLOW);
+    first.wait_progress();
+    let run = pair.source.vmm(["migrate", "guest", "--to", &address]);
+    fails(run, 1, &["already"]);
+    // Another guest does not get in between either.
+    pair.source.run("other", &Guest::idle());
+    let run = pair.source.vmm(["migrate", "other", "--to", &address]);
+    fails(run, 1, &["another migration"]);
+    assert_eq!(pair.source.status("other")["state"], "running");
+    let _ = pair
+        .source
+        .vmm(["migrate", "guest", "--set", FAST])
+        .success();
+    first.finish().completed();
+    console.moves_to(&pair.destination, "guest");
+    console.verifies_ledger();
+}
+
+#[test]
+fn limits_change_while_it_runs() {
+    let Some(_gate) = gate() else { return };
+    let pair = Pair::new();
+    let mut console = pair.source.run("guest", &Guest::slow_to_move());
+    let address = pair.destination.receive("guest", "127.0.0.1:0");
+    // At this rate it would outlive the test.
+    let slow = ["--bandwidth", "64KiB/s"];
+    let mut migration = Migration::start(&pair.source, "guest", &address, &slow);
+    migration.wait_progress();
+    let set = [
+        "migrate",
+        "guest",
+        "--set",
+        "bandwidth=1GiB/s,downtime-limit=250ms",
+    ];
+    let _ = pair.source.vmm(set).success();
+    migration.finish().completed();
+    console.moves_to(&pair.destination, "guest");
+    console.verifies_ledger();
+}
+
+#[test]
+fn downtime_limit_decides_when_the_guest_is_stopped() {
+    let Some(_gate) = gate() else { return };
+    let pair = Pair::new();
+    // The guest dirties more than the link carries: it cannot converge to so short a downtime.
+    let guest = Guest::slow_to_move().and("dirty_rate=4000");
+    let mut console = pair.source.run("guest", &guest);
+    let address = pair.destination.receive("guest", "127.0.0.1:0");
+    let tight = ["--bandwidth", "16MiB/s", "--downtime-limit", "5ms"];
+    let mut migration = Migration::start(&pair.source, "guest", &address, &tight);
+    migration.wait_for("a third pass", |event| {
+        event["event"] == "iteration" && event["n"] == 3
+    });
+    assert_eq!(pair.source.status("guest")["state"], "running");
+    let _ = pair
+        .source
+        .vmm(["migrate", "guest", "--set", "downtime-limit=30s"])
+        .success();
+    let report = migration.finish().completed();
+    assert!(
+        report["iterations"].as_array().map(Vec::len) >= Some(3),
+        "{report:#}"
+    );
+    console.moves_to(&pair.destination, "guest");
+    console.verifies_ledger();
+}
+
+#[test]
+fn time_out_does_what_was_asked() {
+    let Some(_gate) = gate() else { return };
+    let pair = Pair::new();
+    let guest = Guest::slow_to_move();
+    let mut console = pair.source.run("guest", &guest);
+    let address = pair.destination.receive("guest", "127.0.0.1:0");
+    let cancel = [
+        "--bandwidth",
+        "1MiB/s",
+        "--timeout",
+        "700ms",
+        "--on-timeout",
+        "cancel",
+    ];
+    let ended = Migration::start(&pair.source, "guest", &address, &cancel).finish();
+    assert_eq!(ended.code, 1, "{:#}", ended.report);
+    assert!(
+        ended.ended(1, "failed").contains("not finished within"),
+        "{:#}",
+        ended.report
+    );
+    assert_eq!(pair.source.status("guest")["state"], "running");
+    console.verifies_ledger();
+    gave_up(&pair, "guest");
+
+    let again = pair.destination.receive("again", "127.0.0.1:0");
+    let stop = [
+        "--bandwidth",
+        "16MiB/s",
+        "--downtime-limit",
+        "1ms",
+        "--timeout",
+        "300ms",
+        "--on-timeout",
+        "stop",
+    ];
+    Migration::start(&pair.source, "guest", &again, &stop)
+        .finish()
+        .completed();
+    console.moves_to(&pair.destination, "again");
+    console.verifies_ledger();
+}
+
+#[test]
+fn user_may_pause_and_resume_during_precopy() {
+    let Some(_gate) = gate() else { return };
+    let pair = Pair::new();
+    let mut console = pair.source.run("guest", &Guest::slow_to_move());
+    let address = pair.destination.receive("guest", "127.0.0.1:0");
+    let mut migration = Migration::start(&pair.source, "guest", &address, &SLOW);
+    migration.wait_progress();
+    let _ = pair.source.vmm(["pause", "guest"]).success();
+    assert_eq!(pair.source.status("guest")["state"], "paused");
+    let _ = pair.source.vmm(["resume", "guest"]).success();
+    assert_eq!(pair.source.status("guest")["state"], "running");
+    console.wait_tick();
+    let _ = pair
+        .source
+        .vmm(["migrate", "guest", "--set", FAST])
+        .success();
+    migration.finish().completed();
+    console.moves_to(&pair.destination, "guest");
+    assert_eq!(pair.destination.status("guest")["state"], "running");
+    console.verifies_ledger();
+}
+
+#[test]
+fn paused_guest_arrives_paused() {
+    let Some(_gate) = gate() else { return };
+    let pair = Pair::new();
+    let mut console = pair.source.run("guest", &Guest::slow_to_move());
+    // Paused before, and paused while pages are on their way: the user's word counts either way.
+    for when in ["before", "during"] {
+        println!("{when}");
+        let (from, to) = if when == "before" {
+            (&pair.source, &pair.destination)
+        } else {
+            (&pair.destination, &pair.source)
+        };
+        let address = to.receive("guest", "127.0.0.1:0");
+        if when == "before" {
+            let _ = from.vmm(["pause", "guest"]).success();
+        }
+        let mut migration = Migration::start(from, "guest", &address, &SLOW);
+        migration.wait_progress();
+        if when == "during" {
+            let _ = from.vmm(["pause", "guest"]).success();
+        }
+        let _ = from.vmm(["migrate", "guest", "--set", FAST]).success();
+        let report = migration.finish().completed();
+        assert_eq!(report["verified"], true, "{report:#}");
+        from.is_clean();
+        console.moves_to(to, "guest");
+        assert_eq!(to.status("guest")["state"], "paused");
+        let silent = console.text();
+        assert_eq!(to.status("guest")["state"], "paused");
+        assert_eq!(console.text(), silent, "a paused guest prints nothing");
+        let _ = to.vmm(["resume", "guest"]).success();
+        assert_eq!(to.status("guest")["state"], "running");
+        console.verifies_ledger();
+    }
+}
+
+#[test]
+fn guest_stopped_by_its_user_ends_the_migration() {
+    let Some(_gate) = gate() else { return };
+    let pair = Pair::new();
+    pair.source.run("guest", &Guest::slow_to_move());
+    let address = pair.destination.receive("guest", "127.0.0.1:0");
+    let mut migration = Migration::start(&pair.source, "guest", &address, &SLOW);
+    migration.wait_progress();
+    pair.source.stop("guest");
+    let ended = migration.finish();
+    assert_ne!(ended.code, 0, "{:#}", ended.report);
+    pair.source.is_clean();
+    gave_up(&pair, "guest");
+}
+
+#[test]
+fn guest_that_ends_by_itself_ends_the_migration() {
+    let Some(_gate) = gate() else { return };
+    let pair = Pair::new();
+    pair.source
+        .run("guest", &Guest::slow_to_move().and("exit_after=30t"));
+    let address = pair.destination.receive("guest", "127.0.0.1:0");
+    let ended =
+        Migration::start(&pair.source, "guest", &address, &["--bandwidth", "64KiB/s"]).finish();
+    assert_ne!(ended.code, 0, "{:#}", ended.report);
+    pair.source.is_clean();
+    gave_up(&pair, "guest");
+}

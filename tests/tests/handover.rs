@@ -1,0 +1,169 @@
+//! The link breaks around the commit: nobody guesses, and `--resolve` finds the truth.
+
+use tests::blackbox::relay::{Fate, Relay, Toward, Trap};
+use tests::blackbox::wire::kind;
+use tests::blackbox::{Ended, Guest, Migration, Pair, Vms, fails, gate, holds};
+
+/// Moves the guest over a link that breaks as `trap` says and stays broken.
+fn breaks(pair: &Pair, trap: Trap) -> (Relay, Ended) {
+    let address = pair.destination.receive("guest", "127.0.0.1:0");
+    let relay = Relay::new(&address, Some(trap));
+    let migration = Migration::start(&pair.source, "guest", &relay.address(), &[]);
+    (relay, migration.finish())
+}
+
+#[track_caller]
+fn is_unknown(pair: &Pair, ended: &Ended) {
+    let why = ended.ended(3, "failed");
+    assert_eq!(
+        ended.report["status"], "handover-unknown",
+        "{:#}",
+        ended.report
+    );
+    assert!(why.contains("not known"), "{why}");
+    assert_eq!(pair.source.status("guest")["state"], "handover-unknown");
+    // The guest cannot be let run, moved or ended by accident.
+    for args in [
+        vec!["resume", "guest"],
+        vec!["migrate", "guest", "--to", "127.0.0.1:1"],
+    ] {
+        fails(pair.source.vmm(args), 1, &["--resolve"]);
+    }
+}
+
+#[test]
+fn lost_answer_is_resolved_to_ran() {
+    let Some(_gate) = gate() else { return };
+    let pair = Pair::new();
+    let mut console = pair.source.run("guest", &Guest::dirtying());
+    let trap = Trap {
+        toward: Toward::Destination,
+        kind: kind::COMMIT,
+        fate: Fate::PassAndCut,
+    };
+    let (relay, ended) = breaks(&pair, trap);
+    is_unknown(&pair, &ended);
+    assert_eq!(pair.destination.status("guest")["state"], "running");
+    // While nobody can be asked, it stays unknown.
+    let run = pair.source.vmm(["migrate", "guest", "--resolve"]);
+    assert_eq!(run.code(), 3, "{run}");
+    assert_eq!(pair.source.status("guest")["state"], "handover-unknown");
+    relay.go_on();
+    let _ = pair.source.vmm(["migrate", "guest", "--resolve"]).success();
+    pair.source.is_clean();
+    console.moves_to(&pair.destination, "guest");
+    console.verifies_ledger();
+    pair.destination.stop("guest");
+    pair.is_clean();
+}
+
+#[test]
+fn lost_commit_is_resolved_to_never_ran() {
+    let Some(_gate) = gate() else { return };
+    let pair = Pair::new();
+    let mut console = pair.source.run("guest", &Guest::dirtying());
+    let trap = Trap {
+        toward: Toward::Destination,
+        kind: kind::COMMIT,
+        fate: Fate::Cut,
+    };
+    let (relay, ended) = breaks(&pair, trap);
+    is_unknown(&pair, &ended);
+    relay.go_on();
+    let _ = pair.source.vmm(["migrate", "guest", "--resolve"]).success();
+    assert_eq!(pair.source.status("guest")["state"], "running");
+    console.wait_tick();
+    console.verifies_ledger();
+    drop(relay);
+    if pair.destination.state("guest").is_some() {
+        assert_ne!(pair.destination.status("guest")["state"], "running");
+    }
+    // The guest can be moved as ever.
+    let address = pair.destination.receive("later", "127.0.0.1:0");
+    Migration::start(&pair.source, "guest", &address, &[])
+        .finish()
+        .completed();
+    console.moves_to(&pair.destination, "later");
+    console.verifies_ledger();
+}
+
+#[test]
+fn short_break_around_the_commit_is_resolved_by_itself() {
+    let Some(_gate) = gate() else { return };
+    let cases = [
+        (
+            "commit arrives",
+            Toward::Destination,
+            kind::COMMIT,
+            Fate::PassAndCut,
+            true,
+        ),
+        (
+            "answer is lost",
+            Toward::Source,
+            kind::COMMITTED,
+            Fate::Cut,
+            true,
+        ),
+        (
+            "commit is lost",
+            Toward::Destination,
+            kind::COMMIT,
+            Fate::Cut,
+            false,
+        ),
+    ];
+    for (what, toward, kind, fate, ran) in cases {
+        println!("{what}");
+        let pair = Pair::new();
+        let mut console = pair.source.run("guest", &Guest::dirtying());
+        let address = pair.destination.receive("guest", "127.0.0.1:0");
+        let relay = Relay::new(&address, Some(Trap { toward, kind, fate }));
+        let migration = Migration::start(&pair.source, "guest", &relay.address(), &[]);
+        holds("the link breaks", || relay.is_sprung());
+        relay.go_on();
+        let ended = migration.finish();
+        if ran {
+            ended.completed();
+            pair.source.is_clean();
+            console.moves_to(&pair.destination, "guest");
+        } else {
+            let _ = ended.ended(1, "failed");
+            assert_eq!(pair.source.status("guest")["state"], "running");
+        }
+        console.wait_tick();
+        console.verifies_ledger();
+    }
+}
+
+#[test]
+fn link_that_breaks_before_the_commit_leaves_nothing_to_resolve() {
+    let Some(_gate) = gate() else { return };
+    let pair = Pair::new();
+    let mut console = pair.source.run("guest", &Guest::dirtying());
+    let cuts = [
+        (Toward::Source, kind::WELCOME),
+        (Toward::Destination, kind::NEGOTIATE),
+        (Toward::Source, kind::NEGOTIATED),
+        (Toward::Destination, kind::PREPARE),
+        (Toward::Source, kind::PREPARED),
+        (Toward::Destination, kind::EXTENTS),
+        (Toward::Destination, kind::LAST_PASS),
+        (Toward::Destination, kind::STATE),
+        (Toward::Source, kind::READY),
+    ];
+    for (toward, kind) in cuts {
+        for fate in [Fate::Cut, Fate::PassAndCut] {
+            println!("{fate:?} at frame {kind}");
+            let (relay, ended) = breaks(&pair, Trap { toward, kind, fate });
+            assert!(relay.is_sprung(), "no frame {kind}: {:#}", ended.report);
+            let _ = ended.ended(1, "failed");
+            assert_eq!(ended.report["status"], "failed", "{:#}", ended.report);
+            assert_eq!(pair.source.status("guest")["state"], "running");
+            drop(relay);
+            pair.destination.is_clean();
+        }
+    }
+    console.wait_tick();
+    console.verifies_ledger();
+}

@@ -1,0 +1,26 @@
+//! `vmm bench`.
+
+use migration::observation::{Observation, Side};
+
+use super::Output;
+use super::exit::{Exit, exit_of};
+use crate::bench::{self, BenchArgs, BenchError, Format};
+
+pub(super) fn run(args: BenchArgs, output: Output) -> Result<Exit, Observation> {
+    let format = if output.is_json() {
+        Format::Json
+    } else {
+        Format::Table
+    };
+    match bench::run(&args.into_options(format), &mut std::io::stdout()) {
+        Ok(_) => Ok(Exit::Done),
+        Err(error) => {
+            let why = Observation::from_error(Side::Client, error.id(), &error);
+            output.error(&why);
+            Ok(match error {
+                BenchError::Interrupted => Exit::Cancelled,
+                _ => exit_of(&why),
+            })
+        }
+    }
+}

@@ -57,10 +57,19 @@ fn guest_goes_on_at_the_source_when_the_destination_is_killed() {
         let address = pair.destination.receive("guest", "127.0.0.1:0");
         let (relay, migration) = held(&pair, phase, &address);
         kill(pair.destination.pid("guest"));
-        relay.go_on();
+        if relay.is_sprung() {
+            // What is held must not arrive any more: the source would enter another phase.
+            relay.cut();
+        }
         let ended = migration.finish();
         let why = ended.ended(1, "failed");
-        assert!(why.contains(phase) && why.contains("connection"), "{why}");
+        // The source waits for nothing in stop-and-copy, so it is in the next phase by then.
+        let named = if phase == "stop-and-copy" {
+            "ready"
+        } else {
+            phase
+        };
+        assert!(why.contains(named) && why.contains("connection"), "{why}");
         assert_eq!(ended.report["status"], "failed");
         assert_eq!(pair.source.status("guest")["state"], "running");
         console.wait_tick();

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use migration::observation::{Observation, Side};
 use serde::Serialize;
 
-use super::exit::exit_of;
+use super::exit::{Exit, exit_of};
 
 /// The two audiences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,9 +50,14 @@ impl Output {
 
     /// Says why it did not work: always on standard error, to programs on standard output too.
     pub fn error(self, observation: &Observation) {
+        self.error_with(observation, exit_of(observation));
+    }
+
+    /// As [`Output::error`], for a process that ends with `exit`.
+    pub fn error_with(self, observation: &Observation, exit: Exit) {
         self.object(&serde_json::json!({
             "error": observation,
-            "exit_code": exit_of(observation) as u8,
+            "exit_code": exit as u8,
         }));
         let _ = write!(io::stderr(), "vmm: {}", explain(observation));
     }

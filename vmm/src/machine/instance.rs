@@ -5,6 +5,7 @@
 //! `handover-unknown → running | paused | migrated`, and from any of them `stopped`, `migrated` or
 //! `failed`, which are final. Only the thread that made a transition true records it.
 
+use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -47,6 +48,8 @@ pub(super) struct Core {
     machine: Option<Arc<Machine>>,
     migration: Option<Migration>,
     listen: Option<String>,
+    /// Socket file that we listen at, to be removed with the VM.
+    socket: Option<PathBuf>,
     error: Option<Observation>,
 }
 
@@ -79,14 +82,18 @@ impl VmInstance {
                 machine: None,
                 migration: None,
                 listen: None,
+                socket: None,
                 error: None,
             }),
             changed: Condvar::new(),
         })
     }
 
-    pub(super) fn listens_at(&self, address: String) {
-        self.lock().listen = Some(address);
+    /// Where a guest, or a question about it, may come in; a socket file goes away with the VM.
+    pub(super) fn listens_at(&self, address: String, socket: Option<PathBuf>) {
+        let mut core = self.lock();
+        core.listen = Some(address);
+        core.socket = socket;
     }
 
     /// Shows an incoming migration in the status.
@@ -117,7 +124,7 @@ impl VmInstance {
     pub(super) fn end(&self, state: VmState, error: Option<Observation>) {
         let mut core = self.lock();
         if !is_final(core.state) {
-            core.state = state;
+            core.finish(state);
             core.error = error;
         }
         self.changed.notify_all();
@@ -198,7 +205,7 @@ impl VmInstance {
         if !is_final(core.state) {
             match outcome {
                 Outcome::Completed(_) => {
-                    core.state = VmState::Migrated;
+                    core.finish(VmState::Migrated);
                     core.machine = None;
                 }
                 Outcome::HandoverUnknown(_) => core.state = VmState::HandoverUnknown,
@@ -214,6 +221,15 @@ impl VmInstance {
 }
 
 impl Core {
+    /// Enters a final state, after which the process may be gone at any moment.
+    fn finish(&mut self, state: VmState) {
+        if let Some(socket) = self.socket.take() {
+            // Someone else may have removed it; nothing is lost then.
+            let _ = std::fs::remove_file(socket);
+        }
+        self.state = state;
+    }
+
     fn active(&self) -> Option<&Migration> {
         self.migration.as_ref().filter(|m| m.stage == Stage::Active)
     }
@@ -487,7 +503,7 @@ impl Instance for Arc<VmInstance> {
         let mut core = self.lock();
         match resolution {
             Resolution::Ran => {
-                core.state = VmState::Migrated;
+                core.finish(VmState::Migrated);
                 core.machine = None;
             }
             Resolution::NeverRan => core.state = running_state(&machine),

@@ -168,7 +168,9 @@ fn guest_that_powers_off_or_resets_ends_its_vm() {
     console.wait_for("bye", |line| line.kind == "bye");
     holds("the VM ends", || host.state("guest").is_none());
     host.is_clean();
-    let run = host.vmm(Guest::idle().and("crash=reset").foreground_args("guest")).success();
+    let run = host
+        .vmm(Guest::idle().and("crash=reset").foreground_args("guest"))
+        .success();
     assert!(run.stdout.contains("PROBE bye reason=crash-reset"), "{run}");
     host.is_clean();
 }

@@ -123,6 +123,10 @@ impl VmInstance {
     /// Ends the VM for good; a state that is already final stays.
     pub(super) fn end(&self, state: VmState, error: Option<Observation>) {
         let mut core = self.lock();
+        // Nobody moves the guest of a VM that has ended; whoever waits for that need not.
+        if let Some(migration) = &mut core.migration {
+            migration.stage = Stage::Ended;
+        }
         if !is_final(core.state) {
             core.finish(state);
             core.error = error;

@@ -210,7 +210,7 @@ impl RuntimeDir {
                 found.push((name, what));
             }
         }
-        found.sort_by(|(a, _), (b, _)| natural(a).cmp(&natural(b)));
+        found.sort_by_key(|(name, _)| natural(name));
         Ok(found)
     }
 

@@ -186,8 +186,11 @@ pub(super) fn stop(
             format!("process {} does not end", status.pid),
         ));
     }
-    output.either(&status, format!("{name} is stopped"));
-    Ok(Exit::Done)
+    output.either(&status, format!("{name} is {}", state_name(status.state)));
+    match status.error {
+        Some(why) if status.state == VmState::Failed => Err(why),
+        _ => Ok(Exit::Done),
+    }
 }
 
 pub(super) fn wait(

@@ -5,6 +5,7 @@
 //! `handover-unknown → running | paused | migrated`, and from any of them `stopped`, `migrated` or
 //! `failed`, which are final. Only the thread that made a transition true records it.
 
+use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -12,13 +13,11 @@ use std::time::{Duration, Instant};
 
 use migration::address::Address;
 use migration::control::Control;
-use migration::journal::{FileJournal, Handover, Journal, SourceRecord};
+use migration::journal::FileJournal;
 use migration::observation::{Observation, Side};
 use migration::progress::Event;
 use migration::source;
-use migration::transport::Connect;
 use migration::transport::socket::SocketConnect;
-use migration::vm::SourceVm;
 use migration::wire::control::Resolution;
 use migration::{MigrationId, Outcome};
 
@@ -49,6 +48,8 @@ pub(super) struct Core {
     machine: Option<Arc<Machine>>,
     migration: Option<Migration>,
     listen: Option<String>,
+    /// Socket file that we listen at, to be removed with the VM.
+    socket: Option<PathBuf>,
     error: Option<Observation>,
 }
 
@@ -81,14 +82,18 @@ impl VmInstance {
                 machine: None,
                 migration: None,
                 listen: None,
+                socket: None,
                 error: None,
             }),
             changed: Condvar::new(),
         })
     }
 
-    pub(super) fn listens_at(&self, address: String) {
-        self.lock().listen = Some(address);
+    /// Where a guest, or a question about it, may come in; a socket file goes away with the VM.
+    pub(super) fn listens_at(&self, address: String, socket: Option<PathBuf>) {
+        let mut core = self.lock();
+        core.listen = Some(address);
+        core.socket = socket;
     }
 
     /// Shows an incoming migration in the status.
@@ -123,7 +128,7 @@ impl VmInstance {
             migration.stage = Stage::Ended;
         }
         if !is_final(core.state) {
-            core.state = state;
+            core.finish(state);
             core.error = error;
         }
         self.changed.notify_all();
@@ -204,7 +209,7 @@ impl VmInstance {
         if !is_final(core.state) {
             match outcome {
                 Outcome::Completed(_) => {
-                    core.state = VmState::Migrated;
+                    core.finish(VmState::Migrated);
                     core.machine = None;
                 }
                 Outcome::HandoverUnknown(_) => core.state = VmState::HandoverUnknown,
@@ -220,6 +225,15 @@ impl VmInstance {
 }
 
 impl Core {
+    /// Enters a final state, after which the process may be gone at any moment.
+    fn finish(&mut self, state: VmState) {
+        if let Some(socket) = self.socket.take() {
+            // Someone else may have removed it; nothing is lost then.
+            let _ = std::fs::remove_file(socket);
+        }
+        self.state = state;
+    }
+
     fn active(&self) -> Option<&Migration> {
         self.migration.as_ref().filter(|m| m.stage == Stage::Active)
     }
@@ -485,33 +499,15 @@ impl Instance for Arc<VmInstance> {
             .map_err(|e| Observation::from_error(Side::Source, "usage.address", &e))?;
         let resolution = source::resolve(&connector, id).map_err(|e| e.observe(Side::Source))?;
         let vm = MachineSource::new(machine.clone(), &self.dir.name());
-        let handover = match resolution {
-            Resolution::Ran => {
-                vm.release();
-                Handover::Gone
-            }
-            Resolution::NeverRan => {
-                vm.stop_dirty_log()?;
-                if let Err(e) = vm.reclaim_disks() {
-                    tracing::warn!(error = %e, "a disk stays offered to the destination");
-                }
-                vm.resume()?;
-                Handover::Kept
-            }
-        };
-        drop(vm);
-        let record = SourceRecord {
-            handover,
-            destination: connector.address(),
-        };
-        if let Err(e) = journal.record(id, &record) {
-            // The destination's record decides; ours only saves the next question.
-            tracing::warn!(error = %e, "the answer could not be recorded");
+        if let Err(e) = source::settle(&vm, id, resolution, &journal) {
+            // The answer stands all the same, and the guest is where the answer says.
+            tracing::warn!(error = %e, "the answer could not be acted on completely");
         }
+        drop(vm);
         let mut core = self.lock();
         match resolution {
             Resolution::Ran => {
-                core.state = VmState::Migrated;
+                core.finish(VmState::Migrated);
                 core.machine = None;
             }
             Resolution::NeverRan => core.state = running_state(&machine),

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use migration::observation::{Observation, Side};
 use migration::progress::{DowntimeParts, EncodingCount, Event, Iteration, Phase, Report};
+use migration::vm::RunState;
 use vmm::cli::Launcher;
 use vmm::config::{ReceiveConfig, RunConfig};
 use vmm::console::ConsoleHub;
@@ -126,6 +127,7 @@ fn report(status: &str) -> Report {
         throttle_max: 0,
         verified: status == "completed",
         forecast_downtime_ms: 7.0,
+        run_state: RunState::Running,
         error: None,
     }
 }
@@ -142,7 +144,7 @@ impl Instance for Fake {
             uptime_ms: self.began.elapsed().as_millis() as u64,
             listen: self.listen.clone(),
             migration: inner.events.as_ref().map(|events| MigrationStatus {
-                id: "0123456789abcdef0123456789abcdef".into(),
+                id: Some("0123456789abcdef0123456789abcdef".into()),
                 last: events.last().cloned(),
             }),
             error: inner.error.clone(),

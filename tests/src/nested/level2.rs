@@ -33,11 +33,14 @@ pub fn initramfs(modules: &Modules) -> Result<Vec<u8>> {
     Ok(archive.finish())
 }
 
-/// Directories and files of the ext4 root: path, mode and content; a directory has no content.
+/// Path in a file tree with the file's content; a directory has none.
+pub type TreeEntry = (&'static str, Option<Vec<u8>>);
+
+/// Directories and files of the ext4 root.
 ///
 /// # Errors
 /// When busybox is missing.
-pub fn root_tree() -> Result<Vec<(&'static str, Option<Vec<u8>>)>> {
+pub fn root_tree() -> Result<Vec<TreeEntry>> {
     let workload = include_bytes!("guest/level2-workload.sh").to_vec();
     let mut tree = vec![
         ("bin/busybox", Some(image::busybox()?)),

@@ -148,10 +148,10 @@ impl VmInstance {
                         core.active().map(|m| m.control.clone()),
                     )
                 };
-                if let Some(machine) = machine {
-                    if let Err(e) = machine.pause(PauseReason::Ended) {
-                        tracing::warn!(error = %e, "devices did not drain at the guest's end");
-                    }
+                if let Some(machine) = machine
+                    && let Err(e) = machine.pause(PauseReason::Ended)
+                {
+                    tracing::warn!(error = %e, "devices did not drain at the guest's end");
                 }
                 // What is left cannot be migrated; the engine notices by itself at the latest when it
                 // stops the guest.

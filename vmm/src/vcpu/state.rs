@@ -300,7 +300,7 @@ fn xsave_buffer(size: usize) -> Result<Xsave, VcpuStateError> {
         found: size,
     };
     // Intel's AMX is the largest known state, at 11 KiB; the bound keeps a peer from asking for more.
-    if size < fixed || size % 4 != 0 || size > 1 << 20 {
+    if size < fixed || !size.is_multiple_of(4) || size > 1 << 20 {
         return Err(invalid().into());
     }
     Xsave::new((size - fixed) / 4).map_err(|_| invalid().into())

@@ -397,7 +397,7 @@ pub fn parse_disk_override(text: &str) -> Result<(String, PathBuf), String> {
     }
 }
 
-fn check_disk_id(id: &str) -> Result<(), Observation> {
+pub(crate) fn check_disk_id(id: &str) -> Result<(), Observation> {
     let fits = (1..=MAX_DISK_ID).contains(&id.len())
         && id
             .bytes()

@@ -350,7 +350,7 @@ fn to_bytes(words: &[u32]) -> Vec<u8> {
 /// is of components that the guest does not have, as the area's own header says.
 fn load_xsave(vcpu: &VcpuFd, size: usize, saved: &[u8]) -> Result<(), VcpuStateError> {
     let fixed = size_of::<kvm_bindings::kvm_xsave>();
-    if !(fixed..=size).contains(&saved.len()) || saved.len() % 4 != 0 {
+    if !(fixed..=size).contains(&saved.len()) || !saved.len().is_multiple_of(4) {
         return Err(BytesError {
             what: "XSAVE",
             expected: size,

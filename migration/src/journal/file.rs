@@ -18,8 +18,9 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use super::identity;
 use super::{Decision, Journal, JournalError, SourceRecord};
-use crate::id::MigrationId;
+use crate::id::{HostId, MigrationId};
 use crate::observation::Side;
 use crate::wire::control::Resolution;
 
@@ -29,6 +30,7 @@ const RECORD: usize = 512;
 /// A directory of records, mode 0700. Put it where the VM processes of a host find it again.
 pub struct FileJournal {
     directory: PathBuf,
+    identity: HostId,
 }
 
 /// How a record that is there already is treated.
@@ -41,10 +43,10 @@ enum Standing {
 }
 
 impl FileJournal {
-    /// Opens the journal in `directory`, which is made if need be.
+    /// Opens the journal in `directory`, which is made if need be, with an identity of its own.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When it cannot be made, or its identity is damaged.
     pub fn open(directory: impl Into<PathBuf>) -> Result<Self, JournalError> {
         let directory = directory.into();
         DirBuilder::new()
@@ -52,7 +54,11 @@ impl FileJournal {
             .mode(0o700)
             .create(&directory)
             .map_err(failed("create", &directory))?;
-        Ok(Self { directory })
+        let identity = identity::of(&directory)?;
+        Ok(Self {
+            directory,
+            identity,
+        })
     }
 
     fn path(&self, id: MigrationId, name: &str) -> PathBuf {
@@ -150,7 +156,10 @@ fn read<T: for<'de> Deserialize<'de>>(file: &File, path: &Path) -> Result<Option
         .map_err(|error| failed("read", path)(error.into()))
 }
 
-fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> JournalError {
+pub(super) fn failed(
+    operation: &'static str,
+    path: &Path,
+) -> impl FnOnce(io::Error) -> JournalError {
     let path = path.display().to_string();
     move |source| JournalError {
         operation,
@@ -167,6 +176,10 @@ fn name_of(side: Side) -> &'static str {
 }
 
 impl Journal for FileJournal {
+    fn identity(&self) -> HostId {
+        self.identity
+    }
+
     fn reserve(&self, id: MigrationId, side: Side) -> Result<Duration, JournalError> {
         let path = self.path(id, name_of(side));
         let file = self.lock(&path)?;
@@ -225,8 +238,9 @@ mod tests {
         (directory, journal)
     }
 
+    /// Records, the identity aside.
     fn files(directory: &tempfile::TempDir) -> usize {
-        std::fs::read_dir(directory.path()).unwrap().count()
+        std::fs::read_dir(directory.path()).unwrap().count() - 1
     }
 
     #[test]
@@ -309,6 +323,7 @@ mod tests {
             let record = SourceRecord {
                 handover,
                 destination: "unix:/x".into(),
+                host: Some(HostId([5; 16])),
             };
             journal.record(id, &record).unwrap();
             assert_eq!(journal.recorded(id).unwrap(), Some(record));

@@ -386,7 +386,13 @@ impl Take<'_> {
         self.enter(Phase::Finish);
         if session.send(&Message::Committed(committed)).is_ok() {
             // So that the answer is not lost by closing too early; the source may ask otherwise.
-            let _ = message(session, notes, "finishing", FAREWELL);
+            let farewell = message(session, notes, "finishing", FAREWELL);
+            if matches!(farewell, Ok(Message::Finish))
+                && let Err(error) = self.journal.finish(self.id)
+            {
+                // The record is kept for longer than needed.
+                tracing::debug!("{}: {}", error, error.source);
+            }
         }
         Ok(Step::Running)
     }

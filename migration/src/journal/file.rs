@@ -13,12 +13,13 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::identity;
+use super::prune::prune;
 use super::{Decision, Journal, JournalError, SourceRecord};
 use crate::id::{HostId, MigrationId};
 use crate::observation::Side;
@@ -43,7 +44,8 @@ enum Standing {
 }
 
 impl FileJournal {
-    /// Opens the journal in `directory`, which is made if need be, with an identity of its own.
+    /// Opens the journal in `directory`, which is made if need be, with an identity of its own. Old
+    /// records that nobody can ask for any more are removed.
     ///
     /// # Errors
     /// When it cannot be made, or its identity is damaged.
@@ -55,13 +57,14 @@ impl FileJournal {
             .create(&directory)
             .map_err(failed("create", &directory))?;
         let identity = identity::of(&directory)?;
+        prune(&directory, SystemTime::now());
         Ok(Self {
             directory,
             identity,
         })
     }
 
-    fn path(&self, id: MigrationId, name: &str) -> PathBuf {
+    pub(super) fn path(&self, id: MigrationId, name: &str) -> PathBuf {
         self.directory.join(format!("{id}.{name}"))
     }
 
@@ -136,7 +139,10 @@ impl FileJournal {
     }
 }
 
-fn read<T: for<'de> Deserialize<'de>>(file: &File, path: &Path) -> Result<Option<T>, JournalError> {
+pub(super) fn read<T: for<'de> Deserialize<'de>>(
+    file: &File,
+    path: &Path,
+) -> Result<Option<T>, JournalError> {
     let mut record = [0; RECORD];
     let mut len = 0;
     while len < RECORD {
@@ -211,6 +217,18 @@ impl Journal for FileJournal {
 
     fn answer(&self, id: MigrationId, answer: Resolution) -> Result<Resolution, JournalError> {
         self.write(&self.path(id, "answer"), answer, Standing::Keep)
+    }
+
+    fn finish(&self, id: MigrationId) -> Result<(), JournalError> {
+        let path = self.path(id, "finished");
+        OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed("make", &path))?;
+        Ok(())
     }
 
     fn decision(&self, id: MigrationId) -> Result<Option<Decision>, JournalError> {

@@ -6,6 +6,7 @@
 
 mod file;
 mod identity;
+mod prune;
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -70,7 +71,7 @@ pub struct JournalError {
     pub source: io::Error,
 }
 
-/// Keeps the decisions. Every call returns after its effect is durable.
+/// Keeps the decisions. Every call but `finish` returns after its effect is durable.
 pub trait Journal: Send + Sync {
     /// Who keeps it: made once, the same as long as its records last. Processes that share the
     /// records share it.
@@ -92,6 +93,12 @@ pub trait Journal: Send + Sync {
     /// # Errors
     /// When it is not known to be durable.
     fn answer(&self, id: MigrationId, answer: Resolution) -> Result<Resolution, JournalError>;
+    /// Notes that the source of a committed migration has let go and will not ask any more, so that
+    /// the record may go one day. It stays if this note is lost.
+    ///
+    /// # Errors
+    /// When it cannot be noted.
+    fn finish(&self, id: MigrationId) -> Result<(), JournalError>;
     /// Replaces the source's record.
     ///
     /// # Errors
@@ -172,6 +179,10 @@ impl Journal for MemoryJournal {
     fn recorded(&self, id: MigrationId) -> Result<Option<SourceRecord>, JournalError> {
         let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(records.get(&id).cloned())
+    }
+
+    fn finish(&self, _: MigrationId) -> Result<(), JournalError> {
+        Ok(())
     }
 
     fn reserve(&self, _: MigrationId, _: Side) -> Result<Duration, JournalError> {

@@ -80,6 +80,7 @@ pub(super) fn take(
         peer: options.peer_timeout,
     };
     let (session, notes) = Session::new(Side::Destination, connection.into(), timing);
+    control.set_id(id);
     control.attach(&session);
     let counters = Counters::default();
     let mut take = Take {

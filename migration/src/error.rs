@@ -37,6 +37,9 @@ pub enum Error {
     /// The link stands but the peer says nothing.
     #[error("the peer has not answered for {0:?}")]
     PeerSilent(Duration),
+    /// The peer lives but does not go on.
+    #[error("the peer lives, but has sent nothing of the migration for {0:?}")]
+    NoProgress(Duration),
     /// An answer did not come in time.
     #[error("no answer within {waited:?} while {operation}")]
     NoAnswer {
@@ -146,6 +149,7 @@ impl Error {
             Self::Accept { .. } => "migration.accept",
             Self::Link { .. } => "migration.peer-lost",
             Self::PeerSilent(_) => "migration.peer-silent",
+            Self::NoProgress(_) => "migration.no-progress",
             Self::NoAnswer { .. } => "migration.no-answer",
             Self::Protocol(_) => "migration.protocol",
             Self::Peer(_) => "migration.peer-failed",

@@ -2,6 +2,7 @@
 //! first failure, which ends everything.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -159,6 +160,13 @@ impl Session {
         self.note(Note::Failed);
     }
 
+    /// Does the work of a thread: a panic in it fails the migration, not the process of the VM.
+    pub fn guard(&self, work: impl FnOnce()) {
+        if catch_unwind(AssertUnwindSafe(work)).is_err() {
+            self.fail(Error::Worker);
+        }
+    }
+
     fn stop_data(&self) {
         let data = lock(&self.data);
         self.stopped.store(true, Ordering::Release);
@@ -236,7 +244,8 @@ impl Session {
 
     /// Reads the control connection until it ends: answers the keep-alive, passes the rest on.
     pub fn run_control(&self) {
-        let error = match self.read_control() {
+        let read = catch_unwind(AssertUnwindSafe(|| self.read_control()));
+        let error = match read.unwrap_or(Err(Error::Worker)) {
             Ok(()) => return,
             Err(error) => error,
         };

@@ -103,6 +103,7 @@ fn try_once(setting: Setting, injection: Injection) -> bool {
                 io_timeout: Duration::from_millis(400),
                 peer_timeout: Duration::from_millis(400),
                 hello_timeout: Duration::from_millis(200),
+                ..destination::Options::default()
             };
             let outcome = destination::receive(&listen, &mut into, &options, &receiving, &theirs);
             destination::answer_resolve(&listen, &theirs, &stop).unwrap();

@@ -73,6 +73,7 @@ fn play_source(
             let options = destination::Options {
                 io_timeout: Duration::from_millis(300),
                 peer_timeout: Duration::from_millis(300),
+                progress_timeout: Duration::from_millis(900),
                 ..destination::Options::default()
             };
             let journal = MemoryJournal::default();
@@ -247,6 +248,13 @@ fn a_source_out_of_turn_never_starts_the_guest() {
             "{name}: {outcome:?}"
         );
     }
+}
+
+#[test]
+fn a_source_that_lives_and_sends_nothing_is_given_up() {
+    // Whoever plays the source answers pings until the other side hangs up.
+    let outcome = play_source(wanted(), |_, _| {});
+    assert_eq!(root(&outcome).0, "migration.no-progress");
 }
 
 #[test]

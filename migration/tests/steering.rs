@@ -340,6 +340,19 @@ fn a_migration_that_was_given_up_cannot_come_again() {
 }
 
 #[test]
+fn a_panic_in_a_stream_is_an_error_of_the_migration() {
+    let mut scene = Scene::new(Guest::Idle);
+    scene.vm.refuse = Refuse::ClearDirtyByPanic;
+    let [here, there] = scene.run(ignore);
+    let Outcome::Failed(report) = here else {
+        panic!("{here:?}")
+    };
+    assert_eq!(report.error.unwrap().root().id, "migration.worker");
+    assert!(matches!(there, Outcome::Failed(_)), "{there:?}");
+    scene.assert_kept();
+}
+
+#[test]
 fn events_are_replayed_to_who_comes_late() {
     let mut scene = Scene::new(Guest::Idle);
     let control = std::sync::Mutex::new(None);

@@ -29,6 +29,9 @@ pub struct Options {
     pub peer_timeout: Duration,
     /// How long a new connection may take to say what it wants.
     pub hello_timeout: Duration,
+    /// How long a source that lives may send neither pages nor anything else for the migration. A
+    /// limit on its bandwidth must let a batch through in that time: at 64 KiB, 220 bytes a second.
+    pub progress_timeout: Duration,
 }
 
 impl Default for Options {
@@ -37,6 +40,7 @@ impl Default for Options {
             io_timeout: Duration::from_secs(10),
             peer_timeout: Duration::from_secs(10),
             hello_timeout: Duration::from_secs(5),
+            progress_timeout: Duration::from_secs(300),
         }
     }
 }
@@ -75,7 +79,7 @@ pub fn receive(
     let (sender, incoming) = channel();
     let reception = Reception::new(from, journal, options, Some(sender));
     let taken = thread::scope(|scope| {
-        scope.spawn(|| reception.run(scope));
+        scope.spawn(|| reception.run_guarded(scope));
         let _closing = reception.stop_on_drop();
         loop {
             if control.is_cancelled() {

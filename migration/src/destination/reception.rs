@@ -1,5 +1,6 @@
 //! Who may come in: reads the hello of each connection and passes on those of the migration.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -111,8 +112,17 @@ impl<'a> Reception<'a> {
         self.stop.load(Ordering::Acquire)
     }
 
+    /// Takes connections in until stopped; says so when that ends in any other way.
+    pub fn run_guarded<'scope, 'env: 'scope>(&'env self, scope: &'scope Scope<'scope, 'env>) {
+        if catch_unwind(AssertUnwindSafe(|| self.run(scope))).is_err()
+            && let Some(incoming) = &self.incoming
+        {
+            let _ = incoming.send(Incoming::Closed(Error::Worker));
+        }
+    }
+
     /// Takes connections in until stopped.
-    pub fn run<'scope, 'env: 'scope>(&'env self, scope: &'scope Scope<'scope, 'env>) {
+    fn run<'scope, 'env: 'scope>(&'env self, scope: &'scope Scope<'scope, 'env>) {
         while !self.is_stopped() {
             if let Err(error) = self.accept_one(scope) {
                 if let Some(incoming) = &self.incoming {
@@ -150,7 +160,8 @@ impl<'a> Reception<'a> {
             return Ok(());
         }
         scope.spawn(move || {
-            if let Err(error) = self.hear(connection) {
+            let heard = catch_unwind(AssertUnwindSafe(|| self.hear(connection)));
+            if let Err(error) = heard.unwrap_or(Err(Error::Worker)) {
                 tracing::debug!("refused a connection: {}", error.observe(Side::Destination));
             }
             self.pending.fetch_sub(1, Ordering::AcqRel);

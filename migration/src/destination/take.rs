@@ -49,6 +49,7 @@ struct Take<'a> {
     began: Instant,
     phase: Phase,
     built: bool,
+    progress_timeout: Duration,
     /// The source was told that everything is ready, so that its commit may come.
     ready: bool,
     report: Report,
@@ -93,6 +94,7 @@ pub(super) fn take(
         began: Instant::now(),
         phase: Phase::Negotiate,
         built: false,
+        progress_timeout: options.progress_timeout,
         ready: false,
         report: Report {
             migration_id: id.to_string(),
@@ -278,6 +280,8 @@ impl Take<'_> {
         let mut done: Vec<(u32, u64)> = vec![(0, 0); streams];
         let mut state: Option<Vec<u8>> = None;
         let (mut last, mut placed) = (None, 0);
+        let slice = session.timing().peer.min(self.progress_timeout);
+        let mut progress = (Instant::now(), 0);
         loop {
             let arrived = done.iter().map(|&(pass, _)| pass).min().unwrap_or(0);
             if arrived > placed {
@@ -292,7 +296,14 @@ impl Take<'_> {
                     .fold(0u64, |sum, &(_, digest)| sum.wrapping_add(digest));
                 return self.load(receiving.ram, loaded, wanted.verify, sum);
             }
-            match session.next(notes, session.timing().peer)? {
+            let note = session.next(notes, slice)?;
+            let received = receiving.counters.wire_bytes();
+            if note.is_some() || received != progress.1 {
+                progress = (Instant::now(), received);
+            } else if progress.0.elapsed() >= self.progress_timeout {
+                return Err(Error::NoProgress(self.progress_timeout));
+            }
+            match note {
                 Some(Note::Data { stream, connection }) => {
                     if usize::from(stream) >= streams {
                         return Err(Error::Protocol(format!(
@@ -307,7 +318,9 @@ impl Take<'_> {
                         stream: u64::from(stream),
                         streams: streams as u64,
                     };
-                    scope.spawn(move || Receiver::new(receiving, share, connection).run());
+                    scope.spawn(move || {
+                        session.guard(|| Receiver::new(receiving, share, connection).run());
+                    });
                 }
                 Some(Note::PassDone {
                     stream,
@@ -315,7 +328,9 @@ impl Take<'_> {
                     digest,
                 }) => done[usize::from(stream)] = (pass, digest),
                 Some(Note::Message(Message::Extents(Extents { extents }))) => {
-                    scope.spawn(move || receiving.populate.run(receiving.ram, &extents));
+                    scope.spawn(move || {
+                        session.guard(|| receiving.populate.run(receiving.ram, &extents));
+                    });
                 }
                 Some(Note::Message(Message::State(bytes))) if state.is_none() => {
                     self.enter(Phase::StopAndCopy);

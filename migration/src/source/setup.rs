@@ -259,7 +259,8 @@ impl<'a> Run<'a> {
             };
             let (job, passes) = channel();
             let sender = Sender::new(self.sending(link, ram, key), share, connection);
-            scope.spawn(move || sender.run(&passes));
+            let session: &Session = &link.session;
+            scope.spawn(move || session.guard(|| sender.run(&passes)));
             jobs.push(job);
         }
         Ok(Streams {

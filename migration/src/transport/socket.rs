@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -119,7 +120,7 @@ impl Connect for SocketConnect {
             Address::Tcp { host, port } => {
                 let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
                 let mut connected = None;
-                for to in (host.as_str(), *port).to_socket_addrs()? {
+                for to in look_up(host, *port, patience)? {
                     let family = match to {
                         SocketAddr::V4(_) => AddressFamily::INET,
                         SocketAddr::V6(_) => AddressFamily::INET6,
@@ -147,6 +148,36 @@ impl Connect for SocketConnect {
 
     fn address(&self) -> String {
         self.address.to_string()
+    }
+}
+
+/// The addresses of `host`. The system's look-up cannot be bounded, so it is left to itself when it
+/// takes too long or is no longer wanted.
+fn look_up(host: &str, port: u16, patience: Patience<'_>) -> io::Result<Vec<SocketAddr>> {
+    let (found, addresses) = channel();
+    let name = host.to_owned();
+    std::thread::Builder::new()
+        .name("look-up".into())
+        .spawn(move || {
+            let looked_up = (name.as_str(), port).to_socket_addrs();
+            // Nobody may be waiting any more.
+            let _ = found.send(looked_up.map(Iterator::collect));
+        })?;
+    let deadline = Instant::now() + patience.timeout;
+    loop {
+        if (patience.give_up)() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        match addresses.recv_timeout(SLICE) {
+            Ok(looked_up) => return looked_up,
+            Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
+            Err(_) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the name is not looked up in time",
+                ));
+            }
+        }
     }
 }
 

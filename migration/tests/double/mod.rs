@@ -92,6 +92,8 @@ pub enum Refuse {
     StartLog,
     FetchDirty,
     ClearDirty,
+    /// Panics in the middle of a pass, on the thread of a stream.
+    ClearDirtyByPanic,
     Pause,
     SaveState,
     Negotiate,
@@ -325,6 +327,10 @@ impl SourceVm for Source {
 
     fn clear_dirty(&self, region: usize, first_page: u64, bits: &[u64]) -> VmResult<()> {
         self.check(Refuse::ClearDirty)?;
+        assert!(
+            self.refuse != Refuse::ClearDirtyByPanic,
+            "the double was told to panic"
+        );
         assert!(first_page.is_multiple_of(64));
         for (marks, bits) in self.inner.marks[region][(first_page / 64) as usize..]
             .iter()

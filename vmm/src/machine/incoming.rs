@@ -1,5 +1,6 @@
 //! The thread of `vmm receive`: takes in one guest, then answers for it.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
@@ -93,8 +94,22 @@ fn take_in(
 ) {
     let started = instance.clone();
     let mut vm = MachineDestination::new(arrival, Box::new(move |machine| started.holds(machine)));
-    let outcome = destination::receive(listener, &mut vm, &Options::default(), control, journal);
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        destination::receive(listener, &mut vm, &Options::default(), control, journal)
+    }));
     drop(vm);
+    let Ok(outcome) = outcome else {
+        // A guest that is here goes on; only who took it in is gone.
+        if instance.lock().machine.is_none() {
+            let why = Observation::new(
+                Side::Destination,
+                "migration.worker",
+                "the engine ended unexpectedly",
+            );
+            instance.end(VmState::Failed, Some(why));
+        }
+        return;
+    };
     match outcome {
         Outcome::Completed(_) => {
             let never = AtomicBool::new(false);

@@ -2,6 +2,7 @@
 
 mod reception;
 mod take;
+mod wanted;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};

@@ -5,7 +5,10 @@ use std::sync::mpsc::Receiver as Notes;
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
+use tracing::span::EnteredSpan;
+
 use super::reception::Reception;
+use super::wanted::check_wanted;
 use super::{Fate, Options, Taken, failure_in};
 use crate::control::Control;
 use crate::error::Error;
@@ -25,7 +28,6 @@ use crate::wire::control::{
     Committed, Extents, Intent, Message, Negotiate, PassPlaced, Prepared, Ready, Resolution,
     Welcome,
 };
-use crate::wire::{MAX_REGIONS, MAX_STREAMS};
 
 /// How long the source is waited for after the guest runs here.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -48,6 +50,8 @@ struct Take<'a> {
     reception: &'a Reception<'a>,
     began: Instant,
     phase: Phase,
+    phase_began: Instant,
+    span: Option<EnteredSpan>,
     built: bool,
     progress_timeout: Duration,
     /// The source was told that everything is ready, so that its commit may come.
@@ -93,6 +97,8 @@ pub(super) fn take(
         reception,
         began: Instant::now(),
         phase: Phase::Negotiate,
+        phase_began: Instant::now(),
+        span: None,
         built: false,
         progress_timeout: options.progress_timeout,
         ready: false,
@@ -115,6 +121,7 @@ pub(super) fn take(
             (error, fate)
         })
     });
+    take.end_phase();
     take.report.encodings = counters.encodings();
     take.report.wire_bytes = counters.wire_bytes();
     take.report.total_ms = take.began.elapsed().as_secs_f64() * 1e3;
@@ -144,9 +151,20 @@ fn before_commit(error: Error) -> Failure {
 
 impl Take<'_> {
     fn enter(&mut self, phase: Phase) {
-        tracing::info!(phase = phase.name(), "phase begins");
+        if phase != self.phase {
+            self.end_phase();
+        }
+        // The one before is left first, or this one would be inside of it.
+        self.span = None;
+        self.span = Some(tracing::info_span!("phase", name = phase.name()).entered());
         self.phase = phase;
+        self.phase_began = Instant::now();
         self.control.phase(phase);
+    }
+
+    fn end_phase(&self) {
+        let ms = self.phase_began.elapsed().as_secs_f64() * 1e3;
+        tracing::info!(ms, "phase ended");
     }
 
     /// Gives up a hand-over that was on offer, and drops what was built.
@@ -470,37 +488,6 @@ impl Drop for StopStreams<'_> {
         self.1.stop();
         self.0.end_streams();
     }
-}
-
-fn check_wanted(wanted: &Negotiate) -> Result<(), Error> {
-    let wrong = |what: String| Err(Error::Protocol(what));
-    if !(1..=MAX_STREAMS).contains(&wanted.streams) {
-        return wrong(format!("it wants {} data streams", wanted.streams));
-    }
-    let ram = &wanted.machine.ram;
-    if ram.is_empty() || ram.len() > MAX_REGIONS {
-        return wrong(format!("it describes {} RAM regions", ram.len()));
-    }
-    let mut end = 0;
-    for region in ram {
-        let aligned = [region.gpa, region.len]
-            .iter()
-            .all(|n| n % crate::PAGE_SIZE == 0);
-        let next = region
-            .gpa
-            .checked_add(region.len)
-            .filter(|&next| next < 1 << 52);
-        match next {
-            Some(next) if aligned && region.len > 0 && region.gpa >= end => end = next,
-            _ => {
-                return wrong(format!(
-                    "it describes a RAM region of {:#x} bytes at {:#x}",
-                    region.len, region.gpa
-                ));
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Waits for the next message of the source, other notes aside.

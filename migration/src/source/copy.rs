@@ -62,6 +62,7 @@ impl Run<'_> {
         let mut dirty = dirty::all(ram);
         let mut stuck = 0;
         loop {
+            let _iteration = tracing::info_span!("iteration", n = pass).entered();
             let pages = dirty::count(&dirty);
             let wire_before = self.counters.wire_bytes();
             let began = Instant::now();
@@ -84,7 +85,6 @@ impl Run<'_> {
                 mib_per_s: wire as f64 / took / f64::from(1 << 20),
             };
             tracing::debug!(
-                n = pass,
                 pages,
                 bytes = wire,
                 ms = iteration.ms,

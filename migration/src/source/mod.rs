@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
+use tracing::span::EnteredSpan;
+
 pub use crate::wire::control::Resolution;
 pub use handover::{resolve, settle};
 
@@ -118,6 +120,7 @@ struct Run<'a> {
     began: Instant,
     phase: Phase,
     phase_began: Instant,
+    span: Option<EnteredSpan>,
     run_state: RunState,
     undo: Undo,
     report: Report,
@@ -158,6 +161,7 @@ impl<'a> Run<'a> {
             began: now,
             phase: Phase::Negotiate,
             phase_began: now,
+            span: None,
             run_state,
             undo: Undo::default(),
             report: Report {
@@ -193,6 +197,9 @@ impl<'a> Run<'a> {
         if phase != self.phase {
             self.end_phase();
         }
+        // The one before is left first, or this one would be inside of it.
+        self.span = None;
+        self.span = Some(tracing::info_span!("phase", name = phase.name()).entered());
         self.phase = phase;
         self.phase_began = Instant::now();
         self.control.phase(phase);
@@ -200,7 +207,7 @@ impl<'a> Run<'a> {
 
     fn end_phase(&self) {
         let ms = milliseconds(self.phase_began.elapsed());
-        tracing::info!(phase = self.phase.name(), ms, "phase ended");
+        tracing::info!(ms, "phase ended");
     }
 
     fn record(&self, handover: Handover) -> Result<(), Error> {

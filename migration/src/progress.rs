@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::id::MigrationId;
 use crate::observation::Observation;
 use crate::vm::RunState;
 
@@ -116,25 +117,30 @@ pub struct Iteration {
     pub mib_per_s: f64,
 }
 
-/// The parts of the downtime, in milliseconds.
+/// The parts of the downtime, in milliseconds; `None` where this side does not know them.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct DowntimeParts {
     /// Stopping vCPUs and draining devices.
-    pub stop: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop: Option<f64>,
     /// The last dirty pages.
-    pub last_pages: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_pages: Option<f64>,
     /// Saving the state.
-    pub state_save: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_save: Option<f64>,
     /// Sending the state.
-    pub state_send: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_send: Option<f64>,
     /// Loading the state, as the destination measured it.
     pub state_load: f64,
     /// Recording the decision on both sides and starting the vCPUs.
     pub commit: f64,
 }
 
-/// Figures of a migration; everything here was measured. Field names are a stable contract.
+/// Figures of a migration; everything here was measured by the side that reports it, and what it
+/// cannot know is `None` and not told. Field names are a stable contract.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -142,33 +148,61 @@ pub struct Report {
     pub status: String,
     /// Identifier of the migration.
     pub migration_id: String,
-    /// From the request to the guest running at the destination.
+    /// From the request to the guest running at the destination; at the destination, from the
+    /// source's connection to the end.
     pub total_ms: f64,
     /// Guest stopped to guest running.
-    pub downtime_ms: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime_ms: Option<f64>,
     /// The downtime by part.
     pub downtime: DowntimeParts,
     /// Negotiate and prepare.
     pub setup_ms: f64,
     /// Passes over the dirty pages.
-    pub iterations: Vec<Iteration>,
-    /// By encoding: `zero`, `raw`, `hole`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iterations: Option<Vec<Iteration>>,
+    /// By encoding: `zero`, `raw`, and at the source `hole`.
     pub encodings: std::collections::BTreeMap<String, EncodingCount>,
-    /// All bytes that left the source, headers and control frames included.
+    /// All bytes that left the source, headers and control frames included; at the destination,
+    /// bytes of pages that came in.
     pub wire_bytes: u64,
     /// Guest RAM in bytes.
     pub guest_bytes: u64,
-    /// Strongest throttle of a vCPU, percent.
-    pub throttle_max: u8,
+    /// Strongest throttle of a vCPU, percent; 0 until there is throttling.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub throttle_max: Option<u8>,
     /// Both sides' digests of the memory that was moved agree.
     pub verified: bool,
     /// Downtime that was forecast when the guest was stopped.
-    pub forecast_downtime_ms: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forecast_downtime_ms: Option<f64>,
     /// Whether the guest runs or its user had paused it.
     pub run_state: RunState,
     /// Why it ended otherwise than `completed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<Observation>,
+}
+
+impl Report {
+    /// What a source reports before anything was measured.
+    pub fn at_source(id: MigrationId, run_state: RunState) -> Self {
+        Self {
+            migration_id: id.to_string(),
+            run_state,
+            downtime_ms: Some(0.0),
+            downtime: DowntimeParts {
+                stop: Some(0.0),
+                last_pages: Some(0.0),
+                state_save: Some(0.0),
+                state_send: Some(0.0),
+                ..DowntimeParts::default()
+            },
+            iterations: Some(Vec::new()),
+            throttle_max: Some(0),
+            forecast_downtime_ms: Some(0.0),
+            ..Self::default()
+        }
+    }
 }
 
 /// What a migration tells; one JSON object a line on the command line.

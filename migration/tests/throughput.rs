@@ -185,7 +185,7 @@ fn migrate_once(vm: &Source, streams: u8, verify: Verify) -> (f64, f64) {
             report.iterations, report.downtime, report.setup_ms
         );
     }
-    (report.total_ms, report.downtime_ms)
+    (report.total_ms, report.downtime_ms.unwrap())
 }
 
 #[test]

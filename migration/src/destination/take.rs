@@ -123,6 +123,8 @@ pub(super) fn take(
     });
     take.end_phase();
     take.report.encodings = counters.encodings();
+    // What was not sent is not seen here.
+    take.report.encodings.remove("hole");
     take.report.wire_bytes = counters.wire_bytes();
     take.report.total_ms = take.began.elapsed().as_secs_f64() * 1e3;
     match result {

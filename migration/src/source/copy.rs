@@ -91,7 +91,8 @@ impl Run<'_> {
                 remaining,
                 "iteration ended"
             );
-            self.report.iterations.push(iteration.clone());
+            let told = self.report.iterations.get_or_insert_default();
+            told.push(iteration.clone());
             self.control.emit(Event::Iteration(iteration));
             if self.stopped_at.is_some() {
                 return Ok((pass, dirty));
@@ -101,7 +102,7 @@ impl Run<'_> {
             let forecast = convergence::forecast(&observed, &limits);
             match convergence::decide(&observed, &limits, self.deadline()) {
                 Decision::SwitchOver => {
-                    self.report.forecast_downtime_ms = milliseconds(forecast.downtime);
+                    self.report.forecast_downtime_ms = Some(milliseconds(forecast.downtime));
                     return Ok((pass, dirty));
                 }
                 Decision::GiveUp => {
@@ -291,7 +292,7 @@ impl Run<'_> {
             self.stopped_at = Some(began);
             self.undo.paused = true;
             self.vm.pause().map_err(Error::vm("pause the guest"))?;
-            self.report.downtime.stop = milliseconds(began.elapsed());
+            self.report.downtime.stop = Some(milliseconds(began.elapsed()));
         }
         Ok(())
     }
@@ -346,10 +347,10 @@ impl Run<'_> {
         }
         link.session.send(&Message::LastPass(LastPass { pass }))?;
         tracing::debug!(pages, "last pages sent");
-        self.report.downtime.state_save = milliseconds(save);
-        self.report.downtime.last_pages = (milliseconds(stopped.elapsed().saturating_sub(save))
-            - self.report.downtime.stop)
-            .max(0.0);
+        let stop = self.report.downtime.stop.unwrap_or_default();
+        self.report.downtime.state_save = Some(milliseconds(save));
+        let copying = milliseconds(stopped.elapsed().saturating_sub(save)) - stop;
+        self.report.downtime.last_pages = Some(copying.max(0.0));
         Ok(())
     }
 }

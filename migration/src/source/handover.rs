@@ -40,7 +40,7 @@ impl Run<'_> {
         self.ready_at = Some(Instant::now());
         let load = ready.load_ms.clamp(0.0, 1e9);
         self.report.downtime.state_load = load;
-        self.report.downtime.state_send = (milliseconds(began.elapsed()) - load).max(0.0);
+        self.report.downtime.state_send = Some((milliseconds(began.elapsed()) - load).max(0.0));
         match (ours, ready.digest) {
             (None, _) => Ok(()),
             (Some(ours), Some(theirs)) if ours == theirs => {
@@ -83,7 +83,7 @@ impl Run<'_> {
             self.report.downtime.commit = milliseconds(now - ready_at);
         }
         if let Some(stopped_at) = self.stopped_at {
-            self.report.downtime_ms = milliseconds(now - stopped_at);
+            self.report.downtime_ms = Some(milliseconds(now - stopped_at));
         }
         if let Err(error) = self.record(Handover::Gone) {
             // The destination's record decides; ours only saves a question.

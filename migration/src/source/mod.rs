@@ -164,11 +164,7 @@ impl<'a> Run<'a> {
             span: None,
             run_state,
             undo: Undo::default(),
-            report: Report {
-                migration_id: options.id.to_string(),
-                run_state,
-                ..Report::default()
-            },
+            report: Report::at_source(options.id, run_state),
             counters: Arc::default(),
             bucket: Arc::default(),
             stopped_at: None,

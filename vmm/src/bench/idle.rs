@@ -187,7 +187,10 @@ impl MigrationRound {
         Ok(Self {
             total_ms: moved.report.total_ms,
             command_ms: moved.command_ms,
-            downtime_ms: moved.report.downtime_ms,
+            downtime_ms: moved.report.downtime_ms.ok_or_else(|| BenchError::Output {
+                command: "migrate".to_owned(),
+                wanted: "the downtime",
+            })?,
             guest_gap_ms: moved.guest.largest_gap_ms()?,
             wire_bytes: moved.report.wire_bytes,
             source_cpu_s: moved.source_cpu_s,

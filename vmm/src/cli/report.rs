@@ -8,8 +8,8 @@ use super::Output;
 use super::output::explain;
 use crate::units::{human_bytes, human_ms};
 
-/// Names and values of the downtime's parts, in the order in which they pass.
-pub(crate) fn downtime_parts(parts: &DowntimeParts) -> [(&'static str, f64); 6] {
+/// Names and values of the downtime's parts that are known, in the order in which they pass.
+pub(crate) fn downtime_parts(parts: &DowntimeParts) -> Vec<(&'static str, f64)> {
     let DowntimeParts {
         stop,
         last_pages,
@@ -23,9 +23,12 @@ pub(crate) fn downtime_parts(parts: &DowntimeParts) -> [(&'static str, f64); 6] 
         ("last pages", *last_pages),
         ("state save", *state_save),
         ("state send", *state_send),
-        ("state load", *state_load),
-        ("commit", *commit),
+        ("state load", Some(*state_load)),
+        ("commit", Some(*commit)),
     ]
+    .into_iter()
+    .filter_map(|(name, ms)| Some((name, ms?)))
+    .collect()
 }
 
 /// Prints the report of a migration that completed.
@@ -56,24 +59,23 @@ pub(super) fn print_completed(name: &str, to: &str, report: &Report, output: Out
         human_ms(*total_ms),
         human_ms(*setup_ms)
     ));
-    output.line(format!(
-        "  downtime  {} (forecast {})",
-        human_ms(*downtime_ms),
-        human_ms(*forecast_downtime_ms)
-    ));
+    if let (Some(downtime_ms), Some(forecast)) = (downtime_ms, forecast_downtime_ms) {
+        output.line(format!(
+            "  downtime  {} (forecast {})",
+            human_ms(*downtime_ms),
+            human_ms(*forecast)
+        ));
+    }
     for (part, ms) in downtime_parts(downtime) {
         output.line(format!("    {part:10}  {}", human_ms(ms)));
     }
+    let passes = iterations.as_ref().map_or(0, Vec::len);
     output.line(format!(
         "  memory    {} of guest, {} on the wire, {} {}",
         human_bytes(*guest_bytes as f64),
         human_bytes(*wire_bytes as f64),
-        iterations.len(),
-        if iterations.len() == 1 {
-            "pass"
-        } else {
-            "passes"
-        }
+        passes,
+        if passes == 1 { "pass" } else { "passes" }
     ));
     for (encoding, count) in encodings {
         output.line(format!(
@@ -82,10 +84,10 @@ pub(super) fn print_completed(name: &str, to: &str, report: &Report, output: Out
             human_bytes(count.bytes as f64)
         ));
     }
-    if *throttle_max > 0 {
+    if let Some(percent @ 1..) = *throttle_max {
         output.line(format!(
             "  throttled to {} % of its CPU at most",
-            100 - (*throttle_max).min(100)
+            100 - percent.min(100)
         ));
     }
     output.line(format!(

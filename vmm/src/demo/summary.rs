@@ -45,7 +45,7 @@ impl Summary<'_> {
             return;
         }
         let gap_ms = guest.max_gap_us as f64 / 1000.0;
-        let passes = report.iterations.len();
+        let passes = report.iterations.as_ref().map_or(0, Vec::len);
         output.line("");
         row(
             output,
@@ -53,12 +53,15 @@ impl Summary<'_> {
             &human_ms(report.total_ms),
             &format!("of which {} were set-up", human_ms(report.setup_ms)),
         );
-        row(
-            output,
-            "downtime",
-            &human_ms(report.downtime_ms),
-            &format!("forecast {}", human_ms(report.forecast_downtime_ms)),
-        );
+        if let (Some(downtime), Some(forecast)) = (report.downtime_ms, report.forecast_downtime_ms)
+        {
+            row(
+                output,
+                "downtime",
+                &human_ms(downtime),
+                &format!("forecast {}", human_ms(forecast)),
+            );
+        }
         for (part, ms) in downtime_parts(&report.downtime) {
             row(output, &format!("  {part}"), &human_ms(ms), "");
         }

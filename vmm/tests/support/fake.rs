@@ -99,21 +99,21 @@ fn report(status: &str) -> Report {
         status: status.into(),
         migration_id: "0123456789abcdef0123456789abcdef".into(),
         total_ms: 1234.5,
-        downtime_ms: 6.0,
+        downtime_ms: Some(6.0),
         downtime: DowntimeParts {
-            stop: 1.0,
-            last_pages: 1.0,
-            state_save: 1.0,
-            state_send: 1.0,
+            stop: Some(1.0),
+            last_pages: Some(1.0),
+            state_save: Some(1.0),
+            state_send: Some(1.0),
             state_load: 1.0,
             commit: 1.0,
         },
         setup_ms: 3.0,
-        iterations: vec![Iteration {
+        iterations: Some(vec![Iteration {
             n: 1,
             pages: 10,
             ..Iteration::default()
-        }],
+        }]),
         encodings: [(
             "raw".to_owned(),
             EncodingCount {
@@ -124,9 +124,9 @@ fn report(status: &str) -> Report {
         .into(),
         wire_bytes: 41000,
         guest_bytes: 64 << 20,
-        throttle_max: 0,
+        throttle_max: Some(0),
         verified: status == "completed",
-        forecast_downtime_ms: 7.0,
+        forecast_downtime_ms: Some(7.0),
         run_state: RunState::Running,
         error: None,
     }

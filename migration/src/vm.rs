@@ -72,7 +72,7 @@ pub trait SourceVm: Send + Sync {
     fn clear_dirty(&self, region: usize, first_page: u64, bits: &[u64]) -> VmResult<()>;
     /// Stops the guest: vCPUs, then devices drain and flush their disks. Idempotent.
     fn pause(&self) -> VmResult<()>;
-    /// Lets the guest go on where it was paused. Idempotent.
+    /// Undoes [`SourceVm::pause`]: the guest goes on, unless its own user had paused it. Idempotent.
     fn resume(&self) -> VmResult<()>;
     /// State of the paused machine: vCPUs, interrupt controllers, clock, devices and queues.
     fn save_state(&self) -> VmResult<Vec<u8>>;

@@ -120,11 +120,7 @@ fn try_once(setting: Setting, injection: Injection) -> bool {
             false
         }
         Outcome::HandoverUnknown(_) => {
-            assert_eq!(
-                witness.running().0,
-                false,
-                "{what}: source runs though unknown"
-            );
+            assert!(!witness.running().0, "{what}: source runs though unknown");
             resolve_later(&vm, options.id, &theirs, &ours)
         }
         other => panic!("{what}: {other:?}"),
@@ -170,7 +166,7 @@ fn resolve_later(vm: &Source, id: MigrationId, theirs: &dyn Journal, ours: &dyn 
         stop.store(true, Ordering::Release);
         first
     });
-    source::settle(vm, id, resolution, vm.run_state, ours).unwrap();
+    source::settle(vm, id, resolution, ours).unwrap();
     resolution == source::Resolution::Ran
 }
 

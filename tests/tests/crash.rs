@@ -57,17 +57,24 @@ fn guest_goes_on_at_the_source_when_the_destination_is_killed() {
         let address = pair.destination.receive("guest", "127.0.0.1:0");
         let (relay, migration) = held(&pair, phase, &address);
         kill(pair.destination.pid("guest"));
-        relay.go_on();
+        if relay.is_sprung() {
+            // What is held must not arrive any more: the source would enter another phase.
+            relay.cut();
+        }
         let ended = migration.finish();
         let why = ended.ended(1, "failed");
-        assert!(why.contains(phase) && why.contains("connection"), "{why}");
+        // The source waits for nothing in stop-and-copy, so it is in the next phase by then.
+        let named = if phase == "stop-and-copy" {
+            "ready"
+        } else {
+            phase
+        };
+        assert!(why.contains(named) && why.contains("connection"), "{why}");
         assert_eq!(ended.report["status"], "failed");
         assert_eq!(pair.source.status("guest")["state"], "running");
         console.wait_tick();
         console.verifies_ledger();
-        // The name is free although nobody could tidy up.
-        let _ = pair.destination.vmm(["list"]).success();
-        pair.destination.is_clean();
+        pair.destination.is_swept();
     }
     let address = pair.destination.receive("guest", "127.0.0.1:0");
     Migration::start(&pair.source, "guest", &address, &[])
@@ -87,7 +94,6 @@ fn destination_cleans_up_when_the_source_is_killed() {
         let disk = images::sparse(files.source.path(), "data.raw", 16 << 20);
         let guest = Guest::slow_to_move().disk(&disk);
         pair.source.run("guest", &guest);
-        let socket = pair.destination.path().join("status");
         let mut receiver = pair.destination.spawn([
             "receive",
             "--name",
@@ -111,9 +117,7 @@ fn destination_cleans_up_when_the_source_is_killed() {
             .expect_code(1);
         assert!(received.stderr.contains("connection"), "{received}");
         pair.destination.is_clean();
-        let _ = pair.source.vmm(["list"]).success();
-        pair.source.is_clean();
-        assert!(!socket.exists());
+        pair.source.is_swept();
         // The disk is nobody's.
         let mut console = pair.source.run("guest", &guest);
         console.verifies_ledger();

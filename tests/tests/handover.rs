@@ -5,11 +5,11 @@ use tests::blackbox::wire::kind;
 use tests::blackbox::{Ended, Guest, Migration, Pair, Vms, fails, gate, holds};
 
 /// Moves the guest over a link that breaks as `trap` says and stays broken.
-fn breaks(pair: &Pair, trap: Trap) -> (Relay, Ended) {
+fn breaks(pair: &Pair, trap: Trap) -> (String, Relay, Ended) {
     let address = pair.destination.receive("guest", "127.0.0.1:0");
     let relay = Relay::new(&address, Some(trap));
     let migration = Migration::start(&pair.source, "guest", &relay.address(), &[]);
-    (relay, migration.finish())
+    (address, relay, migration.finish())
 }
 
 #[track_caller]
@@ -41,7 +41,7 @@ fn lost_answer_is_resolved_to_ran() {
         kind: kind::COMMIT,
         fate: Fate::PassAndCut,
     };
-    let (relay, ended) = breaks(&pair, trap);
+    let (_, relay, ended) = breaks(&pair, trap);
     is_unknown(&pair, &ended);
     assert_eq!(pair.destination.status("guest")["state"], "running");
     // While nobody can be asked, it stays unknown.
@@ -67,8 +67,11 @@ fn lost_commit_is_resolved_to_never_ran() {
         kind: kind::COMMIT,
         fate: Fate::Cut,
     };
-    let (relay, ended) = breaks(&pair, trap);
+    let (address, relay, ended) = breaks(&pair, trap);
     is_unknown(&pair, &ended);
+    // The receiver has given up and is gone; whoever listens there now has its journal.
+    pair.destination.is_clean();
+    pair.destination.receive("guest", &address);
     relay.go_on();
     let _ = pair.source.vmm(["migrate", "guest", "--resolve"]).success();
     assert_eq!(pair.source.status("guest")["state"], "running");
@@ -121,6 +124,11 @@ fn short_break_around_the_commit_is_resolved_by_itself() {
         let relay = Relay::new(&address, Some(Trap { toward, kind, fate }));
         let migration = Migration::start(&pair.source, "guest", &relay.address(), &[]);
         holds("the link breaks", || relay.is_sprung());
+        if !ran {
+            // The receiver gives up with its source; another one answers from its journal.
+            pair.destination.is_clean();
+            pair.destination.receive("guest", &address);
+        }
         relay.go_on();
         let ended = migration.finish();
         if ran {
@@ -154,8 +162,12 @@ fn link_that_breaks_before_the_commit_leaves_nothing_to_resolve() {
     ];
     for (toward, kind) in cuts {
         for fate in [Fate::Cut, Fate::PassAndCut] {
+            if (kind, fate) == (kind::READY, Fate::PassAndCut) {
+                // The commit is lost then, but the source cannot know.
+                continue;
+            }
             println!("{fate:?} at frame {kind}");
-            let (relay, ended) = breaks(&pair, Trap { toward, kind, fate });
+            let (_, relay, ended) = breaks(&pair, Trap { toward, kind, fate });
             assert!(relay.is_sprung(), "no frame {kind}: {:#}", ended.report);
             let _ = ended.ended(1, "failed");
             assert_eq!(ended.report["status"], "failed", "{:#}", ended.report);

@@ -216,7 +216,7 @@ fn claim_on_a_shared_disk_changes_hands() {
     console.verifies_ledger();
     // A killed holder leaves no claim either.
     kill(third.source.pid("intruder"));
-    third.source.is_clean();
+    third.source.is_swept();
     third.source.run("intruder", &intruder);
 }
 
@@ -224,7 +224,10 @@ fn claim_on_a_shared_disk_changes_hands() {
 fn untouched_memory_neither_travels_nor_takes_room() {
     let Some(_gate) = gate() else { return };
     let pair = Pair::new();
-    let mut console = pair.source.run("guest", &Guest::idle().memory("1GiB"));
+    let mut console = pair.source.run(
+        "guest",
+        &Guest::idle().memory("1GiB").and("fill=zero fill_size=1M"),
+    );
     let report = moves(
         &pair.source,
         &pair.destination,

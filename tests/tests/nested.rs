@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tests::nested::level1::{Level1, Run};
-use tests::nested::level2;
+use tests::nested::level2::{self, Node};
 use tests::nested::rig::{Rig, find_program};
 use tests::{binary, skip};
 
@@ -28,11 +28,10 @@ fn run_scenario(rig: &Rig, name: &str, cpus: &[u32]) -> anyhow::Result<Run> {
         .program("vmm", binary::vmm()?)?
         .program("mke2fs", &find_program("mke2fs")?)?
         .program("e2fsck", &find_program("e2fsck")?)?;
-    for (path, content) in level2::root_tree()? {
-        let path = format!("root/{path}");
-        level1 = match content {
-            Some(content) => level1.file(&path, &content),
-            None => level1.directory(&path),
+    for node in level2::root_tree()? {
+        level1 = match node {
+            Node::Directory(path) => level1.directory(&format!("root/{path}")),
+            Node::Program(path, content) => level1.file(&format!("root/{path}"), &content),
         };
     }
     level1.run(name, DEADLINE)

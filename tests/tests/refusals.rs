@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tests::Host;
@@ -26,6 +26,16 @@ fn wrapped(host: &Host, wrapper: &[&str], args: &[&str]) -> Outcome {
         .unwrap_or_else(|e| panic!("{e:#}"))
 }
 
+/// The probe guest as a file.
+#[track_caller]
+fn export_probe(host: &Host) -> PathBuf {
+    let probe = host.path().join("probe");
+    let _ = host
+        .vmm(["demo", "--export-guest", probe.to_str().expect("path")])
+        .success();
+    probe
+}
+
 #[test]
 fn unusable_kernels_are_refused() {
     let Some(_gate) = gate() else { return };
@@ -38,7 +48,7 @@ fn unusable_kernels_are_refused() {
     let whole = fs::metadata(&probe).expect("probe").len();
     let cases = [
         (dir.join("absent"), "no such file"),
-        (dir.to_owned(), "directory"),
+        (dir.to_owned(), "not a regular file"),
         (images::empty(dir), "kernel"),
         (images::text(dir), "kernel"),
         (images::elf32(dir), "64-bit"),
@@ -73,20 +83,27 @@ fn unusable_initrds_disks_and_memory_are_refused() {
     let odd = images::sparse(dir, "odd.raw", 1000);
     let empty = images::sparse(dir, "empty.raw", 0);
     let large = images::sparse(dir, "large.initrd", 1 << 30);
+    let probe = export_probe(host);
+    let probe = probe.to_str().expect("path");
     let (odd, empty) = (odd.to_str().expect("path"), empty.to_str().expect("path"));
     let (large, dir) = (large.to_str().expect("path"), dir.to_str().expect("path"));
     let cases: &[(&[&str], i32, &[&str])] = &[
         (
-            &["--initrd", "/nowhere/initrd"],
+            &["--kernel", probe, "--initrd", "/nowhere/initrd"],
             1,
             &["/nowhere/initrd", "no such file"],
         ),
-        (&["--initrd", large, "--memory", "64MiB"], 1, &[large]),
-        (&["--initrd", dir], 1, &[dir]),
+        (
+            &["--kernel", probe, "--initrd", large, "--memory", "64MiB"],
+            1,
+            &[large],
+        ),
+        (&["--kernel", probe, "--initrd", dir], 1, &[dir]),
+        (&["--initrd", probe], 2, &["--kernel"]),
         (
             &["--disk", "/nowhere/disk"],
             1,
-            &["/nowhere/disk", "no such file"],
+            &["/nowhere/disk", "does not exist"],
         ),
         (&["--disk", dir], 1, &[dir]),
         (&["--disk", odd], 1, &[odd, "1000"]),
@@ -109,14 +126,14 @@ fn unusable_configurations_are_refused() {
     let pair = Pair::new();
     let (host, dir) = (&pair.source, pair.source.path());
     let cases: &[(&str, &[&str])] = &[
-        ("memroy = \"64MiB\"\n", &["memroy"]),
+        ("memroy = \"64MiB\"\n", &["memroy", "config.toml"]),
         ("memory = \"much\"\n", &["much"]),
         ("cpus = 17\n", &["cpus"]),
-        ("cpus = \"two\"\n", &["cpus"]),
+        ("cpus = \"two\"\n", &["config.toml", "line 1", "two"]),
         ("name = \"a/b\"\n", &["a/b"]),
         ("[[disk]]\npath = \"x\"\ncolour = \"blue\"\n", &["colour"]),
-        ("this is no toml", &["config"]),
-        ("\u{0}\u{1}", &["config"]),
+        ("this is no toml", &["config.toml"]),
+        ("\u{0}\u{1}", &["config.toml"]),
     ];
     let file = dir.join("config.toml");
     let path = file.to_str().expect("path");
@@ -126,9 +143,7 @@ fn unusable_configurations_are_refused() {
         let run = host.vmm(["run", "--config", path, "--detach"]);
         assert!(matches!(run.code(), 1 | 2), "{run}");
         let code = run.code();
-        let mut words = words.to_vec();
-        words.push(path);
-        fails(run, code, &words);
+        fails(run, code, words);
         host.is_clean();
     }
     let run = host.vmm(["run", "--config", "/nowhere/config.toml"]);

@@ -56,7 +56,7 @@ fn start_guest(rig: &Rig, dir: &Path, disk: &Path, cpus: u32) -> Process {
     .arg(initramfs)
     .args([
         "-append",
-        level2::CMDLINE,
+        &format!("{} {WITHOUT_KVMCLOCK}", level2::CMDLINE),
         "-device",
         "virtio-blk-device,drive=disk",
         "-drive",

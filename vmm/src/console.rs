@@ -47,7 +47,7 @@ struct Shared {
     state: Mutex<State>,
     drained: Condvar,
     wake: OwnedFd,
-    input: Mutex<Option<Arc<dyn Fn(&[u8]) + Send + Sync>>>,
+    input: Mutex<Option<Arc<Input>>>,
 }
 
 impl Shared {
@@ -123,7 +123,7 @@ impl ConsoleHub {
             .shared
             .input
             .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(input.into());
+            .unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(input));
     }
 
     /// Gives keys to the guest.

@@ -90,7 +90,7 @@ pub fn layout(size: u64) -> Vec<RamRegion> {
 /// # Errors
 /// When the size is no whole number of pages, or more than the host has.
 pub fn check_size(size: u64) -> Result<(), MemoryError> {
-    if size % migration::PAGE_SIZE != 0 || size < 1 << 20 {
+    if !size.is_multiple_of(migration::PAGE_SIZE) || size < 1 << 20 {
         return Err(MemoryError::Size(size));
     }
     let total = rustix::system::sysinfo();

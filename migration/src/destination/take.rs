@@ -144,6 +144,10 @@ impl Take<'_> {
         };
         if self.built {
             self.vm.abandon();
+            if let Err(error) = self.journal.discard(self.id, Side::Destination) {
+                // A blank record says the same as none.
+                tracing::debug!("{}", error);
+            }
         }
         given_up.map(|error| error.observe(Side::Destination))
     }
@@ -238,10 +242,9 @@ impl Take<'_> {
             .map_err(Error::vm("build the machine"))?;
         let ram = self.vm.ram().map_err(Error::vm("allocate guest memory"))?;
         let ram = Ram::new(&ram, &machine.ram)?;
-        let probed = Instant::now();
-        self.journal.probe()?;
+        let cost = self.journal.reserve(self.id, Side::Destination)?;
         session.send(&Message::Prepared(Prepared {
-            journal_ms: probed.elapsed().as_secs_f64() * 1e3,
+            journal_ms: cost.as_secs_f64() * 1e3,
         }))?;
         Ok(ram)
     }

@@ -306,7 +306,8 @@ impl Run<'_> {
         known_dirty: Bitmaps,
     ) -> Result<(), Error> {
         self.pause()?;
-        let began = Instant::now();
+        // A time-out may have stopped the guest in the middle of the pass before.
+        let stopped = self.stopped_at.unwrap_or_else(Instant::now);
         // Device marks are taken by the fetch: what was fetched before is still to be sent.
         let mut dirty = self.fetch_dirty(ram)?;
         for (now, known) in dirty.iter_mut().flatten().zip(known_dirty.iter().flatten()) {
@@ -346,7 +347,9 @@ impl Run<'_> {
         link.session.send(&Message::LastPass(LastPass { pass }))?;
         tracing::debug!(pages, "last pages sent");
         self.report.downtime.state_save = milliseconds(save);
-        self.report.downtime.last_pages = milliseconds(began.elapsed().saturating_sub(save));
+        self.report.downtime.last_pages = (milliseconds(stopped.elapsed().saturating_sub(save))
+            - self.report.downtime.stop)
+            .max(0.0);
         Ok(())
     }
 }

@@ -13,7 +13,7 @@ use crate::pages::{digest_text, full};
 use crate::progress::Verify;
 use crate::raw::Ram;
 use crate::transport::{Connect, Patience};
-use crate::vm::{RunState, SourceVm};
+use crate::vm::SourceVm;
 use crate::wire::control::{Message, Resolution};
 use crate::wire::hello::{Hello, Role};
 
@@ -78,6 +78,7 @@ impl Run<'_> {
     /// The guest runs at the destination: notes when, and that it is gone from here.
     fn gone(&mut self) {
         let now = Instant::now();
+        self.report.total_ms = milliseconds(now - self.began);
         if let Some(ready_at) = self.ready_at {
             self.report.downtime.commit = milliseconds(now - ready_at);
         }
@@ -173,7 +174,6 @@ pub fn settle(
     vm: &dyn SourceVm,
     id: MigrationId,
     resolution: Resolution,
-    run_state: RunState,
     journal: &dyn Journal,
 ) -> Result<(), Error> {
     let destination = journal
@@ -196,10 +196,7 @@ pub fn settle(
             Ok(record(Handover::Gone)?)
         }
         Resolution::NeverRan => {
-            let resumed = match run_state {
-                RunState::Running => vm.resume().map_err(Error::vm("resume the guest")),
-                RunState::Paused => Ok(()),
-            };
+            let resumed = vm.resume().map_err(Error::vm("resume the guest"));
             let stopped = vm.stop_dirty_log().map_err(Error::vm("stop the dirty log"));
             let reclaimed = vm.reclaim_disks().map_err(Error::vm("reclaim the disks"));
             resumed.and(stopped).and(reclaimed)?;

@@ -251,7 +251,9 @@ impl<'a> Run<'a> {
 
     fn conclude(mut self, result: Result<End, Error>) -> Outcome {
         self.end_phase();
-        self.report.total_ms = milliseconds(self.began.elapsed());
+        if !matches!(result, Ok(End::Completed)) {
+            self.report.total_ms = milliseconds(self.began.elapsed());
+        }
         self.report.encodings = self.counters.encodings();
         let error = match result {
             Ok(End::Completed) => {
@@ -301,13 +303,22 @@ impl<'a> Run<'a> {
         Outcome::Failed(self.report)
     }
 
-    /// Lets a guest that ran run again.
+    /// Undoes the pause of the switch-over.
     fn resume_guest(&mut self) -> Result<(), Error> {
-        if self.undo.paused && self.run_state == RunState::Running {
+        if self.undo.paused {
             self.vm.resume().map_err(Error::vm("resume the guest"))?;
         }
         self.undo.paused = false;
         Ok(())
+    }
+
+    /// Records that the guest stayed, where a commit was recorded; else no record is needed.
+    fn record_kept(&self) -> Result<(), Error> {
+        let id = self.options.id;
+        match self.journal.recorded(id)? {
+            Some(_) => self.record(Handover::Kept),
+            None => Ok(self.journal.discard(id, Side::Source)?),
+        }
     }
 
     /// Makes the VM what it was before; what could not be undone.
@@ -322,7 +333,7 @@ impl<'a> Run<'a> {
             let reclaimed = self.vm.reclaim_disks();
             failures.extend(reclaimed.map_err(Error::vm("reclaim the disks")).err());
         }
-        failures.extend(self.record(Handover::Kept).err());
+        failures.extend(self.record_kept().err());
         failures
     }
 }

@@ -215,9 +215,7 @@ impl<'a> Run<'a> {
             .offer_disks()
             .map_err(Error::vm("offer the disks"))?;
         link.session.send(&Message::Prepare)?;
-        let probed = Instant::now();
-        self.journal.probe()?;
-        let ours = probed.elapsed();
+        let ours = self.journal.reserve(self.options.id, Side::Source)?;
         match self.answer(link, "preparing", self.options.prepare_timeout)? {
             Message::Prepared(prepared) => {
                 let theirs = prepared.journal_ms.clamp(0.0, 1e6) / 1e3;

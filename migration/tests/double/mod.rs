@@ -347,8 +347,9 @@ impl SourceVm for Source {
             !self.released.load(Ordering::SeqCst),
             "resumed after release"
         );
-        self.inner.witness.set(Side::Source, true);
-        *self.inner.runs.lock().unwrap() = true;
+        let runs = self.run_state == RunState::Running;
+        self.inner.witness.set(Side::Source, runs);
+        *self.inner.runs.lock().unwrap() = runs;
         Ok(())
     }
 

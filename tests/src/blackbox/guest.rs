@@ -17,7 +17,7 @@ impl Guest {
         Self {
             cpus: 1,
             memory: "64MiB",
-            cmdline: "ledger=8M fill=random tick_ms=100 idle=halt".into(),
+            cmdline: "ledger=8M fill=random fill_size=4M tick_ms=100 idle=halt".into(),
             more: Vec::new(),
         }
     }
@@ -25,7 +25,7 @@ impl Guest {
     /// Changes a part of its ledger all the time while it verifies the whole.
     pub fn dirtying() -> Self {
         Self {
-            cmdline: "ledger=8M fill=random tick_ms=100 dirty_rate=2000 dirty_set=2M idle=halt"
+            cmdline: "ledger=8M fill=random fill_size=4M tick_ms=100 dirty_rate=2000 dirty_set=2M idle=halt"
                 .into(),
             ..Self::idle()
         }
@@ -35,7 +35,8 @@ impl Guest {
     /// needs.
     pub fn slow_to_move() -> Self {
         let cmdline =
-            "ledger=48M fill=random tick_ms=100 dirty_rate=500 dirty_set=2M idle=halt".into();
+            "ledger=48M fill=random fill_size=4M tick_ms=100 dirty_rate=500 dirty_set=2M idle=halt"
+                .into();
         Self {
             memory: "128MiB",
             cmdline,

@@ -33,17 +33,26 @@ pub fn initramfs(modules: &Modules) -> Result<Vec<u8>> {
     Ok(archive.finish())
 }
 
-/// Directories and files of the ext4 root: path, mode and content; a directory has no content.
+/// What the ext4 root is made of.
+#[derive(Debug)]
+pub enum Node {
+    /// An empty directory.
+    Directory(&'static str),
+    /// A program at this path.
+    Program(&'static str, Vec<u8>),
+}
+
+/// Directories and programs of the ext4 root.
 ///
 /// # Errors
 /// When busybox is missing.
-pub fn root_tree() -> Result<Vec<(&'static str, Option<Vec<u8>>)>> {
+pub fn root_tree() -> Result<Vec<Node>> {
     let workload = include_bytes!("guest/level2-workload.sh").to_vec();
     let mut tree = vec![
-        ("bin/busybox", Some(image::busybox()?)),
-        ("sbin/init", Some(workload)),
+        Node::Program("bin/busybox", image::busybox()?),
+        Node::Program("sbin/init", workload),
     ];
-    tree.extend(["dev", "proc", "sys", "tmp", "data"].map(|directory| (directory, None)));
+    tree.extend(["dev", "proc", "sys", "tmp", "data"].map(Node::Directory));
     Ok(tree)
 }
 
@@ -53,18 +62,16 @@ pub fn root_tree() -> Result<Vec<(&'static str, Option<Vec<u8>>)>> {
 /// When a tool is missing or fails.
 pub fn make_disk(path: &Path) -> Result<()> {
     let root = tempfile::tempdir().context("make a temporary directory")?;
-    for (name, content) in root_tree()? {
-        let file = root.path().join(name);
-        let directory = if content.is_some() {
-            file.parent().unwrap_or(&file)
-        } else {
-            &file
-        };
-        std::fs::create_dir_all(directory)
-            .with_context(|| format!("make {}", directory.display()))?;
-        if let Some(content) = content {
-            std::fs::write(&file, content).with_context(|| format!("write {}", file.display()))?;
-            make_executable(&file)?;
+    for node in root_tree()? {
+        match node {
+            Node::Directory(path) => make_directory(&root.path().join(path))?,
+            Node::Program(path, content) => {
+                let file = root.path().join(path);
+                make_directory(file.parent().context("a program lies in a directory")?)?;
+                std::fs::write(&file, content)
+                    .with_context(|| format!("write {}", file.display()))?;
+                make_executable(&file)?;
+            }
         }
     }
     run(Command::new(find_program("mke2fs")?)
@@ -95,6 +102,10 @@ pub fn read_from_disk(disk: &Path, file: &str) -> Result<String> {
         .arg("-R")
         .arg(format!("cat {file}"))
         .arg(disk))
+}
+
+fn make_directory(path: &Path) -> Result<()> {
+    std::fs::create_dir_all(path).with_context(|| format!("make {}", path.display()))
 }
 
 fn make_executable(file: &Path) -> Result<()> {

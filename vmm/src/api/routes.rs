@@ -100,16 +100,16 @@ fn body<T: DeserializeOwned>(bytes: Result<Bytes, BytesRejection>) -> Result<T, 
 }
 
 async fn status(State(vm): State<Vm>) -> Answer<VmStatus> {
-    Ok(Json(vm.call(|vm| vm.status()).await?))
+    Ok(Json(vm.call(Instance::status).await?))
 }
 
 async fn pause(State(vm): State<Vm>) -> Answer<VmStatus> {
-    vm.call(|vm| vm.pause()).await??;
+    vm.call(Instance::pause).await??;
     status(State(vm)).await
 }
 
 async fn resume(State(vm): State<Vm>) -> Answer<VmStatus> {
-    vm.call(|vm| vm.resume()).await??;
+    vm.call(Instance::resume).await??;
     status(State(vm)).await
 }
 
@@ -174,7 +174,7 @@ async fn events(State(vm): State<Vm>) -> Result<Response, ApiError> {
 
 async fn stream_events(vm: &Vm, permit: OwnedSemaphorePermit) -> Result<Response, ApiError> {
     let events = vm
-        .call(|vm| vm.migration_events())
+        .call(Instance::migration_events)
         .await?
         .ok_or_else(|| ApiError::new("migration.none", "there was no migration"))?;
     let (lines, stream) = mpsc::channel::<Result<Bytes, std::convert::Infallible>>(64);
@@ -201,13 +201,13 @@ async fn stream_events(vm: &Vm, permit: OwnedSemaphorePermit) -> Result<Response
 }
 
 async fn cancel(State(vm): State<Vm>) -> Result<(StatusCode, Json<Accepted>), ApiError> {
-    vm.call(|vm| vm.cancel_migration()).await??;
+    vm.call(Instance::cancel_migration).await??;
     Ok((StatusCode::ACCEPTED, Json(Accepted {})))
 }
 
 async fn resolve(State(vm): State<Vm>) -> Answer<StateAnswer> {
     let _waits = vm.waiter()?;
-    let state: VmState = vm.call(|vm| vm.resolve()).await??;
+    let state: VmState = vm.call(Instance::resolve).await??;
     Ok(Json(StateAnswer { state }))
 }
 

@@ -7,7 +7,7 @@ use std::process::ExitStatus;
 use migration::observation::Observation;
 use thiserror::Error;
 
-use crate::units::ByteSize;
+use crate::units::human_bytes;
 
 /// Why a benchmark ended without figures. A figure that misses its goal is no error.
 #[derive(Debug, Error)]
@@ -23,7 +23,7 @@ pub enum BenchError {
         value: String,
     },
     /// The host cannot hold the guests and copies that a run needs at once.
-    #[error("the benchmark needs {} of free memory and this host has {}", ByteSize(*.wanted), ByteSize(*.available))]
+    #[error("the benchmark needs {} of free memory and this host has {}", human_bytes(*.wanted as f64), human_bytes(*.available as f64))]
     Memory {
         /// Bytes needed.
         wanted: u64,
@@ -107,7 +107,7 @@ pub enum BenchError {
     #[error("cannot read {0}")]
     Proc(PathBuf, #[source] io::Error),
     /// Memory for the plain copy or the warm-up cannot be had.
-    #[error("cannot map {} of memory", ByteSize(*.0))]
+    #[error("cannot map {} of memory", human_bytes(*.0 as f64))]
     Map(u64, #[source] io::Error),
     /// The plain copy between sockets failed.
     #[error("the plain copy over sockets failed to {0}")]

@@ -12,6 +12,9 @@ use crate::instance::VmState;
 use crate::logging::{LogFormat, LogOptions};
 use crate::units::{Address, ByteSize, Rate, Span};
 
+/// Heading of the options that every command has.
+const EVERYWHERE: &str = "Options of every command";
+
 /// Runs virtual machines on KVM and moves them between hosts while they run.
 ///
 /// Exit codes: 0 done; 1 failed, the guest runs where it ran; 2 usage; 3 the guest is paused and
@@ -25,13 +28,15 @@ use crate::units::{Address, ByteSize, Rate, Span};
 )]
 pub struct Cli {
     /// Log to standard error; more with -vv and -vvv. VMM_LOG filters by module.
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, help_heading = EVERYWHERE,
+        action = clap::ArgAction::Count)]
     verbose: u8,
     /// How log lines look.
-    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "FORMAT",
+        default_value = "text")]
     log_format: LogFormat,
     /// Print JSON, one object a line.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = EVERYWHERE)]
     pub(super) json: bool,
     /// This process was started by `--detach` and announces on standard output.
     #[arg(long, hide = true)]
@@ -76,7 +81,7 @@ pub enum Command {
         /// Name of the VM.
         name: String,
     },
-    /// Stop the vCPUs.
+    /// Stop the guest's vCPUs; what it holds in memory stays.
     Pause {
         /// Name of the VM.
         name: String,
@@ -87,6 +92,9 @@ pub enum Command {
         name: String,
     },
     /// Press the power button and wait until the guest has powered off.
+    ///
+    /// A guest that does not power off within a minute goes on. The probe guest has no power button
+    /// and needs --force.
     Stop {
         /// Name of the VM.
         name: String,
@@ -196,7 +204,8 @@ pub struct ReceiveArgs {
     /// HOST:PORT (port 0 takes a free one), unix:PATH or fd:N.
     #[arg(long, value_name = "ADDRESS")]
     pub(super) listen: String,
-    /// Name of the VM on this host; incoming-1, incoming-2, … where absent.
+    /// Name of the VM on this host; where absent, incoming-1, incoming-2, … until the guest comes in
+    /// with its own.
     #[arg(long)]
     pub(super) name: Option<String>,
     /// Path on this host of the disk with this id at the source: ID=PATH; may be repeated.

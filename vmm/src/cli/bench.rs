@@ -3,7 +3,7 @@
 use migration::observation::{Observation, Side};
 
 use super::Output;
-use super::exit::{Exit, exit_of};
+use super::exit::Exit;
 use crate::bench::{self, BenchArgs, BenchError, Format};
 
 pub(super) fn run(args: BenchArgs, output: Output) -> Result<Exit, Observation> {
@@ -14,13 +14,11 @@ pub(super) fn run(args: BenchArgs, output: Output) -> Result<Exit, Observation> 
     };
     match bench::run(&args.into_options(format), &mut std::io::stdout()) {
         Ok(_) => Ok(Exit::Done),
-        Err(error) => {
-            let why = Observation::from_error(Side::Client, error.id(), &error);
-            output.error(&why);
-            Ok(match error {
-                BenchError::Interrupted => Exit::Cancelled,
-                _ => exit_of(&why),
-            })
+        Err(BenchError::Interrupted) => {
+            output.object(&serde_json::json!({ "status": "cancelled" }));
+            eprintln!("vmm: interrupted");
+            Ok(Exit::Cancelled)
         }
+        Err(error) => Err(Observation::from_error(Side::Client, error.id(), &error)),
     }
 }

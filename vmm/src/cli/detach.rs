@@ -21,7 +21,7 @@ const LIMIT: u64 = 1 << 20;
 #[serde(rename_all = "kebab-case")]
 enum Announcement {
     /// The VM runs, or listens.
-    Up(VmStatus),
+    Up(Box<VmStatus>),
     /// It does not, for this reason.
     Failed(Observation),
 }
@@ -48,7 +48,7 @@ pub(super) fn start_detached() -> Result<VmStatus, Observation> {
             .map_err(|e| failed("hear from the VM's process", &e))?;
     }
     match serde_json::from_str(&line) {
-        Ok(Announcement::Up(status)) => Ok(status),
+        Ok(Announcement::Up(status)) => Ok(*status),
         Ok(Announcement::Failed(why)) => {
             let _ = child.wait();
             Err(why)
@@ -77,7 +77,7 @@ pub(super) fn leave_session() {
 /// # Errors
 /// `vm.start` when the parent is gone.
 pub(super) fn announce_up(status: &VmStatus, dir: &VmDir) -> Result<(), Observation> {
-    announce(&Announcement::Up(status.clone()))
+    announce(&Announcement::Up(Box::new(status.clone())))
         .and_then(|()| {
             let null = std::fs::OpenOptions::new()
                 .read(true)

@@ -96,6 +96,7 @@ fn start(
     })
     .map_err(|e| failed("start the console", e))?;
     let instance = launch(dir, &console)?;
+    tracing::info!(name = dir.name(), "the VM is up");
     server.serve(Arc::clone(&instance));
     let mut held = Held {
         server,

@@ -12,6 +12,7 @@ use super::vm::state_name;
 use super::{Output, block_on, report};
 use crate::api::body::MigrateBody;
 use crate::api::client::Client;
+use crate::instance::VmState;
 use crate::runtime_dir::RuntimeDir;
 
 /// How long the source's process may take to go away after the guest left.
@@ -30,9 +31,7 @@ pub(super) fn run(
         return Ok(Exit::Done);
     }
     if args.resolve {
-        let answer = block_on(client.resolve())?;
-        output.either(&answer, format!("{name} is {}", state_name(answer.state)));
-        return Ok(Exit::Done);
+        return resolve(name, &client, output);
     }
     if let Some(limits) = &args.set {
         let accepted = block_on(client.set_limits(limits))?;
@@ -74,17 +73,33 @@ pub(super) fn run(
         }
     });
     let end = end?;
-    match (&end, args.plan) {
-        (report, true) if report.status == "planned" => {
-            output.line(format!("{name} can move to {to}"));
-        }
-        (report, false) if report.status == "completed" => {
-            report::print_completed(name, to, report, output);
+    match end.status.as_str() {
+        "planned" => output.line(format!("{name} can move to {to}")),
+        "completed" => {
+            report::print_completed(name, to, &end, output);
             runtime.wait_gone(name, SOURCE_END);
         }
-        (report, _) => report::print_ended(name, report),
+        _ => report::print_ended(name, &end),
     }
     Ok(exit_of_report(&end))
+}
+
+fn resolve(name: &str, client: &Client, output: Output) -> Result<Exit, Observation> {
+    let why = match block_on(client.resolve()) {
+        Ok(answer) => {
+            output.either(&answer, format!("{name} is {}", state_name(answer.state)));
+            return Ok(Exit::Done);
+        }
+        Err(why) => why,
+    };
+    // The guest may still be waiting for its answer, which is worse than a failure.
+    match block_on(client.status()) {
+        Ok(status) if status.state == VmState::HandoverUnknown => {
+            output.error_with(&why, Exit::NeedsResolve);
+            Ok(Exit::NeedsResolve)
+        }
+        _ => Err(why),
+    }
 }
 
 fn ended_early(name: &str) -> Observation {

@@ -93,7 +93,7 @@ fn dispatch(cli: Cli, output: Output, launcher: &dyn Launcher) -> Result<Exit, O
         let _ = logging::init(log, None);
     }
     match cli.command {
-        Command::Run(args) => run::run(args, cli.detached_child, log, &runtime, output, launcher),
+        Command::Run(args) => run::run(*args, cli.detached_child, log, &runtime, output, launcher),
         Command::Receive(args) => {
             receive::run(args, cli.detached_child, log, &runtime, output, launcher)
         }

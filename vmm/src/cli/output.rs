@@ -1,11 +1,12 @@
 //! What the command line prints: lines for people, or one JSON object a line.
 
+use std::fmt::Write as _;
 use std::io::{self, Write};
 
 use migration::observation::{Observation, Side};
 use serde::Serialize;
 
-use super::exit::exit_of;
+use super::exit::{Exit, exit_of};
 
 /// The two audiences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,9 +50,14 @@ impl Output {
 
     /// Says why it did not work: always on standard error, to programs on standard output too.
     pub fn error(self, observation: &Observation) {
+        self.error_with(observation, exit_of(observation));
+    }
+
+    /// As [`Output::error`], for a process that ends with `exit`.
+    pub fn error_with(self, observation: &Observation, exit: Exit) {
         self.object(&serde_json::json!({
             "error": observation,
-            "exit_code": exit_of(observation) as u8,
+            "exit_code": exit as u8,
         }));
         let _ = write!(io::stderr(), "vmm: {}", explain(observation));
     }
@@ -83,12 +89,10 @@ fn explain_into(text: &mut String, observation: &Observation, depth: usize, told
             .chars()
             .map(|c| if c.is_control() { ' ' } else { c }),
     );
-    match &observation.phase {
-        Some(phase) if depth == 0 => {
-            text.push_str(&format!(" (in phase {phase}) [{}]", observation.id))
-        }
-        _ => text.push_str(&format!(" [{}]", observation.id)),
+    if let (Some(phase), 0) = (&observation.phase, depth) {
+        let _ = write!(text, " (in phase {phase})");
     }
+    let _ = write!(text, " [{}]", observation.id);
     text.push('\n');
     if depth < 32 {
         for cause in &observation.causes {

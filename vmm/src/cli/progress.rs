@@ -126,10 +126,11 @@ fn describe_progress(event: &Event) -> String {
     };
     let left = match eta_ms {
         Some(ms) => format!("{} left", human_ms(*ms)),
+        None if *iteration <= 1 => "no forecast yet".into(),
         None => "does not converge".into(),
     };
     format!(
-        "pass {iteration}, {}/s, {left}, downtime {}",
+        "pass {iteration}, {}/s, {left}, downtime forecast {}",
         human_bytes(mib_per_s * f64::from(1 << 20)),
         human_ms(*forecast_downtime_ms)
     )

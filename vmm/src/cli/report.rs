@@ -1,6 +1,8 @@
 //! A migration's report, for people.
 
+use migration::observation::Observation;
 use migration::progress::{DowntimeParts, Report};
+use migration::vm::RunState;
 
 use super::Output;
 use super::output::explain;
@@ -42,10 +44,13 @@ pub(super) fn print_completed(name: &str, to: &str, report: &Report, output: Out
         forecast_downtime_ms,
         status: _,
         migration_id: _,
-        run_state: _,
+        run_state,
         error: _,
     } = report;
-    output.line(format!("{name} runs at {to}"));
+    output.line(match run_state {
+        RunState::Running => format!("{name} runs at {to}"),
+        RunState::Paused => format!("{name} is at {to}, paused as before"),
+    });
     output.line(format!(
         "  total     {} (setup {})",
         human_ms(*total_ms),
@@ -60,10 +65,15 @@ pub(super) fn print_completed(name: &str, to: &str, report: &Report, output: Out
         output.line(format!("    {part:10}  {}", human_ms(ms)));
     }
     output.line(format!(
-        "  memory    {} of guest, {} on the wire, {} passes",
+        "  memory    {} of guest, {} on the wire, {} {}",
         human_bytes(*guest_bytes as f64),
         human_bytes(*wire_bytes as f64),
-        iterations.len()
+        iterations.len(),
+        if iterations.len() == 1 {
+            "pass"
+        } else {
+            "passes"
+        }
     ));
     for (encoding, count) in encodings {
         output.line(format!(
@@ -86,13 +96,18 @@ pub(super) fn print_completed(name: &str, to: &str, report: &Report, output: Out
 
 /// Says why a migration did not complete, and where the guest is.
 pub(super) fn print_ended(name: &str, report: &Report) {
-    let reason = report.error.as_ref().map(explain);
-    match (report.status.as_str(), reason) {
-        ("cancelled", None) => eprintln!("vmm: cancelled; {name} runs on here"),
-        ("cancelled", Some(reason)) => {
-            eprint!("vmm: cancelled; {name} runs on here: {reason}");
+    let reason = report.error.as_ref().map(|error| explain(&untitled(error)));
+    match report.status.as_str() {
+        "cancelled" => {
+            let asked = |error: &Observation| {
+                error.causes.len() == 1 && error.causes[0].id == "migration.cancelled"
+            };
+            if let (Some(reason), false) = (&reason, report.error.as_ref().is_some_and(asked)) {
+                eprint!("vmm: {reason}");
+            }
+            eprintln!("vmm: cancelled; {name} was not moved");
         }
-        ("handover-unknown", reason) => {
+        "handover-unknown" => {
             eprint!(
                 "vmm: {}",
                 reason.unwrap_or_else(|| "the answer to commit was lost\n".into())
@@ -102,11 +117,25 @@ pub(super) fn print_ended(name: &str, report: &Report) {
                  be reached"
             );
         }
-        (_, reason) => {
+        _ => {
             eprint!(
-                "vmm: migration failed: {}",
-                reason.unwrap_or_else(|| "no reason told\n".into())
+                "vmm: {}",
+                reason.unwrap_or_else(|| "the migration failed\n".into())
             );
+            eprintln!("vmm: {name} was not moved");
         }
     }
+}
+
+/// Without its phase where the message names it already.
+fn untitled(observation: &Observation) -> Observation {
+    let mut observation = observation.clone();
+    if observation
+        .phase
+        .as_ref()
+        .is_some_and(|phase| observation.message.ends_with(&format!("in phase {phase}")))
+    {
+        observation.phase = None;
+    }
+    observation
 }

@@ -11,7 +11,7 @@ use crate::logging::LogOptions;
 use crate::runtime_dir::RuntimeDir;
 
 pub(super) fn run(
-    args: Box<RunArgs>,
+    args: RunArgs,
     detached_child: bool,
     log: LogOptions,
     runtime: &RuntimeDir,
@@ -31,7 +31,7 @@ pub(super) fn run(
     } else {
         Attachment::Foreground
     };
-    let prepared = prepare(*args, runtime);
+    let prepared = prepare(args, runtime);
     let (dir, config) = match prepared {
         Ok(prepared) => prepared,
         Err(why) if detached_child => {

@@ -12,6 +12,8 @@ pub(super) struct Summary<'a> {
     pub report: &'a Report,
     /// The guest's last tick, at the destination.
     pub guest: Tick,
+    /// Its largest gap before the move: what it sees anyway.
+    pub usual_gap_us: u64,
 }
 
 impl Summary<'_> {
@@ -21,13 +23,18 @@ impl Summary<'_> {
     }
 
     pub fn print(&self, output: Output) {
-        let Self { report, guest } = self;
+        let Self {
+            report,
+            guest,
+            usual_gap_us,
+        } = self;
         output.object(&json!({
             "event": "demo",
             "status": if self.is_sound() { "completed" } else { "failed" },
             "total_ms": report.total_ms,
             "downtime_ms": report.downtime_ms,
             "guest_gap_us": guest.max_gap_us,
+            "guest_usual_gap_us": usual_gap_us,
             "ledger_pages": guest.ledger_pages,
             "ledger_verified": guest.ledger_verified,
             "fill_verified": guest.fill_verified,
@@ -59,7 +66,10 @@ impl Summary<'_> {
             output,
             "guest saw",
             &human_ms(gap_ms),
-            "its largest gap between two steps, from before the move on",
+            &format!(
+                "its largest gap between two steps; {} before the move",
+                human_ms(*usual_gap_us as f64 / 1000.0)
+            ),
         );
         row(
             output,

@@ -52,7 +52,11 @@ pub(super) fn listen(
     })?;
     let journal =
         FileJournal::open(dir.migrations()).map_err(|e| refused("migration.journal", &e))?;
-    instance.listens_at(listener.address());
+    let socket = match &address {
+        Address::Unix(path) => Some(path.clone()),
+        _ => None,
+    };
+    instance.listens_at(listener.address(), socket);
     let control = Control::new();
     instance.takes_in(control.clone());
 

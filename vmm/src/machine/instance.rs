@@ -5,6 +5,7 @@
 //! `handover-unknown → running | paused | migrated`, and from any of them `stopped`, `migrated` or
 //! `failed`, which are final. Only the thread that made a transition true records it.
 
+use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -44,6 +45,8 @@ pub(super) struct Core {
     /// The VM is being ended by force.
     pub(super) stopping: bool,
     listen: Option<String>,
+    /// Socket file that we listen at, to be removed with the VM.
+    socket: Option<PathBuf>,
     error: Option<Observation>,
 }
 
@@ -81,14 +84,18 @@ impl VmInstance {
                 migration: None,
                 stopping: false,
                 listen: None,
+                socket: None,
                 error: None,
             }),
             changed: Condvar::new(),
         })
     }
 
-    pub(super) fn listens_at(&self, address: String) {
-        self.lock().listen = Some(address);
+    /// Where a guest, or a question about it, may come in; a socket file goes away with the VM.
+    pub(super) fn listens_at(&self, address: String, socket: Option<PathBuf>) {
+        let mut core = self.lock();
+        core.listen = Some(address);
+        core.socket = socket;
     }
 
     /// Shows an incoming migration in the status.
@@ -126,8 +133,12 @@ impl VmInstance {
     /// of the destination can end.
     pub(super) fn end(&self, state: VmState, error: Option<Observation>) {
         let mut core = self.lock();
+        // Nobody moves the guest of a VM that has ended; whoever waits for that need not.
+        if let Some(migration) = &mut core.migration {
+            migration.stage = Stage::Ended;
+        }
         if !is_final(core.state) && core.state != VmState::HandoverUnknown {
-            core.state = state;
+            core.finish(state);
             core.error = error;
         }
         self.changed.notify_all();
@@ -199,6 +210,15 @@ impl VmInstance {
 }
 
 impl Core {
+    /// Enters a final state, after which the process may be gone at any moment.
+    pub(super) fn finish(&mut self, state: VmState) {
+        if let Some(socket) = self.socket.take() {
+            // Someone else may have removed it; nothing is lost then.
+            let _ = std::fs::remove_file(socket);
+        }
+        self.state = state;
+    }
+
     pub(super) fn active(&self) -> Option<&Migration> {
         self.migration.as_ref().filter(|m| m.stage == Stage::Active)
     }

@@ -11,12 +11,10 @@ use std::thread;
 
 use migration::address::Address;
 use migration::control::Control;
-use migration::journal::{FileJournal, Handover, Journal, SourceRecord};
+use migration::journal::FileJournal;
 use migration::observation::{Observation, Side};
 use migration::source;
-use migration::transport::Connect;
 use migration::transport::socket::SocketConnect;
-use migration::vm::SourceVm;
 use migration::wire::control::Resolution;
 use migration::{MigrationId, Outcome};
 
@@ -115,20 +113,13 @@ impl VmInstance {
     /// Records how the migration ended: the engine has already acted on the guest. Without an
     /// outcome the engine itself failed, and what it told the destination is not known.
     pub(super) fn settle(&self, outcome: Option<&Outcome>) {
-        let stays = matches!(
-            outcome,
-            Some(Outcome::Failed(_) | Outcome::Cancelled(_) | Outcome::Planned(_))
-        );
         let machine = self.lock().machine.clone();
-        if let (true, Some(machine)) = (stays, &machine) {
-            stay(machine);
-        }
         let mut core = self.lock();
         let mut gone = None;
         if !is_final(core.state) {
             match (outcome, &machine) {
                 (Some(Outcome::Completed(_)), _) => {
-                    core.state = VmState::Migrated;
+                    core.finish(VmState::Migrated);
                     gone = core.machine.take();
                 }
                 (Some(Outcome::HandoverUnknown(_)), _) => core.state = VmState::HandoverUnknown,
@@ -191,11 +182,11 @@ impl VmInstance {
         let mut gone = None;
         match &acted {
             Ok(Resolution::Ran) => {
-                core.state = VmState::Migrated;
+                core.finish(VmState::Migrated);
                 gone = core.machine.take();
             }
             // Its end was told while nobody knew whose it was.
-            Ok(Resolution::NeverRan) if machine.ended() => core.state = VmState::Stopped,
+            Ok(Resolution::NeverRan) if machine.ended() => core.finish(VmState::Stopped),
             Ok(Resolution::NeverRan) => core.state = running_state(&machine),
             Err(_) => {}
         }
@@ -218,39 +209,10 @@ impl VmInstance {
             .map_err(|e| Observation::from_error(Side::Source, "usage.address", &e))?;
         let resolution = source::resolve(&connector, id).map_err(|e| e.observe(Side::Source))?;
         let vm = MachineSource::new(machine.clone(), &self.dir.name());
-        let handover = match resolution {
-            Resolution::Ran => {
-                vm.release();
-                Handover::Gone
-            }
-            Resolution::NeverRan => {
-                vm.stop_dirty_log()?;
-                if let Err(e) = vm.reclaim_disks() {
-                    tracing::warn!(error = %e, "a disk stays offered to the destination");
-                }
-                vm.resume()?;
-                Handover::Kept
-            }
-        };
-        let record = SourceRecord {
-            handover,
-            destination: connector.address(),
-        };
-        if let Err(e) = journal.record(id, &record) {
-            // The destination's record decides; ours only saves the next question.
-            tracing::warn!(error = %e, "the answer could not be recorded");
+        if let Err(e) = source::settle(&vm, id, resolution, &journal) {
+            // The answer stands all the same, and the guest is where the answer says.
+            tracing::warn!(error = %e, "the answer could not be acted on completely");
         }
         Ok(resolution)
-    }
-}
-
-/// The guest stays: what the migration held back goes on.
-///
-/// The engine lets a guest go on that ran when it began. One that its user had paused then is still
-/// held back by the migration, and its user must be able to let it run; the user's own reason, if it
-/// still holds, keeps it paused.
-fn stay(machine: &Machine) {
-    if let Err(e) = machine.resume(PauseReason::Migration) {
-        tracing::error!(error = %e, "the guest does not go on after the migration");
     }
 }

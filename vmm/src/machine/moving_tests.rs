@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 
 use migration::Outcome;
 use migration::progress::{Event, Limits, Report, TimeoutAction, Verify};
+use migration::vm::SourceVm;
 
 use super::instance::VmInstance;
 use super::power::PauseReason;
+use super::source::MachineSource;
 use super::tests::{COUNTING, count, has_kvm, wait_for_count_beyond};
 use super::{receive, run};
 use crate::boot::testing::pvh_elf;
@@ -200,7 +202,10 @@ fn a_paused_guest_whose_migration_failed_late_can_be_resumed() {
     machine.resume(PauseReason::NotStarted).unwrap();
     vm.holds(&machine);
     vm.pause().unwrap();
-    machine.pause(PauseReason::Migration).unwrap();
+    // As the engine stops it, and lets it go on when it fails after that.
+    let source = MachineSource::new(machine.clone(), "guest");
+    source.pause().unwrap();
+    source.resume().unwrap();
 
     vm.settle(Some(&Outcome::Failed(Report::default())));
     assert_eq!(vm.status().state, VmState::Paused);

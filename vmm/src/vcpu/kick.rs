@@ -52,6 +52,8 @@ pub(super) fn install_handler() -> io::Result<()> {
     extern "C" fn ignore(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
     static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
     INSTALLED
-        .get_or_init(|| register_signal_handler(signal(), ignore).map_err(|e| e.errno()))
+        .get_or_init(|| {
+            register_signal_handler(signal(), ignore).map_err(vmm_sys_util::errno::Error::errno)
+        })
         .map_err(io::Error::from_raw_os_error)
 }

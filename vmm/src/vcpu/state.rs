@@ -319,7 +319,7 @@ fn xsave_buffer(size: usize) -> Result<Xsave, VcpuStateError> {
         found: size,
     };
     // Intel's AMX is the largest known state, at 11 KiB; the bound keeps a peer from asking for more.
-    if size < fixed || size % 4 != 0 || size > 1 << 20 {
+    if size < fixed || !size.is_multiple_of(4) || size > 1 << 20 {
         return Err(invalid().into());
     }
     Xsave::new((size - fixed) / 4).map_err(|_| invalid().into())
@@ -350,7 +350,7 @@ fn to_bytes(words: &[u32]) -> Vec<u8> {
 /// is of components that the guest does not have, as the area's own header says.
 fn load_xsave(vcpu: &VcpuFd, size: usize, saved: &[u8]) -> Result<(), VcpuStateError> {
     let fixed = size_of::<kvm_bindings::kvm_xsave>();
-    if !(fixed..=size).contains(&saved.len()) || saved.len() % 4 != 0 {
+    if !(fixed..=size).contains(&saved.len()) || !saved.len().is_multiple_of(4) {
         return Err(BytesError {
             what: "XSAVE",
             expected: size,

@@ -193,7 +193,8 @@ impl Instance for Fake {
         });
         match request.to.as_str() {
             "unix:/ok" => {
-                events.push(Event::Completed(report("completed")));
+                let status = if request.plan { "planned" } else { "completed" };
+                events.push(Event::Completed(report(status)));
                 if !request.plan {
                     self.set(VmState::Migrated, None);
                 }

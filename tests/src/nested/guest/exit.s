@@ -4,8 +4,11 @@
 # program of its own because the stock kernel has no /dev/port; without a library, so that it runs in
 # any initramfs.
 
+        .set SYS_ioctl, 16
+        .set SYS_nanosleep, 35
         .set SYS_iopl, 172
         .set SYS_exit, 60
+        .set TCSBRK, 0x5409
         .set EXIT_PORT, 0x501
 
         .globl _start
@@ -22,7 +25,12 @@ _start:
         add     %eax, %ebx
         inc     %rsi
         jmp     1b
-2:      mov     $SYS_iopl, %eax
+2:      mov     $SYS_ioctl, %eax        # tcdrain: what was printed last must reach the serial port
+        mov     $1, %edi
+        mov     $TCSBRK, %esi
+        mov     $1, %edx
+        syscall
+        mov     $SYS_iopl, %eax
         mov     $3, %edi
         syscall
         test    %eax, %eax
@@ -30,6 +38,12 @@ _start:
         mov     %ebx, %eax
         mov     $EXIT_PORT, %edx
         outl    %eax, %dx
+        push    $0                      # the emulator ends while this sleeps for 10 seconds
+        push    $10
+        mov     $SYS_nanosleep, %eax
+        mov     %rsp, %rdi
+        xor     %esi, %esi
+        syscall
 3:      mov     $SYS_exit, %eax         # reached only where the device is missing
         mov     $111, %edi
         syscall

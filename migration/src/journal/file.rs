@@ -1,0 +1,317 @@
+//! Records as files of one sector that are there before they are needed.
+//!
+//! A record is reserved while nothing waits for it: the file is made, filled with zeroes and made
+//! durable. Recording a decision then overwrites one sector in place and waits for its data only: the
+//! file system has no metadata to write, which costs a third of making and renaming a file, and it
+//! costs it inside the guest's downtime. A sector is written whole or not at all; a record that does
+//! not parse is damaged and is no decision.
+//!
+//! Who may write is settled by `flock`: a record that is blank is undecided, and the first to find it
+//! so decides. A file without a record and no file mean the same.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use super::{Decision, Journal, JournalError, SourceRecord};
+use crate::id::MigrationId;
+use crate::observation::Side;
+use crate::wire::control::Resolution;
+
+/// Bytes of a record: the least that a disk writes whole.
+const RECORD: usize = 512;
+
+/// A directory of records, mode 0700. Put it where the VM processes of a host find it again.
+pub struct FileJournal {
+    directory: PathBuf,
+}
+
+/// How a record that is there already is treated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// It stands.
+    Keep,
+    /// It is replaced.
+    Replace,
+}
+
+impl FileJournal {
+    /// Opens the journal in `directory`, which is made if need be.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn open(directory: impl Into<PathBuf>) -> Result<Self, JournalError> {
+        let directory = directory.into();
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&directory)
+            .map_err(failed("create", &directory))?;
+        Ok(Self { directory })
+    }
+
+    fn path(&self, id: MigrationId, name: &str) -> PathBuf {
+        self.directory.join(format!("{id}.{name}"))
+    }
+
+    /// Opens the record for this caller alone, and makes room for it if there is none yet.
+    fn lock(&self, path: &Path) -> Result<File, JournalError> {
+        loop {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(path)
+                .map_err(failed("open", path))?;
+            flock(&file, FlockOperation::LockExclusive)
+                .map_err(|e| failed("lock", path)(e.into()))?;
+            let metadata = file.metadata().map_err(failed("look at", path))?;
+            // Someone discarded it between the two steps: what is locked is no longer there.
+            if metadata.nlink() == 0 {
+                continue;
+            }
+            if metadata.size() == 0 {
+                file.write_all_at(&[0; RECORD], 0)
+                    .and_then(|()| file.sync_all())
+                    .map_err(failed("make room in", path))?;
+                self.sync()?;
+            }
+            return Ok(file);
+        }
+    }
+
+    fn sync(&self) -> Result<(), JournalError> {
+        File::open(&self.directory)
+            .and_then(|directory| directory.sync_all())
+            .map_err(failed("sync", &self.directory))
+    }
+
+    /// Writes `value` unless a record stands and is to be kept; what stands then.
+    fn write<T>(&self, path: &Path, value: T, standing: Standing) -> Result<T, JournalError>
+    where
+        T: Serialize + for<'de> Deserialize<'de>,
+    {
+        let file = self.lock(path)?;
+        if standing == Standing::Keep
+            && let Some(stands) = read(&file, path)?
+        {
+            // Whoever wrote it may have been killed before it was durable.
+            file.sync_data().map_err(failed("sync", path))?;
+            return Ok(stands);
+        }
+        let mut record = serde_json::to_vec(&value).map_err(|e| failed("write", path)(e.into()))?;
+        if record.len() > RECORD {
+            return Err(failed("write", path)(io::ErrorKind::FileTooLarge.into()));
+        }
+        record.resize(RECORD, 0);
+        file.write_all_at(&record, 0)
+            .and_then(|()| file.sync_data())
+            .map_err(failed("write", path))?;
+        Ok(value)
+    }
+
+    fn find<T: for<'de> Deserialize<'de>>(&self, path: &Path) -> Result<Option<T>, JournalError> {
+        match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("read", path)(error)),
+            Ok(file) => {
+                flock(&file, FlockOperation::LockShared)
+                    .map_err(|e| failed("lock", path)(e.into()))?;
+                read(&file, path)
+            }
+        }
+    }
+}
+
+fn read<T: for<'de> Deserialize<'de>>(file: &File, path: &Path) -> Result<Option<T>, JournalError> {
+    let mut record = [0; RECORD];
+    let mut len = 0;
+    while len < RECORD {
+        match file.read_at(&mut record[len..], len as u64) {
+            Ok(0) => break,
+            Ok(read) => len += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(failed("read", path)(error)),
+        }
+    }
+    let text = record.split(|byte| *byte == 0).next().unwrap_or_default();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    serde_json::from_slice(text)
+        .map(Some)
+        .map_err(|error| failed("read", path)(error.into()))
+}
+
+fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> JournalError {
+    let path = path.display().to_string();
+    move |source| JournalError {
+        operation,
+        path,
+        source,
+    }
+}
+
+fn name_of(side: Side) -> &'static str {
+    match side {
+        Side::Destination => "destination",
+        Side::Source | Side::Client => "source",
+    }
+}
+
+impl Journal for FileJournal {
+    fn reserve(&self, id: MigrationId, side: Side) -> Result<Duration, JournalError> {
+        let path = self.path(id, name_of(side));
+        let file = self.lock(&path)?;
+        // The same bytes again, to learn what a decision will cost.
+        let mut record = [0; RECORD];
+        let began = Instant::now();
+        file.read_exact_at(&mut record, 0)
+            .and_then(|()| file.write_all_at(&record, 0))
+            .and_then(|()| file.sync_data())
+            .map_err(failed("write", &path))?;
+        Ok(began.elapsed())
+    }
+
+    fn discard(&self, id: MigrationId, side: Side) -> Result<(), JournalError> {
+        let path = self.path(id, name_of(side));
+        if !path.exists() {
+            return Ok(());
+        }
+        let file = self.lock(&path)?;
+        match read::<serde::de::IgnoredAny>(&file, &path)? {
+            Some(_) => Ok(()),
+            None => std::fs::remove_file(&path).map_err(failed("remove", &path)),
+        }
+    }
+
+    fn decide(&self, id: MigrationId, decision: Decision) -> Result<Decision, JournalError> {
+        self.write(&self.path(id, "destination"), decision, Standing::Keep)
+    }
+
+    fn answer(&self, id: MigrationId, answer: Resolution) -> Result<Resolution, JournalError> {
+        self.write(&self.path(id, "answer"), answer, Standing::Keep)
+    }
+
+    fn decision(&self, id: MigrationId) -> Result<Option<Decision>, JournalError> {
+        self.find(&self.path(id, "destination"))
+    }
+
+    fn record(&self, id: MigrationId, record: &SourceRecord) -> Result<(), JournalError> {
+        self.write(&self.path(id, "source"), record.clone(), Standing::Replace)?;
+        Ok(())
+    }
+
+    fn recorded(&self, id: MigrationId) -> Result<Option<SourceRecord>, JournalError> {
+        self.find(&self.path(id, "source"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Handover;
+    use super::*;
+
+    fn journal() -> (tempfile::TempDir, FileJournal) {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = FileJournal::open(directory.path()).unwrap();
+        (directory, journal)
+    }
+
+    fn files(directory: &tempfile::TempDir) -> usize {
+        std::fs::read_dir(directory.path()).unwrap().count()
+    }
+
+    #[test]
+    fn first_decision_stands_across_journals_of_one_directory() {
+        let (directory, one) = journal();
+        let two = FileJournal::open(directory.path()).unwrap();
+        for (number, first) in [(1, Decision::Commit), (2, Decision::GiveUp)] {
+            let id = MigrationId([number; 16]);
+            one.reserve(id, Side::Destination).unwrap();
+            assert_eq!(one.decision(id).unwrap(), None);
+            assert_eq!(one.decide(id, first).unwrap(), first);
+            assert_eq!(two.decide(id, Decision::Commit).unwrap(), first);
+            assert_eq!(two.decide(id, Decision::GiveUp).unwrap(), first);
+            assert_eq!(two.decision(id).unwrap(), Some(first));
+        }
+    }
+
+    #[test]
+    fn racing_deciders_agree_also_with_one_who_discards() {
+        let (directory, journal) = journal();
+        for number in 0..50 {
+            let id = MigrationId([number; 16]);
+            journal.reserve(id, Side::Destination).unwrap();
+            let decide = |decision| {
+                FileJournal::open(directory.path())
+                    .unwrap()
+                    .decide(id, decision)
+                    .unwrap()
+            };
+            let (a, b) = std::thread::scope(|scope| {
+                let a = scope.spawn(|| decide(Decision::Commit));
+                let gone = scope.spawn(|| journal.discard(id, Side::Destination).unwrap());
+                let b = decide(Decision::GiveUp);
+                gone.join().unwrap();
+                (b, a.join().unwrap())
+            });
+            assert_eq!(a, b);
+            assert_eq!(journal.decision(id).unwrap(), Some(a));
+        }
+        assert_eq!(files(&directory), 50, "nothing else stays");
+    }
+
+    #[test]
+    fn what_was_reserved_and_never_used_is_discarded() {
+        let (directory, journal) = journal();
+        let id = MigrationId([3; 16]);
+        journal.reserve(id, Side::Destination).unwrap();
+        journal.discard(id, Side::Destination).unwrap();
+        assert_eq!(files(&directory), 0);
+        journal.decide(id, Decision::GiveUp).unwrap();
+        journal.discard(id, Side::Destination).unwrap();
+        assert_eq!(journal.decision(id).unwrap(), Some(Decision::GiveUp));
+    }
+
+    #[test]
+    fn reserving_again_keeps_what_was_decided() {
+        let (_directory, journal) = journal();
+        let id = MigrationId([4; 16]);
+        journal.decide(id, Decision::Commit).unwrap();
+        journal.reserve(id, Side::Destination).unwrap();
+        assert_eq!(journal.decision(id).unwrap(), Some(Decision::Commit));
+    }
+
+    #[test]
+    fn a_damaged_record_is_an_error_and_no_decision() {
+        let (directory, journal) = journal();
+        let id = MigrationId([7; 16]);
+        std::fs::write(directory.path().join(format!("{id}.destination")), b"\"com").unwrap();
+        assert!(journal.decision(id).is_err());
+        assert!(journal.decide(id, Decision::Commit).is_err());
+        assert!(journal.discard(id, Side::Destination).is_err());
+    }
+
+    #[test]
+    fn a_source_record_is_replaced() {
+        let (_directory, journal) = journal();
+        let id = MigrationId([9; 16]);
+        assert_eq!(journal.recorded(id).unwrap(), None);
+        for handover in [Handover::CommitSent, Handover::Begun, Handover::Gone] {
+            let record = SourceRecord {
+                handover,
+                destination: "unix:/x".into(),
+            };
+            journal.record(id, &record).unwrap();
+            assert_eq!(journal.recorded(id).unwrap(), Some(record));
+        }
+    }
+}

@@ -1,0 +1,385 @@
+//! A peer that speaks the protocol and means harm: one clear error, nothing left, the guest goes on.
+
+mod double;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use double::{Destination, Guest, Source, Witness};
+use migration::control::Control;
+use migration::journal::{Journal, MemoryJournal};
+use migration::progress::Verify;
+use migration::transport::memory::{self, MemoryConnect, MemoryListen};
+use migration::transport::{Connect, Connection, Listen, Patience};
+use migration::vm::{MachineDescription, RamRegion, RunState};
+use migration::wire::batch::{BatchHeader, Encoding, PageRange};
+use migration::wire::control::{
+    Intent, LastPass, Message, Negotiate, PassPlaced, Prepared, Ready, Resolution, Welcome,
+};
+use migration::wire::hello::{HELLO_LEN, Hello, Role};
+use migration::{MigrationId, Outcome, destination, source};
+use zerocopy::IntoBytes;
+
+const PATIENCE: Patience<'static> = Patience {
+    timeout: Duration::from_secs(5),
+    give_up: &|| false,
+};
+
+fn say(connection: &dyn Connection, message: &Message) {
+    // The peer may have hung up already: that is what is tested.
+    let _ = connection.send(&message.encode().unwrap(), &[]);
+}
+
+/// The next message that is no keep-alive.
+fn hear(connection: &dyn Connection) -> Option<Message> {
+    loop {
+        match Message::receive(connection).ok()? {
+            Message::Ping(number) => say(connection, &Message::Pong(number)),
+            Message::Pong(_) => {}
+            message => return Some(message),
+        }
+    }
+}
+
+fn wanted() -> Negotiate {
+    Negotiate {
+        machine: MachineDescription {
+            name: "hostile".into(),
+            ram: double::layout(64),
+            machine: "{}".into(),
+        },
+        run_state: RunState::Running,
+        streams: 1,
+        verify: Verify::Stream,
+        intent: Intent::Migrate,
+    }
+}
+
+/// Plays a source as far as `streams`, which gets the control and the data connection.
+fn play_source(
+    negotiate: Negotiate,
+    streams: impl FnOnce(&dyn Connection, &dyn Connection) + Send,
+) -> Outcome {
+    let (connect, listen) = memory::network(&[]);
+    let witness: Arc<Witness> = Arc::default();
+    let mut into = Destination::new(&witness);
+    let outcome = std::thread::scope(|scope| {
+        let there = scope.spawn(|| {
+            let options = destination::Options {
+                io_timeout: Duration::from_millis(300),
+                peer_timeout: Duration::from_millis(300),
+                ..destination::Options::default()
+            };
+            let journal = MemoryJournal::default();
+            destination::receive(&listen, &mut into, &options, &Control::new(), &journal)
+        });
+        drive_source(&connect, negotiate, streams);
+        there.join().unwrap()
+    });
+    assert!(into.has_nothing(), "something is left");
+    assert_eq!(witness.running(), (false, false));
+    outcome
+}
+
+fn drive_source(
+    connect: &MemoryConnect,
+    negotiate: Negotiate,
+    streams: impl FnOnce(&dyn Connection, &dyn Connection),
+) {
+    let id = MigrationId::random().unwrap();
+    let control = connect.connect(PATIENCE).unwrap();
+    control
+        .send(&Hello::new(Role::Control, id, [0; 16]).encode(), &[])
+        .unwrap();
+    let Some(Message::Welcome(welcome)) = hear(&*control) else {
+        panic!("no welcome")
+    };
+    say(&*control, &Message::Negotiate(Box::new(negotiate)));
+    if hear(&*control) != Some(Message::Negotiated) {
+        return;
+    }
+    say(&*control, &Message::Prepare);
+    let Some(Message::Prepared(_)) = hear(&*control) else {
+        panic!("not prepared")
+    };
+    let data = connect.connect(PATIENCE).unwrap();
+    data.send(
+        &Hello::new(Role::Data { stream: 0 }, id, welcome.token).encode(),
+        &[],
+    )
+    .unwrap();
+    streams(&*control, &*data);
+    while hear(&*control).is_some() {}
+}
+
+fn root(outcome: &Outcome) -> (&str, &str) {
+    let Outcome::Failed(report) = outcome else {
+        panic!("{outcome:?}")
+    };
+    let root = report.error.as_ref().unwrap().root();
+    (&root.id, &root.message)
+}
+
+fn batch(ranges: &[PageRange], payload: usize) -> Vec<u8> {
+    let header = BatchHeader::pages(1, ranges);
+    [header.as_bytes(), ranges.as_bytes(), &vec![0xab; payload]].concat()
+}
+
+#[test]
+fn pages_that_do_not_belong_are_refused() {
+    let raw = |gpa, pages| {
+        batch(
+            &[PageRange::new(gpa, pages, Encoding::Raw)],
+            pages as usize * 4096,
+        )
+    };
+    let cases = [
+        ("beyond the first region", raw(32 << 12, 1)),
+        ("across its end", raw(31 << 12, 2)),
+        ("in the gap", raw(1 << 30, 1)),
+        ("beyond all", raw(1 << 40, 1)),
+        ("at the end of addresses", raw(u64::MAX << 12, 1)),
+        ("between pages", raw(0x801, 1)),
+        ("none", raw(0, 0)),
+        (
+            "zeroes beyond all",
+            batch(&[PageRange::new(1 << 40, 1 << 30, Encoding::Zero)], 0),
+        ),
+        ("garbage", vec![0x77; 32]),
+        (
+            "pass 7 ends first",
+            BatchHeader::pass_end(7).as_bytes().to_vec(),
+        ),
+    ];
+    for (name, bytes) in cases {
+        let outcome = play_source(wanted(), |_, data| {
+            let _ = data.send(&bytes, &[]);
+        });
+        assert_eq!(
+            root(&outcome).0,
+            "migration.protocol",
+            "{name}: {outcome:?}"
+        );
+    }
+}
+
+#[test]
+fn machines_that_cannot_be_are_refused() {
+    let region = |gpa, len| RamRegion { gpa, len };
+    let with = |ram: Vec<RamRegion>| {
+        let mut wanted = wanted();
+        wanted.machine.ram = ram;
+        wanted
+    };
+    let many = (0..65).map(|i| region(i << 20, 4096)).collect();
+    let cases = [
+        ("no RAM", with(vec![])),
+        ("too many regions", with(many)),
+        ("an empty region", with(vec![region(0, 0)])),
+        ("a crooked region", with(vec![region(1, 4096)])),
+        (
+            "overlapping regions",
+            with(vec![region(0, 8192), region(4096, 4096)]),
+        ),
+        (
+            "the wrong order",
+            with(vec![region(1 << 20, 4096), region(0, 4096)]),
+        ),
+        (
+            "beyond all addresses",
+            with(vec![region(u64::MAX - 4095, 4096)]),
+        ),
+        (
+            "no streams",
+            Negotiate {
+                streams: 0,
+                ..wanted()
+            },
+        ),
+        (
+            "too many streams",
+            Negotiate {
+                streams: 17,
+                ..wanted()
+            },
+        ),
+    ];
+    for (name, negotiate) in cases {
+        let outcome = play_source(negotiate, |_, _| panic!("{name} was accepted"));
+        assert_eq!(root(&outcome).0, "migration.protocol", "{name}");
+    }
+}
+
+#[test]
+fn a_source_out_of_turn_never_starts_the_guest() {
+    let cases: [(&str, Vec<Message>); 5] = [
+        ("commit before the state", vec![Message::Commit]),
+        (
+            "last pass before the state",
+            vec![Message::LastPass(LastPass { pass: 0 })],
+        ),
+        (
+            "two states",
+            vec![Message::State(vec![1]), Message::State(vec![2])],
+        ),
+        ("its own answer", vec![Message::Resolution(Resolution::Ran)]),
+        (
+            "welcome",
+            vec![Message::Welcome(Welcome {
+                version: 1,
+                token: [0; 16],
+            })],
+        ),
+    ];
+    for (name, messages) in cases {
+        let outcome = play_source(wanted(), |control, _| {
+            messages.iter().for_each(|message| say(control, message));
+        });
+        assert_eq!(
+            root(&outcome).0,
+            "migration.protocol",
+            "{name}: {outcome:?}"
+        );
+    }
+}
+
+#[test]
+fn a_source_that_stalls_is_given_up() {
+    let outcome = play_source(wanted(), |control, data| {
+        data.send(&BatchHeader::pass_end(1).as_bytes()[..10], &[])
+            .unwrap();
+        // Nothing is heard from it, pings included, until the other side hangs up.
+        while Message::receive(control).is_ok() {}
+    });
+    let Outcome::Failed(report) = &outcome else {
+        panic!("{outcome:?}")
+    };
+    let root = report.error.as_ref().unwrap().root();
+    assert!(
+        root.id == "migration.peer-silent" || root.id == "migration.peer-lost",
+        "{root:?}"
+    );
+}
+
+/// Plays a destination: `answer` says what to send for what the source said, `None` hangs up.
+fn play_destination(answer: impl Fn(&Message) -> Option<Vec<Message>> + Sync) -> Outcome {
+    let (connect, listen) = memory::network(&[]);
+    let witness: Arc<Witness> = Arc::default();
+    let vm = Source::new(64, Guest::Idle, &witness);
+    vm.fill(0, 0, 10);
+    let options = source::Options {
+        io_timeout: Duration::from_millis(300),
+        peer_timeout: Duration::from_millis(300),
+        prepare_timeout: Duration::from_millis(600),
+        resolve_for: Duration::from_millis(100),
+        streams: Some(1),
+        ..source::Options::new(MigrationId::random().unwrap())
+    };
+    let journal = MemoryJournal::default();
+    let outcome = std::thread::scope(|scope| {
+        scope.spawn(|| serve(&listen, &answer));
+        source::migrate(&vm, &connect, &options, &Control::new(), &journal)
+    });
+    if matches!(outcome, Outcome::HandoverUnknown(_)) {
+        assert_eq!(witness.running(), (false, false));
+        assert!(journal.recorded(options.id).unwrap().is_some());
+    } else {
+        assert!(vm.is_untouched(), "{outcome:?}");
+        assert_eq!(witness.running(), (true, false));
+    }
+    outcome
+}
+
+fn serve(listen: &MemoryListen, answer: &(dyn Fn(&Message) -> Option<Vec<Message>> + Sync)) {
+    let control = listen.accept(PATIENCE.timeout).unwrap().unwrap();
+    control.receive(&mut [0; HELLO_LEN], &[]).unwrap();
+    let welcome = Welcome {
+        version: 1,
+        token: [9; 16],
+    };
+    say(&*control, &Message::Welcome(welcome));
+    let mut data = Vec::new();
+    while let Some(message) = hear(&*control) {
+        let Some(answers) = answer(&message) else {
+            return;
+        };
+        answers.iter().for_each(|answer| say(&*control, answer));
+        if matches!(message, Message::Prepare | Message::Extents(_)) {
+            data.extend(listen.accept(Duration::from_millis(50)).unwrap());
+        }
+    }
+}
+
+/// What a well-behaved destination says, as far as the state.
+fn behaved(message: &Message) -> Vec<Message> {
+    match message {
+        Message::Negotiate(_) => vec![Message::Negotiated],
+        Message::Prepare => vec![Message::Prepared(Prepared {
+            journal_ms: f64::MAX,
+        })],
+        Message::Extents(_) => (1..3)
+            .map(|pass| Message::PassPlaced(PassPlaced { pass }))
+            .collect(),
+        _ => vec![],
+    }
+}
+
+#[test]
+fn a_destination_that_lies_does_not_get_the_guest() {
+    let cases: [(&str, &str, Message); 4] = [
+        (
+            "no digest",
+            "migration.digest-mismatch",
+            Message::Ready(Ready {
+                digest: None,
+                load_ms: 1.0,
+            }),
+        ),
+        (
+            "another digest",
+            "migration.digest-mismatch",
+            Message::Ready(Ready {
+                digest: Some("x".repeat(4000)),
+                load_ms: -1.0,
+            }),
+        ),
+        (
+            "committed before asked",
+            "migration.protocol",
+            Message::Resolution(Resolution::Ran),
+        ),
+        (
+            "negotiated again",
+            "migration.protocol",
+            Message::Negotiated,
+        ),
+    ];
+    for (name, id, lie) in cases {
+        let outcome = play_destination(|message| match message {
+            Message::LastPass(_) => Some(vec![lie.clone()]),
+            Message::Failure(_) => None,
+            other => Some(behaved(other)),
+        });
+        assert_eq!(root(&outcome).0, id, "{name}");
+    }
+}
+
+#[test]
+fn a_destination_that_hangs_up_or_falls_silent_leaves_the_guest_running() {
+    for at in ["negotiate", "prepare", "extents", "state"] {
+        for is_silent in [false, true] {
+            let outcome = play_destination(|message| match message {
+                message if message.name() == at => is_silent.then(Vec::new),
+                Message::Failure(_) => None,
+                other => Some(behaved(other)),
+            });
+            let (id, _) = root(&outcome);
+            let expected = [
+                "migration.peer-lost",
+                "migration.no-answer",
+                "migration.peer-silent",
+            ];
+            assert!(expected.contains(&id), "{at}: {outcome:?}");
+        }
+    }
+}

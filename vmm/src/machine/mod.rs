@@ -8,7 +8,11 @@ mod destination;
 mod devices;
 mod error;
 mod events;
+#[cfg(test)]
+mod golden_tests;
 mod hang;
+#[cfg(test)]
+mod huge_page_tests;
 mod incoming;
 mod instance;
 mod launch;
@@ -16,6 +20,8 @@ mod leaving;
 #[cfg(test)]
 mod moving_tests;
 pub mod power;
+#[cfg(test)]
+mod probe_tests;
 mod source;
 pub mod spec;
 pub mod state;

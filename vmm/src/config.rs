@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use migration::address::{Address, AddressError};
 use migration::observation::{Observation, Side};
 use serde::Deserialize;
 
 pub use crate::memory::PageBacking;
-use crate::units::{Address, ByteSize};
+use crate::units::ByteSize;
 
 /// Most vCPUs of a VM.
 pub const MAX_CPUS: u8 = 16;
@@ -366,7 +367,7 @@ impl ReceiveConfig {
     ) -> Result<Self, Observation> {
         listen
             .parse::<Address>()
-            .map_err(|e| usage("listen", e.to_string()))?;
+            .map_err(|e: AddressError| usage("listen", e.to_string()))?;
         let mut ids = BTreeSet::new();
         for (id, _) in &disks {
             check_disk_id(id)?;

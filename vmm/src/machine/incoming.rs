@@ -15,6 +15,7 @@ use migration::transport::socket::SocketListen;
 
 use super::destination::{Arrival, DiskPaths, MachineDestination, Naming};
 use super::events::GuestEvents;
+use super::inherited;
 use super::instance::VmInstance;
 use crate::config::ReceiveConfig;
 use crate::console::ConsoleHub;
@@ -42,7 +43,11 @@ pub(super) fn listen(
         let e: migration::address::AddressError = e;
         refused("usage.address", &e)
     })?;
-    let listener = SocketListen::bind(&address).map_err(|e| {
+    let bound = match &address {
+        Address::Fd(fd) => inherited::socket(*fd).and_then(SocketListen::from_fd),
+        Address::Tcp { .. } | Address::Unix(_) => SocketListen::bind(&address),
+    };
+    let listener = bound.map_err(|e| {
         Observation::new(
             Side::Destination,
             "receive.listen",

@@ -14,6 +14,7 @@ mod hang;
 #[cfg(test)]
 mod huge_page_tests;
 mod incoming;
+mod inherited;
 mod instance;
 mod launch;
 mod leaving;

@@ -119,7 +119,6 @@ pub struct Iteration {
 /// The parts of the downtime, in milliseconds.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
 pub struct DowntimeParts {
     /// Stopping vCPUs and draining devices.
     pub stop: f64,

@@ -167,6 +167,7 @@ fn boot_cpu() -> ! {
     let mut out = Serial::new();
     out.line(format_args!("hello version=1"));
     out.flush();
+    power::mask_legacy_interrupts();
     let mut info = BootInfo::read();
     let mut buffer = [0; 2048];
     let line = cmdline(info.cmdline, &mut buffer);
@@ -285,6 +286,9 @@ fn run(
             }
         }
         let mut reason = None;
+        if tick && power::button_pressed() {
+            reason = Some("power-button");
+        }
         if now >= next_input {
             next_input = now + input_period;
             let mono = clock.mono_ns();

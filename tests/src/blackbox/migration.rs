@@ -253,10 +253,10 @@ fn check_figures(report: &Value) {
     let downtime = number(report, "downtime_ms");
     let parts: f64 = [
         "stop",
-        "last-pages",
-        "state-save",
-        "state-send",
-        "state-load",
+        "last_pages",
+        "state_save",
+        "state_send",
+        "state_load",
         "commit",
     ]
     .iter()

@@ -120,7 +120,7 @@ pub(super) fn print_ended(name: &str, report: &Report) {
         _ => {
             eprint!(
                 "vmm: {}",
-                reason.unwrap_or_else(|| "migration failed: no reason told\n".into())
+                reason.unwrap_or_else(|| "the migration failed\n".into())
             );
             eprintln!("vmm: {name} was not moved");
         }

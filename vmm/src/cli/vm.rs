@@ -3,13 +3,14 @@
 use std::time::{Duration, Instant};
 
 use migration::observation::Observation;
+use migration::progress::Event;
 
 use super::exit::{Exit, exit_of, local};
 use super::hold::is_end;
 use super::output::explain;
 use super::{Output, block_on};
 use crate::api::client::Client;
-use crate::instance::{StopMode, VmState, VmStatus};
+use crate::instance::{MigrationStatus, StopMode, VmState, VmStatus};
 use crate::runtime_dir::{Entry, RuntimeDir};
 use crate::units::{ByteSize, Span, human_ms};
 
@@ -130,12 +131,16 @@ fn describe(status: &VmStatus, runtime: &RuntimeDir, output: Output) {
     if let Some(listen) = listen {
         output.line(format!("listens at {listen}"));
     }
-    if let Some(migration) = migration {
-        let last = migration.last.as_ref().map(super::progress::describe_event);
+    if let Some(MigrationStatus { id, last }) = migration
+        && (id.is_some() || last.is_some())
+    {
+        let id = id.as_deref().or_else(|| told_id(last.as_ref()?));
         output.line(format!(
             "migration  {} {}",
-            migration.id.as_deref().unwrap_or("-"),
-            last.unwrap_or_default()
+            id.unwrap_or("-"),
+            last.as_ref()
+                .map(super::progress::describe_event)
+                .unwrap_or_default()
         ));
     }
     if *state == VmState::HandoverUnknown {
@@ -144,6 +149,19 @@ fn describe(status: &VmStatus, runtime: &RuntimeDir, output: Output) {
     if let Some(error) = error {
         output.line(format!("error      {}", explain(error).trim_end()));
         output.line(format!("log        {}", runtime.vmm_log(name).display()));
+    }
+}
+
+/// Identifier of the migration that an event ended.
+fn told_id(last: &Event) -> Option<&str> {
+    match last {
+        Event::Completed(report) | Event::Failed(report) | Event::Cancelled(report) => {
+            Some(report.migration_id.as_str()).filter(|id| !id.is_empty())
+        }
+        Event::Phase { .. }
+        | Event::Iteration(_)
+        | Event::Progress { .. }
+        | Event::Warning { .. } => None,
     }
 }
 

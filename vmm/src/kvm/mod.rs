@@ -125,10 +125,30 @@ pub fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
     Ok(vm)
 }
 
-/// Bytes that `KVM_GET_XSAVE2` writes for a vCPU of this VM; at least those of `kvm_xsave`.
-pub fn xsave_size(vm: &VmFd) -> usize {
-    let size = vm.check_extension_raw(KVM_CAP_XSAVE2.into());
-    usize::try_from(size)
-        .unwrap_or(0)
-        .max(size_of::<kvm_bindings::kvm_xsave>())
+/// The area that holds a vCPU's FPU and vector state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum XsaveArea {
+    /// `struct kvm_xsave`: this KVM has no larger one.
+    Fixed,
+    /// As many bytes by `KVM_GET_XSAVE2`; at least those of `struct kvm_xsave`.
+    Sized(usize),
+}
+
+impl XsaveArea {
+    /// What this VM's vCPUs have (KVM API 4.134, `KVM_CAP_XSAVE2`).
+    pub fn of(vm: &VmFd) -> Self {
+        let size = vm.check_extension_raw(KVM_CAP_XSAVE2.into());
+        match usize::try_from(size) {
+            Ok(size) if size > 0 => Self::Sized(size.max(Self::Fixed.size())),
+            _ => Self::Fixed,
+        }
+    }
+
+    /// Its length in bytes.
+    pub fn size(self) -> usize {
+        match self {
+            Self::Fixed => size_of::<kvm_bindings::kvm_xsave>(),
+            Self::Sized(size) => size,
+        }
+    }
 }

@@ -209,7 +209,7 @@ impl Machine {
         } else {
             GuestTsc::Offset
         };
-        let vcpu_caps = VcpuStateCaps::probe(&kvm, &fds[0], kvm::xsave_size(&vm), tsc)
+        let vcpu_caps = VcpuStateCaps::probe(&kvm, &fds[0], kvm::XsaveArea::of(&vm), tsc)
             .map_err(|e| MachineError::Vcpu(0, e))?;
         let tsc_khz = fds[0]
             .get_tsc_khz()

@@ -24,6 +24,8 @@ pub(super) type Started = Box<dyn FnMut(&Arc<Machine>) + Send>;
 pub(super) struct Arrival {
     /// Paths of disks that lie elsewhere here.
     pub(super) overrides: DiskOverrides,
+    /// Whether the source may say where the other disks lie.
+    pub(super) paths: DiskPaths,
     /// Whether the VM keeps the name that it was given here, or takes the guest's.
     pub(super) naming: Naming,
     /// Folder of the VM.
@@ -32,6 +34,18 @@ pub(super) struct Arrival {
     pub(super) console: ConsoleHub,
     /// Where the guest's end is told.
     pub(super) events: GuestEvents,
+}
+
+/// Who says where the disks of an incoming machine lie.
+///
+/// Whatever path is named is opened with the rights of this process, and the guest reads and writes
+/// what is there. See `docs/adr/0003-disk-paths-from-the-source.md`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum DiskPaths {
+    /// The source, unless this host does: only who can reach this host's own sockets can send.
+    FromSource,
+    /// This host alone: whoever reaches its network can send.
+    GivenHere,
 }
 
 /// Which name an incoming VM gets.
@@ -74,6 +88,23 @@ impl MachineDestination {
                 }
             })
             .collect()
+    }
+
+    fn check_paths(&self, spec: &MachineSpec) -> VmResult<()> {
+        let given = |id: &str| self.arrival.overrides.iter().any(|(here, _)| here == id);
+        match spec.disks.iter().find(|disk| !given(&disk.id)) {
+            Some(disk) if self.arrival.paths == DiskPaths::GivenHere => {
+                let (id, path) = (&disk.id, &disk.path);
+                Err(refuse(
+                    "negotiate.disk",
+                    format!(
+                        "this host listens on the network, where anybody may name any file: say here \
+                         where disk {id} lies, by --disk {id}=PATH (at the source it is {path})"
+                    ),
+                ))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn built(&self) -> VmResult<&Arc<Machine>> {
@@ -126,6 +157,7 @@ impl DestinationVm for MachineDestination {
                 format!("the guest has no disk {id}"),
             ));
         }
+        self.check_paths(&spec)?;
         for disk in self.disks(&spec) {
             build::check_disk(&disk).map_err(|e| observed(&e))?;
         }
@@ -183,5 +215,50 @@ impl DestinationVm for MachineDestination {
 
     fn abandon(&mut self) {
         self.machine = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::console::ConsoleOutputs;
+    use crate::machine::spec::{DiskAccess, DiskSpec};
+    use crate::memory::PageBacking;
+    use crate::runtime_dir::RuntimeDir;
+
+    fn check(paths: DiskPaths, overrides: DiskOverrides) -> VmResult<()> {
+        let files = tempfile::tempdir().unwrap();
+        let runtime = RuntimeDir::at(files.path()).unwrap();
+        let arrival = Arrival {
+            overrides,
+            paths,
+            naming: Naming::Given,
+            dir: runtime.create(Some("guest"), "vm").unwrap(),
+            console: ConsoleHub::start(ConsoleOutputs::default()).unwrap(),
+            events: GuestEvents::new().0,
+        };
+        let spec = MachineSpec {
+            memory: 16 << 20,
+            pages: PageBacking::Small,
+            cpuid: Vec::new(),
+            backend: KvmBackend::Unknown,
+            disks: vec![DiskSpec {
+                id: "root".into(),
+                path: "/srv/root.raw".into(),
+                access: DiskAccess::ReadWrite,
+                size: 512,
+            }],
+        };
+        MachineDestination::new(arrival, Box::new(|_| ())).check_paths(&spec)
+    }
+
+    #[test]
+    fn a_peer_on_the_network_does_not_say_which_file_is_a_disk() {
+        let given = vec![("root".to_owned(), "/here/root.raw".into())];
+        check(DiskPaths::FromSource, Vec::new()).unwrap();
+        check(DiskPaths::GivenHere, given).unwrap();
+        let refused = check(DiskPaths::GivenHere, Vec::new()).unwrap_err();
+        assert_eq!(refused.id, "negotiate.disk");
+        assert!(refused.message.contains("--disk root=PATH"), "{refused}");
     }
 }

@@ -201,13 +201,16 @@ impl Devices {
         Ok(())
     }
 
+    /// Acts on every claim, also after one failed; the first failure.
     fn each_claim<T>(&self, act: impl Fn(&Claim) -> block::Result<T>) -> Result<(), MachineError> {
+        let mut first = Ok(());
         for (id, claim) in &self.claims {
-            act(claim).map_err(|source| MachineError::Claim {
+            let acted = act(claim).map_err(|source| MachineError::Claim {
                 id: id.clone(),
                 source,
-            })?;
+            });
+            first = first.and(acted.map(drop));
         }
-        Ok(())
+        first
     }
 }

@@ -50,8 +50,12 @@ pub(super) fn watch(machine: &Arc<Machine>) -> io::Result<()> {
 impl Machine {
     /// vCPUs that stand at an instruction which never ends, by address, with the reason.
     fn stuck_vcpus(&self) -> Vec<(u64, String)> {
-        if self.pause(PauseReason::Inspection).is_err() {
+        if self.paused_for(PauseReason::User) || self.paused_for(PauseReason::Migration) {
             return Vec::new();
+        }
+        if let Err(e) = self.pause(PauseReason::Inspection) {
+            // It is paused all the same, and must go on.
+            tracing::warn!(error = %e, "devices did not drain for a look at the guest");
         }
         let stuck = (0..self.vcpus.len())
             .filter_map(|index| {

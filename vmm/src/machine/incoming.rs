@@ -13,7 +13,7 @@ use migration::observation::{Observation, Side};
 use migration::transport::Listen;
 use migration::transport::socket::SocketListen;
 
-use super::destination::{Arrival, MachineDestination, Naming};
+use super::destination::{Arrival, DiskPaths, MachineDestination, Naming};
 use super::events::GuestEvents;
 use super::instance::VmInstance;
 use crate::config::ReceiveConfig;
@@ -62,6 +62,11 @@ pub(super) fn listen(
 
     let arrival = Arrival {
         overrides: config.disks.clone(),
+        paths: if address.is_loopback() {
+            DiskPaths::FromSource
+        } else {
+            DiskPaths::GivenHere
+        },
         naming: if config.name.is_some() {
             Naming::Given
         } else {

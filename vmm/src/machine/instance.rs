@@ -11,19 +11,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use migration::MigrationId;
 use migration::address::Address;
 use migration::control::Control;
-use migration::journal::FileJournal;
 use migration::observation::{Observation, Side};
 use migration::progress::Event;
-use migration::source;
-use migration::transport::socket::SocketConnect;
-use migration::wire::control::Resolution;
-use migration::{MigrationId, Outcome};
 
 use super::Machine;
 use super::power::PauseReason;
-use super::source::MachineSource;
 use crate::instance::{
     Instance, LimitChange, MigrateRequest, MigrationStatus, StopMode, VmState, VmStatus,
 };
@@ -37,16 +32,18 @@ const CANCEL_PATIENCE: Duration = Duration::from_secs(30);
 
 /// One VM and what this process knows of it.
 pub(super) struct VmInstance {
-    dir: VmDir,
+    pub(super) dir: VmDir,
     began: Instant,
     core: Mutex<Core>,
-    changed: Condvar,
+    pub(super) changed: Condvar,
 }
 
 pub(super) struct Core {
-    state: VmState,
-    machine: Option<Arc<Machine>>,
-    migration: Option<Migration>,
+    pub(super) state: VmState,
+    pub(super) machine: Option<Arc<Machine>>,
+    pub(super) migration: Option<Migration>,
+    /// The VM is being ended by force.
+    pub(super) stopping: bool,
     listen: Option<String>,
     /// Socket file that we listen at, to be removed with the VM.
     socket: Option<PathBuf>,
@@ -54,21 +51,25 @@ pub(super) struct Core {
 }
 
 /// The migration that runs, or the last one.
-struct Migration {
+pub(super) struct Migration {
     /// Known once the source has told it.
-    id: Option<MigrationId>,
-    to: Option<Address>,
-    control: Arc<Control>,
-    stage: Stage,
+    pub(super) id: Option<MigrationId>,
+    pub(super) to: Option<Address>,
+    pub(super) control: Arc<Control>,
+    pub(super) stage: Stage,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
+pub(super) enum Stage {
+    /// It runs.
     Active,
+    /// The destination is being asked who runs the guest.
+    Resolving,
+    /// Nothing is under way.
     Ended,
 }
 
-fn refuse(id: &str, message: impl Into<String>) -> Observation {
+pub(super) fn refuse(id: &str, message: impl Into<String>) -> Observation {
     Observation::new(Side::Source, id, message)
 }
 
@@ -81,6 +82,7 @@ impl VmInstance {
                 state,
                 machine: None,
                 migration: None,
+                stopping: false,
                 listen: None,
                 socket: None,
                 error: None,
@@ -107,27 +109,35 @@ impl VmInstance {
     }
 
     /// The machine now belongs to this VM and runs, or stands still for its user.
+    ///
+    /// The guest may have ended already: then the VM has its final state, or is about to get it.
     pub(super) fn holds(&self, machine: &Arc<Machine>) {
-        let mut core = self.lock();
-        // A guest may be over before whoever started it comes to say that it runs.
-        if !is_final(core.state) {
-            core.state = running_state(machine);
+        {
+            let mut core = self.lock();
+            if !is_final(core.state) {
+                core.state = running_state(machine);
+            }
+            core.machine = Some(machine.clone());
+            if let Some(migration) = &mut core.migration {
+                migration.stage = Stage::Ended;
+            }
+            self.changed.notify_all();
         }
-        core.machine = Some(machine.clone());
-        if let Some(migration) = &mut core.migration {
-            migration.stage = Stage::Ended;
+        // Whoever follows the guest's end found no machine to stop, if it was that fast.
+        if machine.ended() {
+            stop_for_good(machine);
         }
-        self.changed.notify_all();
     }
 
-    /// Ends the VM for good; a state that is already final stays.
+    /// Ends the VM for good; a state that is already final stays, and so does one that only an answer
+    /// of the destination can end.
     pub(super) fn end(&self, state: VmState, error: Option<Observation>) {
         let mut core = self.lock();
         // Nobody moves the guest of a VM that has ended; whoever waits for that need not.
         if let Some(migration) = &mut core.migration {
             migration.stage = Stage::Ended;
         }
-        if !is_final(core.state) {
+        if !is_final(core.state) && core.state != VmState::HandoverUnknown {
             core.finish(state);
             core.error = error;
         }
@@ -148,10 +158,8 @@ impl VmInstance {
                         core.active().map(|m| m.control.clone()),
                     )
                 };
-                if let Some(machine) = machine
-                    && let Err(e) = machine.pause(PauseReason::Ended)
-                {
-                    tracing::warn!(error = %e, "devices did not drain at the guest's end");
+                if let Some(machine) = machine {
+                    stop_for_good(&machine);
                 }
                 // What is left cannot be migrated; the engine notices by itself at the latest when it
                 // stops the guest.
@@ -171,7 +179,7 @@ impl VmInstance {
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Core> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Core> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -183,11 +191,11 @@ impl VmInstance {
         }
     }
 
-    /// Blocks until no migration is active; whether that came true in time.
+    /// Blocks until no migration is active, or the VM has ended; whether that came true in time.
     fn wait_idle(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         let mut core = self.lock();
-        while core.active().is_some() {
+        while core.active().is_some() && !is_final(core.state) {
             let Some(left) = deadline.checked_duration_since(Instant::now()) else {
                 return false;
             };
@@ -199,34 +207,11 @@ impl VmInstance {
         }
         true
     }
-
-    /// Records how the migration ended: the engine has already acted on the guest.
-    fn settle(&self, outcome: &Outcome) {
-        let mut core = self.lock();
-        if let Some(migration) = &mut core.migration {
-            migration.stage = Stage::Ended;
-        }
-        if !is_final(core.state) {
-            match outcome {
-                Outcome::Completed(_) => {
-                    core.finish(VmState::Migrated);
-                    core.machine = None;
-                }
-                Outcome::HandoverUnknown(_) => core.state = VmState::HandoverUnknown,
-                Outcome::Failed(_) | Outcome::Cancelled(_) | Outcome::Planned(_) => {
-                    if let Some(machine) = &core.machine {
-                        core.state = running_state(machine);
-                    }
-                }
-            }
-        }
-        self.changed.notify_all();
-    }
 }
 
 impl Core {
     /// Enters a final state, after which the process may be gone at any moment.
-    fn finish(&mut self, state: VmState) {
+    pub(super) fn finish(&mut self, state: VmState) {
         if let Some(socket) = self.socket.take() {
             // Someone else may have removed it; nothing is lost then.
             let _ = std::fs::remove_file(socket);
@@ -234,12 +219,20 @@ impl Core {
         self.state = state;
     }
 
-    fn active(&self) -> Option<&Migration> {
+    pub(super) fn active(&self) -> Option<&Migration> {
         self.migration.as_ref().filter(|m| m.stage == Stage::Active)
     }
 }
 
-fn running_state(machine: &Machine) -> VmState {
+/// Stops the machine of a guest that is over.
+fn stop_for_good(machine: &Machine) {
+    if let Err(e) = machine.pause(PauseReason::Ended) {
+        tracing::warn!(error = %e, "devices did not drain at the guest's end");
+    }
+}
+
+/// What a machine that is here does.
+pub(super) fn running_state(machine: &Machine) -> VmState {
     if machine.paused_for(PauseReason::User) {
         VmState::Paused
     } else {
@@ -247,14 +240,14 @@ fn running_state(machine: &Machine) -> VmState {
     }
 }
 
-fn is_final(state: VmState) -> bool {
+pub(super) fn is_final(state: VmState) -> bool {
     matches!(
         state,
         VmState::Migrated | VmState::Stopped | VmState::Failed
     )
 }
 
-fn wrong_state(state: VmState) -> Observation {
+pub(super) fn wrong_state(state: VmState) -> Observation {
     let message = match state {
         VmState::Incoming => "the guest has not come in yet",
         VmState::HandoverUnknown => {
@@ -290,11 +283,10 @@ impl Instance for Arc<VmInstance> {
 
     fn pause(&self) -> Result<(), Observation> {
         let machine = self.machine()?;
-        machine
-            .pause(PauseReason::User)
-            .map_err(|e| e.observed(Side::Source))?;
+        let paused = machine.pause(PauseReason::User);
+        // It stands still even when a disk could not be flushed.
         self.note_running(&machine);
-        Ok(())
+        paused.map_err(|e| e.observed(Side::Source))
     }
 
     fn resume(&self) -> Result<(), Observation> {
@@ -329,112 +321,17 @@ impl Instance for Arc<VmInstance> {
                         .unwrap_or_else(PoisonError::into_inner)
                         .0;
                 }
-                Ok(())
+                match core.state {
+                    VmState::Migrated => Err(wrong_state(core.state)),
+                    _ => Ok(()),
+                }
             }
-            StopMode::Force => {
-                let (state, control) = {
-                    let core = self.lock();
-                    (core.state, core.active().map(|m| m.control.clone()))
-                };
-                if matches!(state, VmState::HandoverUnknown | VmState::Migrated) {
-                    return Err(wrong_state(state));
-                }
-                if let Some(control) = control {
-                    control.cancel();
-                    if !self.wait_idle(CANCEL_PATIENCE) {
-                        let message = "the migration does not end; the guest goes on";
-                        return Err(refuse("migration.active", message));
-                    }
-                }
-                // The migration may have been past its commit: then the guest is no longer ours.
-                let (state, machine) = {
-                    let core = self.lock();
-                    (core.state, core.machine.clone())
-                };
-                if matches!(state, VmState::HandoverUnknown | VmState::Migrated) {
-                    return Err(wrong_state(state));
-                }
-                if let Some(machine) = machine {
-                    machine
-                        .pause(PauseReason::Ended)
-                        .map_err(|e| e.observed(Side::Source))?;
-                }
-                self.end(VmState::Stopped, None);
-                Ok(())
-            }
+            StopMode::Force => self.stop_now(),
         }
     }
 
     fn migrate(&self, request: MigrateRequest) -> Result<String, Observation> {
-        let MigrateRequest {
-            to,
-            limits,
-            streams,
-            timeout,
-            on_timeout,
-            verify,
-            insecure,
-            plan,
-        } = request;
-        let to: Address = to.parse().map_err(|e: migration::address::AddressError| {
-            refuse("usage.address", e.to_string())
-        })?;
-        if !to.is_loopback() && !insecure {
-            return Err(refuse(
-                "usage.insecure",
-                "plain TCP beyond this host needs --insecure: guest memory is readable on the wire",
-            ));
-        }
-        let machine = self.machine()?;
-        let journal = FileJournal::open(self.dir.migrations())
-            .map_err(|e| Observation::from_error(Side::Source, "migration.journal", &e))?;
-        let id = MigrationId::random()
-            .map_err(|e| Observation::from_error(Side::Source, "migration.id", &e))?;
-        let connector = SocketConnect::new(to.clone())
-            .map_err(|e| Observation::from_error(Side::Source, "usage.address", &e))?;
-        let control = Control::new();
-        {
-            let mut core = self.lock();
-            if core.active().is_some() {
-                return Err(refuse(
-                    "migration.active",
-                    "a migration of this VM is already running",
-                ));
-            }
-            core.migration = Some(Migration {
-                id: Some(id),
-                to: Some(to.clone()),
-                control: control.clone(),
-                stage: Stage::Active,
-            });
-        }
-        let options = source::Options {
-            streams,
-            limits,
-            timeout,
-            on_timeout,
-            verify,
-            plan,
-            ..source::Options::new(id)
-        };
-        let instance = self.clone();
-        let spawned = thread::Builder::new()
-            .name("migration".into())
-            .spawn(move || {
-                let vm = MachineSource::new(machine, &instance.dir.name());
-                let outcome = source::migrate(&vm, &connector, &options, &control, &journal);
-                drop(vm);
-                instance.settle(&outcome);
-            });
-        if let Err(e) = spawned {
-            self.lock().migration = None;
-            return Err(Observation::from_error(
-                Side::Source,
-                "migration.thread",
-                &e,
-            ));
-        }
-        Ok(id.to_string())
+        self.leave(request)
     }
 
     fn migration_events(&self) -> Option<Receiver<Event>> {
@@ -476,44 +373,7 @@ impl Instance for Arc<VmInstance> {
     }
 
     fn resolve(&self) -> Result<VmState, Observation> {
-        let (id, to, machine) = {
-            let core = self.lock();
-            if core.state != VmState::HandoverUnknown {
-                return Err(refuse("migration.resolved", "nothing is to be resolved"));
-            }
-            match (&core.migration, &core.machine) {
-                (
-                    Some(Migration {
-                        id: Some(id),
-                        to: Some(to),
-                        ..
-                    }),
-                    Some(machine),
-                ) => (*id, to.clone(), machine.clone()),
-                _ => return Err(refuse("migration.none", "there was no migration")),
-            }
-        };
-        let journal = FileJournal::open(self.dir.migrations())
-            .map_err(|e| Observation::from_error(Side::Source, "migration.journal", &e))?;
-        let connector = SocketConnect::new(to)
-            .map_err(|e| Observation::from_error(Side::Source, "usage.address", &e))?;
-        let resolution = source::resolve(&connector, id).map_err(|e| e.observe(Side::Source))?;
-        let vm = MachineSource::new(machine.clone(), &self.dir.name());
-        if let Err(e) = source::settle(&vm, id, resolution, &journal) {
-            // The answer stands all the same, and the guest is where the answer says.
-            tracing::warn!(error = %e, "the answer could not be acted on completely");
-        }
-        drop(vm);
-        let mut core = self.lock();
-        match resolution {
-            Resolution::Ran => {
-                core.finish(VmState::Migrated);
-                core.machine = None;
-            }
-            Resolution::NeverRan => core.state = running_state(&machine),
-        }
-        self.changed.notify_all();
-        Ok(core.state)
+        self.settle_handover()
     }
 
     fn wait_change(&self, seen: VmState, timeout: Duration) -> VmState {
@@ -540,5 +400,46 @@ impl VmInstance {
             core.state = running_state(machine);
         }
         self.changed.notify_all();
+    }
+
+    /// Ends the guest without asking it, unless it is, or may be, somebody else's.
+    fn stop_now(&self) -> Result<(), Observation> {
+        let control = {
+            let mut core = self.lock();
+            if matches!(core.state, VmState::HandoverUnknown | VmState::Migrated) {
+                return Err(wrong_state(core.state));
+            }
+            // A migration that began from here on would carry away what is being ended.
+            core.stopping = true;
+            core.active().map(|m| m.control.clone())
+        };
+        let stopped = self.stop_after(control.as_deref());
+        if stopped.is_err() {
+            self.lock().stopping = false;
+        }
+        stopped
+    }
+
+    fn stop_after(&self, migration: Option<&Control>) -> Result<(), Observation> {
+        if let Some(control) = migration {
+            control.cancel();
+            if !self.wait_idle(CANCEL_PATIENCE) {
+                let message = "the migration does not end; the guest goes on";
+                return Err(refuse("migration.active", message));
+            }
+        }
+        // The migration may have been past its commit: then the guest is no longer ours.
+        let (state, machine) = {
+            let core = self.lock();
+            (core.state, core.machine.clone())
+        };
+        if matches!(state, VmState::HandoverUnknown | VmState::Migrated) {
+            return Err(wrong_state(state));
+        }
+        if let Some(machine) = machine {
+            stop_for_good(&machine);
+        }
+        self.end(VmState::Stopped, None);
+        Ok(())
     }
 }

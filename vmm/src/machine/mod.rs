@@ -8,13 +8,20 @@ mod destination;
 mod devices;
 mod error;
 mod events;
+#[cfg(test)]
+mod golden_tests;
 mod hang;
+#[cfg(test)]
+mod huge_page_tests;
 mod incoming;
 mod instance;
 mod launch;
+mod leaving;
 #[cfg(test)]
 mod moving_tests;
 pub mod power;
+#[cfg(test)]
+mod probe_tests;
 mod source;
 pub mod spec;
 pub mod state;
@@ -90,21 +97,33 @@ impl Machine {
     pub fn pause(&self, reason: PauseReason) -> Result<(), MachineError> {
         self.reasons.add(reason, || {
             self.vcpus.pause();
-            for index in 0..self.vcpus.len() {
-                // Tells the guest's watchdogs that time passed without it; EINVAL: it has no kvmclock.
-                let _ = self.vcpus.fd(index).kvmclock_ctrl();
-            }
             self.devices.pause()
         })
     }
 
-    /// Removes `reason`; the machine runs when it was the last.
+    /// Removes `reason`; the machine runs when it was the last. A guest that is over stays so.
     ///
     /// # Errors
-    /// When a device cannot go on; the vCPUs stand still then.
+    /// When a device cannot go on; vCPUs and devices stand still then.
     pub fn resume(&self, reason: PauseReason) -> Result<(), MachineError> {
         self.reasons.remove(reason, || {
-            self.devices.resume()?;
+            // The guest's end is told before its vCPU parks, and adds its own reason a little later.
+            if self.ended() {
+                return Ok(());
+            }
+            for index in 0..self.vcpus.len() {
+                // Tells the guest's watchdogs that time passed without it (KVM API 4.73). Here and not
+                // at the pause: what it leaves behind in KVM is no part of the saved state, so a
+                // destination has to do it too. EINVAL: the guest has no kvmclock.
+                let _ = self.vcpus.fd(index).kvmclock_ctrl();
+            }
+            if let Err(e) = self.devices.resume() {
+                // Some may have begun; a disk must not change under a guest that did not go on.
+                if let Err(also) = self.devices.pause() {
+                    tracing::warn!(error = %also, "devices did not stand still again");
+                }
+                return Err(e);
+            }
             self.vcpus.resume();
             Ok(())
         })

@@ -5,9 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use migration::progress::{Event, Limits, TimeoutAction, Verify};
+use migration::Outcome;
+use migration::progress::{Event, Limits, Report, TimeoutAction, Verify};
+use migration::vm::SourceVm;
 
-use super::tests::{COUNTING, has_kvm};
+use super::instance::VmInstance;
+use super::power::PauseReason;
+use super::source::MachineSource;
+use super::tests::{COUNTING, count, has_kvm, wait_for_count_beyond};
 use super::{receive, run};
 use crate::boot::testing::pvh_elf;
 use crate::config::{CpuModel, ReceiveConfig, RunConfig};
@@ -40,8 +45,8 @@ fn hub() -> ConsoleHub {
     ConsoleHub::start(ConsoleOutputs::default()).unwrap()
 }
 
-fn guest(host: &Host, kernel: &Path) -> Arc<dyn Instance> {
-    let config = RunConfig {
+fn config(kernel: &Path) -> RunConfig {
+    RunConfig {
         name: "guest".into(),
         kernel: Some(kernel.to_owned()),
         initrd: None,
@@ -51,8 +56,11 @@ fn guest(host: &Host, kernel: &Path) -> Arc<dyn Instance> {
         pages: PageBacking::Small,
         cpu: CpuModel::Host,
         disks: Vec::new(),
-    };
-    run(&config, &host.dir("guest"), &hub()).unwrap()
+    }
+}
+
+fn guest(host: &Host, kernel: &Path) -> Arc<dyn Instance> {
+    run(&config(kernel), &host.dir("guest"), &hub()).unwrap()
 }
 
 fn destination(host: &Host) -> Arc<dyn Instance> {
@@ -151,4 +159,99 @@ fn a_guest_whose_destination_is_not_there_goes_on() {
         other => panic!("{other:?}"),
     }
     assert_eq!(source.status().state, VmState::Running);
+}
+
+#[test]
+fn a_guest_that_ends_at_once_is_not_said_to_run() {
+    if !has_kvm() {
+        return;
+    }
+    // Powers off by the ACPI register, then stops: mov dx, 0x600; mov al, 0x34; out dx, al; hlt
+    let power_off = [0xba, 0, 0x06, 0, 0, 0xb0, 0x34, 0xee, 0xf4, 0xeb, 0xfd];
+    let mut kernel = tempfile::NamedTempFile::new().unwrap();
+    kernel.write_all(&pvh_elf(&power_off, 0)).unwrap();
+    for _ in 0..20 {
+        let host = Host::new();
+        let vm = guest(&host, kernel.path());
+        let state = vm.wait_change(VmState::Running, Duration::from_secs(10));
+        assert_eq!(state, VmState::Stopped);
+        assert!(vm.migrate(request("127.0.0.1:9")).is_err());
+    }
+}
+
+#[test]
+fn a_receive_that_is_stopped_ends_at_once() {
+    if !has_kvm() {
+        return;
+    }
+    let host = Host::new();
+    let target = destination(&host);
+    target.stop(StopMode::Force).unwrap();
+    assert_eq!(target.status().state, VmState::Stopped);
+}
+
+#[test]
+fn a_paused_guest_whose_migration_failed_late_can_be_resumed() {
+    if !has_kvm() {
+        return;
+    }
+    let (machine, _ends) = super::tests::machine(&COUNTING);
+    let machine = Arc::new(machine);
+    let host = Host::new();
+    let vm = VmInstance::new(&host.dir("guest"), VmState::Running);
+    machine.resume(PauseReason::NotStarted).unwrap();
+    vm.holds(&machine);
+    vm.pause().unwrap();
+    // As the engine stops it, and lets it go on when it fails after that.
+    let source = MachineSource::new(machine.clone(), "guest");
+    source.pause().unwrap();
+    source.resume().unwrap();
+
+    vm.settle(Some(&Outcome::Failed(Report::default())));
+    assert_eq!(vm.status().state, VmState::Paused);
+    let seen = count(&machine);
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(count(&machine), seen, "its user's pause still holds");
+    vm.resume().unwrap();
+    wait_for_count_beyond(&machine, seen);
+}
+
+#[test]
+fn a_guest_whose_engine_failed_while_it_was_paused_is_not_let_go_on() {
+    if !has_kvm() {
+        return;
+    }
+    let (machine, _ends) = super::tests::machine(&COUNTING);
+    let machine = Arc::new(machine);
+    let host = Host::new();
+    let vm = VmInstance::new(&host.dir("guest"), VmState::Running);
+    machine.resume(PauseReason::NotStarted).unwrap();
+    vm.holds(&machine);
+    machine.pause(PauseReason::Migration).unwrap();
+
+    vm.settle(None);
+    assert_eq!(vm.status().state, VmState::HandoverUnknown);
+    assert!(vm.resume().is_err());
+    assert!(vm.migrate(request("127.0.0.1:9")).is_err());
+    assert!(vm.stop(StopMode::Force).is_err());
+    vm.end(VmState::Stopped, None);
+    assert_eq!(vm.status().state, VmState::HandoverUnknown);
+}
+
+#[test]
+fn a_guest_that_is_over_is_not_entered_again_when_a_pause_ends() {
+    if !has_kvm() {
+        return;
+    }
+    // Tells its end, then counts on.
+    let mut code = vec![0xba, 0, 0x06, 0, 0, 0xb0, 0x34, 0xee];
+    code.extend_from_slice(&COUNTING);
+    let (machine, ends) = super::tests::machine(&code);
+    machine.resume(PauseReason::NotStarted).unwrap();
+    ends.recv_timeout(Duration::from_secs(10)).unwrap();
+    machine.pause(PauseReason::Migration).unwrap();
+    let seen = count(&machine);
+    machine.resume(PauseReason::Migration).unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(count(&machine), seen);
 }

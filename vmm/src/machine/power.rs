@@ -1,5 +1,6 @@
 //! Who wants the vCPUs to stand still.
 
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Why a machine is paused; it runs when no reason is left.
@@ -18,14 +19,24 @@ pub enum PauseReason {
     Inspection = 16,
 }
 
-/// The reasons that hold now; transitions are made under its lock.
+/// The reasons that hold now.
+///
+/// Transitions are made one after the other, so that whoever adds a reason to a machine that is just
+/// being stopped also waits until it stands. Asking never waits: a disk that takes long to flush must
+/// not silence the status.
 #[derive(Debug)]
-pub struct PauseReasons(Mutex<u8>);
+pub struct PauseReasons {
+    bits: AtomicU8,
+    transition: Mutex<()>,
+}
 
 impl PauseReasons {
     /// A machine that was built and not started.
     pub fn new() -> Self {
-        Self(Mutex::new(PauseReason::NotStarted as u8))
+        Self {
+            bits: AtomicU8::new(PauseReason::NotStarted as u8),
+            transition: Mutex::new(()),
+        }
     }
 
     /// Adds a reason; `stop` is called when it is the first.
@@ -34,10 +45,12 @@ impl PauseReasons {
         reason: PauseReason,
         stop: impl FnOnce() -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut reasons = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = *reasons == 0;
-        *reasons |= reason as u8;
-        if first { stop() } else { Ok(()) }
+        let _transition = self
+            .transition
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let before = self.bits.fetch_or(reason as u8, Ordering::SeqCst);
+        if before == 0 { stop() } else { Ok(()) }
     }
 
     /// Removes a reason; `start` is called when it was the last.
@@ -46,19 +59,21 @@ impl PauseReasons {
         reason: PauseReason,
         start: impl FnOnce() -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut reasons = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = *reasons & reason as u8 != 0;
-        *reasons &= !(reason as u8);
-        if held && *reasons == 0 {
+        let _transition = self
+            .transition
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let before = self.bits.fetch_and(!(reason as u8), Ordering::SeqCst);
+        if before == reason as u8 {
             start()
         } else {
             Ok(())
         }
     }
 
-    /// Whether this reason holds.
+    /// Whether this reason holds; it may be about to.
     pub fn holds(&self, reason: PauseReason) -> bool {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) & reason as u8 != 0
+        self.bits.load(Ordering::SeqCst) & reason as u8 != 0
     }
 }
 
@@ -97,5 +112,19 @@ mod tests {
         assert!(!runs.get());
         reasons.remove(PauseReason::User, start).unwrap();
         assert!(runs.get());
+    }
+
+    #[test]
+    fn asking_does_not_wait_for_a_stop_that_takes_long() {
+        let reasons = PauseReasons::new();
+        let none = || -> Result<(), Infallible> { Ok(()) };
+        reasons.remove(PauseReason::NotStarted, none).unwrap();
+        reasons
+            .add(PauseReason::User, || {
+                assert!(reasons.holds(PauseReason::User));
+                assert!(!reasons.holds(PauseReason::Migration));
+                none()
+            })
+            .unwrap();
     }
 }

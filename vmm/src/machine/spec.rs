@@ -1,17 +1,23 @@
 //! The machine as source and destination must agree on it.
 
+use std::collections::BTreeSet;
+
 use migration::observation::{Observation, Side};
 use migration::vm::MachineDescription;
 use serde::{Deserialize, Serialize};
 
 use crate::boot::refusal::KvmBackend;
+use crate::config;
 use crate::cpuid::CpuidLeaf;
 use crate::memory::{self, PageBacking};
 
 /// Most vCPUs of a machine.
-pub const MAX_CPUS: u32 = crate::config::MAX_CPUS as u32;
+pub const MAX_CPUS: u32 = config::MAX_CPUS as u32;
 /// Most disks of a machine: the virtio slots less console and rng.
 pub const MAX_DISKS: usize = 15;
+
+/// Most CPUID leaves of a vCPU: what KVM takes.
+const MAX_LEAVES: usize = kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 
 /// A disk as the guest and the destination know it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,11 +94,159 @@ impl MachineSpec {
                 spec.disks.len()
             )));
         }
+        let mut ids = BTreeSet::new();
+        for disk in &spec.disks {
+            // Before it is shown to anybody: what a peer calls a disk may be anything.
+            config::check_disk_id(&disk.id)
+                .map_err(|e| refuse("a disk's id cannot be used".into()).caused_by(e))?;
+            if !ids.insert(&disk.id) {
+                return Err(refuse(format!("two disks have the id {}", disk.id)));
+            }
+            if !disk.path.starts_with('/') || disk.path.chars().any(char::is_control) {
+                let (id, path) = (&disk.id, &disk.path);
+                return Err(refuse(format!(
+                    "disk {id}: {path:?} is no absolute path that can be shown"
+                )));
+            }
+        }
+        if let Some(leaves) = spec.cpuid.iter().map(Vec::len).max()
+            && leaves > MAX_LEAVES
+        {
+            return Err(refuse(format!(
+                "{leaves} CPUID leaves are more than {MAX_LEAVES}"
+            )));
+        }
         if description.ram != memory::layout(spec.memory) {
             return Err(refuse(
                 "the RAM layout is not one that this version makes".into(),
             ));
         }
         Ok(spec)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+
+    fn spec() -> MachineSpec {
+        let leaf = CpuidLeaf {
+            function: 0,
+            index: 0,
+            flags: 0,
+            eax: 0x1f,
+            ebx: 0x756e_6547,
+            ecx: 0x6c65_746e,
+            edx: 0x4965_6e69,
+        };
+        let disk = |id: &str| DiskSpec {
+            id: id.into(),
+            path: format!("/srv/{id}.raw"),
+            access: DiskAccess::ReadWrite,
+            size: 1 << 30,
+        };
+        MachineSpec {
+            memory: 5 << 30,
+            pages: PageBacking::Small,
+            cpuid: vec![vec![leaf]; 2],
+            backend: KvmBackend::Amd,
+            disks: vec![disk("root"), disk("data")],
+        }
+    }
+
+    fn refusal(change: impl FnOnce(&mut MachineSpec)) -> String {
+        let mut changed = spec();
+        change(&mut changed);
+        let description = changed.describe("guest").unwrap();
+        let refused = MachineSpec::from_description(&description).unwrap_err();
+        assert_eq!(refused.id, "negotiate.machine");
+        refused.to_string()
+    }
+
+    #[test]
+    fn what_is_described_is_read_again() {
+        let description = spec().describe("guest").unwrap();
+        assert_eq!(MachineSpec::from_description(&description).unwrap(), spec());
+    }
+
+    #[test]
+    fn counts_and_names_that_no_source_of_ours_sends_are_refused() {
+        assert!(refusal(|s| s.cpuid.clear()).contains("0 vCPUs"));
+        assert!(refusal(|s| s.cpuid = vec![Vec::new(); 17]).contains("17 vCPUs"));
+        assert!(refusal(|s| s.disks = vec![s.disks[0].clone(); 16]).contains("16 disks"));
+        assert!(refusal(|s| s.disks[1].id = "root".into()).contains("two disks"));
+        assert!(refusal(|s| s.disks[0].id = "a\u{1b}[2J".into()).contains("cannot be used"));
+        assert!(refusal(|s| s.disks[0].path = "../x".into()).contains("absolute"));
+        assert!(refusal(|s| s.disks[0].path = "/x\u{7}".into()).contains("absolute"));
+        assert!(
+            refusal(|s| s.cpuid[1] = vec![s.cpuid[0][0]; MAX_LEAVES + 1]).contains("CPUID leaves")
+        );
+        let mut description = spec().describe("guest").unwrap();
+        description.ram[1].gpa += migration::PAGE_SIZE;
+        assert!(MachineSpec::from_description(&description).is_err());
+    }
+
+    /// Every place in a JSON value, changed by `f`.
+    fn nodes(value: &mut Value, f: &mut dyn FnMut(&mut Value)) {
+        match value {
+            Value::Array(items) => items.iter_mut().for_each(|item| nodes(item, f)),
+            Value::Object(fields) => fields.values_mut().for_each(|field| nodes(field, f)),
+            _ => {}
+        }
+        f(value);
+    }
+
+    fn any_value() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            Just(Value::Null),
+            any::<u64>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            ".{0,40}".prop_map(Value::from),
+            Just(Value::Array(Vec::new())),
+            Just(Value::Object(serde_json::Map::new())),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_changed_description_is_refused_or_within_bounds(
+            at in 0_usize..60,
+            new in any_value(),
+        ) {
+            let mut description = spec().describe("guest").unwrap();
+            let mut value: Value = serde_json::from_str(&description.machine).unwrap();
+            let mut n = 0;
+            nodes(&mut value, &mut |node| {
+                if n == at {
+                    *node = new.clone();
+                }
+                n += 1;
+            });
+            description.machine = value.to_string();
+            if let Ok(read) = MachineSpec::from_description(&description) {
+                prop_assert!((1..=MAX_CPUS).contains(&read.cpus()));
+                prop_assert!(read.disks.len() <= MAX_DISKS);
+                prop_assert_eq!(memory::layout(read.memory), description.ram);
+            }
+        }
+
+        #[test]
+        fn a_damaged_description_never_panics(
+            cut in 0_usize..2000,
+            byte in 0_usize..2000,
+            with in any::<u8>(),
+        ) {
+            let mut description = spec().describe("guest").unwrap();
+            let mut text = description.machine.into_bytes();
+            let len = text.len();
+            text[byte % len] = with;
+            text.truncate(len - cut % len);
+            description.machine = String::from_utf8_lossy(&text).into_owned();
+            let _ = MachineSpec::from_description(&description);
+        }
     }
 }

@@ -69,11 +69,11 @@ pub(super) fn machine(code: &[u8]) -> (Machine, Receiver<GuestEvent>) {
     (machine, ends)
 }
 
-fn count(machine: &Machine) -> u32 {
+pub(super) fn count(machine: &Machine) -> u32 {
     machine.ram().read_obj(GuestAddress(COUNTER)).unwrap()
 }
 
-fn wait_for_count_beyond(machine: &Machine, seen: u32) {
+pub(super) fn wait_for_count_beyond(machine: &Machine, seen: u32) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while count(machine) <= seen {
         assert!(

@@ -78,13 +78,32 @@ impl Gate {
         }
     }
 
+    /// `Quit` is final: a vCPU that stops everybody because its guest is over may come after it, and
+    /// would keep the threads that are to end.
     fn set(&self, mode: Mode) {
         let _parked = self.lock();
-        self.mode.store(mode as u8, Ordering::SeqCst);
+        if self.mode.load(Ordering::SeqCst) != Mode::Quit as u8 {
+            self.mode.store(mode as u8, Ordering::SeqCst);
+        }
         self.changed.notify_all();
     }
 
     fn lock(&self) -> MutexGuard<'_, usize> {
         self.parked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_opens_or_closes_a_gate_that_was_quit() {
+        let gate = Gate::new();
+        gate.close(Mode::Quit);
+        gate.close(Mode::Paused);
+        assert_eq!(gate.park(), Mode::Quit);
+        gate.open();
+        assert_eq!(gate.park(), Mode::Quit);
     }
 }

@@ -1,5 +1,6 @@
 //! The loop of a vCPU thread.
 
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -9,6 +10,10 @@ use super::exit;
 use super::gate::{Gate, Mode};
 use super::kick::ImmediateExit;
 use super::{ExitHandlers, GuestEvent};
+
+/// What is said of a guest whose exit could not be handled.
+const MISTAKE: &str =
+    "a mistake of this program in handling what the guest did; the log says where";
 
 /// What one vCPU thread owns.
 pub(super) struct Worker {
@@ -31,10 +36,13 @@ impl Worker {
     pub(super) fn run(self) {
         let _span = tracing::debug_span!("vcpu", index = self.index).entered();
         while self.gate.park() == Mode::Running {
-            let left = {
+            // A thread that died of a device's mistake would never park again, and whoever pauses the
+            // machine would wait for it for ever.
+            let left = panic::catch_unwind(AssertUnwindSafe(|| {
                 let mut fd = self.fd.lock().unwrap_or_else(PoisonError::into_inner);
                 self.run_guest(&mut fd)
-            };
+            }))
+            .unwrap_or_else(|_| Left::Over(self.failed("vmm.panic", MISTAKE.into())));
             if let Left::Over(event) = left {
                 self.handlers.events.tell(event);
                 // A guest that is over must not be entered again when another pause ends.

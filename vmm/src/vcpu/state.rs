@@ -3,16 +3,21 @@
 //! # Order
 //! *Save*, with the vCPU parked (its pending I/O was completed by a re-entry with `immediate_exit`):
 //! 1. `MP_STATE` first: reading it makes KVM take in a pending INIT or SIPI, which changes the rest.
-//! 2. Registers, special registers, FPU and XCRs in any order.
-//! 3. MSRs, with `TSC_DEADLINE` among them, before the LAPIC: reading does not disturb either.
-//! 4. Events last: the reads above may have moved a pending exception into them.
+//! 2. Events, whose values are not kept: reading them makes KVM move what a pending exception carries
+//!    into CR2 and DR6, which are read next.
+//! 3. Registers, special registers, FPU and XCRs in any order.
+//! 4. MSRs, with `TSC_DEADLINE` among them, before the LAPIC: a timer that expires in between is then
+//!    seen twice, which a guest must bear, and not lost.
+//! 5. Events last: the reads above may have moved a pending exception into them.
 //!
 //! *Load*, into a vCPU that never ran:
 //! 1. CPUID was set when the vCPU was made: it decides which of the following KVM accepts.
 //! 2. `MP_STATE`, then registers; special registers carry the APIC base and EFER, which the LAPIC
 //!    and the MSRs build on.
 //! 3. XCRs before XSAVE: they decide which parts of the FPU state are on.
-//! 4. LAPIC before MSRs: `TSC_DEADLINE` is ignored unless the LAPIC timer is in that mode.
+//! 4. LAPIC before MSRs: `TSC_DEADLINE` is ignored unless the LAPIC timer is in that mode. The TSC
+//!    before both, as the deadline is one of the guest's TSC; by its offset, or, where this KVM has
+//!    none to set, by its MSR, which KVM lists before `TSC_DEADLINE`.
 //! 5. Events last: nothing after them may add or drop a pending exception or interrupt.
 
 // XSAVE areas are variable-sized structures of the kernel.
@@ -29,15 +34,16 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::kvm::ioctl::{self, Sregs2};
-use crate::kvm::os_error;
+use crate::kvm::{XsaveArea, os_error};
 use crate::snapshot::bytes::{self, BytesError};
 
-/// `IA32_TSC`: carried as an offset instead, for its value has passed by the time it is loaded.
+/// `IA32_TSC`: carried as an offset where there is one, for its value has passed by the time it is
+/// loaded.
 const MSR_IA32_TSC: u32 = 0x10;
-/// `IA32_TSC_ADJUST`: writing it moves the TSC by the difference.
-const MSR_IA32_TSC_ADJUST: u32 = 0x3b;
 /// Bound on what a peer may ask to load; KVM knows some hundreds.
 const MAX_MSRS: usize = 4096;
+/// MSRs that go to KVM at once; it takes fewer than 256.
+const MSR_CHUNK: usize = 128;
 
 /// Saved vCPU; frozen: a change makes a `V2` with a conversion.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,7 +62,7 @@ pub struct VcpuStateV1 {
     pub debugregs: Vec<u8>,
     /// `struct kvm_lapic_state`.
     pub lapic: Vec<u8>,
-    /// MSRs by index; the TSC is not among them.
+    /// MSRs by index; the TSC is among them only where it has no offset that can be set.
     pub msrs: Vec<(u32, u64)>,
     /// `struct kvm_vcpu_events`.
     pub events: Vec<u8>,
@@ -90,7 +96,7 @@ pub struct VcpuStateCaps {
     /// MSRs that can be read.
     msrs: Vec<u32>,
     sregs2: bool,
-    xsave_size: usize,
+    xsave: XsaveArea,
     tsc_offset: bool,
 }
 
@@ -102,31 +108,34 @@ impl VcpuStateCaps {
     pub fn probe(
         kvm: &Kvm,
         vcpu: &VcpuFd,
-        xsave_size: usize,
+        xsave: XsaveArea,
         tsc: GuestTsc,
     ) -> Result<Self, VcpuStateError> {
         let failed = |e| VcpuStateError::Get("the list of MSRs", os_error(e));
+        let tsc_offset = tsc == GuestTsc::Offset && ioctl::get_tsc_offset(vcpu).is_ok();
+        let tsc_by_value = tsc == GuestTsc::Offset && !tsc_offset;
         let list = kvm.get_msr_index_list().map_err(failed)?;
         let mut indices: Vec<u32> = list
             .as_slice()
             .iter()
             .copied()
-            .filter(|i| *i != MSR_IA32_TSC && *i != MSR_IA32_TSC_ADJUST)
+            .filter(|i| *i != MSR_IA32_TSC || tsc_by_value)
             .collect();
         // KVM lists some that this vCPU's CPUID hides: reading stops at the first of them.
-        loop {
-            let mut msrs = msr_request(&indices)?;
-            let read = vcpu.get_msrs(&mut msrs).map_err(failed)?;
-            if read >= indices.len() {
-                break;
+        let mut at = 0;
+        while at < indices.len() {
+            let chunk = indices.len().min(at + MSR_CHUNK);
+            let mut msrs = msr_request(&indices[at..chunk])?;
+            at += vcpu.get_msrs(&mut msrs).map_err(failed)?;
+            if at < chunk {
+                indices.remove(at);
             }
-            indices.remove(read);
         }
         Ok(Self {
             msrs: indices,
             sregs2: kvm.check_extension_raw(KVM_CAP_SREGS2.into()) > 0,
-            xsave_size,
-            tsc_offset: tsc == GuestTsc::Offset && ioctl::get_tsc_offset(vcpu).is_ok(),
+            xsave,
+            tsc_offset,
         })
     }
 }
@@ -158,6 +167,8 @@ fn msr_request(indices: &[u32]) -> Result<Msrs, VcpuStateError> {
 pub fn save(vcpu: &VcpuFd, caps: &VcpuStateCaps) -> Result<VcpuStateV1, VcpuStateError> {
     let get = |what| move |e: kvm_ioctls::Error| VcpuStateError::Get(what, os_error(e));
     let mp_state = bytes::of(&vcpu.get_mp_state().map_err(get("MP_STATE"))?);
+    // Only for what the reading does, see above.
+    vcpu.get_vcpu_events().map_err(get("the events"))?;
     let regs = bytes::of(&vcpu.get_regs().map_err(get("the registers"))?);
     let sregs = if caps.sregs2 {
         let sregs = ioctl::get_sregs2(vcpu).map_err(|e| VcpuStateError::Get("SREGS2", e))?;
@@ -166,19 +177,9 @@ pub fn save(vcpu: &VcpuFd, caps: &VcpuStateCaps) -> Result<VcpuStateV1, VcpuStat
         bytes::of(&vcpu.get_sregs().map_err(get("SREGS"))?)
     };
     let xcrs = bytes::of(&vcpu.get_xcrs().map_err(get("the XCRs"))?);
-    let xsave = save_xsave(vcpu, caps.xsave_size)?;
+    let xsave = save_xsave(vcpu, caps.xsave)?;
     let debugregs = bytes::of(&vcpu.get_debug_regs().map_err(get("the debug registers"))?);
-    let mut request = msr_request(&caps.msrs)?;
-    let read = vcpu.get_msrs(&mut request).map_err(get("the MSRs"))?;
-    if read != caps.msrs.len() {
-        let short = io::Error::other(format!("MSR {:#x} cannot be read", caps.msrs[read]));
-        return Err(VcpuStateError::Get("the MSRs", short));
-    }
-    let msrs = request
-        .as_slice()
-        .iter()
-        .map(|m| (m.index, m.data))
-        .collect();
+    let msrs = save_msrs(vcpu, &caps.msrs)?;
     let lapic = bytes::of(&vcpu.get_lapic().map_err(get("the LAPIC"))?);
     let events = bytes::of(&vcpu.get_vcpu_events().map_err(get("the events"))?);
     let tsc_offset = if caps.tsc_offset {
@@ -239,7 +240,7 @@ pub fn load(
     }
     vcpu.set_xcrs(&bytes::to::<kvm_xcrs>("the XCRs", xcrs)?)
         .map_err(set("the XCRs"))?;
-    load_xsave(vcpu, caps.xsave_size, xsave)?;
+    load_xsave(vcpu, caps.xsave.size(), xsave)?;
     vcpu.set_debug_regs(&bytes::to::<kvm_debugregs>(
         "the debug registers",
         debugregs,
@@ -257,7 +258,23 @@ pub fn load(
     Ok(())
 }
 
-/// Loads the MSRs in one call; one that KVM refuses may be left out if it already has the value,
+fn save_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<(u32, u64)>, VcpuStateError> {
+    let mut msrs = Vec::with_capacity(indices.len());
+    for chunk in indices.chunks(MSR_CHUNK) {
+        let mut request = msr_request(chunk)?;
+        let read = vcpu
+            .get_msrs(&mut request)
+            .map_err(|e| VcpuStateError::Get("the MSRs", os_error(e)))?;
+        if let Some(index) = chunk.get(read) {
+            let short = io::Error::other(format!("MSR {index:#x} cannot be read"));
+            return Err(VcpuStateError::Get("the MSRs", short));
+        }
+        msrs.extend(request.as_slice().iter().map(|m| (m.index, m.data)));
+    }
+    Ok(msrs)
+}
+
+/// Loads the MSRs in few calls; one that KVM refuses may be left out if it already has the value,
 /// for KVM lists some that can be read but not written.
 fn load_msrs(vcpu: &VcpuFd, msrs: &[(u32, u64)]) -> Result<(), VcpuStateError> {
     if msrs.len() > MAX_MSRS {
@@ -265,7 +282,8 @@ fn load_msrs(vcpu: &VcpuFd, msrs: &[(u32, u64)]) -> Result<(), VcpuStateError> {
     }
     let mut left = msrs;
     while !left.is_empty() {
-        let entries: Vec<kvm_msr_entry> = left
+        let chunk = &left[..left.len().min(MSR_CHUNK)];
+        let entries: Vec<kvm_msr_entry> = chunk
             .iter()
             .map(|&(index, data)| kvm_msr_entry {
                 index,
@@ -278,8 +296,9 @@ fn load_msrs(vcpu: &VcpuFd, msrs: &[(u32, u64)]) -> Result<(), VcpuStateError> {
         let done = vcpu
             .set_msrs(&request)
             .map_err(|e| VcpuStateError::Set("the MSRs", os_error(e)))?;
-        let Some(&(index, data)) = left.get(done) else {
-            break;
+        let Some(&(index, data)) = chunk.get(done) else {
+            left = &left[chunk.len()..];
+            continue;
         };
         let mut current = msr_request(&[index])?;
         let same =
@@ -306,21 +325,32 @@ fn xsave_buffer(size: usize) -> Result<Xsave, VcpuStateError> {
     Xsave::new((size - fixed) / 4).map_err(|_| invalid().into())
 }
 
-fn save_xsave(vcpu: &VcpuFd, size: usize) -> Result<Vec<u8>, VcpuStateError> {
+fn save_xsave(vcpu: &VcpuFd, area: XsaveArea) -> Result<Vec<u8>, VcpuStateError> {
+    let failed = |e| VcpuStateError::Get("XSAVE", os_error(e));
+    let size = match area {
+        XsaveArea::Fixed => {
+            let saved = vcpu.get_xsave().map_err(failed)?;
+            return Ok(to_bytes(&saved.region));
+        }
+        XsaveArea::Sized(size) => size,
+    };
     let mut area = xsave_buffer(size)?;
     // SAFETY: `size` is what KVM_CAP_XSAVE2 reported for this VM, and the area holds as much.
-    unsafe { vcpu.get_xsave2(&mut area) }.map_err(|e| VcpuStateError::Get("XSAVE", os_error(e)))?;
-    let words = area
-        .as_fam_struct_ref()
-        .xsave
-        .region
-        .iter()
-        .chain(area.as_slice());
-    Ok(words.flat_map(|w| w.to_le_bytes()).collect())
+    unsafe { vcpu.get_xsave2(&mut area) }.map_err(failed)?;
+    let mut saved = to_bytes(&area.as_fam_struct_ref().xsave.region);
+    saved.extend(to_bytes(area.as_slice()));
+    Ok(saved)
 }
 
+fn to_bytes(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+/// Loads an area that was saved where KVM's has at most this host's `size`; what is missing at its end
+/// is of components that the guest does not have, as the area's own header says.
 fn load_xsave(vcpu: &VcpuFd, size: usize, saved: &[u8]) -> Result<(), VcpuStateError> {
-    if saved.len() != size {
+    let fixed = size_of::<kvm_bindings::kvm_xsave>();
+    if !(fixed..=size).contains(&saved.len()) || !saved.len().is_multiple_of(4) {
         return Err(BytesError {
             what: "XSAVE",
             expected: size,
@@ -328,7 +358,7 @@ fn load_xsave(vcpu: &VcpuFd, size: usize, saved: &[u8]) -> Result<(), VcpuStateE
         }
         .into());
     }
-    let mut area = xsave_buffer(saved.len())?;
+    let mut area = xsave_buffer(size)?;
     let mut words = saved
         .chunks_exact(4)
         .map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]]));

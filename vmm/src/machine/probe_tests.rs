@@ -213,7 +213,7 @@ fn a_probe_that_is_moved_fifty_times_finds_no_fault() {
     // The disk was looked at as a whole, and is in use.
     probe.wait(|line| matches!(line, ProbeLine::Tick(t) if t.blocks_verified > 0));
     let first = probe.tick();
-    let mut last = first.clone();
+    let mut last = first;
     for _ in 0..50 {
         probe.move_to_another_machine();
         let tick = probe.tick();

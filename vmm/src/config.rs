@@ -41,11 +41,36 @@ impl FromStr for CpuModel {
     }
 }
 
+/// What a disk's file holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DiskFormat {
+    /// Raw, it is assumed: refused if it begins as another format does.
+    #[default]
+    Guessed,
+    /// Raw, whatever it begins with: a guest may have written anything there.
+    Raw,
+}
+
+impl FromStr for DiskFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "raw" => Ok(Self::Raw),
+            _ => Err(format!(
+                "disk format {text:?} is not supported: only raw is"
+            )),
+        }
+    }
+}
+
 /// A disk of the guest, a raw image or block device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskConfig {
     /// Image file or block device.
     pub path: PathBuf,
+    /// What it holds.
+    pub format: DiskFormat,
     /// The guest may only read.
     pub readonly: bool,
     /// Name of the disk in the guest (virtio-blk serial) and in `receive --disk ID=PATH`.
@@ -57,6 +82,8 @@ pub struct DiskConfig {
 pub struct DiskArg {
     /// Image file or block device.
     pub path: PathBuf,
+    /// What it holds.
+    pub format: DiskFormat,
     /// The guest may only read.
     pub readonly: bool,
     /// Where absent, `disk0`, `disk1`, … by position.
@@ -74,6 +101,7 @@ impl FromStr for DiskArg {
         }
         let mut disk = Self {
             path: path.into(),
+            format: DiskFormat::Guessed,
             readonly: false,
             id: None,
         };
@@ -81,7 +109,7 @@ impl FromStr for DiskArg {
             match part.split_once('=') {
                 None if part == "readonly" => disk.readonly = true,
                 Some(("id", id)) => disk.id = Some(id.into()),
-                Some(("format", format)) => check_format(format)?,
+                Some(("format", format)) => disk.format = format.parse()?,
                 _ => {
                     return Err(format!(
                         "{part:?} is not a disk option: format=raw, readonly and id=ID are"
@@ -90,15 +118,6 @@ impl FromStr for DiskArg {
             }
         }
         Ok(disk)
-    }
-}
-
-fn check_format(format: &str) -> Result<(), String> {
-    match format {
-        "raw" => Ok(()),
-        _ => Err(format!(
-            "disk format {format:?} is not supported: only raw is"
-        )),
     }
 }
 
@@ -259,11 +278,10 @@ impl RunOptions {
             id,
         } in disk
         {
-            if let Some(format) = format {
-                check_format(&format)?;
-            }
+            let format = format.map(|text| text.parse()).transpose()?;
             disks.push(DiskArg {
                 path: base.join(path),
+                format: format.unwrap_or_default(),
                 readonly,
                 id,
             });
@@ -329,7 +347,13 @@ impl RunOptions {
         }
         let mut ids = BTreeSet::new();
         let mut disks = Vec::new();
-        for (i, DiskArg { path, readonly, id }) in self.disks.into_iter().enumerate() {
+        for (i, disk) in self.disks.into_iter().enumerate() {
+            let DiskArg {
+                path,
+                format,
+                readonly,
+                id,
+            } = disk;
             let id = id.unwrap_or_else(|| format!("disk{i}"));
             check_disk_id(&id)?;
             if !ids.insert(id.clone()) {
@@ -337,6 +361,7 @@ impl RunOptions {
             }
             disks.push(DiskConfig {
                 path: absolute(path),
+                format,
                 readonly,
                 id,
             });

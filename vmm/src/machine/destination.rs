@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use block::Content;
 use migration::GuestRam;
 use migration::observation::{Observation, Side};
 use migration::vm::{DestinationVm, MachineDescription, VmResult};
@@ -84,6 +85,8 @@ impl MachineDestination {
                     id: disk.id.clone(),
                     path: given.map_or_else(|| disk.path.clone().into(), |(_, p)| p.clone()),
                     access: disk.access,
+                    // The guest may have written anything into its first sector.
+                    content: Content::Raw,
                     expected_size: Some(disk.size),
                 }
             })

@@ -61,6 +61,7 @@ impl Probe {
                     id: "disk0".into(),
                     path,
                     access: DiskAccess::ReadWrite,
+                    content: block::Content::Raw,
                     expected_size: Some(size),
                 }
             })

@@ -8,9 +8,8 @@ use std::process::Command;
 /// The stock kernel that the tests' set-up script has put beside what cargo builds.
 fn stock_kernel() -> Option<PathBuf> {
     let built = Path::new(env!("CARGO_BIN_EXE_vmm"));
-    let target = built
-        .ancestors()
-        .find(|dir| dir.join("CACHEDIR.TAG").is_file())?;
+    // TARGET/PROFILE/vmm
+    let target = built.parent()?.parent()?;
     let boot = std::fs::read_dir(target.join("rig/kernel/boot")).ok()?;
     boot.filter_map(|entry| Some(entry.ok()?.path()))
         .find(|path| {

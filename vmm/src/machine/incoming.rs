@@ -1,5 +1,10 @@
 //! The thread of `vmm receive`: takes in one guest, then answers for it.
 
+// A socket that is inherited is known by its number alone.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
@@ -43,11 +48,19 @@ pub(super) fn listen(
         let e: migration::address::AddressError = e;
         refused("usage.address", &e)
     })?;
+<<<<<<< HEAD
     let bound = match &address {
         Address::Fd(fd) => inherited::socket(*fd).and_then(SocketListen::from_fd),
         Address::Tcp { .. } | Address::Unix(_) => SocketListen::bind(&address),
     };
     let listener = bound.map_err(|e| {
+=======
+    let listener = match address {
+        Address::Fd(number) => inherited(number),
+        _ => SocketListen::bind(&address),
+    }
+    .map_err(|e| {
+>>>>>>> hardening
         Observation::new(
             Side::Destination,
             "receive.listen",
@@ -67,11 +80,7 @@ pub(super) fn listen(
 
     let arrival = Arrival {
         overrides: config.disks.clone(),
-        paths: if address.is_loopback() {
-            DiskPaths::FromSource
-        } else {
-            DiskPaths::GivenHere
-        },
+        paths: disk_paths(&listener.address()),
         naming: if config.name.is_some() {
             Naming::Given
         } else {
@@ -87,6 +96,24 @@ pub(super) fn listen(
         .spawn(move || take_in(&listener, arrival, &control, &journal, &instance))
         .map_err(|e| refused("machine.thread", &e))?;
     Ok(())
+}
+
+/// Takes over a socket that listens already, by the number that whoever started us gave.
+fn inherited(number: RawFd) -> io::Result<SocketListen> {
+    if number < 0 {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: it is borrowed for a duplicate only, which the kernel refuses when nothing is open there.
+    let given = unsafe { BorrowedFd::borrow_raw(number) };
+    SocketListen::from_fd(given.try_clone_to_owned()?)
+}
+
+/// Who may say where disks lie, of those that can connect to `listening`.
+fn disk_paths(listening: &str) -> DiskPaths {
+    match listening.parse::<Address>() {
+        Ok(address) if address.is_loopback() => DiskPaths::FromSource,
+        _ => DiskPaths::GivenHere,
+    }
 }
 
 fn take_in(
@@ -111,5 +138,38 @@ fn take_in(
         Outcome::Failed(report) | Outcome::HandoverUnknown(report) => {
             instance.end(VmState::Failed, report.error);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn only_this_hosts_own_sockets_let_a_source_name_files() {
+        for (listening, paths) in [
+            ("127.0.0.1:7", DiskPaths::FromSource),
+            ("[::1]:7", DiskPaths::FromSource),
+            ("unix:/run/socket", DiskPaths::FromSource),
+            ("0.0.0.0:7", DiskPaths::GivenHere),
+            ("[::]:7", DiskPaths::GivenHere),
+            ("10.0.0.1:7", DiskPaths::GivenHere),
+            ("what", DiskPaths::GivenHere),
+        ] {
+            assert_eq!(disk_paths(listening), paths, "{listening}");
+        }
+    }
+
+    #[test]
+    fn an_inherited_socket_is_taken_over_if_it_listens() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = inherited(socket.as_raw_fd()).unwrap();
+        assert_eq!(taken.address(), socket.local_addr().unwrap().to_string());
+        let file = tempfile::tempfile().unwrap();
+        assert!(inherited(file.as_raw_fd()).is_err());
+        assert!(inherited(-1).is_err());
+        assert!(inherited(RawFd::MAX).is_err());
     }
 }

@@ -1,10 +1,5 @@
 //! The thread of `vmm receive`: takes in one guest, then answers for it.
 
-// A socket that is inherited is known by its number alone.
-#![allow(unsafe_code)]
-
-use std::io;
-use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
@@ -48,19 +43,11 @@ pub(super) fn listen(
         let e: migration::address::AddressError = e;
         refused("usage.address", &e)
     })?;
-<<<<<<< HEAD
     let bound = match &address {
         Address::Fd(fd) => inherited::socket(*fd).and_then(SocketListen::from_fd),
         Address::Tcp { .. } | Address::Unix(_) => SocketListen::bind(&address),
     };
     let listener = bound.map_err(|e| {
-=======
-    let listener = match address {
-        Address::Fd(number) => inherited(number),
-        _ => SocketListen::bind(&address),
-    }
-    .map_err(|e| {
->>>>>>> hardening
         Observation::new(
             Side::Destination,
             "receive.listen",
@@ -98,16 +85,6 @@ pub(super) fn listen(
     Ok(())
 }
 
-/// Takes over a socket that listens already, by the number that whoever started us gave.
-fn inherited(number: RawFd) -> io::Result<SocketListen> {
-    if number < 0 {
-        return Err(io::Error::from_raw_os_error(libc::EBADF));
-    }
-    // SAFETY: it is borrowed for a duplicate only, which the kernel refuses when nothing is open there.
-    let given = unsafe { BorrowedFd::borrow_raw(number) };
-    SocketListen::from_fd(given.try_clone_to_owned()?)
-}
-
 /// Who may say where disks lie, of those that can connect to `listening`.
 fn disk_paths(listening: &str) -> DiskPaths {
     match listening.parse::<Address>() {
@@ -143,8 +120,6 @@ fn take_in(
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd;
-
     use super::*;
 
     #[test]
@@ -160,16 +135,5 @@ mod tests {
         ] {
             assert_eq!(disk_paths(listening), paths, "{listening}");
         }
-    }
-
-    #[test]
-    fn an_inherited_socket_is_taken_over_if_it_listens() {
-        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let taken = inherited(socket.as_raw_fd()).unwrap();
-        assert_eq!(taken.address(), socket.local_addr().unwrap().to_string());
-        let file = tempfile::tempfile().unwrap();
-        assert!(inherited(file.as_raw_fd()).is_err());
-        assert!(inherited(-1).is_err());
-        assert!(inherited(RawFd::MAX).is_err());
     }
 }

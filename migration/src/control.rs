@@ -4,12 +4,14 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use crate::id::MigrationId;
 use crate::observation::Observation;
 use crate::progress::{Event, Limits, Phase, Report};
 use crate::session::Session;
 
 #[derive(Default)]
 struct State {
+    id: Option<MigrationId>,
     limits: Option<Limits>,
     cancelled: bool,
     committing: bool,
@@ -80,6 +82,16 @@ impl Control {
         if cancelled {
             session.fail(crate::Error::Cancelled);
         }
+    }
+
+    /// Which migration it is: at the destination, since the source told it; of several that came in
+    /// one after the other, the last.
+    pub fn id(&self) -> Option<MigrationId> {
+        self.lock().id
+    }
+
+    pub(crate) fn set_id(&self, id: MigrationId) {
+        self.lock().id = Some(id);
     }
 
     /// Sets the limits that the migration begins with, unless they were set by hand already.

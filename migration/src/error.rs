@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use crate::id::{HostId, MigrationId};
 use crate::journal::JournalError;
 use crate::observation::{Observation, Side};
 
@@ -89,6 +90,25 @@ pub enum Error {
         /// Its identifier.
         id: String,
     },
+    /// Someone answers who was not given the guest.
+    #[error(
+        "the guest was given to host {expected}, but {} answers at {address}",
+        answering(.answered)
+    )]
+    WrongHost {
+        /// Where was asked.
+        address: String,
+        /// Who was given the guest.
+        expected: HostId,
+        /// Who answered; `None` when it does not tell.
+        answered: Option<HostId>,
+    },
+    /// There is no record of a migration that is asked about.
+    #[error("there is no record of migration {id} here, nor of whom its guest was given to")]
+    NoRecord {
+        /// Its identifier.
+        id: MigrationId,
+    },
     /// The total time ran out.
     #[error("not finished within {0:?}")]
     TimedOut(Duration),
@@ -111,6 +131,13 @@ fn side_name(side: Side) -> &'static str {
     }
 }
 
+fn answering(answered: &Option<HostId>) -> String {
+    match answered {
+        Some(host) => format!("host {host}"),
+        None => "a host that does not say which it is".into(),
+    }
+}
+
 impl Error {
     /// Stable identifier of the condition.
     pub fn id(&self) -> &'static str {
@@ -128,6 +155,8 @@ impl Error {
             Self::DigestMismatch { .. } => "migration.digest-mismatch",
             Self::Journal(_) => "migration.journal",
             Self::GivenUp { .. } => "migration.given-up",
+            Self::WrongHost { .. } => "migration.wrong-host",
+            Self::NoRecord { .. } => "migration.no-record",
             Self::TimedOut(_) => "migration.timed-out",
             Self::Cancelled => "migration.cancelled",
             Self::Worker => "migration.worker",

@@ -1,8 +1,10 @@
-//! Identifiers: the migration's name, and the secret that binds its connections together.
+//! Identifiers: the migration's name, the host's, and the secret that binds its connections together.
 
 use std::fmt;
 use std::io::Read;
 use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
 
 /// Identifier of a migration: 16 bytes, written as 32 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -10,7 +12,7 @@ pub struct MigrationId(pub [u8; 16]);
 
 /// Text that is no identifier.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no migration identifier: expected 32 hexadecimal digits")]
+#[error("`{0}` is no identifier: expected 32 hexadecimal digits")]
 pub struct IdError(String);
 
 impl MigrationId {
@@ -30,9 +32,75 @@ pub(crate) fn random_bytes() -> std::io::Result<[u8; 16]> {
     Ok(bytes)
 }
 
+/// Identity of a host: that of the journal which answers for it. 16 bytes, written as 32 hexadecimal
+/// digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct HostId(pub [u8; 16]);
+
+impl HostId {
+    /// A fresh identity.
+    ///
+    /// # Errors
+    /// When the system has no random numbers to give.
+    pub fn random() -> std::io::Result<Self> {
+        random_bytes().map(Self)
+    }
+}
+
+impl From<HostId> for String {
+    fn from(id: HostId) -> Self {
+        id.to_string()
+    }
+}
+
+impl TryFrom<String> for HostId {
+    type Error = IdError;
+
+    fn try_from(text: String) -> Result<Self, IdError> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for HostId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_hexadecimal(&self.0, f)
+    }
+}
+
+impl fmt::Debug for HostId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for HostId {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        read_hexadecimal(text).map(Self)
+    }
+}
+
+fn write_hexadecimal(bytes: &[u8; 16], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+}
+
+fn read_hexadecimal(text: &str) -> Result<[u8; 16], IdError> {
+    let wrong = || IdError(text.chars().take(64).collect());
+    if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(wrong());
+    }
+    let mut bytes = [0; 16];
+    for (i, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).map_err(|_| wrong())?;
+    }
+    Ok(bytes)
+}
+
 impl fmt::Display for MigrationId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        write_hexadecimal(&self.0, f)
     }
 }
 
@@ -46,14 +114,6 @@ impl FromStr for MigrationId {
     type Err = IdError;
 
     fn from_str(text: &str) -> Result<Self, IdError> {
-        let wrong = || IdError(text.chars().take(64).collect());
-        if text.len() != 32 || !text.is_ascii() {
-            return Err(wrong());
-        }
-        let mut bytes = [0; 16];
-        for (i, byte) in bytes.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).map_err(|_| wrong())?;
-        }
-        Ok(Self(bytes))
+        read_hexadecimal(text).map(Self)
     }
 }

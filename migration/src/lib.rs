@@ -29,7 +29,7 @@ pub mod vm;
 pub mod wire;
 
 pub use error::Error;
-pub use id::MigrationId;
+pub use id::{HostId, MigrationId};
 pub use outcome::Outcome;
 
 /// Guest RAM: memfd-backed mappings whose writes by the VMM's own devices are tracked per page.

@@ -157,9 +157,9 @@ fn resolve_later(vm: &Source, id: MigrationId, theirs: &dyn Journal, ours: &dyn 
     let stop = AtomicBool::new(false);
     let resolution = std::thread::scope(|scope| {
         scope.spawn(|| destination::answer_resolve(&listen, theirs, &stop).unwrap());
-        let first = source::resolve(&connect, id).unwrap();
+        let first = source::resolve(&connect, id, ours).unwrap();
         assert_eq!(
-            source::resolve(&connect, id).unwrap(),
+            source::resolve(&connect, id, ours).unwrap(),
             first,
             "another answer"
         );

@@ -14,7 +14,7 @@ use migration::transport::{Connect, Connection, Listen, Patience};
 use migration::vm::{MachineDescription, RamRegion, RunState};
 use migration::wire::batch::{BatchHeader, Encoding, PageRange};
 use migration::wire::control::{
-    Intent, LastPass, Message, Negotiate, PassPlaced, Prepared, Ready, Resolution, Welcome,
+    Answer, Intent, LastPass, Message, Negotiate, PassPlaced, Prepared, Ready, Resolution, Welcome,
 };
 use migration::wire::hello::{HELLO_LEN, Hello, Role};
 use migration::{MigrationId, Outcome, destination, source};
@@ -23,6 +23,11 @@ use zerocopy::IntoBytes;
 const PATIENCE: Patience<'static> = Patience {
     timeout: Duration::from_secs(5),
     give_up: &|| false,
+};
+
+const RAN: Answer = Answer {
+    resolution: Resolution::Ran,
+    host: None,
 };
 
 fn say(connection: &dyn Connection, message: &Message) {
@@ -222,12 +227,13 @@ fn a_source_out_of_turn_never_starts_the_guest() {
             "two states",
             vec![Message::State(vec![1]), Message::State(vec![2])],
         ),
-        ("its own answer", vec![Message::Resolution(Resolution::Ran)]),
+        ("its own answer", vec![Message::Resolution(RAN)]),
         (
             "welcome",
             vec![Message::Welcome(Welcome {
                 version: 1,
                 token: [0; 16],
+                host: None,
             })],
         ),
     ];
@@ -296,6 +302,7 @@ fn serve(listen: &MemoryListen, answer: &(dyn Fn(&Message) -> Option<Vec<Message
     let welcome = Welcome {
         version: 1,
         token: [9; 16],
+        host: None,
     };
     say(&*control, &Message::Welcome(welcome));
     let mut data = Vec::new();
@@ -346,7 +353,7 @@ fn a_destination_that_lies_does_not_get_the_guest() {
         (
             "committed before asked",
             "migration.protocol",
-            Message::Resolution(Resolution::Ran),
+            Message::Resolution(RAN),
         ),
         (
             "negotiated again",

@@ -343,12 +343,14 @@ fn a_migration_that_was_given_up_cannot_come_again() {
 fn events_are_replayed_to_who_comes_late() {
     let mut scene = Scene::new(Guest::Idle);
     let control = std::sync::Mutex::new(None);
+    let id = scene.options.id;
     scene.run(|handle, events| {
         let live: Vec<Event> = events.iter().collect();
         wait_until("the last event", || {
             matches!(handle.last_event(), Some(Event::Completed(_)))
         });
         let replayed: Vec<Event> = handle.subscribe().iter().collect();
+        assert_eq!(handle.id(), Some(id));
         *control.lock().unwrap() = Some((live, replayed));
     });
     let (live, replayed) = control.into_inner().unwrap().unwrap();

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use migration::MigrationId;
 use migration::observation::{Observation, Side};
 use migration::progress::Verify;
 use migration::transport::{Connect, Connection, Listen, Patience, memory};
@@ -12,10 +11,11 @@ use migration::wire::batch::{
     BATCH_LEN, BatchHeader, BatchKind, Encoding, MAX_PAYLOAD, MAX_RANGES, PageRange, RANGE_LEN,
 };
 use migration::wire::control::{
-    Committed, ControlHeader, Extents, Intent, LastPass, Message, Negotiate, PassPlaced, Prepared,
-    Ready, Resolution, Welcome,
+    Answer, Committed, ControlHeader, Extents, Intent, LastPass, Message, Negotiate, PassPlaced,
+    Prepared, Ready, Resolution, Welcome,
 };
 use migration::wire::hello::{HELLO_LEN, Hello, Role};
+use migration::{HostId, MigrationId};
 use proptest::prelude::*;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -26,6 +26,7 @@ fn every_message() -> Vec<Message> {
         Message::Welcome(Welcome {
             version: 1,
             token: [7; 16],
+            host: None,
         }),
         Message::Negotiate(Box::new(Negotiate {
             machine: MachineDescription {
@@ -63,8 +64,27 @@ fn every_message() -> Vec<Message> {
         Message::Failure(Box::new(observation)),
         Message::Ping(1234),
         Message::Pong(1234),
-        Message::Resolution(Resolution::NeverRan),
+        Message::Resolution(Answer {
+            resolution: Resolution::NeverRan,
+            host: None,
+        }),
         Message::PlanEnd,
+    ]
+}
+
+/// What version 2 tells in other bytes.
+fn messages_of_version_2() -> Vec<Message> {
+    let host = Some(HostId([0xa5; 16]));
+    vec![
+        Message::Welcome(Welcome {
+            version: 2,
+            token: [7; 16],
+            host,
+        }),
+        Message::Resolution(Answer {
+            resolution: Resolution::Ran,
+            host,
+        }),
     ]
 }
 
@@ -83,27 +103,31 @@ fn assert_golden(name: &str, bytes: &[u8]) {
         std::fs::write(&path, bytes).unwrap();
     }
     let golden = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    assert!(
-        golden == bytes,
-        "{name} travels in other bytes than version 1 did"
-    );
+    assert!(golden == bytes, "{name} travels in other bytes than it did");
 }
 
 #[test]
-fn control_frames_are_the_bytes_of_version_1() {
-    for message in every_message() {
+fn control_frames_are_the_bytes_of_their_version() {
+    let all = [("v1", every_message()), ("v2", messages_of_version_2())];
+    for (version, message) in all
+        .into_iter()
+        .flat_map(|(version, all)| all.into_iter().map(move |message| (version, message)))
+    {
         let frame = message.encode().unwrap();
-        assert_golden(&format!("v1-{}.bin", message.name()), &frame);
+        assert_golden(&format!("{version}-{}.bin", message.name()), &frame);
         let (header, body) = split(&frame);
         assert_eq!(Message::decode(&header, body.to_vec()).unwrap(), message);
     }
 }
 
 #[test]
-fn hello_and_batches_are_the_bytes_of_version_1() {
-    let hello = Hello::new(Role::Data { stream: 3 }, MigrationId([1; 16]), [2; 16]);
-    assert_golden("v1-hello.bin", &hello.encode());
+fn hello_and_batches_are_the_bytes_of_their_version() {
+    let mut hello = Hello::new(Role::Data { stream: 3 }, MigrationId([1; 16]), [2; 16]);
+    assert_golden("v2-hello.bin", &hello.encode());
     assert_eq!(Hello::decode(&hello.encode()).unwrap(), hello);
+    hello.version = 1;
+    assert_golden("v1-hello.bin", &hello.encode());
+    assert_eq!(hello.common_version(), Some(1));
     let ranges = [
         PageRange::new(0x1000, 2, Encoding::Raw),
         PageRange::new(0x1_0000_0000, 512, Encoding::Zero),

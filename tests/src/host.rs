@@ -14,6 +14,8 @@ use crate::process::{Outcome, Process};
 
 /// Variable by which `vmm` finds its run-time directory.
 const RUNTIME_VARIABLE: &str = "VMM_RUNTIME_DIR";
+/// Variable that would make this machine's hosts share their records.
+const STATE_VARIABLE: &str = "VMM_STATE_DIR";
 
 /// Longest that a command may take which a test does not expect to wait.
 pub const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
@@ -74,7 +76,10 @@ impl Host {
     /// A `vmm` command on this host, to be changed before it is started.
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(&self.binary);
-        command.args(args).env(RUNTIME_VARIABLE, self.runtime_dir());
+        command
+            .args(args)
+            .env(RUNTIME_VARIABLE, self.runtime_dir())
+            .env_remove(STATE_VARIABLE);
         command
     }
 

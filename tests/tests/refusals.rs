@@ -313,7 +313,7 @@ fn user_without_rights_is_told_with_the_fix() {
     command
         .args(["run", "guest", "--detach"])
         .env("VMM_RUNTIME_DIR", &run);
-    command.env_remove("HOME");
+    command.env_remove("HOME").env_remove("VMM_STATE_DIR");
     let ended = pair
         .source
         .start(command)

@@ -17,5 +17,6 @@ pub mod probe;
 pub mod rotating_file;
 pub mod runtime_dir;
 pub mod snapshot;
+mod state_dir;
 pub mod units;
 pub mod vcpu;

@@ -2,7 +2,6 @@
 //!
 //! ```text
 //! ROOT/.lock                  held for moments, while folders come and go
-//! ROOT/migrations/            journals of hand-overs, outlive their VMs
 //! ROOT/NAME/pid               locked (flock) by the process that holds the VM, names it
 //! ROOT/NAME/control.sock      HTTP API
 //! ROOT/NAME/console.sock      serial console
@@ -10,6 +9,9 @@
 //! ROOT/NAME/vmm.log           log of the process
 //! ROOT/NAME/failed.json       last status of a VM that failed
 //! ```
+//! Journals of hand-overs outlive their VMs and the host's boot: see `state_dir.rs`. Where
+//! `$VMM_RUNTIME_DIR` makes a host of its own they are in ROOT too, as `migrations/`.
+//!
 //! The folder goes away when its VM ends well. When a detached VM fails, folder and logs stay for
 //! `vmm status` to tell the reason, until the name is used again or `vmm stop` removes them. What a
 //! killed process left is removed by whoever comes across it.
@@ -28,8 +30,8 @@ use migration::observation::{Observation, Side};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::instance::VmStatus;
+use crate::state_dir::{self, MIGRATIONS};
 
-const MIGRATIONS: &str = "migrations";
 const PID: &str = "pid";
 const CONTROL: &str = "control.sock";
 const CONSOLE: &str = "console.sock";
@@ -53,6 +55,8 @@ fn io(what: &str, path: &Path, error: &std::io::Error) -> Observation {
 #[derive(Debug, Clone)]
 pub struct RuntimeDir {
     root: PathBuf,
+    /// Where records that survive a restart are kept.
+    state: Option<PathBuf>,
 }
 
 /// What a name stands for.
@@ -91,17 +95,24 @@ impl RuntimeDir {
                 "no runtime directory: set VMM_RUNTIME_DIR or XDG_RUNTIME_DIR",
             ));
         };
-        Self::at(root)
+        make_dir(&root)?;
+        Ok(Self {
+            root,
+            state: state_dir::of_environment(),
+        })
     }
 
-    /// Uses `root`, which is made with mode 0700 where it does not exist.
+    /// Uses `root`, also for what survives a restart; made with mode 0700 where it does not exist.
     ///
     /// # Errors
     /// `host.runtime-dir`.
     pub fn at(root: impl Into<PathBuf>) -> Result<Self, Observation> {
         let root = root.into();
         make_dir(&root)?;
-        Ok(Self { root })
+        Ok(Self {
+            state: Some(root.clone()),
+            root,
+        })
     }
 
     /// Its path.
@@ -113,8 +124,10 @@ impl RuntimeDir {
     ///
     /// # Errors
     /// `usage.name` for a name that is none, `vm.name-in-use` with the process that holds it,
-    /// `host.runtime-dir`.
+    /// `host.runtime-dir`, `host.state-dir`.
     pub fn create(&self, name: Option<&str>, prefix: &str) -> Result<VmDir, Observation> {
+        let state = self.state.as_ref().ok_or_else(state_dir::missing)?;
+        let migrations = state.join(MIGRATIONS);
         if let Some(name) = name {
             check_name(name)?;
         }
@@ -138,10 +151,11 @@ impl RuntimeDir {
         flock(&lock, FlockOperation::LockExclusive)
             .map_err(|e| io("lock", &pid_path, &e.into()))?;
         writeln!(lock, "{}", std::process::id()).map_err(|e| io("write", &pid_path, &e))?;
-        make_dir(&self.root.join(MIGRATIONS))?;
+        make_dir(&migrations)?;
         Ok(VmDir {
             inner: Arc::new(Inner {
                 runtime: self.clone(),
+                migrations,
                 name: Mutex::new(name),
                 _lock: lock,
                 keep: Mutex::new(false),
@@ -365,6 +379,7 @@ fn connect(dir: &Path, socket: &str) -> std::io::Result<UnixStream> {
 #[derive(Debug)]
 struct Inner {
     runtime: RuntimeDir,
+    migrations: PathBuf,
     name: Mutex<String>,
     /// Open for as long as the name is ours.
     _lock: File,
@@ -399,9 +414,9 @@ impl VmDir {
         &self.inner.runtime
     }
 
-    /// Where journals of hand-overs are kept; outlives the VM.
+    /// Where journals of hand-overs are kept; outlives the VM and the host's boot.
     pub fn migrations(&self) -> PathBuf {
-        self.inner.runtime.root.join(MIGRATIONS)
+        self.inner.migrations.clone()
     }
 
     /// Renames the VM, as `receive` does when the guest that arrives brings its name. Open sockets

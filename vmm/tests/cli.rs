@@ -40,6 +40,7 @@ impl Host {
         command.args(line.split_whitespace());
         command
             .env("VMM_RUNTIME_DIR", self.temp.path().join("rt"))
+            .env_remove("VMM_STATE_DIR")
             .env_remove("VMM_LOG");
         command.stdin(Stdio::null());
         command

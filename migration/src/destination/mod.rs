@@ -82,8 +82,17 @@ pub fn receive(
                 break stopped(Error::Cancelled, Fate::AtSourceByRequest);
             }
             let taken = match incoming.recv_timeout(SLICE) {
-                Ok(Incoming::Control { connection, id }) => {
-                    take::take(connection, id, &reception, vm, options, control, journal)
+                Ok(Incoming::Control {
+                    connection,
+                    id,
+                    version,
+                }) => {
+                    let peer = take::Peer {
+                        connection,
+                        id,
+                        version,
+                    };
+                    take::take(peer, &reception, vm, options, control, journal)
                 }
                 Err(RecvTimeoutError::Timeout) => continue,
                 Ok(Incoming::Closed(error)) => break stopped(error, Fate::AtSource),

@@ -14,7 +14,7 @@ use crate::observation::{Observation, Side};
 use crate::session::{Note, Session};
 use crate::transport::{Connection, Listen};
 use crate::wire::VERSION;
-use crate::wire::control::{Message, Resolution};
+use crate::wire::control::{Answer, Message, Resolution};
 use crate::wire::hello::{HELLO_LEN, Hello, Role};
 
 /// Connections that have not said yet what they want; more are refused.
@@ -28,6 +28,8 @@ pub(super) enum Incoming {
     Control {
         connection: Box<dyn Connection>,
         id: MigrationId,
+        /// Of the protocol, as both sides speak it.
+        version: u16,
     },
     /// Nobody can come in any more.
     Closed(Error),
@@ -176,7 +178,7 @@ impl<'a> Reception<'a> {
         connection
             .set_io_timeout(self.options.io_timeout)
             .map_err(setting_up())?;
-        if hello.common_version().is_none() {
+        let Some(version) = hello.common_version() else {
             return refuse(
                 &*connection,
                 "migration.version",
@@ -185,15 +187,20 @@ impl<'a> Reception<'a> {
                     hello.min_version, hello.version
                 ),
             );
-        }
+        };
         match hello.role {
-            Role::Control => self.hear_control(connection, hello.id),
+            Role::Control => self.hear_control(connection, hello.id, version),
             Role::Data { stream } => self.hear_data(connection, &hello, stream),
-            Role::Resolve => self.hear_question(&*connection, hello.id),
+            Role::Resolve => self.hear_question(&*connection, hello.id, version),
         }
     }
 
-    fn hear_control(&self, connection: Box<dyn Connection>, id: MigrationId) -> Result<(), Error> {
+    fn hear_control(
+        &self,
+        connection: Box<dyn Connection>,
+        id: MigrationId,
+        version: u16,
+    ) -> Result<(), Error> {
         let Some(incoming) = &self.incoming else {
             return refuse(
                 &*connection,
@@ -217,7 +224,11 @@ impl<'a> Reception<'a> {
                 came: 0,
             });
         }
-        let _ = incoming.send(Incoming::Control { connection, id });
+        let _ = incoming.send(Incoming::Control {
+            connection,
+            id,
+            version,
+        });
         Ok(())
     }
 
@@ -249,7 +260,12 @@ impl<'a> Reception<'a> {
         }
     }
 
-    fn hear_question(&self, connection: &dyn Connection, id: MigrationId) -> Result<(), Error> {
+    fn hear_question(
+        &self,
+        connection: &dyn Connection,
+        id: MigrationId,
+        version: u16,
+    ) -> Result<(), Error> {
         let answer = {
             let _settled = self.hand_over();
             answer(self.journal, id)
@@ -257,7 +273,8 @@ impl<'a> Reception<'a> {
         match answer {
             Ok(resolution) => {
                 tracing::info!(%id, ?resolution, "answered a resolve");
-                let frame = Message::Resolution(resolution).encode()?;
+                let host = (version > 1).then(|| self.journal.identity());
+                let frame = Message::Resolution(Answer { resolution, host }).encode()?;
                 connection
                     .send(&frame, &[])
                     .map_err(Error::link("answering a resolve"))

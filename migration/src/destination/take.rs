@@ -25,14 +25,23 @@ use crate::wire::control::{
     Committed, Extents, Intent, Message, Negotiate, PassPlaced, Prepared, Ready, Resolution,
     Welcome,
 };
-use crate::wire::{MAX_REGIONS, MAX_STREAMS, VERSION};
+use crate::wire::{MAX_REGIONS, MAX_STREAMS};
 
 /// How long the source is waited for after the guest runs here.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// Who wants to give a guest.
+pub(super) struct Peer {
+    pub connection: Box<dyn Connection>,
+    pub id: MigrationId,
+    /// Of the protocol, as both sides speak it.
+    pub version: u16,
+}
+
 /// A session under way.
 struct Take<'a> {
     id: MigrationId,
+    version: u16,
     vm: &'a mut dyn DestinationVm,
     control: &'a Control,
     journal: &'a dyn Journal,
@@ -52,14 +61,18 @@ enum Step {
 }
 
 pub(super) fn take(
-    connection: Box<dyn Connection>,
-    id: MigrationId,
+    peer: Peer,
     reception: &Reception<'_>,
     vm: &mut dyn DestinationVm,
     options: &Options,
     control: &Control,
     journal: &dyn Journal,
 ) -> Taken {
+    let Peer {
+        connection,
+        id,
+        version,
+    } = peer;
     let span = tracing::info_span!("migration", %id, role = "destination");
     let _entered = span.enter();
     let timing = Timing {
@@ -67,10 +80,12 @@ pub(super) fn take(
         peer: options.peer_timeout,
     };
     let (session, notes) = Session::new(Side::Destination, connection.into(), timing);
+    control.set_id(id);
     control.attach(&session);
     let counters = Counters::default();
     let mut take = Take {
         id,
+        version,
         vm,
         control,
         journal,
@@ -175,8 +190,9 @@ impl Take<'_> {
         let token = random_bytes().map_err(Error::Random)?;
         self.reception.admit(token, session);
         session.send(&Message::Welcome(Welcome {
-            version: VERSION,
+            version: self.version,
             token,
+            host: (self.version > 1).then(|| self.journal.identity()),
         }))?;
         let patience = session.timing().io;
         let wanted = match message(session, notes, "negotiating", patience)? {
@@ -371,7 +387,13 @@ impl Take<'_> {
         self.enter(Phase::Finish);
         if session.send(&Message::Committed(committed)).is_ok() {
             // So that the answer is not lost by closing too early; the source may ask otherwise.
-            let _ = message(session, notes, "finishing", FAREWELL);
+            let farewell = message(session, notes, "finishing", FAREWELL);
+            if matches!(farewell, Ok(Message::Finish))
+                && let Err(error) = self.journal.finish(self.id)
+            {
+                // The record is kept for longer than needed.
+                tracing::debug!("{}: {}", error, error.source);
+            }
         }
         Ok(Step::Running)
     }

@@ -13,13 +13,15 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use super::identity;
+use super::prune::prune;
 use super::{Decision, Journal, JournalError, SourceRecord};
-use crate::id::MigrationId;
+use crate::id::{HostId, MigrationId};
 use crate::observation::Side;
 use crate::wire::control::Resolution;
 
@@ -29,6 +31,7 @@ const RECORD: usize = 512;
 /// A directory of records, mode 0700. Put it where the VM processes of a host find it again.
 pub struct FileJournal {
     directory: PathBuf,
+    identity: HostId,
 }
 
 /// How a record that is there already is treated.
@@ -41,10 +44,11 @@ enum Standing {
 }
 
 impl FileJournal {
-    /// Opens the journal in `directory`, which is made if need be.
+    /// Opens the journal in `directory`, which is made if need be, with an identity of its own. Old
+    /// records that nobody can ask for any more are removed.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When it cannot be made, or its identity is damaged.
     pub fn open(directory: impl Into<PathBuf>) -> Result<Self, JournalError> {
         let directory = directory.into();
         DirBuilder::new()
@@ -52,10 +56,15 @@ impl FileJournal {
             .mode(0o700)
             .create(&directory)
             .map_err(failed("create", &directory))?;
-        Ok(Self { directory })
+        let identity = identity::of(&directory)?;
+        prune(&directory, SystemTime::now());
+        Ok(Self {
+            directory,
+            identity,
+        })
     }
 
-    fn path(&self, id: MigrationId, name: &str) -> PathBuf {
+    pub(super) fn path(&self, id: MigrationId, name: &str) -> PathBuf {
         self.directory.join(format!("{id}.{name}"))
     }
 
@@ -130,7 +139,10 @@ impl FileJournal {
     }
 }
 
-fn read<T: for<'de> Deserialize<'de>>(file: &File, path: &Path) -> Result<Option<T>, JournalError> {
+pub(super) fn read<T: for<'de> Deserialize<'de>>(
+    file: &File,
+    path: &Path,
+) -> Result<Option<T>, JournalError> {
     let mut record = [0; RECORD];
     let mut len = 0;
     while len < RECORD {
@@ -150,7 +162,10 @@ fn read<T: for<'de> Deserialize<'de>>(file: &File, path: &Path) -> Result<Option
         .map_err(|error| failed("read", path)(error.into()))
 }
 
-fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> JournalError {
+pub(super) fn failed(
+    operation: &'static str,
+    path: &Path,
+) -> impl FnOnce(io::Error) -> JournalError {
     let path = path.display().to_string();
     move |source| JournalError {
         operation,
@@ -167,6 +182,10 @@ fn name_of(side: Side) -> &'static str {
 }
 
 impl Journal for FileJournal {
+    fn identity(&self) -> HostId {
+        self.identity
+    }
+
     fn reserve(&self, id: MigrationId, side: Side) -> Result<Duration, JournalError> {
         let path = self.path(id, name_of(side));
         let file = self.lock(&path)?;
@@ -200,6 +219,18 @@ impl Journal for FileJournal {
         self.write(&self.path(id, "answer"), answer, Standing::Keep)
     }
 
+    fn finish(&self, id: MigrationId) -> Result<(), JournalError> {
+        let path = self.path(id, "finished");
+        OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed("make", &path))?;
+        Ok(())
+    }
+
     fn decision(&self, id: MigrationId) -> Result<Option<Decision>, JournalError> {
         self.find(&self.path(id, "destination"))
     }
@@ -225,8 +256,9 @@ mod tests {
         (directory, journal)
     }
 
+    /// Records, the identity aside.
     fn files(directory: &tempfile::TempDir) -> usize {
-        std::fs::read_dir(directory.path()).unwrap().count()
+        std::fs::read_dir(directory.path()).unwrap().count() - 1
     }
 
     #[test]
@@ -309,6 +341,7 @@ mod tests {
             let record = SourceRecord {
                 handover,
                 destination: "unix:/x".into(),
+                host: Some(HostId([5; 16])),
             };
             journal.record(id, &record).unwrap();
             assert_eq!(journal.recorded(id).unwrap(), Some(record));

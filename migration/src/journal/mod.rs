@@ -5,8 +5,12 @@
 //! directory, and crashes.
 
 mod file;
+mod identity;
+mod prune;
 
 use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -15,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use file::FileJournal;
 
-use crate::id::MigrationId;
+use crate::id::{HostId, MigrationId};
 use crate::observation::Side;
 use crate::wire::control::Resolution;
 
@@ -50,6 +54,9 @@ pub struct SourceRecord {
     pub handover: Handover,
     /// Where the destination listens, for a later resolve.
     pub destination: String,
+    /// Who listens there, where that was told: nobody else knows whether the guest ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostId>,
 }
 
 /// A record that cannot be written or read.
@@ -64,8 +71,11 @@ pub struct JournalError {
     pub source: io::Error,
 }
 
-/// Keeps the decisions. Every call returns after its effect is durable.
+/// Keeps the decisions. Every call but `finish` returns after its effect is durable.
 pub trait Journal: Send + Sync {
+    /// Who keeps it: made once, the same as long as its records last. Processes that share the
+    /// records share it.
+    fn identity(&self) -> HostId;
     /// Records `decision` of the destination unless one stands already; the one that stands.
     ///
     /// # Errors
@@ -83,6 +93,12 @@ pub trait Journal: Send + Sync {
     /// # Errors
     /// When it is not known to be durable.
     fn answer(&self, id: MigrationId, answer: Resolution) -> Result<Resolution, JournalError>;
+    /// Notes that the source of a committed migration has let go and will not ask any more, so that
+    /// the record may go one day. It stays if this note is lost.
+    ///
+    /// # Errors
+    /// When it cannot be noted.
+    fn finish(&self, id: MigrationId) -> Result<(), JournalError>;
     /// Replaces the source's record.
     ///
     /// # Errors
@@ -107,14 +123,32 @@ pub trait Journal: Send + Sync {
 }
 
 /// Decisions kept as long as the value lives: for tests and for what needs no durability.
-#[derive(Default)]
 pub struct MemoryJournal {
+    identity: HostId,
     decisions: Mutex<HashMap<MigrationId, Decision>>,
     answers: Mutex<HashMap<MigrationId, Resolution>>,
     records: Mutex<HashMap<MigrationId, SourceRecord>>,
 }
 
+impl Default for MemoryJournal {
+    fn default() -> Self {
+        // Keys that the system chose: nothing that could fail, unlike reading random numbers.
+        let random = || RandomState::new().build_hasher().finish();
+        let bits = (u128::from(random()) << 64) | u128::from(random());
+        Self {
+            identity: HostId(bits.to_le_bytes()),
+            decisions: Mutex::default(),
+            answers: Mutex::default(),
+            records: Mutex::default(),
+        }
+    }
+}
+
 impl Journal for MemoryJournal {
+    fn identity(&self) -> HostId {
+        self.identity
+    }
+
     fn decide(&self, id: MigrationId, decision: Decision) -> Result<Decision, JournalError> {
         let mut decisions = self
             .decisions
@@ -145,6 +179,10 @@ impl Journal for MemoryJournal {
     fn recorded(&self, id: MigrationId) -> Result<Option<SourceRecord>, JournalError> {
         let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(records.get(&id).cloned())
+    }
+
+    fn finish(&self, _: MigrationId) -> Result<(), JournalError> {
+        Ok(())
     }
 
     fn reserve(&self, _: MigrationId, _: Side) -> Result<Duration, JournalError> {

@@ -4,9 +4,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::setup::{Streams, unexpected};
-use super::{End, Link, Run, milliseconds};
+use super::{End, Link, Options, Run, milliseconds};
 use crate::error::Error;
-use crate::id::MigrationId;
+use crate::id::{HostId, MigrationId};
 use crate::journal::{Handover, Journal, SourceRecord};
 use crate::observation::{Observation, Side};
 use crate::pages::{digest_text, full};
@@ -14,7 +14,7 @@ use crate::progress::Verify;
 use crate::raw::Ram;
 use crate::transport::{Connect, Patience};
 use crate::vm::SourceVm;
-use crate::wire::control::{Message, Resolution};
+use crate::wire::control::{Answer, Message, Resolution};
 use crate::wire::hello::{Hello, Role};
 
 /// Between two attempts to ask a destination that did not answer.
@@ -104,8 +104,10 @@ impl Run<'_> {
             .caused_by(error.observe(Side::Source)),
         );
         let until = Instant::now() + self.options.resolve_for;
+        let mut error = error;
         loop {
-            match resolve_within(self.to, self.options.id, self.options.io_timeout) {
+            let Options { id, io_timeout, .. } = *self.options;
+            match resolve_within(self.to, id, self.host, io_timeout) {
                 Ok(Resolution::Ran) => {
                     self.gone();
                     self.vm.release();
@@ -117,6 +119,10 @@ impl Run<'_> {
                 }
                 Err(failed) => {
                     tracing::debug!("cannot resolve yet: {}", failed.observe(Side::Source));
+                    // Says more than that the answer was lost.
+                    if matches!(failed, Error::WrongHost { .. }) {
+                        error = failed;
+                    }
                 }
             }
             if Instant::now() + ASK_AGAIN >= until {
@@ -128,17 +134,25 @@ impl Run<'_> {
 }
 
 /// Asks the destination at `to` whether it committed migration `id`. It answers the same for ever:
-/// one that never committed records that it never will before it says so.
+/// one that never committed records that it never will before it says so. Only the host that the
+/// guest was given to, as the source's `journal` says, is believed.
 ///
 /// # Errors
-/// When it cannot be reached or does not answer; then nothing is known and the guest stays paused.
-pub fn resolve(to: &dyn Connect, id: MigrationId) -> Result<Resolution, Error> {
-    resolve_within(to, id, Duration::from_secs(10))
+/// When it cannot be reached or does not answer, is another host, or there is no record of who it
+/// is; then nothing is known and the guest stays paused.
+pub fn resolve(
+    to: &dyn Connect,
+    id: MigrationId,
+    journal: &dyn Journal,
+) -> Result<Resolution, Error> {
+    let record = journal.recorded(id)?.ok_or(Error::NoRecord { id })?;
+    resolve_within(to, id, record.host, Duration::from_secs(10))
 }
 
 fn resolve_within(
     to: &dyn Connect,
     id: MigrationId,
+    expected: Option<HostId>,
     timeout: Duration,
 ) -> Result<Resolution, Error> {
     let connection = to
@@ -158,7 +172,14 @@ fn resolve_within(
         .send(&hello.encode(), &[])
         .map_err(Error::link("asking"))?;
     match Message::receive(&*connection)? {
-        Message::Resolution(resolution) => Ok(resolution),
+        Message::Resolution(Answer { resolution, host }) => match expected {
+            Some(expected) if host != Some(expected) => Err(Error::WrongHost {
+                address: to.address(),
+                expected,
+                answered: host,
+            }),
+            _ => Ok(resolution),
+        },
         Message::Failure(observation) => Err(Error::Peer(observation)),
         other => Err(unexpected(&other, "resolution")),
     }
@@ -176,31 +197,25 @@ pub fn settle(
     resolution: Resolution,
     journal: &dyn Journal,
 ) -> Result<(), Error> {
-    let destination = journal
-        .recorded(id)?
-        .map(|record| record.destination)
-        .unwrap_or_default();
+    let recorded = journal.recorded(id)?.ok_or(Error::NoRecord { id });
     let record = |handover| {
-        let destination = destination.clone();
-        journal.record(
-            id,
-            &SourceRecord {
-                handover,
-                destination,
-            },
-        )
+        let record = SourceRecord {
+            handover,
+            ..recorded?
+        };
+        Ok(journal.record(id, &record)?)
     };
     match resolution {
         Resolution::Ran => {
             vm.release();
-            Ok(record(Handover::Gone)?)
+            record(Handover::Gone)
         }
         Resolution::NeverRan => {
             let resumed = vm.resume().map_err(Error::vm("resume the guest"));
             let stopped = vm.stop_dirty_log().map_err(Error::vm("stop the dirty log"));
             let reclaimed = vm.reclaim_disks().map_err(Error::vm("reclaim the disks"));
             resumed.and(stopped).and(reclaimed)?;
-            Ok(record(Handover::Kept)?)
+            record(Handover::Kept)
         }
     }
 }

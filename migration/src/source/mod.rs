@@ -17,7 +17,7 @@ use crate::bandwidth::Bucket;
 use crate::control::Control;
 use crate::convergence::Deadline;
 use crate::error::Error;
-use crate::id::MigrationId;
+use crate::id::{HostId, MigrationId};
 use crate::journal::{Handover, Journal, SourceRecord};
 use crate::observation::Side;
 use crate::outcome::Outcome;
@@ -85,6 +85,7 @@ pub fn migrate(
 ) -> Outcome {
     let span = tracing::info_span!("migration", id = %options.id, role = "source");
     let _entered = span.enter();
+    control.set_id(options.id);
     control.begin(options.limits);
     let mut run = Run::new(vm, to, options, control, journal);
     let result = run.drive();
@@ -128,6 +129,8 @@ struct Run<'a> {
     /// Seconds that recording decisions costs, both sides together.
     journal_cost: Duration,
     token: [u8; 16],
+    /// Who is given the guest, once it has told.
+    host: Option<HostId>,
 }
 
 /// The session and its notes, as the coordinating thread holds them.
@@ -168,6 +171,7 @@ impl<'a> Run<'a> {
             ready_at: None,
             journal_cost: Duration::ZERO,
             token: [0; 16],
+            host: None,
         }
     }
 
@@ -203,6 +207,7 @@ impl<'a> Run<'a> {
         let record = SourceRecord {
             handover,
             destination: self.to.address(),
+            host: self.host,
         };
         Ok(self.journal.record(self.options.id, &record)?)
     }

@@ -85,7 +85,11 @@ impl<'a> Run<'a> {
                 "it wants to speak version {version}"
             )));
         }
+        if welcome.version > 1 && welcome.host.is_none() {
+            return Err(Error::Protocol("its welcome names no host".into()));
+        }
         self.token = welcome.token;
+        self.host = welcome.host;
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{MAX_STATE, check};
 use crate::error::Error;
+use crate::id::HostId;
 use crate::observation::Observation;
 use crate::progress::Verify;
 use crate::transport::Connection;
@@ -45,6 +46,9 @@ pub struct Welcome {
     pub version: u16,
     /// Secret of this migration, 16 bytes: data connections show it, the digest is keyed by it.
     pub token: [u8; 16],
+    /// Who will answer whether the guest ran there; told from version 2 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostId>,
 }
 
 /// Whether the guest is to be moved, or only the question asked.
@@ -118,7 +122,7 @@ pub struct Committed {
     pub start_ms: f64,
 }
 
-/// Destination's answer to a resolve.
+/// What became of the guest at a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Resolution {
@@ -126,6 +130,50 @@ pub enum Resolution {
     Ran,
     /// The destination never ran the guest and never will.
     NeverRan,
+}
+
+/// Destination's answer to a resolve. In version 1 it was the bare [`Resolution`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "AnswerBody", into = "AnswerBody")]
+pub struct Answer {
+    /// What became of the guest.
+    pub resolution: Resolution,
+    /// Who says so; told from version 2 on.
+    pub host: Option<HostId>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum AnswerBody {
+    Bare(Resolution),
+    Signed {
+        resolution: Resolution,
+        host: HostId,
+    },
+}
+
+impl From<AnswerBody> for Answer {
+    fn from(body: AnswerBody) -> Self {
+        match body {
+            AnswerBody::Bare(resolution) => Self {
+                resolution,
+                host: None,
+            },
+            AnswerBody::Signed { resolution, host } => Self {
+                resolution,
+                host: Some(host),
+            },
+        }
+    }
+}
+
+impl From<Answer> for AnswerBody {
+    fn from(Answer { resolution, host }: Answer) -> Self {
+        match host {
+            None => Self::Bare(resolution),
+            Some(host) => Self::Signed { resolution, host },
+        }
+    }
 }
 
 /// A control frame.
@@ -163,8 +211,8 @@ pub enum Message {
     Ping(u64),
     /// The answer to a ping, with its number.
     Pong(u64),
-    /// See [`Resolution`].
-    Resolution(Resolution),
+    /// See [`Answer`].
+    Resolution(Answer),
     /// Source to destination: only a plan, good-bye.
     PlanEnd,
 }

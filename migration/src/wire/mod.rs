@@ -8,7 +8,7 @@ pub mod control;
 pub mod hello;
 
 /// Version of the protocol that this engine speaks.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Oldest version that it still understands.
 pub const MIN_VERSION: u16 = 1;
 

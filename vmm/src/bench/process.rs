@@ -46,6 +46,7 @@ impl Running {
         let child = Command::new(program)
             .args(arguments)
             .env("VMM_RUNTIME_DIR", runtime)
+            .env_remove("VMM_STATE_DIR")
             .stdin(Stdio::null())
             .stdout(stdout)
             .stderr(errors)

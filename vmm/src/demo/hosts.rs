@@ -35,6 +35,7 @@ impl Host {
             .args(args)
             .arg("--json")
             .env("VMM_RUNTIME_DIR", self.runtime.path())
+            .env_remove("VMM_STATE_DIR")
             .stdin(Stdio::null())
             .stderr(Stdio::null());
         let output = tokio::task::spawn_blocking(move || command.output())

@@ -52,7 +52,7 @@ pub(super) struct Core {
 
 /// The migration that runs, or the last one.
 pub(super) struct Migration {
-    /// Known once the source has told it.
+    /// Of a guest that leaves; of one that comes in, the control knows it once the source has told.
     pub(super) id: Option<MigrationId>,
     pub(super) to: Option<Address>,
     pub(super) control: Arc<Control>,
@@ -286,7 +286,7 @@ impl Instance for Arc<VmInstance> {
             uptime_ms: self.began.elapsed().as_millis() as u64,
             listen: core.listen.clone(),
             migration: core.migration.as_ref().map(|m| MigrationStatus {
-                id: m.id.map(|id| id.to_string()),
+                id: m.id.or_else(|| m.control.id()).map(|id| id.to_string()),
                 last: m.control.last_event(),
             }),
             error: core.error.clone(),

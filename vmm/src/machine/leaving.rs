@@ -207,7 +207,8 @@ impl VmInstance {
             .map_err(|e| Observation::from_error(Side::Source, "migration.journal", &e))?;
         let connector = SocketConnect::new(to)
             .map_err(|e| Observation::from_error(Side::Source, "usage.address", &e))?;
-        let resolution = source::resolve(&connector, id).map_err(|e| e.observe(Side::Source))?;
+        let resolution =
+            source::resolve(&connector, id, &journal).map_err(|e| e.observe(Side::Source))?;
         let vm = MachineSource::new(machine.clone(), &self.dir.name());
         if let Err(e) = source::settle(&vm, id, resolution, &journal) {
             // The answer stands all the same, and the guest is where the answer says.

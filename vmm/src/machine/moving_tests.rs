@@ -108,7 +108,8 @@ fn a_guest_moves_and_the_source_lets_go() {
     let target = destination(&there);
     let listen = target.status().listen.unwrap();
 
-    source.migrate(request(&listen)).unwrap();
+    assert_eq!(target.status().migration.unwrap().id, None);
+    let id = source.migrate(request(&listen)).unwrap();
     match last_event(&*source) {
         Event::Completed(report) => {
             assert!(report.verified);
@@ -118,6 +119,7 @@ fn a_guest_moves_and_the_source_lets_go() {
     }
     assert_eq!(target.status().state, VmState::Running);
     assert_eq!(target.status().name, "guest");
+    assert_eq!(target.status().migration.unwrap().id, Some(id));
     let state = source.wait_change(VmState::Running, Duration::from_secs(10));
     assert_eq!(state, VmState::Migrated);
     target.stop(StopMode::Force).unwrap();

@@ -1,0 +1,175 @@
+//! Records of migrations that ended long ago go, so that a host's journal does not grow for ever.
+//!
+//! A record that somebody may still need stays, however old: a commit that was sent and not answered,
+//! and a commit whose source has not let go, for that source may ask.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::Deserialize;
+
+use super::file::read;
+use super::{Decision, Handover, SourceRecord};
+use crate::id::MigrationId;
+use crate::wire::control::Resolution;
+
+/// How long the record of a migration that ended is kept, for people.
+const KEEP: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Removes from `directory` what is old at `now`. What cannot be judged stays.
+pub(super) fn prune(directory: &Path, now: SystemTime) {
+    let Ok(entries) = directory.read_dir() else {
+        return;
+    };
+    let names = entries.flatten().filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        let (id, kind) = name.split_once('.')?;
+        Some((id.parse().ok()?, kind.to_owned()))
+    });
+    let pruning = Pruning { directory, now };
+    for (id, kind) in names {
+        match kind.as_str() {
+            "source" => pruning.source(id),
+            "destination" => pruning.destination(id),
+            "answer" | "finished" => pruning.orphan(id, &kind),
+            _ => {}
+        }
+    }
+}
+
+struct Pruning<'a> {
+    directory: &'a Path,
+    now: SystemTime,
+}
+
+impl Pruning<'_> {
+    fn path(&self, id: MigrationId, kind: &str) -> PathBuf {
+        self.directory.join(format!("{id}.{kind}"))
+    }
+
+    fn source(&self, id: MigrationId) {
+        self.remove_if(&self.path(id, "source"), |record: Option<SourceRecord>| {
+            record.is_none_or(|record| record.handover != Handover::CommitSent)
+        });
+    }
+
+    /// The decision goes first: what is left then says nothing, and goes too.
+    fn destination(&self, id: MigrationId) {
+        let never_ran = || {
+            let answer = self.path(id, "answer");
+            File::open(&answer)
+                .is_ok_and(|file| matches!(read(&file, &answer), Ok(Some(Resolution::NeverRan))))
+        };
+        self.remove_if(&self.path(id, "destination"), |record| match record {
+            None | Some(Decision::GiveUp) => true,
+            Some(Decision::Commit) => self.path(id, "finished").exists() || never_ran(),
+        });
+        for kind in ["answer", "finished"] {
+            self.orphan(id, kind);
+        }
+    }
+
+    fn orphan(&self, id: MigrationId, kind: &str) {
+        if !self.path(id, "destination").exists() {
+            self.remove_if(&self.path(id, kind), |_: Option<Resolution>| true);
+        }
+    }
+
+    /// Removes the file if it is old, nobody is at it, and its record allows that.
+    fn remove_if<T: for<'de> Deserialize<'de>>(
+        &self,
+        path: &Path,
+        may_go: impl FnOnce(Option<T>) -> bool,
+    ) {
+        let Ok(file) = File::open(path) else { return };
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return;
+        }
+        let is_old = file
+            .metadata()
+            .and_then(|metadata| metadata.modified())
+            .is_ok_and(|changed| self.now.duration_since(changed).is_ok_and(|age| age > KEEP));
+        if is_old && read(&file, path).is_ok_and(may_go) {
+            // It stays for the next time if that fails.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{FileJournal, Journal};
+    use super::*;
+    use crate::observation::Side;
+
+    fn later(days: u64) -> SystemTime {
+        SystemTime::now() + Duration::from_secs(days * 24 * 3600)
+    }
+
+    #[test]
+    fn old_records_go_and_what_somebody_may_ask_about_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = FileJournal::open(directory.path()).unwrap();
+        let id = |number| MigrationId([number; 16]);
+        let handovers = [
+            Handover::Begun,
+            Handover::Kept,
+            Handover::Gone,
+            Handover::CommitSent,
+        ];
+        for (number, handover) in (1..).zip(handovers) {
+            let record = SourceRecord {
+                handover,
+                destination: "unix:/x".into(),
+                host: None,
+            };
+            journal.record(id(number), &record).unwrap();
+        }
+        journal.reserve(id(5), Side::Destination).unwrap();
+        journal.decide(id(6), Decision::GiveUp).unwrap();
+        journal.decide(id(7), Decision::Commit).unwrap();
+        journal.finish(id(7)).unwrap();
+        journal.decide(id(8), Decision::Commit).unwrap();
+        journal.answer(id(8), Resolution::NeverRan).unwrap();
+        // Asked once, and the answer may have been lost again.
+        journal.decide(id(9), Decision::Commit).unwrap();
+        journal.answer(id(9), Resolution::Ran).unwrap();
+        journal.decide(id(10), Decision::Commit).unwrap();
+        std::fs::write(journal.path(id(11), "destination"), "damaged").unwrap();
+        let count = || std::fs::read_dir(directory.path()).unwrap().count();
+        let before = count();
+        prune(directory.path(), later(29));
+        assert_eq!(count(), before, "none is old");
+        prune(directory.path(), later(31));
+        let mut left: Vec<_> = std::fs::read_dir(directory.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        let mut expected = vec![
+            format!("{}.source", id(4)),
+            format!("{}.answer", id(9)),
+            format!("{}.destination", id(9)),
+            format!("{}.destination", id(10)),
+            format!("{}.destination", id(11)),
+            "identity".to_owned(),
+        ];
+        expected.sort();
+        assert_eq!(left, expected);
+        assert_eq!(journal.decision(id(10)).unwrap(), Some(Decision::Commit));
+    }
+
+    #[test]
+    fn a_record_that_is_in_use_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = FileJournal::open(directory.path()).unwrap();
+        let id = MigrationId([1; 16]);
+        journal.decide(id, Decision::GiveUp).unwrap();
+        let file = File::open(journal.path(id, "destination")).unwrap();
+        flock(&file, FlockOperation::LockShared).unwrap();
+        prune(directory.path(), later(31));
+        assert_eq!(journal.decision(id).unwrap(), Some(Decision::GiveUp));
+    }
+}

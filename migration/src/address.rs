@@ -5,6 +5,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+/// Bytes that a unix socket address holds beside its terminating zero.
+const MAX_PATH: usize = 107;
+
 /// Address of a migration destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
@@ -50,15 +53,17 @@ impl FromStr for Address {
             text: text.to_owned(),
         };
         if let Some(path) = text.strip_prefix("unix:") {
-            return if path.is_empty() || path.contains('\0') {
-                Err(wrong())
-            } else {
+            let fits = !path.is_empty() && path.len() <= MAX_PATH && !path.contains('\0');
+            return if fits {
                 Ok(Self::Unix(path.into()))
+            } else {
+                Err(wrong())
             };
         }
         if let Some(number) = text.strip_prefix("fd:") {
             let fd: i32 = number.parse().map_err(|_| wrong())?;
-            return if fd < 0 {
+            // The standard streams are no listening sockets.
+            return if fd < 3 {
                 Err(wrong())
             } else {
                 Ok(Self::Fd(fd))
@@ -69,7 +74,9 @@ impl FromStr for Address {
         let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
         let host = bare.unwrap_or(host);
         // Without brackets, `::1:80` would silently mean another host.
-        if host.is_empty() || (bare.is_none() && host.contains(':')) {
+        let odd = |c: char| c.is_whitespace() || c.is_control();
+        if host.is_empty() || host.chars().any(odd) || (bare.is_none() && host.contains([':', '[']))
+        {
             return Err(wrong());
         }
         Ok(Self::Tcp {
@@ -118,6 +125,9 @@ mod tests {
             "host:99999",
             "unix:",
             "fd:-1",
+            "fd:1",
+            "[::1:7",
+            "a b:7",
             "fd:x",
         ] {
             assert!(text.parse::<Address>().is_err(), "{text}");

@@ -4,14 +4,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// cargo's target directory: the one above the running test that carries cargo's cache tag.
+/// cargo's target directory: the one above the profile's.
 ///
 /// # Errors
 /// When the test was moved out of the directory that it was built in.
 pub fn target_dir() -> Result<PathBuf> {
-    let exe = std::env::current_exe().context("path of the running test")?;
-    tagged_ancestor(&exe)
-        .with_context(|| format!("{} lies in no target directory of cargo", exe.display()))
+    let profile = profile_dir()?;
+    let target = profile
+        .parent()
+        .context("parent of the profile's directory")?;
+    Ok(target.to_path_buf())
 }
 
 /// Directory of the running test's profile, where cargo leaves finished binaries.
@@ -20,20 +22,18 @@ pub fn target_dir() -> Result<PathBuf> {
 /// When the test was moved out of the directory that it was built in.
 pub fn profile_dir() -> Result<PathBuf> {
     let exe = std::env::current_exe().context("path of the running test")?;
-    let dir = exe.parent().context("directory of the running test")?;
-    // Test executables lie in `deps` below it.
+    profile_of(&exe).with_context(|| format!("{} does not lie where cargo builds", exe.display()))
+}
+
+/// Test executables lie in `deps` below the profile's directory, binaries right in it.
+fn profile_of(exe: &Path) -> Option<PathBuf> {
+    let dir = exe.parent()?;
     let dir = if dir.ends_with("deps") {
-        dir.parent().context("parent of deps")?
+        dir.parent()?
     } else {
         dir
     };
-    Ok(dir.to_path_buf())
-}
-
-fn tagged_ancestor(path: &Path) -> Option<PathBuf> {
-    path.ancestors()
-        .find(|dir| dir.join("CACHEDIR.TAG").is_file())
-        .map(Path::to_path_buf)
+    Some(dir.to_path_buf())
 }
 
 #[cfg(test)]
@@ -41,12 +41,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn target_directory_is_found_by_its_tag() {
-        let dir = tempfile::tempdir().unwrap();
-        let deps = dir.path().join("debug/deps");
-        std::fs::create_dir_all(&deps).unwrap();
-        std::fs::write(dir.path().join("CACHEDIR.TAG"), "").unwrap();
-        assert_eq!(tagged_ancestor(&deps.join("test")).unwrap(), dir.path());
+    fn tests_and_binaries_lie_in_their_profile() {
+        for exe in ["/t/debug/deps/control-0", "/t/debug/vmm"] {
+            assert_eq!(profile_of(Path::new(exe)).unwrap(), Path::new("/t/debug"));
+        }
     }
 
     #[test]

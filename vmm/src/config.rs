@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use migration::address::{Address, AddressError};
 use migration::observation::{Observation, Side};
 use serde::Deserialize;
 
 pub use crate::memory::PageBacking;
-use crate::units::{Address, ByteSize};
+use crate::units::ByteSize;
 
 /// Most vCPUs of a VM.
 pub const MAX_CPUS: u8 = 16;
@@ -40,11 +41,36 @@ impl FromStr for CpuModel {
     }
 }
 
+/// What a disk's file holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DiskFormat {
+    /// Raw, it is assumed: refused if it begins as another format does.
+    #[default]
+    Guessed,
+    /// Raw, whatever it begins with: a guest may have written anything there.
+    Raw,
+}
+
+impl FromStr for DiskFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "raw" => Ok(Self::Raw),
+            _ => Err(format!(
+                "disk format {text:?} is not supported: only raw is"
+            )),
+        }
+    }
+}
+
 /// A disk of the guest, a raw image or block device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskConfig {
     /// Image file or block device.
     pub path: PathBuf,
+    /// What it holds.
+    pub format: DiskFormat,
     /// The guest may only read.
     pub readonly: bool,
     /// Name of the disk in the guest (virtio-blk serial) and in `receive --disk ID=PATH`.
@@ -56,6 +82,8 @@ pub struct DiskConfig {
 pub struct DiskArg {
     /// Image file or block device.
     pub path: PathBuf,
+    /// What it holds.
+    pub format: DiskFormat,
     /// The guest may only read.
     pub readonly: bool,
     /// Where absent, `disk0`, `disk1`, … by position.
@@ -73,6 +101,7 @@ impl FromStr for DiskArg {
         }
         let mut disk = Self {
             path: path.into(),
+            format: DiskFormat::Guessed,
             readonly: false,
             id: None,
         };
@@ -80,7 +109,7 @@ impl FromStr for DiskArg {
             match part.split_once('=') {
                 None if part == "readonly" => disk.readonly = true,
                 Some(("id", id)) => disk.id = Some(id.into()),
-                Some(("format", format)) => check_format(format)?,
+                Some(("format", format)) => disk.format = format.parse()?,
                 _ => {
                     return Err(format!(
                         "{part:?} is not a disk option: format=raw, readonly and id=ID are"
@@ -89,15 +118,6 @@ impl FromStr for DiskArg {
             }
         }
         Ok(disk)
-    }
-}
-
-fn check_format(format: &str) -> Result<(), String> {
-    match format {
-        "raw" => Ok(()),
-        _ => Err(format!(
-            "disk format {format:?} is not supported: only raw is"
-        )),
     }
 }
 
@@ -258,11 +278,10 @@ impl RunOptions {
             id,
         } in disk
         {
-            if let Some(format) = format {
-                check_format(&format)?;
-            }
+            let format = format.map(|text| text.parse()).transpose()?;
             disks.push(DiskArg {
                 path: base.join(path),
+                format: format.unwrap_or_default(),
                 readonly,
                 id,
             });
@@ -328,7 +347,13 @@ impl RunOptions {
         }
         let mut ids = BTreeSet::new();
         let mut disks = Vec::new();
-        for (i, DiskArg { path, readonly, id }) in self.disks.into_iter().enumerate() {
+        for (i, disk) in self.disks.into_iter().enumerate() {
+            let DiskArg {
+                path,
+                format,
+                readonly,
+                id,
+            } = disk;
             let id = id.unwrap_or_else(|| format!("disk{i}"));
             check_disk_id(&id)?;
             if !ids.insert(id.clone()) {
@@ -336,6 +361,7 @@ impl RunOptions {
             }
             disks.push(DiskConfig {
                 path: absolute(path),
+                format,
                 readonly,
                 id,
             });
@@ -366,7 +392,7 @@ impl ReceiveConfig {
     ) -> Result<Self, Observation> {
         listen
             .parse::<Address>()
-            .map_err(|e| usage("listen", e.to_string()))?;
+            .map_err(|e: AddressError| usage("listen", e.to_string()))?;
         let mut ids = BTreeSet::new();
         for (id, _) in &disks {
             check_disk_id(id)?;

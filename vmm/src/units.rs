@@ -1,14 +1,12 @@
-//! Sizes, times and rates as users write them, and addresses that a VM listens on or is sent to.
+//! Sizes, times and rates as users write them.
 
 use std::fmt;
-use std::os::fd::RawFd;
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use thiserror::Error;
 
-/// Why a text is not the quantity or address that was expected.
+/// Why a text is not the quantity that was expected.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum UnitError {
     /// A size does not parse.
@@ -34,14 +32,6 @@ pub enum UnitError {
     TooLarge {
         /// What was given.
         text: String,
-    },
-    /// An address does not parse.
-    #[error("{text:?} is not an address: write {expected}")]
-    Address {
-        /// What was given.
-        text: String,
-        /// The forms that are understood.
-        expected: &'static str,
     },
 }
 
@@ -199,90 +189,6 @@ impl fmt::Display for Rate {
     }
 }
 
-/// Where a guest is sent to or taken in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Address {
-    /// Host name or IP address (an IPv6 address in brackets) and port.
-    Tcp {
-        /// Name or address, without brackets.
-        host: String,
-        /// Port; 0 lets the kernel choose where one listens.
-        port: u16,
-    },
-    /// A unix socket.
-    Unix(PathBuf),
-    /// A listening socket that was inherited.
-    Fd(RawFd),
-}
-
-impl Address {
-    /// Reads the address of a destination: `HOST:PORT` or `unix:PATH`.
-    ///
-    /// # Errors
-    /// [`UnitError::Address`] for anything else, port 0 included.
-    pub fn parse_peer(text: &str) -> Result<Self, UnitError> {
-        let expected = "HOST:PORT or unix:PATH";
-        match text.parse() {
-            Ok(Self::Fd(_) | Self::Tcp { port: 0, .. }) | Err(_) => Err(UnitError::Address {
-                text: text.into(),
-                expected,
-            }),
-            Ok(address) => Ok(address),
-        }
-    }
-}
-
-impl FromStr for Address {
-    type Err = UnitError;
-
-    fn from_str(text: &str) -> Result<Self, UnitError> {
-        let wrong = || UnitError::Address {
-            text: text.into(),
-            expected: "HOST:PORT, unix:PATH or fd:N",
-        };
-        if let Some(path) = text.strip_prefix("unix:") {
-            // 107 bytes is what a socket address holds beside its terminating zero.
-            let fits = !path.is_empty() && path.len() <= 107 && !path.contains('\0');
-            return if fits {
-                Ok(Self::Unix(path.into()))
-            } else {
-                Err(wrong())
-            };
-        }
-        if let Some(fd) = text.strip_prefix("fd:") {
-            return match fd.parse::<RawFd>() {
-                Ok(fd) if fd >= 3 => Ok(Self::Fd(fd)),
-                _ => Err(wrong()),
-            };
-        }
-        let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
-        let port = port.parse().map_err(|_| wrong())?;
-        let host = match host.strip_prefix('[') {
-            Some(rest) => rest.strip_suffix(']').ok_or_else(wrong)?,
-            None if host.contains(':') => return Err(wrong()),
-            None => host,
-        };
-        if host.is_empty() || host.chars().any(|c| c.is_whitespace() || c.is_control()) {
-            return Err(wrong());
-        }
-        Ok(Self::Tcp {
-            host: host.into(),
-            port,
-        })
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
-            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-            Self::Fd(fd) => write!(f, "fd:{fd}"),
-        }
-    }
-}
-
 /// A size for people, rounded to three digits: `1.04 GiB`. Not meant to be parsed.
 pub fn human_bytes(bytes: f64) -> String {
     let mut value = bytes;
@@ -388,41 +294,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn addresses_have_three_forms() {
-        let tcp = |host: &str, port| Address::Tcp {
-            host: host.into(),
-            port,
-        };
-        for (text, address) in [
-            ("127.0.0.1:4000", tcp("127.0.0.1", 4000)),
-            ("host.example:0", tcp("host.example", 0)),
-            ("[::1]:7", tcp("::1", 7)),
-            ("unix:/tmp/s", Address::Unix("/tmp/s".into())),
-            ("fd:3", Address::Fd(3)),
-        ] {
-            assert_eq!(text.parse(), Ok(address.clone()), "{text}");
-            assert_eq!(address.to_string(), text);
-        }
-        for text in [
-            "",
-            "host",
-            ":1",
-            "host:",
-            "host:65536",
-            "::1:7",
-            "[::1:7",
-            "unix:",
-            "fd:x",
-            "fd:1",
-        ] {
-            assert!(text.parse::<Address>().is_err(), "{text}");
-        }
-        assert!(Address::parse_peer("host:0").is_err());
-        assert!(Address::parse_peer("fd:3").is_err());
-        assert!(Address::parse_peer("host:1").is_ok());
-    }
-
     proptest! {
         #[test]
         fn printed_sizes_parse_back(bytes: u64) {
@@ -445,7 +316,6 @@ mod tests {
             let _ = text.parse::<ByteSize>();
             let _ = text.parse::<Span>();
             let _ = text.parse::<Rate>();
-            let _ = text.parse::<Address>();
         }
     }
 }

@@ -133,7 +133,11 @@ impl Vms for Host {
         holds("all processes of the host end", || {
             self.processes().is_empty()
         });
-        let _ = self.vmm(["list"]).success();
+        // A process is gone before the kernel has closed the lock that it held on its folder.
+        holds("list sweeps the folders of dead VMs", || {
+            let _ = self.vmm(["list"]).success();
+            leftovers::folders(&self.runtime_dir()).is_empty()
+        });
         self.is_clean();
     }
 
@@ -175,6 +179,10 @@ pub fn error_text(run: &Outcome) -> String {
         .unwrap_or_else(|| panic!("no error line in {run}"))
         .to_owned();
     for line in lines {
+        // What a failed migration means for the VM.
+        if line.starts_with("vmm: ") && line.ends_with(" was not moved") {
+            continue;
+        }
         assert!(
             line.trim_start().starts_with("because "),
             "{line:?} is no part of one error in {run}"

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use migration::address::{Address, AddressError};
 use migration::progress::{TimeoutAction, Verify};
 
 use crate::api::body::LimitsBody;
@@ -10,7 +11,7 @@ use crate::bench::BenchArgs;
 use crate::config::{CpuModel, DiskArg, PageBacking, RunOptions, parse_disk_override};
 use crate::instance::VmState;
 use crate::logging::{LogFormat, LogOptions};
-use crate::units::{Address, ByteSize, Rate, Span};
+use crate::units::{ByteSize, Rate, Span};
 
 /// Heading of the options that every command has.
 const EVERYWHERE: &str = "Options of every command";
@@ -313,9 +314,13 @@ fn parse_verify(text: &str) -> Result<Verify, String> {
 }
 
 fn parse_peer(text: &str) -> Result<String, String> {
-    Address::parse_peer(text)
-        .map(|_| text.to_owned())
-        .map_err(|e| e.to_string())
+    let address: Address = text.parse().map_err(|e: AddressError| e.to_string())?;
+    match address {
+        Address::Fd(_) | Address::Tcp { port: 0, .. } => Err(format!(
+            "{text:?} is no destination: HOST:PORT or unix:PATH is"
+        )),
+        Address::Tcp { .. } | Address::Unix(_) => Ok(text.to_owned()),
+    }
 }
 
 fn parse_state(text: &str) -> Result<VmState, String> {

@@ -27,6 +27,7 @@ fn the_command_line_wins_over_the_file() {
     assert_eq!(config.kernel, Some("/conf/k".into()));
     let disk = DiskConfig {
         path: "/d.img".into(),
+        format: DiskFormat::Guessed,
         readonly: true,
         id: "disk0".into(),
     };
@@ -72,6 +73,7 @@ fn wrong_values_say_what_is_supported() {
 fn out_of_range_machines_are_usage_errors() {
     let disk = |id: &str| DiskArg {
         path: "/d".into(),
+        format: DiskFormat::Guessed,
         readonly: false,
         id: Some(id.into()),
     };
@@ -145,6 +147,7 @@ fn disk_options_are_read_or_refused() {
         disk,
         DiskArg {
             path: "/a.img".into(),
+            format: DiskFormat::Raw,
             readonly: true,
             id: Some("root".into())
         }

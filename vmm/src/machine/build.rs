@@ -62,6 +62,8 @@ pub struct DiskSource {
     pub path: PathBuf,
     /// What the guest may do with it.
     pub access: DiskAccess,
+    /// Whether another format than raw is recognised, and refused.
+    pub content: Content,
     /// Size that it must have, when the guest knows it already.
     pub expected_size: Option<u64>,
 }
@@ -91,14 +93,8 @@ fn open_disk(disk: &DiskSource) -> Result<RawImage, MachineError> {
         DiskAccess::ReadWrite => Access::ReadWrite,
         DiskAccess::ReadOnly => Access::ReadOnly,
     };
-    // A disk that a guest already had may begin with whatever the guest wrote there.
-    let content = if disk.expected_size.is_some() {
-        Content::Raw
-    } else {
-        Content::Guess
-    };
     let image =
-        RawImage::open(&disk.path, access, content).map_err(|source| MachineError::Disk {
+        RawImage::open(&disk.path, access, disk.content).map_err(|source| MachineError::Disk {
             id: disk.id.clone(),
             path: disk.path.clone(),
             source,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use block::Content;
 use migration::GuestRam;
 use migration::observation::{Observation, Side};
 use migration::vm::{DestinationVm, MachineDescription, VmResult};
@@ -39,7 +40,7 @@ pub(super) struct Arrival {
 /// Who says where the disks of an incoming machine lie.
 ///
 /// Whatever path is named is opened with the rights of this process, and the guest reads and writes
-/// what is there. See `docs/adr/0003-disk-paths-from-the-source.md`.
+/// what is there. See `docs/adr/0004-disk-paths-from-the-source.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DiskPaths {
     /// The source, unless this host does: only who can reach this host's own sockets can send.
@@ -84,6 +85,8 @@ impl MachineDestination {
                     id: disk.id.clone(),
                     path: given.map_or_else(|| disk.path.clone().into(), |(_, p)| p.clone()),
                     access: disk.access,
+                    // The guest may have written anything into its first sector.
+                    content: Content::Raw,
                     expected_size: Some(disk.size),
                 }
             })

@@ -16,6 +16,7 @@ use migration::transport::socket::SocketListen;
 
 use super::destination::{Arrival, DiskPaths, MachineDestination, Naming};
 use super::events::GuestEvents;
+use super::inherited;
 use super::instance::VmInstance;
 use crate::config::ReceiveConfig;
 use crate::console::ConsoleHub;
@@ -43,7 +44,11 @@ pub(super) fn listen(
         let e: migration::address::AddressError = e;
         refused("usage.address", &e)
     })?;
-    let listener = SocketListen::bind(&address).map_err(|e| {
+    let bound = match &address {
+        Address::Fd(fd) => inherited::socket(*fd).and_then(SocketListen::from_fd),
+        Address::Tcp { .. } | Address::Unix(_) => SocketListen::bind(&address),
+    };
+    let listener = bound.map_err(|e| {
         Observation::new(
             Side::Destination,
             "receive.listen",
@@ -63,11 +68,7 @@ pub(super) fn listen(
 
     let arrival = Arrival {
         overrides: config.disks.clone(),
-        paths: if address.is_loopback() {
-            DiskPaths::FromSource
-        } else {
-            DiskPaths::GivenHere
-        },
+        paths: disk_paths(&listener.address()),
         naming: if config.name.is_some() {
             Naming::Given
         } else {
@@ -83,6 +84,14 @@ pub(super) fn listen(
         .spawn(move || take_in(&listener, arrival, &control, &journal, &instance))
         .map_err(|e| refused("machine.thread", &e))?;
     Ok(())
+}
+
+/// Who may say where disks lie, of those that can connect to `listening`.
+fn disk_paths(listening: &str) -> DiskPaths {
+    match listening.parse::<Address>() {
+        Ok(address) if address.is_loopback() => DiskPaths::FromSource,
+        _ => DiskPaths::GivenHere,
+    }
 }
 
 fn take_in(
@@ -120,6 +129,26 @@ fn take_in(
         Outcome::Cancelled(_) | Outcome::Planned(_) => instance.end(VmState::Stopped, None),
         Outcome::Failed(report) | Outcome::HandoverUnknown(report) => {
             instance.end(VmState::Failed, report.error);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_hosts_own_sockets_let_a_source_name_files() {
+        for (listening, paths) in [
+            ("127.0.0.1:7", DiskPaths::FromSource),
+            ("[::1]:7", DiskPaths::FromSource),
+            ("unix:/run/socket", DiskPaths::FromSource),
+            ("0.0.0.0:7", DiskPaths::GivenHere),
+            ("[::]:7", DiskPaths::GivenHere),
+            ("10.0.0.1:7", DiskPaths::GivenHere),
+            ("what", DiskPaths::GivenHere),
+        ] {
+            assert_eq!(disk_paths(listening), paths, "{listening}");
         }
     }
 }

@@ -17,8 +17,8 @@ use migration::control::Control;
 use migration::observation::{Observation, Side};
 use migration::progress::Event;
 
-use super::Machine;
 use super::power::PauseReason;
+use super::{Machine, MachineError};
 use crate::instance::{
     Instance, LimitChange, MigrateRequest, MigrationStatus, StopMode, VmState, VmStatus,
 };
@@ -240,6 +240,18 @@ pub(super) fn running_state(machine: &Machine) -> VmState {
     }
 }
 
+/// What the user is told of a pause or resume that was done, or came too late for it.
+fn in_time(done: Result<bool, MachineError>) -> Result<(), Observation> {
+    match done {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(refuse(
+            "migration.active",
+            "the guest is being handed over: ask the host that has it when that is done",
+        )),
+        Err(e) => Err(e.observed(Side::Source)),
+    }
+}
+
 pub(super) fn is_final(state: VmState) -> bool {
     matches!(
         state,
@@ -283,19 +295,17 @@ impl Instance for Arc<VmInstance> {
 
     fn pause(&self) -> Result<(), Observation> {
         let machine = self.machine()?;
-        let paused = machine.pause(PauseReason::User);
+        let paused = machine.user_pause();
         // It stands still even when a disk could not be flushed.
         self.note_running(&machine);
-        paused.map_err(|e| e.observed(Side::Source))
+        in_time(paused)
     }
 
     fn resume(&self) -> Result<(), Observation> {
         let machine = self.machine()?;
-        machine
-            .resume(PauseReason::User)
-            .map_err(|e| e.observed(Side::Source))?;
+        let resumed = machine.user_resume();
         self.note_running(&machine);
-        Ok(())
+        in_time(resumed)
     }
 
     fn stop(&self, mode: StopMode) -> Result<(), Observation> {

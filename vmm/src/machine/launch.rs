@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use block::Content;
 use migration::observation::{Observation, Side};
 
 use super::build::{self, DiskClaim, DiskSource};
@@ -14,7 +15,7 @@ use super::{Machine, MachineError};
 use super::{hang, incoming};
 use crate::boot::refusal::{self, KvmBackend};
 use crate::boot::{self, BootPlan, KernelSource};
-use crate::config::{DiskConfig, ReceiveConfig, RunConfig};
+use crate::config::{DiskConfig, DiskFormat, ReceiveConfig, RunConfig};
 use crate::console::ConsoleHub;
 use crate::instance::{Instance, VmState};
 use crate::probe::PROBE_GUEST;
@@ -127,6 +128,10 @@ fn disk_source(disk: &DiskConfig) -> DiskSource {
             DiskAccess::ReadOnly
         } else {
             DiskAccess::ReadWrite
+        },
+        content: match disk.format {
+            DiskFormat::Guessed => Content::Guess,
+            DiskFormat::Raw => Content::Raw,
         },
         expected_size: None,
     }

@@ -8,14 +8,21 @@ mod destination;
 mod devices;
 mod error;
 mod events;
+#[cfg(test)]
+mod golden_tests;
 mod hang;
+#[cfg(test)]
+mod huge_page_tests;
 mod incoming;
+mod inherited;
 mod instance;
 mod launch;
 mod leaving;
 #[cfg(test)]
 mod moving_tests;
 pub mod power;
+#[cfg(test)]
+mod probe_tests;
 mod source;
 pub mod spec;
 pub mod state;
@@ -89,10 +96,7 @@ impl Machine {
     /// # Errors
     /// When a disk cannot be flushed; the machine is paused all the same.
     pub fn pause(&self, reason: PauseReason) -> Result<(), MachineError> {
-        self.reasons.add(reason, || {
-            self.vcpus.pause();
-            self.devices.pause()
-        })
+        self.reasons.add(reason, || self.stand())
     }
 
     /// Removes `reason`; the machine runs when it was the last. A guest that is over stays so.
@@ -100,27 +104,54 @@ impl Machine {
     /// # Errors
     /// When a device cannot go on; vCPUs and devices stand still then.
     pub fn resume(&self, reason: PauseReason) -> Result<(), MachineError> {
-        self.reasons.remove(reason, || {
-            // The guest's end is told before its vCPU parks, and adds its own reason a little later.
-            if self.ended() {
-                return Ok(());
+        self.reasons.remove(reason, || self.go_on())
+    }
+
+    /// Pauses the machine for its user, unless a migration holds it: what was saved of it by then does
+    /// not know of the pause any more. Whether it did.
+    ///
+    /// # Errors
+    /// As [`Machine::pause`].
+    pub fn user_pause(&self) -> Result<bool, MachineError> {
+        self.reasons
+            .add_unless(PauseReason::Migration, PauseReason::User, || self.stand())
+    }
+
+    /// Lets the machine run as far as its user is concerned, unless a migration holds it. Whether it
+    /// did.
+    ///
+    /// # Errors
+    /// As [`Machine::resume`].
+    pub fn user_resume(&self) -> Result<bool, MachineError> {
+        self.reasons
+            .remove_unless(PauseReason::Migration, PauseReason::User, || self.go_on())
+    }
+
+    fn stand(&self) -> Result<(), MachineError> {
+        self.vcpus.pause();
+        self.devices.pause()
+    }
+
+    fn go_on(&self) -> Result<(), MachineError> {
+        // The guest's end is told before its vCPU parks, and adds its own reason a little later.
+        if self.ended() {
+            return Ok(());
+        }
+        for index in 0..self.vcpus.len() {
+            // Tells the guest's watchdogs that time passed without it (KVM API 4.73). Here and not
+            // at the pause: what it leaves behind in KVM is no part of the saved state, so a
+            // destination has to do it too. EINVAL: the guest has no kvmclock.
+            let _ = self.vcpus.fd(index).kvmclock_ctrl();
+        }
+        if let Err(e) = self.devices.resume() {
+            // Some may have begun; a disk must not change under a guest that did not go on.
+            if let Err(also) = self.devices.pause() {
+                tracing::warn!(error = %also, "devices did not stand still again");
             }
-            for index in 0..self.vcpus.len() {
-                // Tells the guest's watchdogs that time passed without it (KVM API 4.73). Here and not
-                // at the pause: what it leaves behind in KVM is no part of the saved state, so a
-                // destination has to do it too. EINVAL: the guest has no kvmclock.
-                let _ = self.vcpus.fd(index).kvmclock_ctrl();
-            }
-            if let Err(e) = self.devices.resume() {
-                // Some may have begun; a disk must not change under a guest that did not go on.
-                if let Err(also) = self.devices.pause() {
-                    tracing::warn!(error = %also, "devices did not stand still again");
-                }
-                return Err(e);
-            }
-            self.vcpus.resume();
-            Ok(())
-        })
+            return Err(e);
+        }
+        self.vcpus.resume();
+        Ok(())
     }
 
     /// Sets every vCPU as firmware would have left it, and the boot CPU to the kernel's entry.

@@ -257,3 +257,67 @@ fn a_guest_that_is_over_is_not_entered_again_when_a_pause_ends() {
     std::thread::sleep(Duration::from_millis(20));
     assert_eq!(count(&machine), seen);
 }
+
+#[test]
+fn whatever_its_user_does_meanwhile_a_guest_is_on_one_side() {
+    if !has_kvm() {
+        return;
+    }
+    let mut kernel = tempfile::NamedTempFile::new().unwrap();
+    kernel.write_all(&pvh_elf(&COUNTING, 0)).unwrap();
+    for round in 0..12_u64 {
+        let (here, there) = (Host::new(), Host::new());
+        let source = guest(&here, kernel.path());
+        let target = destination(&there);
+        let listen = target.status().listen.unwrap();
+        source.migrate(request(&listen)).unwrap();
+        let over = std::sync::atomic::AtomicBool::new(false);
+        let moved = std::thread::scope(|scope| {
+            for user in 0..2 {
+                let (source, over) = (&source, &over);
+                scope.spawn(move || {
+                    let mut turn = round + user;
+                    while !over.load(std::sync::atomic::Ordering::SeqCst) {
+                        turn += 1;
+                        // Whether each is refused depends on the moment; none may break anything.
+                        let _ = match turn % 5 {
+                            0 | 2 => source.pause(),
+                            1 | 3 => source.resume(),
+                            _ => source
+                                .migrate(request("unix:/nonexistent/socket"))
+                                .map(drop),
+                        };
+                        if turn % 97 == 50 && round % 3 == 0 {
+                            let _ = source.cancel_migration();
+                        }
+                        std::thread::sleep(Duration::from_micros(200));
+                    }
+                });
+            }
+            // Another migration may be the one that is listened to: the destination knows.
+            let state = target.wait_change(VmState::Incoming, Duration::from_secs(30));
+            over.store(true, std::sync::atomic::Ordering::SeqCst);
+            matches!(state, VmState::Running | VmState::Paused)
+        });
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let is_gone = |vm: &dyn Instance| {
+            matches!(
+                vm.status().state,
+                VmState::Migrated | VmState::Stopped | VmState::Failed
+            )
+        };
+        while is_gone(&*source) != moved {
+            assert!(Instant::now() < deadline, "{:?}", source.status());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if moved {
+            assert_eq!(source.status().state, VmState::Migrated);
+            assert!(source.resume().is_err() && source.pause().is_err());
+            target.resume().unwrap();
+            assert_eq!(target.status().state, VmState::Running);
+        } else {
+            source.resume().unwrap();
+            assert_eq!(source.status().state, VmState::Running);
+        }
+    }
+}

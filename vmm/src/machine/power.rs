@@ -1,7 +1,7 @@
 //! Who wants the vCPUs to stand still.
 
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Why a machine is paused; it runs when no reason is left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,12 +45,8 @@ impl PauseReasons {
         reason: PauseReason,
         stop: impl FnOnce() -> Result<(), E>,
     ) -> Result<(), E> {
-        let _transition = self
-            .transition
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let before = self.bits.fetch_or(reason as u8, Ordering::SeqCst);
-        if before == 0 { stop() } else { Ok(()) }
+        let transition = self.lock();
+        self.added(&transition, reason, stop)
     }
 
     /// Removes a reason; `start` is called when it was the last.
@@ -59,10 +55,60 @@ impl PauseReasons {
         reason: PauseReason,
         start: impl FnOnce() -> Result<(), E>,
     ) -> Result<(), E> {
-        let _transition = self
-            .transition
+        let transition = self.lock();
+        self.removed(&transition, reason, start)
+    }
+
+    /// As [`PauseReasons::add`], but nothing is done while `other` holds: whether it was added.
+    pub fn add_unless<E>(
+        &self,
+        other: PauseReason,
+        reason: PauseReason,
+        stop: impl FnOnce() -> Result<(), E>,
+    ) -> Result<bool, E> {
+        let transition = self.lock();
+        if self.holds(other) {
+            return Ok(false);
+        }
+        self.added(&transition, reason, stop).map(|()| true)
+    }
+
+    /// As [`PauseReasons::remove`], but nothing is done while `other` holds: whether it was removed.
+    pub fn remove_unless<E>(
+        &self,
+        other: PauseReason,
+        reason: PauseReason,
+        start: impl FnOnce() -> Result<(), E>,
+    ) -> Result<bool, E> {
+        let transition = self.lock();
+        if self.holds(other) {
+            return Ok(false);
+        }
+        self.removed(&transition, reason, start).map(|()| true)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.transition
             .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn added<E>(
+        &self,
+        _transition: &MutexGuard<'_, ()>,
+        reason: PauseReason,
+        stop: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
+        let before = self.bits.fetch_or(reason as u8, Ordering::SeqCst);
+        if before == 0 { stop() } else { Ok(()) }
+    }
+
+    fn removed<E>(
+        &self,
+        _transition: &MutexGuard<'_, ()>,
+        reason: PauseReason,
+        start: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
         let before = self.bits.fetch_and(!(reason as u8), Ordering::SeqCst);
         if before == reason as u8 {
             start()
@@ -126,5 +172,22 @@ mod tests {
                 none()
             })
             .unwrap();
+    }
+
+    #[test]
+    fn a_user_changes_nothing_while_a_migration_holds_the_machine() {
+        let reasons = PauseReasons::new();
+        let none = || -> Result<(), Infallible> { Ok(()) };
+        let (held, user) = (PauseReason::Migration, PauseReason::User);
+        reasons.remove(PauseReason::NotStarted, none).unwrap();
+        assert!(reasons.add_unless(held, user, none).unwrap());
+        reasons.add(held, none).unwrap();
+        assert!(!reasons.remove_unless(held, user, none).unwrap());
+        assert!(reasons.holds(user));
+        reasons.remove(held, none).unwrap();
+        assert!(reasons.remove_unless(held, user, none).unwrap());
+        reasons.add(held, none).unwrap();
+        assert!(!reasons.add_unless(held, user, none).unwrap());
+        assert!(!reasons.holds(user));
     }
 }

@@ -175,10 +175,14 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        // Again and again, because one of them may have just started another.
+        // Again and again, because one of them may have just started another, and one that changes
+        // its program has no environment for a moment.
+        let mut looks_without_one = 0;
         let gone = eventually(Duration::from_secs(10), || {
             self.kill_all();
-            self.processes().is_empty().then_some(())
+            let none = self.processes().is_empty();
+            looks_without_one = if none { looks_without_one + 1 } else { 0 };
+            (looks_without_one == 3).then_some(())
         });
         if gone.is_none() {
             eprintln!(
@@ -197,6 +201,14 @@ mod tests {
         Host::with_binary(Path::new("/bin/sh")).unwrap()
     }
 
+    /// A process that changes its program has no environment for a moment, so it is waited for.
+    fn wait_for_process(host: &Host) -> Vec<u32> {
+        eventually(Duration::from_secs(60), || {
+            Some(host.processes()).filter(|processes| processes.len() == 1)
+        })
+        .unwrap()
+    }
+
     #[test]
     fn command_sees_the_run_time_directory_of_its_host() {
         let host = shell_host();
@@ -213,8 +225,7 @@ mod tests {
         let _ = host
             .vmm(["-c", "sleep 600 >/dev/null 2>&1 & echo $!"])
             .success();
-        let processes = host.processes();
-        assert_eq!(processes.len(), 1);
+        let processes = wait_for_process(&host);
         drop(host);
         let path = format!("/proc/{}/environ", processes[0]);
         assert!(std::fs::read(path).unwrap_or_default().is_empty());
@@ -224,7 +235,7 @@ mod tests {
     fn hosts_do_not_see_each_other() {
         let (one, other) = (shell_host(), shell_host());
         let _process = one.spawn(["-c", "exec sleep 600"]);
-        assert_eq!(one.processes().len(), 1);
+        assert_eq!(wait_for_process(&one).len(), 1);
         assert!(other.processes().is_empty());
     }
 

@@ -173,7 +173,10 @@ impl VmInstance {
                         instance.end(VmState::Stopped, None);
                     }
                     GuestEvent::PowerOff => instance.end(VmState::Stopped, None),
-                    GuestEvent::Failed(why) => instance.end(VmState::Failed, Some(why)),
+                    GuestEvent::Failed(why) => {
+                        tracing::error!(id = why.id, "the guest failed: {why}");
+                        instance.end(VmState::Failed, Some(why));
+                    }
                 }
             })?;
         Ok(())

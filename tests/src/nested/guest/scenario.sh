@@ -14,6 +14,10 @@ say() { echo "scenario: $*"; }
 
 fail() {
     say "FAILED: $*"
+    # Why a VM failed is in its status; asked first, because its process may be about to end.
+    for host in $a $b; do
+        say "$host: $(VMM_RUNTIME_DIR=$host timeout 10 vmm status guest --json 2>&1)"
+    done
     show_logs
     dmesg | tail -n 30
     exit 1

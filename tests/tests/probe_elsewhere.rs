@@ -67,11 +67,13 @@ fn the_probe_runs_on_qemus_microvm_and_finds_its_memory_and_disk_intact() {
         "{outcome}"
     );
     assert!(matches!(lines.last(), Some(ProbeLine::Bye(_))), "{outcome}");
-    let ticks = lines.iter().filter_map(|line| match line {
+    let mut ticks = lines.iter().filter_map(|line| match line {
         ProbeLine::Tick(tick) => Some(tick),
         _ => None,
     });
-    let last = ticks.last().unwrap_or_else(|| panic!("no tick: {outcome}"));
+    let last = ticks
+        .next_back()
+        .unwrap_or_else(|| panic!("no tick: {outcome}"));
     assert!(
         last.ledger_verified > 0 && last.fill_verified > 0,
         "{outcome}"

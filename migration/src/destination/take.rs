@@ -18,7 +18,7 @@ use crate::observation::Side;
 use crate::pages::populate::Populate;
 use crate::pages::receiver::{Receiver, Receiving};
 use crate::pages::stripes::Share;
-use crate::pages::{Counters, digest_text, full};
+use crate::pages::{self, Counters, digest_text, full};
 use crate::progress::{Phase, Report, Verify};
 use crate::raw::{HashKey, Ram};
 use crate::session::{CloseOnDrop, Note, Session, Timing};
@@ -339,6 +339,7 @@ impl Take<'_> {
                         streams: streams as u64,
                     };
                     scope.spawn(move || {
+                        pages::step_back();
                         session.guard(|| Receiver::new(receiving, share, connection).run());
                     });
                 }
@@ -349,6 +350,7 @@ impl Take<'_> {
                 }) => done[usize::from(stream)] = (pass, digest),
                 Some(Note::Message(Message::Extents(Extents { extents }))) => {
                     scope.spawn(move || {
+                        pages::step_back();
                         session.guard(|| receiving.populate.run(receiving.ram, &extents));
                     });
                 }

@@ -12,6 +12,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::progress::EncodingCount;
 
+/// Makes the calling thread one that moves memory: it steps back behind the vCPUs of its host, which
+/// share its cores and whose guest is not to notice.
+pub(crate) fn step_back() {
+    /// Enough for a vCPU that wakes to run at once, and not so much that the move starves beside it.
+    const NICER: i32 = 2;
+    // Refused only where a limit forbids even that; then all are equal.
+    let _ = rustix::process::nice(NICER);
+}
+
 /// Pages and bytes moved, counted by all streams.
 #[derive(Default)]
 pub(crate) struct Counters {

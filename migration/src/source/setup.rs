@@ -9,9 +9,9 @@ use super::{End, Link, Run, milliseconds};
 use crate::error::Error;
 use crate::journal::Handover;
 use crate::observation::Side;
-use crate::pages::populate;
 use crate::pages::sender::{Pass, Sender, Sending};
 use crate::pages::stripes::Share;
+use crate::pages::{self, populate};
 use crate::progress::{Phase, Verify};
 use crate::raw::{HashKey, Ram};
 use crate::session::{CloseOnDrop, Session};
@@ -260,7 +260,10 @@ impl<'a> Run<'a> {
             let (job, passes) = channel();
             let sender = Sender::new(self.sending(link, ram, key), share, connection);
             let session: &Session = &link.session;
-            scope.spawn(move || session.guard(|| sender.run(&passes)));
+            scope.spawn(move || {
+                pages::step_back();
+                session.guard(|| sender.run(&passes));
+            });
             jobs.push(job);
         }
         Ok(Streams {

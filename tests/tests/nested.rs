@@ -15,8 +15,8 @@ const DEADLINE: Duration = Duration::from_secs(900);
 /// Overrides the numbers of vCPUs, separated by spaces: `2 2 2 2` looks for what happens seldom.
 const CPUS_VARIABLE: &str = "VMM_NESTED_CPUS";
 
-/// CPUs of level 1. With two, the emulator runs two vCPUs of the same guest at the same moment, and one
-/// guest in some fifteen ended in a triple fault, at rest as well as on the move. With one they take turns.
+/// CPUs of level 1. With two, the emulator runs two vCPUs of the same guest at the same moment, and two
+/// guests in some twenty failed, one of them by a triple fault before it was ever moved (docs/testing.md).
 const LEVEL1_CPUS: u32 = 1;
 
 /// Runs the scenario with each of these numbers of vCPUs, in one boot of level 1.

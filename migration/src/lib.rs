@@ -23,6 +23,7 @@ pub mod progress;
 pub mod raw;
 mod session;
 pub mod source;
+pub mod threads;
 pub mod transport;
 mod tripwires;
 pub mod vm;

@@ -16,6 +16,7 @@ pub mod memory;
 pub mod probe;
 pub mod rotating_file;
 pub mod runtime_dir;
+pub mod sandbox;
 pub mod snapshot;
 mod state_dir;
 pub mod units;

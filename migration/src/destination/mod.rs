@@ -18,6 +18,7 @@ use crate::observation::{Observation, Side};
 use crate::outcome::Outcome;
 use crate::progress::{Event, Phase, Report};
 use crate::session::SLICE;
+use crate::threads::{self, Role};
 use crate::transport::Listen;
 use crate::vm::DestinationVm;
 
@@ -80,7 +81,10 @@ pub fn receive(
     let (sender, incoming) = channel();
     let reception = Reception::new(from, journal, options, Some(sender));
     let taken = thread::scope(|scope| {
-        scope.spawn(|| reception.run_guarded(scope));
+        scope.spawn(|| {
+            threads::begin(Role::Reception);
+            reception.run_guarded(scope);
+        });
         let _closing = reception.stop_on_drop();
         loop {
             if control.is_cancelled() {

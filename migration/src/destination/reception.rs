@@ -13,6 +13,7 @@ use crate::id::MigrationId;
 use crate::journal::{Decision, Journal};
 use crate::observation::{Observation, Side};
 use crate::session::{Note, Session};
+use crate::threads::{self, Role as ThreadRole};
 use crate::transport::{Connection, Listen};
 use crate::wire::VERSION;
 use crate::wire::control::{Answer, Message, Resolution};
@@ -160,6 +161,7 @@ impl<'a> Reception<'a> {
             return Ok(());
         }
         scope.spawn(move || {
+            threads::begin(ThreadRole::Reception);
             let heard = catch_unwind(AssertUnwindSafe(|| self.hear(connection)));
             if let Err(error) = heard.unwrap_or(Err(Error::Worker)) {
                 tracing::debug!("refused a connection: {}", error.observe(Side::Destination));

@@ -22,6 +22,7 @@ use crate::pages::{self, Counters, digest_text, full};
 use crate::progress::{Phase, Report, Verify};
 use crate::raw::{HashKey, Ram};
 use crate::session::{CloseOnDrop, Note, Session, Timing};
+use crate::threads::{self, Role};
 use crate::transport::Connection;
 use crate::vm::{DestinationVm, MachineDescription, RunState};
 use crate::wire::control::{
@@ -109,7 +110,10 @@ pub(super) fn take(
     };
     let result = thread::scope(|scope| {
         let _closing = CloseOnDrop(&session);
-        scope.spawn(|| session.run_control());
+        scope.spawn(|| {
+            threads::begin(Role::Link);
+            session.run_control();
+        });
         let result = take.negotiate(&session, &notes);
         let result = result.and_then(|wanted| match wanted {
             Some(wanted) => take.build_and_run(&session, &notes, wanted, &counters),
@@ -339,6 +343,7 @@ impl Take<'_> {
                         streams: streams as u64,
                     };
                     scope.spawn(move || {
+                        threads::begin(Role::Stream);
                         pages::step_back();
                         session.guard(|| Receiver::new(receiving, share, connection).run());
                     });
@@ -350,6 +355,7 @@ impl Take<'_> {
                 }) => done[usize::from(stream)] = (pass, digest),
                 Some(Note::Message(Message::Extents(Extents { extents }))) => {
                     scope.spawn(move || {
+                        threads::begin(Role::Stream);
                         pages::step_back();
                         session.guard(|| receiving.populate.run(receiving.ram, &extents));
                     });

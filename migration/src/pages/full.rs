@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::PAGE_SIZE;
 use crate::raw::{Ram, STRIPE_PAGES, Span};
+use crate::threads::{self, Role};
 
 /// Hashes all pages but those of zeroes, with as many threads as the host has cores. The digest is
 /// the sum of the pages' BLAKE3 hashes over address and content, so neither order nor holes matter.
@@ -14,7 +15,12 @@ pub(crate) fn full_digest(ram: &Ram) -> String {
     let next = AtomicU64::new(0);
     let sum = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)
-            .map(|_| scope.spawn(|| hash_share(ram, &next)))
+            .map(|_| {
+                scope.spawn(|| {
+                    threads::begin(Role::Hash);
+                    hash_share(ram, &next)
+                })
+            })
             .collect();
         workers
             .into_iter()

@@ -15,6 +15,7 @@ use crate::pages::{self, populate};
 use crate::progress::{Phase, Verify};
 use crate::raw::{HashKey, Ram};
 use crate::session::{CloseOnDrop, Session};
+use crate::threads::{self, Role as ThreadRole};
 use crate::transport::{Connection, Patience};
 use crate::vm::MachineDescription;
 use crate::wire::MAX_STREAMS;
@@ -52,7 +53,10 @@ impl<'a> Run<'a> {
         let result = thread::scope(|scope| {
             let _closing = CloseOnDrop(&link.session);
             let session = &link.session;
-            scope.spawn(|| session.run_control());
+            scope.spawn(|| {
+                threads::begin(ThreadRole::Link);
+                session.run_control();
+            });
             let result = self.phases(scope, &link, description, &ram, &key);
             let result = result.or_else(|error| self.fail(&link, error));
             self.report.wire_bytes = self.counters.wire_bytes() + session.control_bytes();
@@ -261,6 +265,7 @@ impl<'a> Run<'a> {
             let sender = Sender::new(self.sending(link, ram, key), share, connection);
             let session: &Session = &link.session;
             scope.spawn(move || {
+                threads::begin(ThreadRole::Stream);
                 pages::step_back();
                 session.guard(|| sender.run(&passes));
             });

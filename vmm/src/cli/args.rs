@@ -11,6 +11,7 @@ use crate::bench::BenchArgs;
 use crate::config::{CpuModel, DiskArg, PageBacking, RunOptions, parse_disk_override};
 use crate::instance::VmState;
 use crate::logging::{LogFormat, LogOptions};
+use crate::sandbox::Sandbox;
 use crate::units::{ByteSize, Rate, Span};
 
 /// Heading of the options that every command has.
@@ -164,9 +165,27 @@ pub struct RunArgs {
     /// Read what is not said here from a TOML file.
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) confinement: Confinement,
     /// Return when the guest runs, and leave it running.
     #[arg(long)]
     pub(super) detach: bool,
+}
+
+/// How far the process of a VM is confined.
+#[derive(Debug, Args)]
+pub struct Confinement {
+    /// Which system calls, files and ports the VM's process keeps: on, strict (a call that is not
+    /// listed ends the process, and the guest) or off.
+    #[arg(
+        long,
+        value_name = "MODE",
+        env = "VMM_SANDBOX",
+        hide_env_values = true,
+        hide_possible_values = true,
+        default_value = "on"
+    )]
+    pub(super) sandbox: Sandbox,
 }
 
 impl RunArgs {
@@ -182,6 +201,7 @@ impl RunArgs {
             cpu,
             disks,
             config: _,
+            confinement: _,
             detach: _,
         } = self;
         let memory = memory.map(|size| size.0);
@@ -212,6 +232,8 @@ pub struct ReceiveArgs {
     /// Path on this host of the disk with this id at the source: ID=PATH; may be repeated.
     #[arg(long = "disk", value_name = "ID=PATH", value_parser = parse_disk_override)]
     pub(super) disks: Vec<(String, PathBuf)>,
+    #[command(flatten)]
+    pub(super) confinement: Confinement,
     /// Return when it listens.
     #[arg(long)]
     pub(super) detach: bool,
@@ -378,6 +400,8 @@ mod tests {
             "vmm run a --kernel k --initrd i --cmdline console=ttyS0 --cpus 4 --memory 1GiB",
             "vmm run a --cpu host --pages thp --disk d.img,readonly,id=x --disk e.img --detach",
             "vmm run --config f.toml --json",
+            "vmm run --sandbox strict",
+            "vmm receive --listen 127.0.0.1:0 --sandbox off",
             "vmm --json receive --listen 127.0.0.1:0 --name b --disk x=/d.img --detach",
             "vmm migrate a --to h:1 --downtime-limit 50ms --bandwidth 500MiB/s --streams 4",
             "vmm migrate a --to unix:/s --timeout 1h --on-timeout stop --mode precopy --verify full",
@@ -412,6 +436,7 @@ mod tests {
             "vmm run --cpu qemu64",
             "vmm run --memory lots",
             "vmm run --net tap=t0",
+            "vmm run --sandbox loose",
             "vmm run --disk d.img,format=qcow2",
             "vmm receive",
             "vmm migrate a",

@@ -31,6 +31,7 @@ use super::{DirtyLog, Machine, MachineError};
 use crate::boot::MmioSlot;
 use crate::console::ConsoleHub;
 use crate::kvm::{self, os_error};
+use crate::sandbox::opener;
 use crate::vcpu::state::{GuestTsc, VcpuStateCaps};
 use crate::vcpu::{ExitHandlers, VcpuSet};
 use crate::{cpuid, memory};
@@ -89,6 +90,11 @@ pub fn mmio_slots(disks: usize) -> Vec<MmioSlot> {
 }
 
 fn open_disk(disk: &DiskSource) -> Result<RawImage, MachineError> {
+    let disk = disk.clone();
+    opener::outside(move || open_image(&disk))
+}
+
+fn open_image(disk: &DiskSource) -> Result<RawImage, MachineError> {
     let access = match disk.access {
         DiskAccess::ReadWrite => Access::ReadWrite,
         DiskAccess::ReadOnly => Access::ReadOnly,

@@ -16,6 +16,7 @@ use super::{DiskOverrides, Machine, MachineError};
 use crate::boot::refusal::KvmBackend;
 use crate::console::ConsoleHub;
 use crate::runtime_dir::VmDir;
+use crate::sandbox::opener;
 use crate::{cpuid, kvm, memory};
 
 /// Told of the machine at the moment it runs, before the source is.
@@ -170,7 +171,8 @@ impl DestinationVm for MachineDestination {
     fn prepare(&mut self, description: &MachineDescription) -> VmResult<()> {
         let spec = MachineSpec::from_description(description)?;
         if self.arrival.naming == Naming::AsAtSource {
-            self.arrival.dir.rename(&description.name)?;
+            let (dir, name) = (self.arrival.dir.clone(), description.name.clone());
+            opener::outside(move || dir.rename(&name))?;
         }
         let disks = self.disks(&spec);
         let machine = Machine::build(
@@ -180,8 +182,10 @@ impl DestinationVm for MachineDestination {
             &self.arrival.console,
             &self.arrival.events,
         )
-        .map_err(|e| observed(&e))?;
-        self.machine = Some(Arc::new(machine));
+        .map_err(|e| observed(&e));
+        // Everything that the guest was given is open.
+        opener::close();
+        self.machine = Some(Arc::new(machine?));
         Ok(())
     }
 

@@ -12,6 +12,7 @@ use devices::virtio::{MmioTransport, TransportStateV1};
 use serde::{Deserialize, Serialize};
 
 use super::MachineError;
+use crate::sandbox::{self, Kind};
 
 /// Saved devices; frozen: a change makes a `V2` with a conversion.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -183,6 +184,7 @@ impl Devices {
         thread::Builder::new()
             .name("disk-claims".into())
             .spawn(move || {
+                sandbox::begin(Kind::Caretaker);
                 loop {
                     claims.retain(|(id, claim)| match claim.upgrade().map(|c| c.complete()) {
                         Some(Ok(complete)) => !complete,

@@ -22,6 +22,7 @@ use crate::config::ReceiveConfig;
 use crate::console::ConsoleHub;
 use crate::instance::VmState;
 use crate::runtime_dir::VmDir;
+use crate::sandbox::{self, Kind};
 
 /// Listens as configured and takes in one guest on a thread of its own.
 ///
@@ -44,9 +45,12 @@ pub(super) fn listen(
         let e: migration::address::AddressError = e;
         refused("usage.address", &e)
     })?;
+    let to_bind = address.clone();
     let bound = match &address {
         Address::Fd(fd) => inherited::socket(*fd).and_then(SocketListen::from_fd),
-        Address::Tcp { .. } | Address::Unix(_) => SocketListen::bind(&address),
+        Address::Tcp { .. } | Address::Unix(_) => {
+            sandbox::opener::outside(move || SocketListen::bind(&to_bind))
+        }
     };
     let listener = bound.map_err(|e| {
         Observation::new(
@@ -81,7 +85,10 @@ pub(super) fn listen(
     let instance = instance.clone();
     thread::Builder::new()
         .name("incoming".into())
-        .spawn(move || take_in(&listener, arrival, &control, &journal, &instance))
+        .spawn(move || {
+            sandbox::begin(Kind::Incoming);
+            take_in(&listener, arrival, &control, &journal, &instance);
+        })
         .map_err(|e| refused("machine.thread", &e))?;
     Ok(())
 }

@@ -20,6 +20,7 @@ use crate::console::ConsoleHub;
 use crate::instance::{Instance, VmState};
 use crate::probe::PROBE_GUEST;
 use crate::runtime_dir::VmDir;
+use crate::sandbox::opener;
 use crate::{cpuid, kvm};
 
 /// Boots a guest as configured; it runs when this returns.
@@ -113,6 +114,8 @@ fn build_and_boot(
         generation_id: generation_id()?,
     };
     let entry = boot::load(&plan)?;
+    // Everything that the guest was given is open, and the kernel is read.
+    opener::close();
     if let Some(why) = refusal::refuse_before_start(&entry, machine.spec().backend) {
         return Err(MachineError::Unfit(why));
     }

@@ -1,0 +1,144 @@
+//! From lists of calls to seccomp filters, and their installation.
+
+// A filter is given to the kernel by its address.
+#![allow(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::OnceLock;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+
+use super::calls::{Call, HOSTILE, Value};
+use super::kinds::Kind;
+
+type Compiled = Result<BpfProgram, String>;
+
+/// Where calls that answer with an error of their own are named: `clone3` keeps its flags in memory,
+/// where a filter cannot see them, so that the C library is told to use `clone`.
+const NOT_THERE: &[Call] = &[Call {
+    name: "SYS_clone3",
+    number: libc::SYS_clone3,
+    any_of: &[],
+}];
+
+/// The filter of one kind of thread, compiled once.
+///
+/// # Errors
+/// What the compiler says; a mistake in the lists.
+pub(super) fn of_kind(kind: Kind) -> Result<&'static BpfProgram, String> {
+    static FILTERS: [OnceLock<Compiled>; Kind::ALL.len()] =
+        [const { OnceLock::new() }; Kind::ALL.len()];
+    let filter = FILTERS[kind as usize].get_or_init(|| {
+        let calls = kind.groups().into_iter().flat_map(|group| group.calls);
+        compile(calls, SeccompAction::Trap, SeccompAction::Allow)
+    });
+    filter.as_ref().map_err(Clone::clone)
+}
+
+/// The filters that every thread has: what ends the process, and what does not exist here.
+pub(super) fn of_all() -> Result<[BpfProgram; 2], String> {
+    let not_there = SeccompAction::Errno(libc::ENOSYS as u32);
+    Ok([
+        compile(
+            HOSTILE.iter(),
+            SeccompAction::Allow,
+            SeccompAction::KillProcess,
+        )?,
+        compile(NOT_THERE.iter(), SeccompAction::Allow, not_there)?,
+    ])
+}
+
+fn compile<'a>(
+    calls: impl Iterator<Item = &'a Call>,
+    other: SeccompAction,
+    listed: SeccompAction,
+) -> Compiled {
+    let mut rules: BTreeMap<i64, Option<Vec<SeccompRule>>> = BTreeMap::new();
+    for call in calls {
+        let rule = rules.entry(call.number).or_insert_with(|| Some(Vec::new()));
+        if call.any_of.is_empty() {
+            // Allowed whatever its arguments are, also where another group is more particular.
+            *rule = None;
+        }
+        let Some(chain) = rule else { continue };
+        for conditions in call.any_of {
+            let conditions: Result<Vec<_>, _> = conditions
+                .iter()
+                .map(|condition| {
+                    let value = match condition.value {
+                        Value::Is(value) => value,
+                        Value::OwnProcess => std::process::id(),
+                    };
+                    SeccompCondition::new(
+                        condition.argument,
+                        SeccompCmpArgLen::Dword,
+                        SeccompCmpOp::MaskedEq(condition.mask.into()),
+                        value.into(),
+                    )
+                })
+                .collect();
+            let rule = conditions
+                .and_then(SeccompRule::new)
+                .map_err(|e| e.to_string())?;
+            if !chain.contains(&rule) {
+                chain.push(rule);
+            }
+        }
+    }
+    let rules = rules
+        .into_iter()
+        .map(|(number, rules)| (number, rules.unwrap_or_default()))
+        .collect();
+    SeccompFilter::new(rules, other, listed, TargetArch::x86_64)
+        .and_then(BpfProgram::try_from)
+        .map_err(|e| e.to_string())
+}
+
+/// Confines the calling thread, and those that it starts from now on, for ever.
+///
+/// # Errors
+/// When the kernel has no seccomp filters, or no memory.
+pub(super) fn install(program: &BpfProgram) -> io::Result<()> {
+    let length = u16::try_from(program.len())
+        .map_err(|_| io::Error::other("the filter is longer than the kernel takes"))?;
+    let filter = libc::sock_fprog {
+        len: length,
+        filter: program.as_ptr().cast_mut().cast(),
+    };
+    // Before Linux 5.16 a filter also turns a mitigation of speculative stores on, which slows guests
+    // down and is theirs to choose.
+    let flags = libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+    // SAFETY: the program lives for the duration of the call, which copies it; its entries have the
+    // layout of the kernel's `struct sock_filter`.
+    let installed = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            &raw const filter,
+        )
+    };
+    if installed == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Gives up, for this thread and those it starts, that a program could have more rights than its
+/// caller; the kernel wants it before an ordinary user may install a filter.
+///
+/// # Errors
+/// What the kernel says.
+pub(super) fn no_new_privileges() -> io::Result<()> {
+    // SAFETY: the call takes numbers only.
+    if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

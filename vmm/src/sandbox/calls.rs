@@ -10,6 +10,10 @@ use libc::{CLONE_THREAD, CLONE_VM, PROT_EXEC};
 #[derive(Debug)]
 pub(super) struct Group {
     pub(super) name: &'static str,
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "for the documentation, which a test checks")
+    )]
     pub(super) why: &'static str,
     pub(super) calls: &'static [Call],
 }

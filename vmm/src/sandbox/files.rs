@@ -68,6 +68,7 @@ pub(super) const COMMON: &[(&str, Use, &str)] = &[
         Use::ReadWrite,
         "standard streams of a detached VM",
     ),
+    ("/dev/urandom", Use::Read, "identifiers of migrations"),
     ("/etc/hosts", Use::Read, "names of destinations"),
     ("/etc/host.conf", Use::Read, "names of destinations"),
     ("/etc/resolv.conf", Use::Read, "names of destinations"),

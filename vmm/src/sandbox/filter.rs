@@ -15,28 +15,47 @@ use seccompiler::{
 use super::calls::{Call, HOSTILE, Value};
 use super::kinds::Kind;
 
-type Compiled = Result<BpfProgram, String>;
+type Compiled<T> = Result<T, String>;
 
-/// Where calls that answer with an error of their own are named: `clone3` keeps its flags in memory,
-/// where a filter cannot see them, so that the C library is told to use `clone`.
-const NOT_THERE: &[Call] = &[Call {
+/// `clone3` keeps its flags in memory, where a filter cannot see them: the C library is told that it
+/// is not there, and uses `clone`.
+const CLONE3: Call = Call {
     name: "SYS_clone3",
     number: libc::SYS_clone3,
     any_of: &[],
-}];
+};
+const CLONE: Call = Call {
+    name: "SYS_clone",
+    number: libc::SYS_clone,
+    any_of: &[],
+};
 
-/// The filter of one kind of thread, compiled once.
+/// The filters of one kind of thread, compiled once.
 ///
 /// # Errors
 /// What the compiler says; a mistake in the lists.
-pub(super) fn of_kind(kind: Kind) -> Result<&'static BpfProgram, String> {
-    static FILTERS: [OnceLock<Compiled>; Kind::ALL.len()] =
+pub(super) fn of_kind(kind: Kind) -> Result<&'static [BpfProgram], String> {
+    static FILTERS: [OnceLock<Compiled<Vec<BpfProgram>>>; Kind::ALL.len()] =
         [const { OnceLock::new() }; Kind::ALL.len()];
-    let filter = FILTERS[kind as usize].get_or_init(|| {
-        let calls = kind.groups().into_iter().flat_map(|group| group.calls);
-        compile(calls, SeccompAction::Trap, SeccompAction::Allow)
+    let filters = FILTERS[kind as usize].get_or_init(|| {
+        let listed = kind.groups().into_iter().flat_map(|group| group.calls);
+        if kind.may_start_threads() {
+            let filter = compile(listed, SeccompAction::Trap, SeccompAction::Allow)?;
+            return Ok(vec![filter]);
+        }
+        // The C library starts threads with all signals blocked, and a signal of a filter that is
+        // blocked ends the process: this refusal is an error and nothing else.
+        let refusal = SeccompAction::Errno(libc::EPERM as u32);
+        Ok(vec![
+            compile(
+                listed.chain([&CLONE, &CLONE3]),
+                SeccompAction::Trap,
+                SeccompAction::Allow,
+            )?,
+            compile([&CLONE, &CLONE3].into_iter(), SeccompAction::Allow, refusal)?,
+        ])
     });
-    filter.as_ref().map_err(Clone::clone)
+    filters.as_deref().map_err(Clone::clone)
 }
 
 /// The filters that every thread has: what ends the process, and what does not exist here.
@@ -48,7 +67,7 @@ pub(super) fn of_all() -> Result<[BpfProgram; 2], String> {
             SeccompAction::Allow,
             SeccompAction::KillProcess,
         )?,
-        compile(NOT_THERE.iter(), SeccompAction::Allow, not_there)?,
+        compile([&CLONE3].into_iter(), SeccompAction::Allow, not_there)?,
     ])
 }
 
@@ -56,7 +75,7 @@ fn compile<'a>(
     calls: impl Iterator<Item = &'a Call>,
     other: SeccompAction,
     listed: SeccompAction,
-) -> Compiled {
+) -> Compiled<BpfProgram> {
     let mut rules: BTreeMap<i64, Option<Vec<SeccompRule>>> = BTreeMap::new();
     for call in calls {
         let rule = rules.entry(call.number).or_insert_with(|| Some(Vec::new()));
@@ -102,7 +121,11 @@ fn compile<'a>(
 ///
 /// # Errors
 /// When the kernel has no seccomp filters, or no memory.
-pub(super) fn install(program: &BpfProgram) -> io::Result<()> {
+pub(super) fn install_all(programs: &[BpfProgram]) -> io::Result<()> {
+    programs.iter().try_for_each(install)
+}
+
+fn install(program: &BpfProgram) -> io::Result<()> {
     let length = u16::try_from(program.len())
         .map_err(|_| io::Error::other("the filter is longer than the kernel takes"))?;
     let filter = libc::sock_fprog {

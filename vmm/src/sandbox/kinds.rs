@@ -172,6 +172,11 @@ impl Kind {
         }
     }
 
+    /// Whether it may start threads at all.
+    pub(super) fn may_start_threads(self) -> bool {
+        self.groups().iter().any(|group| group.name == SPAWN.name)
+    }
+
     /// Everything that its filter allows: its own, and that of the threads it starts.
     pub(super) fn groups(self) -> Vec<&'static Group> {
         let mut groups: Vec<&'static Group> = Vec::new();

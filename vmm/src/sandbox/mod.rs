@@ -75,9 +75,7 @@ pub fn enter(
     let mut missing = Vec::new();
     let filters = filter::of_all().map_err(|e| broken(&e))?;
     let whole = filter::of_kind(Kind::Process).map_err(|e| broken(&e))?;
-    let installed = [&filters[0], &filters[1], whole]
-        .into_iter()
-        .try_for_each(|program| filter::install(program));
+    let installed = filter::install_all(&filters).and_then(|()| filter::install_all(whole));
     match installed {
         Ok(()) => {
             let _ = CONFINED.set(sandbox);
@@ -105,7 +103,7 @@ pub(crate) fn begin(kind: Kind) {
     refused::this_thread_is(kind);
     let installed = filter::of_kind(kind)
         .map_err(std::io::Error::other)
-        .and_then(filter::install);
+        .and_then(filter::install_all);
     if let Err(e) = installed {
         // It stays as confined as the thread that started it.
         tracing::warn!(kind = kind.name(), error = %e, "a thread keeps more rights than it needs");

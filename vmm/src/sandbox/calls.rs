@@ -251,6 +251,12 @@ pub(super) const CLAIMS: Group = Group {
     ],
 };
 
+pub(super) const CANCEL: Group = Group {
+    name: "cancel",
+    why: "end the connections of a migration whose guest has ended",
+    calls: calls![SYS_shutdown],
+};
+
 pub(super) const TRANSFER: Group = Group {
     name: "transfer",
     why: "send and receive on a connected socket",

@@ -1,6 +1,6 @@
 //! From lists of calls to seccomp filters, and their installation.
 
-// A filter is given to the kernel by its address.
+// A filter is given to the kernel by its address, and the C library is told what it may do.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -47,12 +47,13 @@ pub(super) fn of_kind(kind: Kind) -> Result<&'static [BpfProgram], String> {
         // blocked ends the process: this refusal is an error and nothing else.
         let refusal = SeccompAction::Errno(libc::EPERM as u32);
         Ok(vec![
+            // First, as nothing can be installed after the other.
+            compile([&CLONE, &CLONE3].into_iter(), SeccompAction::Allow, refusal)?,
             compile(
                 listed.chain([&CLONE, &CLONE3]),
                 SeccompAction::Trap,
                 SeccompAction::Allow,
             )?,
-            compile([&CLONE, &CLONE3].into_iter(), SeccompAction::Allow, refusal)?,
         ])
     });
     filters.as_deref().map_err(Clone::clone)
@@ -150,6 +151,15 @@ fn install(program: &BpfProgram) -> io::Result<()> {
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// Tells the C library's allocator how many arenas it may make, as many as it would itself: it would
+/// look for the number of CPUs in a file, at any time and in any thread.
+pub(super) fn settle_allocator() {
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    let arenas = i32::try_from(cores.saturating_mul(8)).unwrap_or(i32::MAX);
+    // SAFETY: the call takes numbers only. Where it fails, the look at the file is refused, harmlessly.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, arenas) };
 }
 
 /// Gives up, for this thread and those it starts, that a program could have more rights than its

@@ -1,8 +1,8 @@
 //! Kinds of threads, and what each may do.
 
 use super::calls::{
-    ACCEPT, API, BUILD, CLAIMS, CONNECT, DIRTY_LOG, DISK, EVENTS, FILES, GUEST_RAM, Group, LOOK_UP,
-    MACHINE_STATE, PACE, RUN_VCPU, SPAWN, START, TERMINAL, THREAD, TRANSFER,
+    ACCEPT, API, BUILD, CANCEL, CLAIMS, CONNECT, DIRTY_LOG, DISK, EVENTS, FILES, GUEST_RAM, Group,
+    LOOK_UP, MACHINE_STATE, PACE, RUN_VCPU, SPAWN, START, TERMINAL, THREAD, TRANSFER,
 };
 
 /// A kind of thread in the process of a VM.
@@ -97,7 +97,7 @@ impl Kind {
             Self::Queue | Self::Helper | Self::Hash => &[&EVENTS],
             Self::Console => &[&EVENTS, &ACCEPT, &TRANSFER],
             Self::Keyboard => &[&EVENTS, &TERMINAL],
-            Self::Caretaker => &[&EVENTS, &MACHINE_STATE, &CLAIMS],
+            Self::Caretaker => &[&EVENTS, &MACHINE_STATE, &CLAIMS, &CANCEL],
             Self::Control => &[&EVENTS, &API, &ACCEPT, &TRANSFER, &SPAWN, &FILES],
             Self::Migration => &[
                 &EVENTS,

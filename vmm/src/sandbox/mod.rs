@@ -70,6 +70,7 @@ pub fn enter(
         Sandbox::Strict => Consequence::EndsProcess,
     };
     prepare_records(dir);
+    filter::settle_allocator();
     refused::handle(consequence).map_err(|e| failed("handle refused system calls", &e))?;
     filter::no_new_privileges().map_err(|e| failed("give up new privileges", &e))?;
     let mut missing = Vec::new();

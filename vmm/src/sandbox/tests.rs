@@ -18,6 +18,10 @@ const TRY: &str = "VMM_SANDBOX_TRY";
 /// Numbers of system calls that there may be.
 const NUMBERS: std::ops::Range<libc::c_long> = 0..480;
 
+/// Calls of the kernel's own trampolines, which no filter sees and nobody else may make (335 uretprobe,
+/// 336 uprobe; Linux 6.11 and 6.18).
+const UNFILTERED: [libc::c_long; 2] = [335, 336];
+
 #[test]
 fn every_list_compiles_and_fits_the_kernel() {
     for kind in Kind::ALL {
@@ -47,15 +51,15 @@ fn a_thread_that_starts_others_may_do_all_that_they_may() {
 fn child_that_tries(kind: Kind, what: &str) -> Output {
     Command::new(std::env::current_exe().unwrap())
         .args(["sandbox::tests::child", "--exact", "--nocapture"])
-        .args(["--test-threads=1", "--include-ignored"])
+        .arg("--test-threads=1")
         .env(TRY, format!("{} {what}", kind.name()))
         .env("RUST_BACKTRACE", "1")
         .output()
         .unwrap()
 }
 
+/// A part of other tests, which start it in a process of its own; nothing by itself.
 #[test]
-#[ignore = "a part of other tests, which start it in a process of its own"]
 fn child() {
     let Ok(task) = std::env::var(TRY) else { return };
     let (kind, what) = task.split_once(' ').unwrap();
@@ -90,7 +94,8 @@ fn attempt(kind: Kind, what: &str) {
             let hostile: BTreeSet<_> = HOSTILE.iter().map(|call| call.number).collect();
             let mut tried = 0;
             for number in NUMBERS {
-                if listed.contains(&number) || hostile.contains(&number) {
+                let filtered = !UNFILTERED.contains(&number);
+                if listed.contains(&number) || hostile.contains(&number) || !filtered {
                     continue;
                 }
                 let before = refused::count();

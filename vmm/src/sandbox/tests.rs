@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
 
@@ -12,6 +13,7 @@ use landlock::LandlockStatus;
 use super::calls::{Call, HOSTILE, THREAD};
 use super::files::FilesError;
 use super::*;
+use crate::rotating_file::RotatingFile;
 
 /// Tells the child what to try: `KIND WHAT`.
 const TRY: &str = "VMM_SANDBOX_TRY";
@@ -65,14 +67,16 @@ fn child() {
     let (kind, what) = task.split_once(' ').unwrap();
     let kind = Kind::ALL.into_iter().find(|k| k.name() == kind).unwrap();
     let what = what.to_owned();
-    // Output of a thread that a test starts is not captured, and its filter does not reach the others.
+    let folder = tempfile::tempdir().unwrap();
+    let log = RotatingFile::create(&folder.path().join("log"), 1000).unwrap();
+    // The filter of the thread does not reach this one.
     std::thread::spawn(move || {
         refused::handle(Consequence::Fails).unwrap();
         filter::no_new_privileges().unwrap();
         filter::install_all(&filter::of_all().unwrap()).unwrap();
         filter::install_all(filter::of_kind(kind).unwrap()).unwrap();
         refused::this_thread_is(kind);
-        attempt(kind, &what);
+        attempt(kind, &what, log);
     })
     .join()
     .unwrap();
@@ -87,8 +91,15 @@ fn listed(kind: Kind) -> BTreeSet<libc::c_long> {
         .collect()
 }
 
-fn attempt(kind: Kind, what: &str) {
+fn attempt(kind: Kind, what: &str, mut log: RotatingFile) {
     match what {
+        "log" => {
+            for _ in 0..30 {
+                log.write_all(&[b'x'; 100]).unwrap();
+            }
+            assert_eq!(refused::count(), 0);
+            println!("logged");
+        }
         "unlisted" => {
             let listed = listed(kind);
             let hostile: BTreeSet<_> = HOSTILE.iter().map(|call| call.number).collect();
@@ -128,6 +139,9 @@ fn call(number: libc::c_long, [a, b, c, d]: [u64; 4]) -> Option<i32> {
     (result < 0).then(|| std::io::Error::last_os_error().raw_os_error().unwrap())
 }
 
+/// What is tried: the call with its arguments, and the kinds that may make it.
+type Case<'a> = (&'a str, (libc::c_long, [u64; 4]), &'a [Kind]);
+
 /// What a thread may do with some arguments only, or what must never be listed for it.
 fn particular(kind: Kind) {
     use Kind::*;
@@ -144,7 +158,7 @@ fn particular(kind: Kind) {
     let connectors = [Control, Migration, LookUp, Process];
     let stream = libc::SOCK_STREAM as u64;
     let socket = |domain: i32| (libc::SYS_socket, [domain as u64, stream, u64::MAX, 0]);
-    let cases: [(&str, (libc::c_long, [u64; 4]), &[Kind]); 17] = [
+    let cases: [Case<'_>; 17] = [
         (
             "open a file",
             (libc::SYS_openat, [NO_FD, 0, 0, 0]),
@@ -276,6 +290,13 @@ fn a_panic_with_a_backtrace_is_survived_by_every_kind() {
     }
 }
 
+#[test]
+fn every_kind_can_rotate_the_log_that_it_writes_to() {
+    for kind in Kind::ALL {
+        says(&child_that_tries(kind, "log"), "logged");
+    }
+}
+
 /// Runs `act` on a thread that is limited to `grants`; `None` where this kernel has no landlock.
 fn limited<T: Send + 'static>(
     grants: Vec<Grant>,
@@ -391,15 +412,24 @@ fn described(call: &Call) -> String {
     format!("{}{mark}", call.name())
 }
 
+const BEGIN: &str = "<!-- begin: checked tables -->\n";
+const END: &str = "<!-- end: checked tables -->";
+
 #[test]
 fn the_threat_model_lists_what_the_code_allows() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/threat-model.md");
     let page = std::fs::read_to_string(path).unwrap();
-    let (_, rest) = page.split_once("<!-- begin: checked tables -->\n").unwrap();
-    let (written, _) = rest.split_once("<!-- end: checked tables -->").unwrap();
+    let (before, rest) = page.split_once(BEGIN).unwrap();
+    let (written, after) = rest.split_once(END).unwrap();
     let tables = tables();
+    if std::env::var_os("VMM_UPDATE_DOCS").is_some() {
+        let page = format!("{before}{BEGIN}\n{tables}\n{END}{after}");
+        std::fs::write(path, page).unwrap();
+        return;
+    }
     assert!(
         written.trim() == tables.trim(),
-        "docs/threat-model.md differs from the code; its tables must be:\n\n{tables}"
+        "docs/threat-model.md differs from the code; run this test with VMM_UPDATE_DOCS=1, and read the \
+         difference. Its tables must be:\n\n{tables}"
     );
 }

@@ -10,6 +10,8 @@ use std::sync::OnceLock;
 pub enum Role {
     /// Serves a queue of a disk.
     Disk,
+    /// Serves a queue of a network interface.
+    Net,
     /// Serves a queue of a device without a file behind it.
     Queue,
     /// Keeps time, or carries output on, for a device.

@@ -374,6 +374,34 @@ pub(super) const DIRTY_LOG: Group = Group {
     ]],
 };
 
+pub(super) const TAP: Group = Group {
+    name: "tap",
+    why: "what an open tap offloads, and how many of its queues take part",
+    calls: calls![SYS_ioctl where &[
+        &[ioctl(libc::TUNSETOFFLOAD as u32)],
+        &[ioctl(libc::TUNSETQUEUE as u32)],
+    ]],
+};
+
+pub(super) const OPEN_TAP: Group = Group {
+    name: "open-tap",
+    why: "open a tap of a name, ask what it carries, claim it by a socket's name; only before the VM is up",
+    calls: calls![
+        SYS_socket where &[
+            &[domain(libc::AF_INET), kind(libc::SOCK_DGRAM)],
+            &[domain(libc::AF_UNIX), kind(libc::SOCK_DGRAM)],
+        ],
+        SYS_bind,
+        SYS_ioctl where &[
+            &[ioctl(libc::TUNSETIFF as u32)],
+            &[ioctl(libc::TUNSETVNETHDRSZ as u32)],
+            &[ioctl(libc::SIOCGIFINDEX as u32)],
+            &[ioctl(libc::SIOCGIFMTU as u32)],
+            &[ioctl(libc::SIOCGIFFLAGS as u32)],
+        ],
+    ],
+};
+
 pub(super) const GUEST_RAM: Group = Group {
     name: "guest-ram",
     why: "drop pages of the guest's RAM that hold nothing",

@@ -2,7 +2,8 @@
 
 use super::calls::{
     ACCEPT, API, BUILD, CANCEL, CLAIMS, CONNECT, DIRTY_LOG, DISK, EVENTS, FILES, GUEST_RAM, Group,
-    LOOK_UP, MACHINE_STATE, PACE, RUN_VCPU, SPAWN, START, TERMINAL, THREAD, TRANSFER,
+    LOOK_UP, MACHINE_STATE, OPEN_TAP, PACE, RUN_VCPU, SPAWN, START, TAP, TERMINAL, THREAD,
+    TRANSFER,
 };
 
 /// A kind of thread in the process of a VM.
@@ -12,6 +13,8 @@ pub enum Kind {
     Vcpu,
     /// Serves a queue of a disk.
     Disk,
+    /// Serves a queue of a network interface.
+    Net,
     /// Serves a queue of the console or the entropy device.
     Queue,
     /// Keeps time, or gathers output, for a device.
@@ -46,9 +49,10 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub(super) const ALL: [Self; 17] = [
+    pub(super) const ALL: [Self; 18] = [
         Self::Vcpu,
         Self::Disk,
+        Self::Net,
         Self::Queue,
         Self::Helper,
         Self::Console,
@@ -71,6 +75,7 @@ impl Kind {
         match self {
             Self::Vcpu => "vcpu",
             Self::Disk => "disk",
+            Self::Net => "net",
             Self::Queue => "queue",
             Self::Helper => "helper",
             Self::Console => "console",
@@ -92,12 +97,13 @@ impl Kind {
     /// What it does itself, beside what every thread does.
     pub(super) fn own(self) -> &'static [&'static Group] {
         match self {
-            Self::Vcpu => &[&RUN_VCPU, &EVENTS],
+            Self::Vcpu => &[&RUN_VCPU, &EVENTS, &TAP],
             Self::Disk => &[&DISK, &EVENTS],
+            Self::Net => &[&EVENTS, &TAP],
             Self::Queue | Self::Helper | Self::Hash => &[&EVENTS],
             Self::Console => &[&EVENTS, &ACCEPT, &TRANSFER],
             Self::Keyboard => &[&EVENTS, &TERMINAL],
-            Self::Caretaker => &[&EVENTS, &MACHINE_STATE, &CLAIMS, &CANCEL],
+            Self::Caretaker => &[&EVENTS, &MACHINE_STATE, &CLAIMS, &CANCEL, &TAP],
             Self::Control => &[&EVENTS, &API, &ACCEPT, &TRANSFER, &SPAWN, &FILES],
             Self::Migration => &[
                 &EVENTS,
@@ -108,6 +114,7 @@ impl Kind {
                 &TRANSFER,
                 &MACHINE_STATE,
                 &DIRTY_LOG,
+                &TAP,
             ],
             Self::Incoming => &[
                 &EVENTS,
@@ -124,7 +131,7 @@ impl Kind {
             Self::Stream => &[&EVENTS, &TRANSFER, &PACE, &DIRTY_LOG, &GUEST_RAM],
             Self::LookUp => &[&EVENTS, &TRANSFER, &LOOK_UP],
             Self::Main => &[&EVENTS, &FILES, &TERMINAL],
-            Self::Process => &[&EVENTS, &START],
+            Self::Process => &[&EVENTS, &START, &OPEN_TAP],
         }
     }
 
@@ -136,6 +143,7 @@ impl Kind {
             Self::Incoming => &[
                 Self::Vcpu,
                 Self::Disk,
+                Self::Net,
                 Self::Queue,
                 Self::Helper,
                 Self::Caretaker,
@@ -147,6 +155,7 @@ impl Kind {
             Self::Process => &[
                 Self::Vcpu,
                 Self::Disk,
+                Self::Net,
                 Self::Queue,
                 Self::Helper,
                 Self::Console,
@@ -158,6 +167,7 @@ impl Kind {
             ],
             Self::Vcpu
             | Self::Disk
+            | Self::Net
             | Self::Queue
             | Self::Helper
             | Self::Console

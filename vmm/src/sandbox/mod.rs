@@ -194,6 +194,7 @@ impl From<devices::threads::Role> for Kind {
         use devices::threads::Role;
         match role {
             Role::Disk => Self::Disk,
+            Role::Net => Self::Net,
             Role::Queue => Self::Queue,
             Role::Helper => Self::Helper,
         }

@@ -63,9 +63,10 @@ impl Confined {
         let places = Places {
             socket: self.socket.as_deref(),
         };
-        for what in sandbox::enter(self.sandbox, dir, places)? {
-            tracing::warn!(what, "this kernel cannot limit");
-            eprintln!("vmm: warning: this kernel cannot limit for {name} {what}");
+        let missing = sandbox::enter(self.sandbox, dir, places)?.join("; ");
+        if !missing.is_empty() {
+            tracing::warn!(%missing, "this kernel cannot limit all that the sandbox does");
+            eprintln!("vmm: warning: for {name} this kernel cannot limit: {missing}");
         }
         Ok(())
     }
@@ -96,6 +97,10 @@ pub(super) fn hold(
     };
     sandbox::begin(Kind::Main);
     let status = held.follow(&*instance, attachment, output);
+    let refused = sandbox::refusals();
+    if refused > 0 {
+        tracing::warn!(refused, "the sandbox refused system calls of this VM");
+    }
     held.end();
     drop(instance);
     let ended = finish(&dir, attachment, output, &status);

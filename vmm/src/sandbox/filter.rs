@@ -12,7 +12,8 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-use super::calls::{Call, HOSTILE, Value};
+use super::call::{Call, Value};
+use super::calls::HOSTILE;
 use super::kinds::Kind;
 
 type Compiled<T> = Result<T, String>;

@@ -1,7 +1,8 @@
 //! Kinds of threads, and what each may do.
 
+use super::call::Group;
 use super::calls::{
-    ACCEPT, API, BUILD, CANCEL, CLAIMS, CONNECT, DIRTY_LOG, DISK, EVENTS, FILES, GUEST_RAM, Group,
+    ACCEPT, API, BUILD, CANCEL, CLAIMS, CONNECT, DIRTY_LOG, DISK, EVENTS, FILES, GUEST_RAM,
     LOOK_UP, MACHINE_STATE, OPEN_TAP, PACE, RUN_VCPU, SPAWN, START, TAP, TERMINAL, THREAD,
     TRANSFER,
 };

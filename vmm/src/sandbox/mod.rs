@@ -10,6 +10,7 @@
 //! Whoever takes the process over through a bug in a device or a decoder has the rights of that thread
 //! and the files of this VM; `docs/threat-model.md` says what that is, kind by kind.
 
+mod call;
 mod calls;
 mod files;
 mod filter;

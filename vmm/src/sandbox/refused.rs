@@ -142,7 +142,7 @@ fn name_of(number: i32) -> Option<&'static str> {
         .chain(super::calls::THREAD.calls)
         .chain(HOSTILE)
         .find(|call| call.number == number)
-        .map(super::calls::Call::name)
+        .map(super::call::Call::name)
 }
 
 struct Line {

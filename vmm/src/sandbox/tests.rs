@@ -10,7 +10,8 @@ use std::process::{Command, Output};
 
 use landlock::LandlockStatus;
 
-use super::calls::{Call, HOSTILE, THREAD};
+use super::call::Call;
+use super::calls::{HOSTILE, THREAD};
 use super::files::FilesError;
 use super::*;
 use crate::rotating_file::RotatingFile;

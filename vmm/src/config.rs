@@ -1,5 +1,7 @@
 //! What a VM is made of: the command line and a TOML file, merged and checked.
 
+mod cpu;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -8,6 +10,7 @@ use migration::address::{Address, AddressError};
 use migration::observation::{Observation, Side};
 use serde::Deserialize;
 
+pub use self::cpu::{CpuModel, host_limit};
 pub use crate::memory::PageBacking;
 use crate::units::ByteSize;
 
@@ -19,27 +22,6 @@ pub const DEFAULT_MEMORY: u64 = 256 << 20;
 
 /// Longest id of a disk: what the virtio-blk serial number holds.
 pub const MAX_DISK_ID: usize = 20;
-
-/// CPU features that the guest sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum CpuModel {
-    /// What KVM on this host offers.
-    #[default]
-    Host,
-}
-
-impl FromStr for CpuModel {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "host" => Ok(Self::Host),
-            _ => Err(format!(
-                "CPU model {text:?} is not supported: only `host` is"
-            )),
-        }
-    }
-}
 
 /// What a disk's file holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -294,7 +276,9 @@ impl RunOptions {
             cpus,
             memory,
             pages: pages.map(|text| text.parse()).transpose()?,
-            cpu: cpu.map(|text| text.parse()).transpose()?,
+            cpu: cpu
+                .map(|text| text.parse().map(|cpu: CpuModel| cpu.below(base)))
+                .transpose()?,
             disks,
         })
     }
@@ -374,7 +358,7 @@ impl RunOptions {
             cpus,
             memory,
             pages: self.pages.unwrap_or_default(),
-            cpu: self.cpu.unwrap_or_default(),
+            cpu: self.cpu.unwrap_or_default().absolute(),
             disks,
         })
     }

@@ -4,6 +4,7 @@
 mod build;
 pub mod clock;
 mod console_ports;
+mod demands;
 mod destination;
 mod devices;
 mod error;
@@ -45,6 +46,7 @@ use spec::MachineSpec;
 
 use self::devices::Devices;
 use crate::boot::{self, EntryPoint};
+use crate::kvm::tsc::TscRate;
 use crate::kvm::{ioctl, os_error};
 use crate::vcpu::VcpuSet;
 use crate::vcpu::state::VcpuStateCaps;
@@ -58,7 +60,7 @@ pub struct Machine {
     vm: VmFd,
     ram: GuestRam,
     vcpu_caps: VcpuStateCaps,
-    tsc_khz: u32,
+    tsc: TscRate,
     spec: MachineSpec,
     reasons: PauseReasons,
     events: GuestEvents,

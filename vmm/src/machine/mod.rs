@@ -3,6 +3,8 @@
 
 mod build;
 pub mod clock;
+#[cfg(test)]
+mod clock_tests;
 mod console_ports;
 mod demands;
 mod destination;

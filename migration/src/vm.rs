@@ -1,6 +1,8 @@
 //! What the engine asks of a VM: one trait for the side that gives it away, one for the side that
 //! takes it in.
 
+use std::time::Instant;
+
 use crate::GuestRam;
 use crate::observation::Observation;
 use serde::{Deserialize, Serialize};
@@ -88,6 +90,10 @@ pub trait DestinationVm: Send {
     fn prepare(&mut self, description: &MachineDescription) -> VmResult<()>;
     /// Guest RAM, zero-filled; available once prepared.
     fn ram(&self) -> VmResult<GuestRam>;
+    /// Tells when the state that is loaded next was saved, as far as this side's own clock can tell:
+    /// neither before `earliest` nor after `latest`. What a guest's clocks have missed lies between;
+    /// neither side's wall clock has a part in it.
+    fn saved_between(&mut self, _earliest: Option<Instant>, _latest: Instant) {}
     /// Loads the machine's state into the prepared machine.
     fn load_state(&mut self, state: &[u8]) -> VmResult<()>;
     /// Runs the guest; called once, after the commit was recorded. An error means that no

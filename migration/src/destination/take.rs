@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tracing::span::EnteredSpan;
 
+use super::placings::Placings;
 use super::reception::Reception;
 use super::wanted::check_wanted;
 use super::{Fate, Options, Taken, failure_in};
@@ -299,6 +300,7 @@ impl Take<'_> {
         let streams = usize::from(wanted.streams);
         let mut done: Vec<(u32, u64)> = vec![(0, 0); streams];
         let mut state: Option<Vec<u8>> = None;
+        let mut placings = Placings::new();
         let (mut last, mut placed) = (None, 0);
         let slice = session.timing().peer.min(self.progress_timeout);
         let mut progress = (Instant::now(), 0);
@@ -306,6 +308,7 @@ impl Take<'_> {
             let arrived = done.iter().map(|&(pass, _)| pass).min().unwrap_or(0);
             if arrived > placed {
                 placed = arrived;
+                placings.push(placed, Instant::now());
                 session.send(&Message::PassPlaced(PassPlaced { pass: placed }))?;
             }
             if let (Some(last), Some(loaded)) = (last, &state)
@@ -355,11 +358,14 @@ impl Take<'_> {
                     });
                 }
                 Some(Note::Message(Message::State(bytes))) if state.is_none() => {
+                    placings.state_is_here();
                     self.enter(Phase::StopAndCopy);
                     state = Some(bytes);
                 }
                 Some(Note::Message(Message::LastPass(pass))) if state.is_some() => {
                     last = Some(pass.pass);
+                    let (earliest, latest) = placings.saved_between(pass.saved);
+                    self.vm.saved_between(earliest, latest);
                 }
                 Some(Note::Message(other)) => return Err(unexpected(&other, "pages")),
                 Some(_) | None => {}

@@ -102,6 +102,18 @@ pub struct PassPlaced {
 pub struct LastPass {
     /// The pass.
     pub pass: u32,
+    /// When the state was saved; where absent, nothing is known of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved: Option<Saved>,
+}
+
+/// When the source saved the state, told by what it had heard before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved {
+    /// The last pass of which it had heard that it was placed.
+    pub after_pass: u32,
+    /// How long after it had heard so it began to save, in microseconds.
+    pub after_us: u64,
 }
 
 /// Destination to source: everything is loaded.

@@ -4,7 +4,10 @@
 mod announce;
 mod build;
 pub mod clock;
+#[cfg(test)]
+mod clock_tests;
 mod console_ports;
+mod demands;
 mod destination;
 mod devices;
 mod error;
@@ -48,6 +51,7 @@ use spec::MachineSpec;
 use self::announce::Announcements;
 use self::devices::Devices;
 use crate::boot::{self, EntryPoint};
+use crate::kvm::tsc::TscRate;
 use crate::kvm::{ioctl, os_error};
 use crate::vcpu::VcpuSet;
 use crate::vcpu::state::VcpuStateCaps;
@@ -61,7 +65,7 @@ pub struct Machine {
     vm: VmFd,
     ram: GuestRam,
     vcpu_caps: VcpuStateCaps,
-    tsc_khz: u32,
+    tsc: TscRate,
     spec: MachineSpec,
     reasons: PauseReasons,
     events: GuestEvents,

@@ -59,6 +59,7 @@ fn every_message() -> Vec<Message> {
         Message::Committed(Committed {
             journal_ms: 0.5,
             start_ms: 0.125,
+            warnings: Vec::new(),
         }),
         Message::Finish,
         Message::Failure(Box::new(observation)),
@@ -69,6 +70,7 @@ fn every_message() -> Vec<Message> {
             host: None,
         }),
         Message::PlanEnd,
+        Message::Late(vec![4, 5, 6]),
     ]
 }
 

@@ -62,6 +62,7 @@ fn every_message() -> Vec<Message> {
         Message::Committed(Committed {
             journal_ms: 0.5,
             start_ms: 0.125,
+            warnings: Vec::new(),
         }),
         Message::Finish,
         Message::Failure(Box::new(observation)),
@@ -72,6 +73,7 @@ fn every_message() -> Vec<Message> {
             host: None,
         }),
         Message::PlanEnd,
+        Message::Late(vec![4, 5, 6]),
     ]
 }
 

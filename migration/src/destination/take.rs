@@ -26,8 +26,8 @@ use crate::session::{CloseOnDrop, Note, Session, Timing};
 use crate::transport::Connection;
 use crate::vm::{DestinationVm, MachineDescription, RunState};
 use crate::wire::control::{
-    Committed, Extents, Intent, Message, Negotiate, PassPlaced, Prepared, Ready, Resolution,
-    Welcome,
+    Committed, Extents, Intent, MAX_WARNINGS, Message, Negotiate, PassPlaced, Prepared, Ready,
+    Resolution, Welcome,
 };
 
 /// How long the source is waited for after the guest runs here.
@@ -430,7 +430,7 @@ impl Take<'_> {
         self.enter(Phase::Finish);
         if session.send(&Message::Committed(committed)).is_ok() {
             // So that the answer is not lost by closing too early; the source may ask otherwise.
-            let farewell = message(session, notes, "finishing", FAREWELL);
+            let farewell = self.farewell(session, notes);
             if matches!(farewell, Ok(Message::Finish))
                 && let Err(error) = self.journal.finish(self.id)
             {
@@ -439,6 +439,23 @@ impl Take<'_> {
             }
         }
         Ok(Step::Running)
+    }
+
+    /// Takes what the source still has for the guest; the message after that.
+    fn farewell(&mut self, session: &Session, notes: &Notes<Note>) -> Result<Message, Error> {
+        let until = Instant::now() + FAREWELL;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match message(session, notes, "finishing", left)? {
+                Message::Late(late) => {
+                    if let Err(why) = self.vm.take_late(&late) {
+                        // As if it had been lost on its way.
+                        tracing::warn!("what came late for the guest is lost: {why}");
+                    }
+                }
+                other => return Ok(other),
+            }
+        }
     }
 
     /// Records the commit, then runs the guest.
@@ -467,10 +484,17 @@ impl Take<'_> {
             RunState::Paused => self.vm.hold(),
         };
         match run.map_err(Error::vm("start the guest")) {
-            Ok(()) => Ok(Committed {
-                journal_ms,
-                start_ms: started.elapsed().as_secs_f64() * 1e3,
-            }),
+            Ok(()) => {
+                let start_ms = started.elapsed().as_secs_f64() * 1e3;
+                let mut warnings = self.vm.warnings();
+                warnings.truncate(MAX_WARNINGS);
+                self.report.warnings.clone_from(&warnings);
+                Ok(Committed {
+                    journal_ms,
+                    start_ms,
+                    warnings,
+                })
+            }
             Err(error) => Err((error, self.take_back())),
         }
     }

@@ -15,7 +15,7 @@ use super::events::GuestEvents;
 use super::power::PauseReason;
 use super::spec::MachineSpec;
 use super::state::RunStateV1;
-use super::{DiskOverrides, Machine, MachineError, NetOverrides};
+use super::{DiskOverrides, Machine, MachineError, NetOverrides, late};
 use crate::boot::refusal::KvmBackend;
 use crate::console::ConsoleHub;
 use crate::cpuid::{HostCpu, Model};
@@ -265,6 +265,15 @@ impl DestinationVm for MachineDestination {
     /// negotiation.
     fn hold(&mut self) -> VmResult<()> {
         self.start()
+    }
+
+    fn warnings(&mut self) -> Vec<Observation> {
+        let failures = self.machine.iter().flat_map(|m| m.announcement_failures());
+        failures.map(|what| refuse("net.announce", what)).collect()
+    }
+
+    fn take_late(&mut self, late: &[u8]) -> VmResult<()> {
+        late::give(&self.built()?.devices().nets, late).map_err(|e| observed(&e))
     }
 
     fn abandon(&mut self) {

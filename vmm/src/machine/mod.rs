@@ -20,6 +20,7 @@ mod huge_page_tests;
 mod incoming;
 mod inherited;
 mod instance;
+mod late;
 mod launch;
 mod leaving;
 #[cfg(test)]

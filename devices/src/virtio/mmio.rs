@@ -18,7 +18,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::state::{QueueStateV1, TransportStateV1};
 use super::worker::Shared;
-use super::{QueueWaker, VirtioDevice, queue};
+use super::{Chain, QueueWaker, VirtioDevice, queue};
 use crate::bus::BusDevice;
 use crate::interrupt::Interrupt;
 use crate::locked::locked;
@@ -129,6 +129,15 @@ impl MmioTransport {
     /// One event descriptor per queue, for `KVM_IOEVENTFD` at [`QUEUE_NOTIFY_OFFSET`].
     pub fn queue_notifiers(&self) -> &[EventFd] {
         &self.shared.kicks
+    }
+
+    /// Processes what is in a queue on the caller's thread, for tests that need to know when that was
+    /// done; otherwise the queue's own thread does it when it is notified.
+    #[doc(hidden)]
+    pub fn serve_now(&self, queue: usize) {
+        if queue < self.shared.queues.len() {
+            self.shared.serve_or_fail(queue, &mut Chain::new());
+        }
     }
 
     /// Finishes the requests in flight, stops the queues' threads, and flushes what is behind the

@@ -128,9 +128,14 @@ impl Shared {
                     return;
                 }
             }
-            if let Err(error) = self.serve(index, &mut chain) {
-                self.need_reset(&error);
-            }
+            self.serve_or_fail(index, &mut chain);
+        }
+    }
+
+    /// Processes what is in the queue; a broken request or ring breaks the device.
+    pub(super) fn serve_or_fail<'r>(&'r self, index: usize, chain: &mut Chain<'r>) {
+        if let Err(error) = self.serve(index, chain) {
+            self.need_reset(&error);
         }
     }
 

@@ -19,19 +19,22 @@ coverage="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4"
 coverage+=" -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table"
 coverage+=" -Cllvm-args=-sanitizer-coverage-trace-compares"
 CARGO_TARGET_DIR=$target RUSTFLAGS="$coverage" cargo build --quiet --profile fuzz --target "$triple" \
-    -p fuzz --features libfuzzer --bins
-bin=$target/$triple/fuzz
+    -p fuzz --features libfuzzer --bin fuzz-target
+guided=$target/$triple/fuzz/fuzz-target
+# Knows the targets, without instrumentation.
+cargo build --quiet -p fuzz --bin fuzz-input
+input=$(realpath -m "${CARGO_TARGET_DIR:-target}")/debug/fuzz-input
 
 fuzz_one() {
     local name=$1 work found=fuzz/found longest
     work=$(mktemp -d)
     trap 'rm -rf "$work"' RETURN
     mkdir -p "fuzz/corpus/$name" "$found" "$work/grown" "$work/kept"
-    longest=$("$bin/fuzz-input" --longest "$name")
-    "$bin/fuzz-input" --seeds "$name" "$work/grown"
+    longest=$("$input" --longest "$name")
+    "$input" --seeds "$name" "$work/grown"
     cp "fuzz/corpus/$name"/* "$work/grown/" 2>/dev/null || true
     echo "== $name"
-    VMM_FUZZ_TARGET=$name "$bin/fuzz-target" "$work/grown" -max_total_time="$seconds" \
+    VMM_FUZZ_TARGET=$name "$guided" "$work/grown" -max_total_time="$seconds" \
         -max_len="$longest" -timeout=20 -rss_limit_mb=4096 -artifact_prefix="$found/$name-" \
         -print_final_stats=1 -verbosity=1 >"$work/log" 2>&1 || {
         tail -40 "$work/log"
@@ -40,7 +43,7 @@ fuzz_one() {
     }
     grep -E '^(#[0-9]+.*(DONE|INITED)|stat::(number_of|average))' "$work/log" || true
     # The fewest inputs that reach all of it; those that were kept before come first, and stay.
-    VMM_FUZZ_TARGET=$name "$bin/fuzz-target" -merge=1 -max_len="$longest" \
+    VMM_FUZZ_TARGET=$name "$guided" -merge=1 -max_len="$longest" \
         "$work/kept" "fuzz/corpus/$name" "$work/grown" >"$work/log" 2>&1 || {
         tail -20 "$work/log"
         return 1
@@ -54,7 +57,7 @@ fuzz_one() {
 
 if [ "$which" = all ]; then
     status=0
-    for name in $("$bin/fuzz-input" --list); do
+    for name in $("$input" --list); do
         fuzz_one "$name" || status=1
     done
     exit "$status"

@@ -13,7 +13,7 @@ use migration::wire::control::{CONTROL_LEN, Message};
 use super::wire::{Bytes, kind_of};
 
 /// How long a script waits for its turn before it goes on regardless.
-const TURN: Duration = Duration::from_millis(50);
+const TURN: Duration = Duration::from_millis(20);
 
 /// Kinds of frames that scripts wait for or with.
 pub(super) mod kind {

@@ -204,6 +204,11 @@ fn usual(which: u8) -> Vec<u8> {
 }
 
 fn run(bytes: &[u8]) {
+    migrate(bytes);
+}
+
+/// A source against the destination that an input means; how it ended.
+fn migrate(bytes: &[u8]) -> Outcome {
     let mut input = Input::new(bytes);
     let options = input.u8();
     let streams = 1 + options % 2;
@@ -249,6 +254,7 @@ fn run(bytes: &[u8]) {
     let vm = Vm::new();
     let outcome = source::migrate(&vm, &peer, &options, &Control::new(), &journal);
     judge(&outcome, &vm, &journal);
+    outcome
 }
 
 /// The guest is here as if nothing had been tried, or gone, or held because nobody knows.
@@ -322,4 +328,23 @@ fn seeds() -> Vec<Vec<u8>> {
         .concat(),
         vec![0, 1, 18, 1, 2, 1, 13],
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scripts_of_a_destination_lead_to_every_end() {
+        let ends: Vec<_> = seeds().iter().map(|seed| migrate(seed)).collect();
+        assert!(matches!(ends[0], Outcome::Completed(_)), "{:?}", ends[0]);
+        assert!(matches!(ends[1], Outcome::Completed(_)), "{:?}", ends[1]);
+        assert!(
+            matches!(ends[2], Outcome::HandoverUnknown(_)),
+            "{:?}",
+            ends[2]
+        );
+        assert!(matches!(ends[3], Outcome::Failed(_)), "{:?}", ends[3]);
+        assert!(matches!(ends[4], Outcome::Planned(_)), "{:?}", ends[4]);
+    }
 }

@@ -238,14 +238,14 @@ impl Guest {
     }
 
     fn put(&mut self, gpa: u64, bytes: &[u8]) {
-        if self.own.write_slice(bytes, GuestAddress(gpa)).is_err() {
-            return;
-        }
-        let at = if gpa < PIECE {
-            gpa
-        } else {
-            gpa - SECOND + PIECE
+        let end = gpa + bytes.len() as u64;
+        let at = match gpa {
+            _ if end <= PIECE => gpa,
+            SECOND.. if end <= SECOND + PIECE => gpa - SECOND + PIECE,
+            _ => return,
         } as usize;
+        let written = self.own.write_slice(bytes, GuestAddress(gpa));
+        written.expect("guest memory");
         self.shadow[at..at + bytes.len()].copy_from_slice(bytes);
     }
 

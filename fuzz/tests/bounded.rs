@@ -52,6 +52,7 @@ bounded! {
     virtio_block: "virtio-block",
     virtio_console: "virtio-console",
     virtio_rng: "virtio-rng",
+    virtio_net: "virtio-net",
     legacy: "legacy",
     http: "http",
     json: "json",

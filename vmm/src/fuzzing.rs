@@ -58,6 +58,7 @@ pub fn machine() -> Result<Machine, MachineError> {
         cpuid,
         backend: KvmBackend::detect(),
         disks: Vec::new(),
+        nets: Vec::new(),
     };
     let console = ConsoleHub::start(ConsoleOutputs::default())
         .map_err(|e| MachineError::Build("start the console", e))?;

@@ -12,6 +12,9 @@ pub(super) const CONFIG: Target = Target {
     seeds,
     words: &[
         "[[disk]]\n",
+        "[[net]]\n",
+        "tap=",
+        "mac=",
         "path=",
         "id=",
         "memory=",
@@ -62,5 +65,6 @@ fn seeds() -> Vec<Vec<u8>> {
          memory = \"1.5GiB\"\npages = \"thp\"\ncpu = \"host\"\n",
         "memory = 268435456\n[[disk]]\npath = \"root.img\"\nformat = \"raw\"\nid = \"root\"\n\
          [[disk]]\npath = \"/srv/data.img\"\nreadonly = true\n",
+        "[[net]]\ntap = \"tap0\"\nmac = \"52:54:00:12:34:56\"\nqueues = 2\nid = \"lan\"\n",
     ])
 }

@@ -1,9 +1,11 @@
 //! The description of a machine that a source sends in the negotiation.
 
+use devices::virtio::net::Mac;
 use migration::vm::MachineDescription;
 use vmm::boot::refusal::KvmBackend;
 use vmm::cpuid::CpuidLeaf;
-use vmm::machine::spec::{DiskAccess, DiskSpec, MAX_CPUS, MAX_DISKS, MachineSpec};
+use vmm::machine::net::NetSpec;
+use vmm::machine::spec::{DiskAccess, DiskSpec, MAX_CPUS, MAX_PLUGGED, MachineSpec};
 use vmm::memory::{self, PageBacking};
 
 use crate::{Memory, Target};
@@ -48,7 +50,9 @@ fn run(bytes: &[u8]) {
     let Ok(spec) = MachineSpec::from_description(&description) else {
         return;
     };
-    assert!((1..=MAX_CPUS).contains(&spec.cpus()) && spec.disks.len() <= MAX_DISKS);
+    assert!(
+        (1..=MAX_CPUS).contains(&spec.cpus()) && spec.disks.len() + spec.nets.len() <= MAX_PLUGGED
+    );
     let again = spec
         .describe("guest")
         .expect("what was read can be written");
@@ -72,18 +76,27 @@ fn seeds() -> Vec<Vec<u8>> {
         access,
         size: 1 << 30,
     };
-    let spec = |cpus, disks| MachineSpec {
+    let net = NetSpec {
+        id: "net0".into(),
+        tap: "tap0".into(),
+        mac: Mac::new([0x52, 0x54, 0, 0x12, 0x34, 0x56]),
+        queues: 2,
+        mtu: 1500,
+        offloads: 0x0f,
+    };
+    let spec = |cpus, disks, nets| MachineSpec {
         memory: 5 << 30,
         pages: PageBacking::Small,
         cpuid: vec![vec![leaf]; cpus],
         backend: KvmBackend::Amd,
         disks,
+        nets,
     };
     let disks = vec![
         disk("root", DiskAccess::ReadWrite),
         disk("data", DiskAccess::ReadOnly),
     ];
-    [spec(1, Vec::new()), spec(2, disks)]
+    [spec(1, Vec::new(), Vec::new()), spec(2, disks, vec![net])]
         .iter()
         .filter_map(|spec| serde_json::to_vec(spec).ok())
         .collect()

@@ -8,6 +8,7 @@ mod journal;
 mod kernel;
 mod legacy;
 mod machine;
+mod network;
 mod script;
 mod session;
 mod source;
@@ -33,6 +34,7 @@ pub static ALL: &[Target] = &[
     virtio::BLOCK,
     virtio::CONSOLE,
     virtio::RNG,
+    virtio::NET,
     legacy::LEGACY,
     api::HTTP,
     api::JSON,

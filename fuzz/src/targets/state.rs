@@ -30,7 +30,7 @@ fn run(bytes: &[u8]) {
     let Some((&which, rest)) = bytes.split_first() else {
         return;
     };
-    match which % 8 {
+    match which % 9 {
         0 => drop(read::<MachineStateV1>(rest)),
         1 => load_transport(Kind::Block, rest),
         2 => load_transport(Kind::Console, rest),
@@ -50,6 +50,7 @@ fn run(bytes: &[u8]) {
             |state, devices| devices.i8042.load(state).is_ok(),
             |d| d.i8042.save(),
         ),
+        8 => load_transport(Kind::Net, rest),
         _ => load(
             rest,
             |state, devices| devices.acpi.load(state).is_ok(),
@@ -87,7 +88,7 @@ fn load_transport(kind: Kind, body: &[u8]) {
     for offset in (0..0x120).step_by(4) {
         transport.read(offset, &mut [0; 4]);
     }
-    for queue in 0..3 {
+    for queue in 0..5 {
         transport.serve_now(queue);
     }
     let _ = transport.pause();
@@ -137,7 +138,12 @@ fn seeds() -> Vec<Vec<u8>> {
         seed(6, &devices.i8042.save()),
         seed(7, &devices.acpi.save()),
     ];
-    for (which, kind) in [(1, Kind::Block), (2, Kind::Console), (3, Kind::Rng)] {
+    for (which, kind) in [
+        (1, Kind::Block),
+        (2, Kind::Console),
+        (3, Kind::Rng),
+        (8, Kind::Net),
+    ] {
         let (_file, ram) = virtio::memory();
         let transport = virtio::transport(kind, &ram);
         let _ = transport.pause();

@@ -3,9 +3,10 @@
 use std::fmt::{Debug, Display};
 use std::str::FromStr;
 
+use devices::virtio::net::Mac;
 use migration::address::Address;
 use migration::{HostId, MigrationId};
-use vmm::config::{CpuModel, DiskArg, DiskFormat, PageBacking, parse_disk_override};
+use vmm::config::{CpuModel, DiskArg, DiskFormat, NetArg, PageBacking, parse_disk_override};
 use vmm::probe::{ProbeLine, Tick, probe_lines};
 use vmm::units::{ByteSize, Rate, Span, human_bytes, human_ms};
 
@@ -105,6 +106,8 @@ fn units(bytes: &[u8]) {
     reads_back::<Address>(text);
     reads_back::<MigrationId>(text);
     reads_back::<HostId>(text);
+    reads_back::<Mac>(text);
+    let _ = text.parse::<NetArg>();
     let _ = text.parse::<CpuModel>();
     let _ = text.parse::<DiskFormat>();
     let _ = text.parse::<PageBacking>();

@@ -17,6 +17,7 @@ use std::sync::Mutex;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
+use super::network;
 use crate::{Input, Memory, Target};
 
 const MEMORY: Memory = Memory {
@@ -33,6 +34,12 @@ pub(super) const CONSOLE: Target = target(
     "virtio-console",
     |bytes| run(Kind::Console, bytes),
     || plain_seeds(2),
+);
+/// A network interface with a control queue and two pairs.
+pub(super) const NET: Target = target(
+    "virtio-net",
+    |bytes| run(Kind::Net, bytes),
+    || plain_seeds(5),
 );
 /// An entropy source.
 pub(super) const RNG: Target = target(
@@ -61,6 +68,8 @@ pub(super) enum Kind {
     Console,
     /// An entropy source.
     Rng,
+    /// A network interface whose network always has the same packets to give.
+    Net,
 }
 
 /// Guest memory: two pieces with a hole between them.
@@ -71,6 +80,8 @@ const RING: u64 = 0x1000;
 const AVAILABLE: u64 = 0x400;
 const USED: u64 = 0x800;
 const ENTRIES: u16 = 16;
+/// As many queues as any of the devices has.
+const QUEUES: u8 = 5;
 const DISK: usize = 64 << 10;
 
 const STATUS: u64 = 0x70;
@@ -197,6 +208,7 @@ fn device(kind: Kind, read_only: bool) -> (Box<dyn VirtioDevice>, Option<Console
             (Box::new(console), Some(input))
         }
         Kind::Rng => (Box::new(Rng::new()), None),
+        Kind::Net => (Box::new(network::interface()), None),
     }
 }
 
@@ -217,7 +229,7 @@ struct Guest {
     shadow: Vec<u8>,
     transport: Arc<MmioTransport>,
     input: Option<ConsoleInput>,
-    available: [u16; 4],
+    available: [u16; QUEUES as usize],
 }
 
 impl Guest {
@@ -225,15 +237,18 @@ impl Guest {
         let (file, ram) = memory();
         let (device, input) = device(kind, read_only);
         let interrupt = Arc::new(Counted::default());
+        let transport = MmioTransport::new(device, ram.clone(), interrupt).expect("a transport");
+        // As a machine that begins to run.
+        let _ = (transport.pause(), transport.resume());
         Self {
             kind,
             read_only,
             own: map(&file),
-            transport: MmioTransport::new(device, ram.clone(), interrupt).expect("a transport"),
+            transport,
             ram,
             shadow: vec![0; 2 * PIECE as usize],
             input,
-            available: [0; 4],
+            available: [0; QUEUES as usize],
         }
     }
 
@@ -271,7 +286,7 @@ impl Guest {
         self.write(0x24, 1);
         self.write(0x20, 1);
         ready(11);
-        for queue in 0..4_u32 {
+        for queue in 0..u32::from(QUEUES) {
             let base = u64::from(queue) * RING;
             self.write(0x30, queue);
             self.write(0x38, ENTRIES.into());
@@ -282,11 +297,11 @@ impl Guest {
             self.write(0x44, 1);
         }
         ready(15);
-        self.available = [0; 4];
+        self.available = [0; QUEUES as usize];
     }
 
     fn descriptor(&mut self, input: &mut Input<'_>) {
-        let queue = u64::from(input.u8() % 4);
+        let queue = u64::from(input.u8() % QUEUES);
         let index = u64::from(input.u8() % ENTRIES as u8);
         let gpa = place(input.u16());
         let len = match input.u8() {
@@ -306,7 +321,7 @@ impl Guest {
 
     /// Makes a request available.
     fn offer(&mut self, queue: u8, head: u16) {
-        let queue = usize::from(queue % 4);
+        let queue = usize::from(queue % QUEUES);
         let ring = queue as u64 * RING + AVAILABLE;
         let index = self.available[queue];
         self.put(
@@ -394,7 +409,7 @@ fn run(kind: Kind, bytes: &[u8]) {
             }
             4 | 5 => guest.descriptor(&mut input),
             6 => guest.offer(input.u8(), input.u8().into()),
-            7 | 8 => guest.transport.serve_now(usize::from(input.u8() % 4)),
+            7 | 8 => guest.transport.serve_now(usize::from(input.u8() % QUEUES)),
             9 if moves < 4 => {
                 moves += 1;
                 guest.move_away();
@@ -424,11 +439,12 @@ fn describe(queue: u8, index: u8, gpa: u16, len: u8, flags: u8) -> Vec<u8> {
 fn plain_seeds(queues: u8) -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
     for queue in 0..queues {
-        // A console's second queue is for output.
-        let flags = if queue == 1 { 0 } else { 2 };
+        // Odd queues are for output; a fifth one takes commands.
+        let flags = if queue % 2 == 1 { 0 } else { 2 };
         let mut seed = vec![0, 0, 0, 0, 0];
         seed.extend([10, 4, b'a', b'b', b'c', b'd']);
-        seed.extend(describe(queue, 0, 0x8000, 64, 1 | flags));
+        let first = if queue == 4 { 0 } else { flags };
+        seed.extend(describe(queue, 0, 0x8000, 64, 1 | first));
         seed.extend(describe(queue, 1, 0x9000, 130, flags));
         seed.extend([6, queue, 0, 7, queue, 9, 6, queue, 0, 7, queue]);
         seeds.push(seed);

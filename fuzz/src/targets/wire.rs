@@ -55,7 +55,7 @@ pub(super) const CONTROL: Target = Target {
         "{",
         "[",
     ],
-    longest: 4096,
+    longest: 8192,
     // A frame is read in pieces of 1 MiB, whatever its header says; its body and what it says are
     // held at once.
     memory: Memory {
@@ -289,6 +289,11 @@ fn control_seeds() -> Vec<Vec<u8>> {
         .flat_map(|message| message.encode().unwrap_or_default())
         .collect();
     seeds.push([&[1][..], &frames].concat());
+    // What a hostile peer may call a failure: a long chain, and texts that steer terminals.
+    let link = |n| Observation::new(Side::Source, format!("a.\u{1b}{n}"), "\u{7}").in_phase("\n");
+    let deep = (1..62).fold(link(0), |cause, n| link(n).caused_by(cause));
+    let hostile = frame(14, &serde_json::to_vec(&deep).unwrap_or_default());
+    seeds.push([&[1][..], &hostile].concat());
     seeds
 }
 

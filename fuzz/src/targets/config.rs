@@ -1,6 +1,6 @@
 //! Configuration files.
 
-use vmm::config::{MAX_CPUS, MAX_DISK_ID};
+use vmm::config::{MAX_CPUS, MAX_ID};
 
 use super::texts;
 use crate::{Memory, Target};
@@ -53,7 +53,7 @@ fn run(bytes: &[u8]) {
         assert!((1..=MAX_CPUS).contains(&config.cpus));
         assert!(config.memory > 0 && config.memory.is_multiple_of(migration::PAGE_SIZE));
         for disk in &config.disks {
-            assert!((1..=MAX_DISK_ID).contains(&disk.id.len()));
+            assert!((1..=MAX_ID).contains(&disk.id.len()));
         }
     }
 }

@@ -236,7 +236,7 @@ impl RunOptions {
         Self::from_toml(&text, base).map_err(wrong)
     }
 
-    fn from_toml(text: &str, base: &Path) -> Result<Self, String> {
+    pub(crate) fn from_toml(text: &str, base: &Path) -> Result<Self, String> {
         let file: FileConfig = toml::from_str(text).map_err(|e| {
             let message = e.message().lines().collect::<Vec<_>>().join(", ");
             match e.span() {

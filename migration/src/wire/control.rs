@@ -407,7 +407,10 @@ impl Message {
             11 => Self::Commit,
             12 => Self::Committed(json(&body, "committed")?),
             13 => Self::Finish,
-            14 => Self::Failure(json(&body, "failure")?),
+            14 => {
+                let told: Observation = json(&body, "failure")?;
+                Self::Failure(Box::new(told.of_peer()))
+            }
             15 => Self::Ping(json(&body, "ping")?),
             16 => Self::Pong(json(&body, "pong")?),
             17 => Self::Resolution(json(&body, "resolution")?),

@@ -42,6 +42,7 @@ use migration::GuestRam;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
 
+pub(crate) use build::DiskClaim;
 pub use build::DiskSource;
 pub use error::MachineError;
 pub use events::GuestEvents;

@@ -66,7 +66,7 @@ impl<'a> Level1<'a> {
     pub fn new(rig: &'a Rig, script: &str) -> Result<Self> {
         let mut archive = Archive::new();
         image::add_busybox(&mut archive)?;
-        image::add_modules(&mut archive, &rig.modules()?, MODULES)?;
+        image::add_modules(&mut archive, &rig.kernel().modules()?, MODULES)?;
         archive.file("bin/exit-emulator", 0o755, &image::exit_program()?);
         archive.file("init", 0o755, include_bytes!("guest/level1-init.sh"));
         archive.file("payload/run.sh", 0o755, script.as_bytes());
@@ -152,7 +152,7 @@ impl<'a> Level1<'a> {
                 &self.memory_mib.to_string(),
             ])
             .arg("-kernel")
-            .arg(self.rig.kernel())
+            .arg(self.rig.kernel().image())
             .arg("-initrd")
             .arg(initramfs.path())
             .args(["-append", CMDLINE, "-serial", "stdio", "-monitor", "none"])

@@ -1,9 +1,10 @@
 #!/bin/busybox sh
 # First process on the ext4 root of level 2: one writer per CPU writes files, fsyncs each and logs its
-# checksum, until the power button is pressed; then all of it is verified and the guest powers off.
+# checksum, and the witness watches registers, timers and clocks, until the power button is pressed; then
+# all of it is verified and the guest powers off.
 
 /bin/busybox --install -s /bin
-export PATH=/bin
+export PATH=/bin:/usr/bin
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev 2>/dev/null
@@ -12,7 +13,8 @@ most_files=700
 
 fail() {
     echo "guest: FAILED: $*"
-    : >/tmp/failed
+    # Read from the disk too: the serial log goes with a VM that ends.
+    echo "$*" >>/tmp/failed
 }
 
 # The power button is an input device; any event of it asks for the end.
@@ -59,23 +61,30 @@ verify() {
     done
     cd /
     # What a broken disk, clock or CPU state makes the kernel say.
-    dmesg | grep -E 'BUG:|Oops|general protection|I/O error|EXT4-fs error|JBD2: .*error|soft lockup' >/tmp/complaints
+    for complaint in 'BUG:' 'WARNING: CPU' 'Oops' 'general protection' 'I/O error' 'EXT4-fs error' \
+        'JBD2: .*error' 'soft lockup' 'blocked for more than' 'rcu.*stall' 'rcu.*kthread starved' \
+        'clocksource.*(unstable|skew|too long|pushed)' 'clock.*backwards' 'NETDEV WATCHDOG'; do
+        dmesg | grep -E "$complaint"
+    done >/tmp/complaints
     while read -r line; do fail "kernel: $line"; done </tmp/complaints
 }
 
 mkdir -p /data
 echo "guest: up, $(uname -r), $(nproc) CPUs"
+witness guest /tmp/stop &
+witness=$!
 writers=
 for cpu in $(seq "$(nproc)"); do
     writer "$cpu" &
     writers="$writers $!"
 done
 wait $writers
+wait $witness || fail "the witness found a fault"
 echo "guest: verifying"
 verify
 files=$(cat /data/sums-* | wc -l)
 if [ -e /tmp/failed ]; then
-    echo "failed" >/result
+    { echo "failed:" && cat /tmp/failed && dmesg | tail -n 100; } >/result
 else
     echo "verified $files" >/result
     echo "guest: verified $files files"

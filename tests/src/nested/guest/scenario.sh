@@ -1,7 +1,10 @@
 #!/bin/sh
 # Runs in level 1, the machine with kvm_amd: a stock kernel on an ext4 root is started by `vmm run` on
 # one host, moves to another and back while it writes and fsyncs files, and powers off; then the disk is
-# checked. Two run-time directories are two hosts. Once for each number of vCPUs given as an argument.
+# checked. Two run-time directories are two hosts. Once for each pair of a kernel and a number of vCPUs
+# in the settings. What the test looks at later are the lines `report: SCENARIO JSON` and `seen: SCENARIO
+# STAGE SECONDS JSON`, the latter with the time of level 1 and what the witness in the guest told then,
+# and `lateness: SCENARIO MS`, how late a process of level 1 ran at worst.
 
 a=/tmp/host-a
 b=/tmp/host-b
@@ -73,12 +76,22 @@ move() {
     on "$2" receive --listen "unix:/tmp/socket" --name guest --detach || fail "vmm receive: $(cat $output.errors)"
     on "$1" migrate guest --to "unix:/tmp/socket" $move --json || fail "vmm migrate ended with $?: $(cat $output $output.errors)"
     report=$(tail -n 1 $output)
-    echo "report: $report"
+    echo "report: $name $report"
     eventually "the source to end" is_gone "$1"
     [ ! -e "$1/guest" ] || say "left at the source: $(ls -a "$1/guest")"
     # Files that were not reported before it left the source: those 8 may have been on their way.
     eventually "the guest to write on" has_written "$2" $((written + 8))
     rm -f /tmp/socket
+}
+
+witness_lines() { serial "$1" | grep -c '^witness: '; }
+has_seen() { has_written "$1" 0 && [ "$(witness_lines "$1")" -ge "$2" ]; }
+
+# see HOST STAGE: what the witness tells now. The last line may still be on its way.
+see() {
+    eventually "the guest's witness" has_seen "$1" $(($(witness_lines "$1") + 2))
+    told=$(serial "$1" | sed -n 's/^witness: //p' | tail -n 2 | head -n 1)
+    echo "seen: $name $2 $(date +%s) $told"
 }
 
 # What the guest reported as verified must be what is on the disk, seen by another kernel.
@@ -93,27 +106,40 @@ check_disk() {
     say "$files files are right, e2fsck is clean"
 }
 
+# scenario KERNEL CPUS
 scenario() {
-    cpus=$1
-    say "begins with $cpus vCPUs"
+    cpus=$2
+    name=$1-$2
+    started=$(cut -d. -f1 /proc/uptime)
+    say "$name begins"
     mkdir -p $a $b /tmp/output /mnt
     rm -f $disk
     # By path: the shell prefers its own program of that name.
     /usr/bin/mke2fs -q -F -t ext4 -d root $disk "$DISK_SIZE" || fail "mke2fs"
 
-    on $a run guest --kernel vmlinuz --initrd level2.cpio --cmdline "$CMDLINE" --cpus "$cpus" \
+    rm -f /tmp/stop-lateness
+    witness lateness /tmp/stop-lateness >/tmp/lateness &
+    lateness=$!
+
+    on $a run guest --kernel "$1.vmlinuz" --initrd "$1.cpio" --cmdline "$CMDLINE" --cpus "$cpus" \
         --memory 256MiB --disk $disk --detach || fail "vmm run: $(cat $output.errors)"
     eventually "the guest to write" has_written $a 5
     serial $a | grep "guest: up, .* $cpus CPUs" || fail "not all CPUs are up"
+    see $a before
     move $a $b
+    see $b moved
     move $b $a
+    see $a back
+    : >/tmp/stop-lateness
+    wait $lateness || fail "a sleep in level 1 ended early"
+    echo "lateness: $name $(cat /tmp/lateness)"
 
     # The power button, and the end of the VM with the guest's.
     on $a stop guest || fail "vmm stop: $(cat $output.errors)"
     eventually "the VM to end" is_gone $a
     check_disk
-    say "done with $cpus vCPUs"
+    say "$name passed, $(($(cut -d. -f1 /proc/uptime) - started)) s"
 }
 
 . ./settings
-for cpus in $CPUS; do scenario "$cpus"; done
+for pair in $SCENARIOS; do scenario "${pair%-*}" "${pair#*-}"; done

@@ -4,6 +4,7 @@ mod exit;
 mod gate;
 mod kick;
 mod run;
+mod shutdown;
 pub mod state;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -45,7 +45,7 @@ check_build_tools() {
 # --- Debian packages ----------------------------------------------------------------------------
 
 # command:package pairs; commands also looked for where Debian keeps them for root.
-host_needs=(busybox:busybox-static mke2fs:e2fsprogs e2fsck:e2fsprogs debugfs:e2fsprogs xz:xz-utils iasl:acpica-tools)
+host_needs=(busybox:busybox-static mke2fs:e2fsprogs e2fsck:e2fsprogs debugfs:e2fsprogs xz:xz-utils iasl:acpica-tools ip:iproute2)
 
 missing_packages() {
     local need

@@ -11,11 +11,12 @@ use super::image;
 use super::modules::Modules;
 use super::rig::find_program;
 
-/// Drivers that the stock kernel has as modules and the guest needs: disk on virtio-mmio, and the
-/// power button as an input device.
-const MODULES: &[&str] = &["virtio_mmio", "virtio_blk", "button", "evdev"];
+/// Drivers that the stock kernel has as modules and the guest needs: disk and network on virtio-mmio,
+/// and the power button as an input device.
+const MODULES: &[&str] = &["virtio_mmio", "virtio_blk", "virtio_net", "button", "evdev"];
 
-/// Kernel command line; `quiet`, because each byte on the serial port is an exit.
+/// Kernel command line; `quiet`, because each byte on the serial port is an exit. The guest with a
+/// network finds its address behind it: `network=ADDRESS/BITS`.
 pub const CMDLINE: &str = "console=ttyS0 quiet panic=-1";
 
 /// Size of the disk; sparse.

@@ -6,19 +6,23 @@ use std::net::{Shutdown, TcpStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use super::clocks::Bounds;
 use super::pattern::{MOST, Pattern};
-use super::server::{ANSWER, BETWEEN_PIECES, Kind, PIECE, REQUEST};
+use super::server::{ANSWER, BETWEEN_SENDS, Kind, PIECE, REQUEST};
 use super::sys::Clock;
 
 /// Time from an answer to the next request, as of somebody who types fast.
-const BETWEEN_REQUESTS: Duration = Duration::from_millis(20);
+const BETWEEN_REQUESTS: Duration = Duration::from_millis(50);
 /// A session that stands still for so long is lost.
 const SILENCE: Duration = Duration::from_secs(60);
+/// An answer that takes this long is told with its time.
+const SLOW_NS: u64 = 250_000_000;
+/// Slow answers that are told of a stage.
+const MOST_SLOW: usize = 16;
 /// Content of the stage file that ends the sessions.
 const END: &str = "end";
 
@@ -28,6 +32,8 @@ pub struct Stage {
     name: String,
     requests: u64,
     longest_ns: u64,
+    /// When slow answers came, and how long they took, in milliseconds of this machine's clock.
+    slow: Vec<(u64, u64)>,
     monotonic: Bounds,
     wall: Bounds,
 }
@@ -38,18 +44,20 @@ impl Stage {
             name,
             requests: 0,
             longest_ns: 0,
+            slow: Vec::new(),
             monotonic: Bounds::default(),
             wall: Bounds::default(),
         }
     }
 
-    /// The fields: requests answered, the longest wait for an answer, and between which bounds the
+    /// The fields: requests answered, the longest wait for an answer, slow answers, and between which bounds the
     /// guest's clocks were ahead of this machine's, in nanoseconds.
     fn tell(&self, bulk: &Bulk) {
         let line = json!({
             "stage": self.name,
             "requests": self.requests,
             "longest_ms": self.longest_ns / 1_000_000,
+            "slow_at_ms": self.slow,
             "monotonic_ahead_ns": [self.monotonic.low, self.monotonic.high],
             "wall_ahead_ns": [self.wall.low, self.wall.high],
             "to_guest": bulk.to_guest.load(Relaxed),
@@ -105,7 +113,14 @@ pub fn run(address: &str, stage: &Path) -> Result<(), String> {
 }
 
 fn connect(address: &str, kind: Kind) -> io::Result<TcpStream> {
-    let mut stream = TcpStream::connect(address)?;
+    let began = Instant::now();
+    let mut stream = loop {
+        match TcpStream::connect(address) {
+            // The guest may not have come so far.
+            Err(_) if began.elapsed() < SILENCE => thread::sleep(BETWEEN_REQUESTS),
+            result => break result?,
+        }
+    };
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(SILENCE))?;
     stream.set_write_timeout(Some(SILENCE))?;
@@ -128,7 +143,9 @@ fn ask(address: &str, stage: &Path, bulk: &Bulk) -> Result<(), String> {
         let name = fs::read_to_string(stage).unwrap_or_default();
         let name = name.trim();
         if name != seen.name {
-            seen.tell(bulk);
+            if seen.requests > 0 {
+                seen.tell(bulk);
+            }
             seen = Stage::new(name.to_owned());
         }
         if name == END || bulk.enough.load(Relaxed) {
@@ -165,7 +182,11 @@ fn round_trip(stream: &mut TcpStream, request: &[u8], seen: &mut Stage) -> Resul
         u64::from_le_bytes(bytes)
     };
     seen.requests += 1;
-    seen.longest_ns = seen.longest_ns.max(after.0 - before.0);
+    let took = after.0 - before.0;
+    seen.longest_ns = seen.longest_ns.max(took);
+    if took > SLOW_NS && seen.slow.len() < MOST_SLOW {
+        seen.slow.push((after.0 / 1_000_000, took / 1_000_000));
+    }
     let monotonic = Bounds::of(at(REQUEST), before.0, after.0);
     let wall = Bounds::of(at(REQUEST + 8), before.1, after.1);
     seen.monotonic = seen.monotonic.and(monotonic);
@@ -181,7 +202,7 @@ fn send(address: &str, bulk: &Bulk) -> Result<(), String> {
             stream.write_all(pattern.next(PIECE)).map_err(told)?;
             pattern.advance(PIECE);
             bulk.to_guest.store(pattern.position(), Relaxed);
-            thread::sleep(BETWEEN_PIECES);
+            thread::sleep(BETWEEN_SENDS);
         }
         stream.shutdown(Shutdown::Write).map_err(told)?;
         let mut taken = [0; 8];

@@ -16,11 +16,11 @@ use super::timers::{self, Tally};
 
 /// How long the vector registers are held before they are compared, and rested after that: the guest
 /// has other work too.
-const HOLD: Duration = Duration::from_millis(10);
-const REST: Duration = Duration::from_millis(15);
+const HOLD: Duration = Duration::from_millis(5);
+const REST: Duration = Duration::from_millis(20);
 /// Readings of the clocks in a row.
 const READINGS: usize = 50;
-const BETWEEN_READINGS: Duration = Duration::from_millis(10);
+const BETWEEN_READINGS: Duration = Duration::from_millis(20);
 const BETWEEN_LINES: Duration = Duration::from_secs(1);
 
 /// Faults of all watchers, and when to end.
@@ -93,6 +93,7 @@ impl Seen {
             json!({
                 "expired": tally.expired.load(Relaxed),
                 "latest_ms": tally.latest_ms(),
+                "latest_at_ms": tally.latest_at_ms(),
             })
         };
         let line = json!({

@@ -19,6 +19,7 @@ pub struct Tally {
     pub expired: AtomicU64,
     /// Longest time between the moment a timer was due and the moment its owner ran.
     latest_ns: AtomicU64,
+    latest_at_ns: AtomicU64,
 }
 
 impl Tally {
@@ -27,9 +28,17 @@ impl Tally {
         self.latest_ns.load(Relaxed) / 1_000_000
     }
 
-    fn add(&self, expired: u64, late_ns: u64) {
+    /// When that was seen, in milliseconds of the monotonic clock.
+    pub fn latest_at_ms(&self) -> u64 {
+        self.latest_at_ns.load(Relaxed) / 1_000_000
+    }
+
+    fn add(&self, expired: u64, late_ns: u64, now: u64) {
         self.expired.fetch_add(expired, Relaxed);
-        self.latest_ns.fetch_max(late_ns, Relaxed);
+        // One thread adds to a tally.
+        if self.latest_ns.fetch_max(late_ns, Relaxed) < late_ns {
+            self.latest_at_ns.store(now, Relaxed);
+        }
     }
 }
 
@@ -47,8 +56,9 @@ pub fn watch_timerfd(tally: &Tally, faults: &Faults) {
             Ok(expired) => expired,
             Err(error) => return faults.tell(&format!("timerfd: {error}")),
         };
-        match counter.see(expired, Clock::Monotonic.now()) {
-            Ok(late) => tally.add(expired, late),
+        let now = Clock::Monotonic.now();
+        match counter.see(expired, now) {
+            Ok(late) => tally.add(expired, late, now),
             Err(fault) => return faults.tell(&format!("timerfd: {fault}")),
         }
     }
@@ -64,7 +74,7 @@ pub fn watch_sleep(tally: &Tally, faults: &Faults) {
         let Some(late) = now.checked_sub(deadline) else {
             return faults.tell(&format!("nanosleep ended {} ns early", deadline - now));
         };
-        tally.add(1, late);
+        tally.add(1, late, now);
         // Those that are past already would only repeat what was just seen.
         deadline = deadline.max(now - late % nanoseconds(SLEEP_INTERVAL));
     }
@@ -85,8 +95,9 @@ pub fn watch_alarms(tally: &Tally, faults: &Faults) {
         if !sys::wait_for_alarm(LOST) {
             return faults.tell(&format!("no SIGALRM within {LOST:?}"));
         }
-        match alarms.see(Clock::Monotonic.now()) {
-            Ok(late) => tally.add(1, late),
+        let now = Clock::Monotonic.now();
+        match alarms.see(now) {
+            Ok(late) => tally.add(1, late, now),
             Err(fault) => return faults.tell(&format!("SIGALRM: {fault}")),
         }
     }

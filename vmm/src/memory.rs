@@ -87,6 +87,15 @@ pub fn layout(size: u64) -> Vec<RamRegion> {
     regions
 }
 
+/// First address above all RAM of `size` bytes.
+pub fn end(size: u64) -> u64 {
+    layout(size)
+        .iter()
+        .map(|region| region.gpa.saturating_add(region.len))
+        .max()
+        .unwrap_or(0)
+}
+
 /// Checks that a host with `/proc/meminfo`'s memory can hold `size` bytes of guest RAM at all.
 ///
 /// # Errors

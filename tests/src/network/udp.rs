@@ -1,0 +1,250 @@
+//! A stream of numbered UDP packets to somebody who sends each back, as seen from outside.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{JoinHandle, sleep, spawn};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::namespace::Namespace;
+use super::packet::{arrival, now, stamp_arrivals};
+
+/// How long the receiver waits before it looks whether it is to stop.
+const SLICE: Duration = Duration::from_millis(20);
+/// How long an echo may be under way after the last was sent.
+const LAST: Duration = Duration::from_millis(500);
+
+/// A packet that came back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Echo {
+    /// Its number, as it was sent.
+    pub number: u64,
+    /// When it came, since 1970, by the kernel.
+    pub at: Duration,
+    /// What came after its number.
+    pub rest: Vec<u8>,
+}
+
+/// What a stream has seen.
+#[derive(Debug, Clone, Default)]
+pub struct Echoes {
+    /// When each packet was sent, since 1970, in the order of their numbers.
+    pub sent: Vec<Duration>,
+    /// What came back, in the order in which it came.
+    pub echoes: Vec<Echo>,
+}
+
+/// Packets sent at a steady pace, each with its number in the first eight bytes (little-endian).
+pub struct EchoStream {
+    stop: Arc<AtomicBool>,
+    sender: JoinHandle<Vec<Duration>>,
+    receiver: JoinHandle<Vec<Echo>>,
+}
+
+impl EchoStream {
+    /// Begins to send a packet `every` so often from `from`, an address of the namespace.
+    ///
+    /// # Errors
+    /// When the namespace has no such address.
+    pub fn start(
+        client: &Namespace,
+        from: Ipv4Addr,
+        to: SocketAddr,
+        every: Duration,
+    ) -> Result<Self> {
+        let socket = client
+            .enter(|| UdpSocket::bind((from, 0)))
+            .context("open a UDP socket")?;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(SLICE))?;
+        stamp_arrivals()?;
+        let _ = arrival(&socket);
+        let stop = Arc::new(AtomicBool::new(false));
+        let (sending, stopping) = (socket.try_clone()?, stop.clone());
+        let sender = spawn(move || send(&sending, every, &stopping));
+        let stopping = stop.clone();
+        let receiver = spawn(move || receive(&socket, &stopping));
+        Ok(Self {
+            stop,
+            sender,
+            receiver,
+        })
+    }
+
+    /// Stops sending; what was seen.
+    ///
+    /// # Panics
+    /// When one of the threads has.
+    pub fn finish(self) -> Echoes {
+        self.stop.store(true, Ordering::SeqCst);
+        Echoes {
+            sent: self.sender.join().expect("sender"),
+            echoes: self.receiver.join().expect("receiver"),
+        }
+    }
+}
+
+fn send(socket: &UdpSocket, every: Duration, stop: &AtomicBool) -> Vec<Duration> {
+    let _ = hurry();
+    let mut sent = Vec::new();
+    let mut due = Instant::now();
+    while !stop.load(Ordering::SeqCst) {
+        let number = sent.len() as u64;
+        sent.push(now());
+        // One that cannot be sent (nobody answers ARP, the port is closed for a moment) is lost.
+        let _ = socket.send(&number.to_le_bytes());
+        // What the machine made this thread miss is not made up for.
+        due = (due + every).max(Instant::now());
+        sleep(due.saturating_duration_since(Instant::now()));
+    }
+    sent
+}
+
+fn receive(socket: &UdpSocket, stop: &AtomicBool) -> Vec<Echo> {
+    let _ = hurry();
+    let mut echoes = Vec::new();
+    let mut bytes = [0; 2048];
+    let mut end = None;
+    loop {
+        if end.is_none() && stop.load(Ordering::SeqCst) {
+            end = Some(Instant::now() + LAST);
+        }
+        if end.is_some_and(|end| Instant::now() >= end) {
+            return echoes;
+        }
+        // A refusal by ICMP is no end either.
+        let Ok(read) = socket.recv(&mut bytes) else {
+            continue;
+        };
+        let at = arrival(socket).unwrap_or_else(now);
+        if let Some((number, rest)) = bytes[..read].split_first_chunk() {
+            echoes.push(Echo {
+                number: u64::from_le_bytes(*number),
+                at,
+                rest: rest.to_vec(),
+            });
+        }
+    }
+}
+
+/// Gives the calling thread the CPU whenever it wants it, which is seldom and shortly: it measures
+/// others, who must not be blamed for its own waiting. Where that is not allowed, it is measured worse.
+fn hurry() -> Result<()> {
+    let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
+    Command::new("chrt")
+        .args(["--fifo", "--pid", "10", &thread])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .context("start chrt")?;
+    Ok(())
+}
+
+/// A time in which nothing came back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gap {
+    /// From the arrival of the last echo before it, since 1970.
+    pub from: Duration,
+    /// How long until the next.
+    pub length: Duration,
+    /// The longest time in it in which nothing was sent either.
+    pub unasked: Duration,
+}
+
+impl Echoes {
+    /// The longest time without an echo between the two moments; `None` when fewer than two came.
+    pub fn longest_gap(&self, from: Duration, to: Duration) -> Option<Gap> {
+        let within: Vec<_> = self
+            .echoes
+            .iter()
+            .map(|echo| echo.at)
+            .filter(|at| (from..=to).contains(at))
+            .collect();
+        let gap = within
+            .windows(2)
+            .max_by_key(|pair| pair[1].saturating_sub(pair[0]))?;
+        let (begin, end) = (gap[0], gap[1]);
+        let mut moments = self.sent.clone();
+        moments.retain(|at| (begin..end).contains(at));
+        moments.insert(0, begin);
+        moments.push(end);
+        let unasked = moments.windows(2).map(|pair| pair[1] - pair[0]).max()?;
+        Some(Gap {
+            from: begin,
+            length: end.saturating_sub(begin),
+            unasked,
+        })
+    }
+
+    /// Numbers that came back more than once.
+    pub fn doubles(&self) -> Vec<u64> {
+        let mut times = BTreeMap::new();
+        for echo in &self.echoes {
+            *times.entry(echo.number).or_insert(0) += 1;
+        }
+        times.retain(|_, times| *times > 1);
+        times.into_keys().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::requirements::lacks_network;
+    use crate::skip;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn echo(number: u64, at: Duration) -> Echo {
+        let rest = Vec::new();
+        Echo { number, at, rest }
+    }
+
+    #[test]
+    fn longest_gap_is_found_with_what_was_asked_in_it() {
+        let seen = Echoes {
+            sent: (0..40).map(|n| n * MS).collect(),
+            echoes: [1, 2, 3, 20, 21, 35]
+                .map(|ms| echo(u64::from(ms), ms * MS))
+                .to_vec(),
+        };
+        let gap = seen.longest_gap(Duration::ZERO, 30 * MS).unwrap();
+        assert_eq!((gap.from, gap.length, gap.unasked), (3 * MS, 17 * MS, MS));
+        assert_eq!(seen.longest_gap(22 * MS, 40 * MS), None);
+        assert!(seen.doubles().is_empty());
+    }
+
+    #[test]
+    fn stream_is_echoed_with_the_silence_in_it() {
+        if let Some(reason) = lacks_network() {
+            skip!("{reason}");
+        }
+        let namespace = Namespace::new().unwrap();
+        let server = namespace.enter(|| UdpSocket::bind("127.0.0.1:0")).unwrap();
+        let address = server.local_addr().unwrap();
+        let silence = 60 * MS;
+        let echoing = spawn(move || {
+            let mut bytes = [0; 64];
+            for count in 0..200 {
+                let (read, from) = server.recv_from(&mut bytes).unwrap();
+                if count == 100 {
+                    sleep(silence);
+                }
+                server.send_to(&bytes[..read], from).unwrap();
+            }
+        });
+        let begin = now();
+        let stream = EchoStream::start(&namespace, Ipv4Addr::LOCALHOST, address, MS).unwrap();
+        echoing.join().unwrap();
+        let seen = stream.finish();
+        assert!(seen.echoes.len() >= 200, "{}", seen.echoes.len());
+        assert!(seen.doubles().is_empty());
+        let gap = seen.longest_gap(begin, now()).unwrap();
+        assert!(gap.length >= silence, "{gap:?}");
+    }
+}

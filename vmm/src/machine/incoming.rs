@@ -68,6 +68,7 @@ pub(super) fn listen(
 
     let arrival = Arrival {
         overrides: config.disks.clone(),
+        taps: config.nets.clone(),
         paths: disk_paths(&listener.address()),
         naming: if config.name.is_some() {
             Naming::Given

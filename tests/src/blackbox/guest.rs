@@ -73,6 +73,14 @@ impl Guest {
         self.and("block=verify,size=4M block_rate=200")
     }
 
+    /// With a network interface on a tap.
+    #[must_use]
+    pub fn net(mut self, tap: &str, mac: &str) -> Self {
+        self.more.push("--net".into());
+        self.more.push(format!("tap={tap},mac={mac}"));
+        self
+    }
+
     /// Arguments that start it detached.
     pub fn run_args(&self, vm: &str) -> Vec<String> {
         let mut args = self.foreground_args(vm);

@@ -9,7 +9,7 @@ use std::mem::{size_of, zeroed};
 use std::net::UdpSocket;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -107,7 +107,8 @@ pub const RARP: u16 = 0x8035;
 /// Everything that passes an interface, until it is finished.
 pub struct Capture {
     stop: Arc<AtomicBool>,
-    reader: JoinHandle<Vec<Frame>>,
+    frames: Arc<Mutex<Vec<Frame>>>,
+    reader: JoinHandle<()>,
 }
 
 impl Capture {
@@ -122,19 +123,28 @@ impl Capture {
         stamp_arrivals()?;
         // The first question for a stamp makes the kernel keep them for this socket from then on.
         let _ = arrival(&socket);
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopping = stop.clone();
+        let stop = Arc::<AtomicBool>::default();
+        let frames = Arc::<Mutex<Vec<Frame>>>::default();
+        let (stopping, keeping) = (stop.clone(), frames.clone());
         let reader = spawn(move || {
-            let mut frames = Vec::new();
             loop {
                 match read(&socket) {
-                    Some(frame) => frames.push(frame),
-                    None if stopping.load(Ordering::SeqCst) => return frames,
+                    Some(frame) => locked(&keeping).push(frame),
+                    None if stopping.load(Ordering::SeqCst) => return,
                     None => {}
                 }
             }
         });
-        Ok(Self { stop, reader })
+        Ok(Self {
+            stop,
+            frames,
+            reader,
+        })
+    }
+
+    /// What has passed until now.
+    pub fn so_far(&self) -> Vec<Frame> {
+        locked(&self.frames).clone()
     }
 
     /// What has passed.
@@ -143,8 +153,13 @@ impl Capture {
     /// When the reader has.
     pub fn finish(self) -> Vec<Frame> {
         self.stop.store(true, Ordering::SeqCst);
-        self.reader.join().expect("reader of frames")
+        self.reader.join().expect("reader of frames");
+        std::mem::take(&mut *locked(&self.frames))
     }
+}
+
+fn locked(frames: &Mutex<Vec<Frame>>) -> MutexGuard<'_, Vec<Frame>> {
+    frames.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A socket that is given every frame of an interface; in the namespace of the calling thread.

@@ -1,0 +1,132 @@
+//! The network of a guest that moves, seen from outside.
+
+use std::time::Duration;
+
+use tests::blackbox::relay::{Fate, Link, Toward, Trap};
+use tests::blackbox::wire::kind;
+use tests::blackbox::{Guest, Migration, Vms, eventually, gate, holds};
+use tests::network::packet::{Capture, Frame, RARP};
+use tests::network::two_hosts::{GUEST_MAC, port_of};
+use tests::network::{Site, TwoHosts};
+
+/// How often a host says where its guest now is, at least.
+const ANNOUNCEMENTS: usize = 3;
+/// In which a host that is not silent would have been heard.
+const A_WHILE: Duration = Duration::from_millis(300);
+
+/// A guest on the network.
+fn guest() -> Guest {
+    Guest::dirtying().net("tap0", GUEST_MAC)
+}
+
+/// What a host has put on the guests' network in the guest's name.
+fn in_the_guests_name(frames: &[Frame]) -> Vec<Frame> {
+    let by_host = |frame: &&Frame| !frame.outgoing && frame.from() == GUEST_MAC;
+    frames.iter().filter(by_host).cloned().collect()
+}
+
+fn listen(site: &Site) -> Capture {
+    Capture::start(&site.namespace, "tap0").unwrap_or_else(|e| panic!("{e:#}"))
+}
+
+fn announcements(frames: &[Frame]) -> Vec<Frame> {
+    let mut frames = in_the_guests_name(frames);
+    frames.retain(|frame| frame.kind() == RARP);
+    frames
+}
+
+/// Waits until every bridge sends what is for the guest to `site`, which is port `name` of the switch.
+#[track_caller]
+fn leads_to(hosts: &TwoHosts, site: &Site, name: &str) {
+    let port = format!("lan-{name}");
+    holds("the switch knows where the guest is", || {
+        hosts.port_of(GUEST_MAC).as_deref() == Some(&port)
+    });
+    for host in [&hosts.a, &hosts.b] {
+        let here = std::ptr::eq(host, site);
+        let port = if here { "tap0" } else { "up0" };
+        holds("the host's bridge knows where the guest is", || {
+            port_of(&host.namespace, "guests", GUEST_MAC).as_deref() == Some(port)
+        });
+    }
+}
+
+#[test]
+fn destination_is_silent_until_the_commit_and_then_announces_the_guest_more_than_once() {
+    let Some(_gate) = gate() else { return };
+    let Some(hosts) = TwoHosts::new() else { return };
+    let mut console = hosts.a.host.run("guest", &guest());
+    for (from, to, name) in [(&hosts.a, &hosts.b, "b"), (&hosts.b, &hosts.a, "a")] {
+        println!("to {name}");
+        let (there, here) = (listen(to), listen(from));
+        let address = to.receive("guest");
+        let trap = Trap {
+            toward: Toward::Destination,
+            kind: kind::COMMIT,
+            fate: Fate::Stall,
+        };
+        let relay = hosts.relay(&address, Link::default().and_trap(trap));
+        let options = ["--insecure"];
+        let migration = Migration::start(&from.host, "guest", &relay.address(), &options);
+        holds("the commit is held", || relay.is_sprung());
+        // Not a wait for something: nothing must come.
+        std::thread::sleep(A_WHILE);
+        let early = in_the_guests_name(&there.so_far());
+        assert!(early.is_empty(), "before the commit: {early:?}");
+        relay.go_on();
+        migration.finish().completed();
+        console.moves_to(&to.host, "guest");
+        eventually("the guest is announced", || {
+            (announcements(&there.so_far()).len() >= ANNOUNCEMENTS).then_some(())
+        });
+        leads_to(&hosts, to, name);
+        from.is_clean();
+        let said = announcements(&there.finish());
+        let pauses: Vec<_> = said.windows(2).map(|two| two[1].at - two[0].at).collect();
+        println!("pauses between announcements: {pauses:?}");
+        assert!(pauses[pauses.len() - 1] > pauses[0], "{pauses:?}");
+        // Whom it left speaks for it no more.
+        let late = in_the_guests_name(&here.finish());
+        assert!(
+            late.iter().all(|frame| frame.at < said[0].at),
+            "after the announcement: {late:?}"
+        );
+        console.verifies_ledger();
+    }
+    hosts.a.host.stop("guest");
+    hosts.is_clean();
+}
+
+#[test]
+fn destination_of_a_failed_migration_says_nothing() {
+    let Some(_gate) = gate() else { return };
+    let Some(hosts) = TwoHosts::new() else { return };
+    let mut console = hosts.a.host.run("guest", &guest());
+    let (there, here) = (listen(&hosts.b), listen(&hosts.a));
+    let frames = [
+        (Toward::Source, kind::PREPARED),
+        (Toward::Destination, kind::LAST_PASS),
+        (Toward::Destination, kind::STATE),
+        (Toward::Source, kind::READY),
+    ];
+    for (toward, kind) in frames {
+        println!("cut at frame {kind}");
+        let fate = Fate::Cut;
+        let address = hosts.b.receive("guest");
+        let link = Link::default().and_trap(Trap { toward, kind, fate });
+        let relay = hosts.relay(&address, link);
+        let options = ["--insecure"];
+        let ended = Migration::start(&hosts.a.host, "guest", &relay.address(), &options).finish();
+        let _ = ended.ended(1, "failed");
+        assert_eq!(hosts.a.host.status("guest")["state"], "running");
+        hosts.b.is_clean();
+    }
+    // The last of the announcements would have come by now.
+    std::thread::sleep(A_WHILE);
+    let said = in_the_guests_name(&there.finish());
+    assert!(said.is_empty(), "{said:?}");
+    // Nor does the host announce a guest that never left.
+    let said = announcements(&here.finish());
+    assert!(said.is_empty(), "{said:?}");
+    console.verifies_ledger();
+}

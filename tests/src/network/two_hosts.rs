@@ -28,6 +28,8 @@ const MIDDLE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 254);
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 1);
 /// An address for a guest.
 pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 10);
+/// The port on which the probe guest echoes.
+pub const ECHO: u16 = 7;
 /// A MAC address for a guest.
 pub const GUEST_MAC: &str = "52:54:00:4d:00:0a";
 

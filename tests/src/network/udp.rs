@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,34 @@ pub struct Echo {
     pub rest: Vec<u8>,
 }
 
+/// What the probe guest adds to what it sends back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trailer {
+    /// How many it has answered, this one included.
+    pub count: u64,
+    /// Its newest tick.
+    pub tick: u64,
+    /// Its monotonic clock.
+    pub clock: Duration,
+}
+
+impl Echo {
+    /// What the probe guest has added; `None` when it is from somebody else.
+    pub fn trailer(&self) -> Option<Trailer> {
+        let (fields, []) = self.rest.as_chunks::<8>() else {
+            return None;
+        };
+        let &[count, tick, clock] = fields else {
+            return None;
+        };
+        Some(Trailer {
+            count: u64::from_be_bytes(count),
+            tick: u64::from_be_bytes(tick),
+            clock: Duration::from_nanos(u64::from_be_bytes(clock)),
+        })
+    }
+}
+
 /// What a stream has seen.
 #[derive(Debug, Clone, Default)]
 pub struct Echoes {
@@ -42,7 +70,8 @@ pub struct Echoes {
 pub struct EchoStream {
     stop: Arc<AtomicBool>,
     sender: JoinHandle<Vec<Duration>>,
-    receiver: JoinHandle<Vec<Echo>>,
+    receiver: JoinHandle<()>,
+    came: Arc<Mutex<Vec<Echo>>>,
 }
 
 impl EchoStream {
@@ -67,12 +96,20 @@ impl EchoStream {
         let (sending, stopping) = (socket.try_clone()?, stop.clone());
         let sender = spawn(move || send(&sending, every, &stopping));
         let stopping = stop.clone();
-        let receiver = spawn(move || receive(&socket, &stopping));
+        let came = Arc::<Mutex<Vec<Echo>>>::default();
+        let keeping = came.clone();
+        let receiver = spawn(move || receive(&socket, &stopping, &keeping));
         Ok(Self {
             stop,
             sender,
             receiver,
+            came,
         })
+    }
+
+    /// How many have come back.
+    pub fn came(&self) -> usize {
+        locked(&self.came).len()
     }
 
     /// Stops sending; what was seen.
@@ -81,11 +118,15 @@ impl EchoStream {
     /// When one of the threads has.
     pub fn finish(self) -> Echoes {
         self.stop.store(true, Ordering::SeqCst);
-        Echoes {
-            sent: self.sender.join().expect("sender"),
-            echoes: self.receiver.join().expect("receiver"),
-        }
+        let sent = self.sender.join().expect("sender");
+        self.receiver.join().expect("receiver");
+        let echoes = std::mem::take(&mut *locked(&self.came));
+        Echoes { sent, echoes }
     }
+}
+
+fn locked(came: &Mutex<Vec<Echo>>) -> MutexGuard<'_, Vec<Echo>> {
+    came.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn send(socket: &UdpSocket, every: Duration, stop: &AtomicBool) -> Vec<Duration> {
@@ -104,9 +145,8 @@ fn send(socket: &UdpSocket, every: Duration, stop: &AtomicBool) -> Vec<Duration>
     sent
 }
 
-fn receive(socket: &UdpSocket, stop: &AtomicBool) -> Vec<Echo> {
+fn receive(socket: &UdpSocket, stop: &AtomicBool, came: &Mutex<Vec<Echo>>) {
     let _ = hurry();
-    let mut echoes = Vec::new();
     let mut bytes = [0; 2048];
     let mut end = None;
     loop {
@@ -114,7 +154,7 @@ fn receive(socket: &UdpSocket, stop: &AtomicBool) -> Vec<Echo> {
             end = Some(Instant::now() + LAST);
         }
         if end.is_some_and(|end| Instant::now() >= end) {
-            return echoes;
+            return;
         }
         // A refusal by ICMP is no end either.
         let Ok(read) = socket.recv(&mut bytes) else {
@@ -122,7 +162,7 @@ fn receive(socket: &UdpSocket, stop: &AtomicBool) -> Vec<Echo> {
         };
         let at = arrival(socket).unwrap_or_else(now);
         if let Some((number, rest)) = bytes[..read].split_first_chunk() {
-            echoes.push(Echo {
+            locked(came).push(Echo {
                 number: u64::from_le_bytes(*number),
                 at,
                 rest: rest.to_vec(),

@@ -7,8 +7,9 @@ use tests::blackbox::relay::{Fate, Link, Toward, Trap};
 use tests::blackbox::wire::kind;
 use tests::blackbox::{Console, Guest, Migration, Vms, eventually, gate, holds};
 use tests::network::packet::{Capture, Frame, RARP, now};
+use tests::network::tcp::Returned;
 use tests::network::two_hosts::{CLIENT, ECHO, GUEST, GUEST_MAC, port_of};
-use tests::network::udp::Echoes;
+use tests::network::udp::{Echo, Echoes, Outage, Trailer};
 use tests::network::{EchoConnection, EchoStream, Site, TwoHosts};
 
 /// How often a host says where its guest now is, at least.
@@ -100,10 +101,11 @@ fn destination_is_silent_until_the_commit_and_then_announces_the_guest_more_than
 }
 
 #[test]
-fn destination_of_a_failed_migration_says_nothing() {
+fn failed_migration_is_not_heard_and_the_guest_stays_on_the_network() {
     let Some(_gate) = gate() else { return };
     let Some(hosts) = TwoHosts::new() else { return };
     let mut console = hosts.a.host.run("guest", &guest());
+    let outside = Outside::start(&hosts);
     let (there, here) = (listen(&hosts.b), listen(&hosts.a));
     let frames = [
         (Toward::Source, kind::PREPARED),
@@ -122,6 +124,7 @@ fn destination_of_a_failed_migration_says_nothing() {
         let _ = ended.ended(1, "failed");
         assert_eq!(hosts.a.host.status("guest")["state"], "running");
         hosts.b.is_clean();
+        outside.goes_on();
     }
     // The last of the announcements would have come by now.
     std::thread::sleep(A_WHILE);
@@ -130,6 +133,8 @@ fn destination_of_a_failed_migration_says_nothing() {
     // Nor does the host announce a guest that never left.
     let said = announcements(&here.finish());
     assert!(said.is_empty(), "{said:?}");
+    outside.finish();
+    leads_to(&hosts, &hosts.a, "a");
     console.verifies_ledger();
 }
 
@@ -164,24 +169,17 @@ impl Outside {
 
     /// Ends both; nothing that came back was wrong, out of order, twice, or from another clock.
     #[track_caller]
-    fn finish(self) -> Echoes {
-        let bytes = self.tcp.finish().unwrap_or_else(|e| panic!("TCP: {e:#}"));
+    fn finish(self) -> (Echoes, Returned) {
+        let returned = self.tcp.finish().unwrap_or_else(|e| panic!("TCP: {e:#}"));
         let seen = self.udp.finish();
         println!(
-            "{bytes} bytes of TCP; {} of {} UDP packets came back",
+            "{} bytes of TCP; {} of {} UDP packets came back",
+            returned.bytes,
             seen.echoes.len(),
             seen.sent.len()
         );
-        assert!(
-            seen.doubles().is_empty(),
-            "answered twice: {:?}",
-            seen.doubles()
-        );
-        let trailers: Vec<_> = seen
-            .echoes
-            .iter()
-            .map(|echo| echo.trailer().expect("the probe's trailer"))
-            .collect();
+        assert!(seen.doubles().is_empty(), "twice: {:?}", seen.doubles());
+        let trailers: Vec<_> = seen.echoes.iter().map(trailer).collect();
         for two in trailers.windows(2) {
             assert!(
                 two[0].count < two[1].count
@@ -190,19 +188,31 @@ impl Outside {
                 "the guest went back: {two:?}"
             );
         }
-        seen
+        (seen, returned)
     }
 }
 
-/// Largest gap that the guest has seen itself from tick `from` on.
 #[track_caller]
-fn gap_of_the_guest(console: &mut Console, from: u64) -> Duration {
+fn trailer(echo: &Echo) -> Trailer {
+    echo.trailer().expect("what the probe adds")
+}
+
+/// Largest gap that the guest itself has seen between the two echoes.
+///
+/// A tick tells of the time since the one before it, so it is those after the echoes that count.
+#[track_caller]
+fn gap_of_the_guest(console: &mut Console, outage: &Outage) -> Duration {
+    let after = trailer(&outage.after).tick + 1;
+    let told = trailer(&outage.before).tick + 1..=after;
+    console.wait_for("the tick after the outage", |line| {
+        line.kind == "tick" && line.number("n") >= Some(after)
+    });
     let lines = console.lines();
     let ticks = lines.iter().filter(|line| line.kind == "tick");
     let gaps = ticks
-        .filter(|tick| tick.number("n") > Some(from))
+        .filter(|tick| tick.number("n").is_some_and(|n| told.contains(&n)))
         .filter_map(|tick| tick.number("gap_us"));
-    Duration::from_micros(gaps.max().expect("ticks since then"))
+    Duration::from_micros(gaps.max().expect("ticks of the outage"))
 }
 
 /// What a migration may cost the network more than it costs the guest.
@@ -210,9 +220,14 @@ const MORE: Duration = Duration::from_millis(5);
 /// Odd, so that one of them is the median.
 const MIGRATIONS: usize = 7;
 
-/// The bound is a requirement and holds for every migration on a machine with nothing else to do. This
-/// one has two cores for the guest, two VMMs, both ends of the measurement and whatever else runs, and
-/// each may get its core some milliseconds late, so it is the median of several that must keep it.
+/// The bound is a requirement and should hold for every migration; on a machine with two cores for the
+/// guest, two VMMs, the measurement and whatever else runs, any of these may get its core some
+/// milliseconds late, so it is the median of several that must keep it.
+///
+/// The outage is where packets were lost, and the guest's own gap is the one of the ticks around it. A
+/// TCP connection goes on as soon when its probe for a lost tail falls behind the switch-over; else its
+/// sender waits for 200 ms or more, which is the sender's affair. So it is the best of TCP that must keep
+/// the bound, and no connection may be reset.
 #[test]
 fn network_is_not_gone_for_longer_than_the_guest() {
     let Some(_gate) = gate() else { return };
@@ -223,34 +238,44 @@ fn network_is_not_gone_for_longer_than_the_guest() {
     let (mut from, mut to) = (&hosts.a, &hosts.b);
     for _ in 0..MIGRATIONS {
         let address = to.receive("guest");
-        console.wait_tick();
-        let (tick, begin) = (console.last("n").unwrap_or(0), now());
+        let begin = now();
         let report = Migration::start(&from.host, "guest", &address, &["--insecure"])
             .finish()
             .completed();
         from.is_clean();
         console.moves_to(&to.host, "guest");
         outside.goes_on();
-        console.wait_tick();
-        windows.push((begin, now(), gap_of_the_guest(&mut console, tick), report));
+        windows.push((begin, now(), report));
         std::mem::swap(&mut from, &mut to);
     }
     console.verifies_ledger();
     leads_to(&hosts, &hosts.b, "b");
-    let seen = outside.finish();
-    let mut excesses = Vec::new();
-    for (begin, end, inside, report) in windows {
-        let gap = seen.longest_gap(begin, end).expect("echoes");
-        let downtime = &report["downtime_ms"];
+    let (udp, tcp) = outside.finish();
+    let (mut by_udp, mut by_tcp) = (Vec::new(), Vec::new());
+    for (begin, end, report) in windows {
+        // Without a loss there was none: the sender stood still for as long as the guest.
+        let Some(outage) = udp.outage(begin, end) else {
+            println!("nothing was lost");
+            by_udp.push(Duration::ZERO);
+            continue;
+        };
+        let inside = gap_of_the_guest(&mut console, &outage);
+        let (length, connection) = (outage.length(), tcp.longest_gap(begin, end));
         println!(
-            "outside {:?} (longest without a packet to it {:?}), in the guest {inside:?}, reported {downtime} ms",
-            gap.length, gap.unasked
+            "{} packets lost in {length:?}, in the guest {inside:?}, reported {} ms; by TCP {connection:?}",
+            outage.lost, report["downtime_ms"],
         );
-        excesses.push(gap.length.saturating_sub(inside));
+        by_udp.push(length.saturating_sub(inside));
+        by_tcp.push(connection.saturating_sub(inside));
     }
-    excesses.sort();
-    println!("outside more than in the guest: {excesses:?}");
-    assert!(excesses[MIGRATIONS / 2] <= MORE, "{excesses:?}");
+    by_udp.sort();
+    by_tcp.sort();
+    println!("more than in the guest: UDP {by_udp:?}, TCP {by_tcp:?}");
+    assert!(by_udp[MIGRATIONS / 2] <= MORE, "UDP {by_udp:?}");
+    assert!(
+        by_tcp.first().is_some_and(|least| *least <= MORE),
+        "TCP {by_tcp:?}"
+    );
     hosts.b.host.stop("guest");
     hosts.is_clean();
 }

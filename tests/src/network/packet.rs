@@ -127,11 +127,16 @@ impl Capture {
         let frames = Arc::<Mutex<Vec<Frame>>>::default();
         let (stopping, keeping) = (stop.clone(), frames.clone());
         let reader = spawn(move || {
+            let mut end = Duration::MAX;
             loop {
+                if end == Duration::MAX && stopping.load(Ordering::SeqCst) {
+                    end = now();
+                }
                 match read(&socket) {
-                    Some(frame) => locked(&keeping).push(frame),
-                    None if stopping.load(Ordering::SeqCst) => return,
-                    None => {}
+                    // What has passed until now is still in the queue.
+                    Some(frame) if frame.at <= end => locked(&keeping).push(frame),
+                    None if end == Duration::MAX => {}
+                    _ => return,
                 }
             }
         });

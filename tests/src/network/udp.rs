@@ -173,7 +173,7 @@ fn receive(socket: &UdpSocket, stop: &AtomicBool, came: &Mutex<Vec<Echo>>) {
 
 /// Gives the calling thread the CPU whenever it wants it, which is seldom and shortly: it measures
 /// others, who must not be blamed for its own waiting. Where that is not allowed, it is measured worse.
-fn hurry() -> Result<()> {
+pub(super) fn hurry() -> Result<()> {
     let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
     Command::new("chrt")
         .args(["--fifo", "--pid", "10", &thread])
@@ -185,39 +185,50 @@ fn hurry() -> Result<()> {
     Ok(())
 }
 
-/// A time in which nothing came back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Gap {
-    /// From the arrival of the last echo before it, since 1970.
-    pub from: Duration,
-    /// How long until the next.
-    pub length: Duration,
-    /// The longest time in it in which nothing was sent either.
-    pub unasked: Duration,
+/// A time in which nothing came back, and around which packets were lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outage {
+    /// The last echo before it.
+    pub before: Echo,
+    /// The first after it.
+    pub after: Echo,
+    /// How many packets in a row were lost.
+    pub lost: u64,
+}
+
+impl Outage {
+    /// How long nothing came.
+    pub fn length(&self) -> Duration {
+        self.after.at.saturating_sub(self.before.at)
+    }
 }
 
 impl Echoes {
-    /// The longest time without an echo between the two moments; `None` when fewer than two came.
-    pub fn longest_gap(&self, from: Duration, to: Duration) -> Option<Gap> {
+    /// The outage with the most packets lost in a row between the two moments; `None` when none was lost.
+    ///
+    /// Echoes that are only late are no outage: a machine with too few cores has many such, at any time.
+    pub fn outage(&self, from: Duration, to: Duration) -> Option<Outage> {
         let within: Vec<_> = self
             .echoes
             .iter()
-            .map(|echo| echo.at)
-            .filter(|at| (from..=to).contains(at))
+            .filter(|echo| (from..=to).contains(&echo.at))
             .collect();
-        let gap = within
-            .windows(2)
-            .max_by_key(|pair| pair[1].saturating_sub(pair[0]))?;
-        let (begin, end) = (gap[0], gap[1]);
-        let mut moments = self.sent.clone();
-        moments.retain(|at| (begin..end).contains(at));
-        moments.insert(0, begin);
-        moments.push(end);
-        let unasked = moments.windows(2).map(|pair| pair[1] - pair[0]).max()?;
-        Some(Gap {
-            from: begin,
-            length: end.saturating_sub(begin),
-            unasked,
+        let pairs = || within.windows(2).map(|two| (two[0], two[1]));
+        let lost = |(before, after): &(&Echo, &Echo)| {
+            after.number.saturating_sub(before.number).saturating_sub(1)
+        };
+        let (last, next) = pairs().max_by_key(lost)?;
+        let lost = Some(lost(&(last, next))).filter(|lost| *lost > 0)?;
+        // The last that was not lost may have reached the guest before the outage and been answered
+        // after it; so the time is looked for from its sending on.
+        let begin = *self.sent.get(usize::try_from(last.number).ok()?)?;
+        let (before, after) = pairs()
+            .filter(|(_, after)| (begin..=next.at).contains(&after.at))
+            .max_by_key(|(before, after)| after.at.saturating_sub(before.at))?;
+        Some(Outage {
+            before: before.clone(),
+            after: after.clone(),
+            lost,
         })
     }
 
@@ -240,51 +251,52 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    fn echo(number: u64, at: Duration) -> Echo {
-        let rest = Vec::new();
-        Echo { number, at, rest }
-    }
-
     #[test]
-    fn longest_gap_is_found_with_what_was_asked_in_it() {
-        let seen = Echoes {
-            sent: (0..40).map(|n| n * MS).collect(),
-            echoes: [1, 2, 3, 20, 21, 35]
-                .map(|ms| echo(u64::from(ms), ms * MS))
-                .to_vec(),
+    fn outage_is_where_packets_are_lost_and_not_where_they_are_late() {
+        let echo = |(number, ms): &(u64, u32)| Echo {
+            number: *number,
+            at: *ms * MS,
+            rest: Vec::new(),
         };
-        let gap = seen.longest_gap(Duration::ZERO, 30 * MS).unwrap();
-        assert_eq!((gap.from, gap.length, gap.unasked), (3 * MS, 17 * MS, MS));
-        assert_eq!(seen.longest_gap(22 * MS, 40 * MS), None);
-        assert!(seen.doubles().is_empty());
+        // Late after 2, one lost after 4, three after 7, which is itself answered after the outage.
+        let seen = [(1, 1), (2, 2), (3, 40), (4, 41), (6, 43), (7, 49), (11, 50)];
+        let seen = Echoes {
+            sent: (0..60).map(|number| number * 6 * MS).collect(),
+            echoes: seen.iter().map(echo).collect(),
+        };
+        let outage = seen.outage(Duration::ZERO, 60 * MS).unwrap();
+        assert_eq!((outage.before.number, outage.after.number), (6, 7));
+        assert_eq!((outage.lost, outage.length()), (3, 6 * MS));
+        assert_eq!(seen.outage(Duration::ZERO, 48 * MS).unwrap().lost, 1);
+        assert_eq!(seen.outage(Duration::ZERO, 42 * MS), None);
     }
 
     #[test]
-    fn stream_is_echoed_with_the_silence_in_it() {
+    fn stream_is_echoed_with_the_outage_in_it() {
         if let Some(reason) = lacks_network() {
             skip!("{reason}");
         }
         let namespace = Namespace::new().unwrap();
         let server = namespace.enter(|| UdpSocket::bind("127.0.0.1:0")).unwrap();
         let address = server.local_addr().unwrap();
-        let silence = 60 * MS;
         let echoing = spawn(move || {
             let mut bytes = [0; 64];
             for count in 0..200 {
                 let (read, from) = server.recv_from(&mut bytes).unwrap();
-                if count == 100 {
-                    sleep(silence);
+                if !(100..160).contains(&count) {
+                    server.send_to(&bytes[..read], from).unwrap();
                 }
-                server.send_to(&bytes[..read], from).unwrap();
             }
         });
         let begin = now();
         let stream = EchoStream::start(&namespace, Ipv4Addr::LOCALHOST, address, MS).unwrap();
         echoing.join().unwrap();
         let seen = stream.finish();
-        assert!(seen.echoes.len() >= 200, "{}", seen.echoes.len());
+        assert_eq!(seen.echoes.len(), 140);
         assert!(seen.doubles().is_empty());
-        let gap = seen.longest_gap(begin, now()).unwrap();
-        assert!(gap.length >= silence, "{gap:?}");
+        let outage = seen.outage(begin, now()).unwrap();
+        assert_eq!(outage.lost, 60, "{outage:?}");
+        // The sender's pace is at least what was asked for.
+        assert!(outage.length() >= 50 * MS, "{outage:?}");
     }
 }

@@ -1,5 +1,7 @@
 //! What a VM is made of: the command line and a TOML file, merged and checked.
 
+mod cpu;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -8,6 +10,7 @@ use migration::address::{Address, AddressError};
 use migration::observation::{Observation, Side};
 use serde::Deserialize;
 
+pub use self::cpu::{CpuModel, host_limit};
 use self::net::FileNet;
 pub(crate) use self::net::check_net_id;
 pub use self::net::{NetArg, NetConfig, parse_net_override};
@@ -27,27 +30,6 @@ pub const MAX_ID: usize = 20;
 
 /// Most disks and network interfaces together: the virtio slots less console and rng.
 pub const MAX_PLUGGED: usize = 15;
-
-/// CPU features that the guest sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum CpuModel {
-    /// What KVM on this host offers.
-    #[default]
-    Host,
-}
-
-impl FromStr for CpuModel {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "host" => Ok(Self::Host),
-            _ => Err(format!(
-                "CPU model {text:?} is not supported: only `host` is"
-            )),
-        }
-    }
-}
 
 /// What a disk's file holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -254,7 +236,7 @@ impl RunOptions {
         Self::from_toml(&text, base).map_err(wrong)
     }
 
-    fn from_toml(text: &str, base: &Path) -> Result<Self, String> {
+    pub(crate) fn from_toml(text: &str, base: &Path) -> Result<Self, String> {
         let file: FileConfig = toml::from_str(text).map_err(|e| {
             let message = e.message().lines().collect::<Vec<_>>().join(", ");
             match e.span() {
@@ -311,7 +293,9 @@ impl RunOptions {
             cpus,
             memory,
             pages: pages.map(|text| text.parse()).transpose()?,
-            cpu: cpu.map(|text| text.parse()).transpose()?,
+            cpu: cpu
+                .map(|text| text.parse().map(|cpu: CpuModel| cpu.below(base)))
+                .transpose()?,
             disks,
             nets: net
                 .into_iter()
@@ -421,7 +405,7 @@ impl RunOptions {
             cpus,
             memory,
             pages: self.pages.unwrap_or_default(),
-            cpu: self.cpu.unwrap_or_default(),
+            cpu: self.cpu.unwrap_or_default().absolute(),
             disks,
             nets,
         })

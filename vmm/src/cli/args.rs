@@ -157,7 +157,8 @@ pub struct RunArgs {
     /// Pages that back the RAM: 4k or thp [default: 4k].
     #[arg(long, value_name = "KIND")]
     pages: Option<PageBacking>,
-    /// CPU that the guest sees: host.
+    /// CPU that the guest sees: host, x86-64-v1 to x86-64-v4, or a model's file, FILE.toml
+    /// [default: host].
     #[arg(long, value_name = "MODEL")]
     cpu: Option<CpuModel>,
     /// A raw disk: PATH[,format=raw][,readonly][,id=ID]; may be repeated.
@@ -387,6 +388,8 @@ mod tests {
         for line in [
             "vmm run",
             "vmm run a --kernel k --initrd i --cmdline console=ttyS0 --cpus 4 --memory 1GiB",
+            "vmm run a --cpu x86-64-v2",
+            "vmm run a --cpu ./pool.toml",
             "vmm run a --cpu host --pages thp --disk d.img,readonly,id=x --disk e.img --detach",
             "vmm run --config f.toml --json",
             "vmm run --net tap=t0,mac=52:54:00:12:34:56,queues=4,id=lan --net tap=t1",
@@ -423,6 +426,7 @@ mod tests {
             "vmm run --cpus 0",
             "vmm run --cpus 17",
             "vmm run --cpu qemu64",
+            "vmm run --cpu x86-64-v5",
             "vmm run --memory lots",
             "vmm run --net t0",
             "vmm run --net tap=",

@@ -60,7 +60,7 @@ fn unknown_keys_are_refused_with_name_and_line() {
 #[test]
 fn wrong_values_say_what_is_supported() {
     for (text, said) in [
-        ("cpu = \"x86-64-v3\"", "host"),
+        ("cpu = \"x86-64-v9\"", "host"),
         ("pages = \"1g\"", "thp"),
         ("memory = \"lots\"", "GiB"),
         ("[[disk]]\npath = \"a\"\nformat = \"qcow2\"", "raw"),

@@ -20,6 +20,7 @@ use super::inherited;
 use super::instance::VmInstance;
 use crate::config::ReceiveConfig;
 use crate::console::ConsoleHub;
+use crate::cpuid::Model;
 use crate::instance::VmState;
 use crate::runtime_dir::VmDir;
 
@@ -34,6 +35,7 @@ use crate::runtime_dir::VmDir;
 pub(super) fn listen(
     config: &ReceiveConfig,
     dir: &VmDir,
+    cpu_limit: Option<Model>,
     console: &ConsoleHub,
     instance: &Arc<VmInstance>,
     events: GuestEvents,
@@ -75,6 +77,7 @@ pub(super) fn listen(
         } else {
             Naming::AsAtSource
         },
+        cpu_limit,
         dir: dir.clone(),
         console: console.clone(),
         events,

@@ -3,8 +3,10 @@
 mod exit;
 mod gate;
 mod kick;
+pub mod msrs;
 mod run;
 pub mod state;
+mod timer;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;

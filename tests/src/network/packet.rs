@@ -99,6 +99,17 @@ impl Frame {
         let field = self.bytes.get(12..14).unwrap_or(&[0, 0]);
         u16::from_be_bytes([field[0], field[1]])
     }
+
+    /// The payload of a UDP packet from this port; `None` for anything else.
+    pub fn udp(&self, from: u16) -> Option<&[u8]> {
+        const IPV4: u16 = 0x0800;
+        const UDP: u8 = 17;
+        let packet = self.bytes.get(14..).filter(|_| self.kind() == IPV4)?;
+        let header = usize::from(packet.first()? & 15) * 4;
+        let datagram = packet.get(header..).filter(|_| packet[9] == UDP)?;
+        let (head, payload) = datagram.split_at_checked(8)?;
+        (head[..2] == from.to_be_bytes()).then_some(payload)
+    }
 }
 
 /// Type of reverse ARP.
@@ -250,6 +261,7 @@ mod tests {
         let near = one.enter(|| UdpSocket::bind("192.0.2.1:0")).unwrap();
         let far = other.enter(|| UdpSocket::bind("192.0.2.2:0")).unwrap();
         far.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let port = near.local_addr().unwrap().port();
         near.send_to(b"one word", far.local_addr().unwrap())
             .unwrap();
         far.recv(&mut [0; 16]).unwrap();
@@ -258,8 +270,9 @@ mod tests {
         for (frames, outgoing) in [(sent, true), (came, false)] {
             let frame = frames
                 .iter()
-                .find(|frame| frame.bytes.ends_with(b"one word"))
+                .find(|frame| frame.udp(port) == Some(b"one word"))
                 .unwrap();
+            assert_eq!(frame.udp(port ^ 1), None);
             assert_eq!(frame.from(), mac);
             assert_eq!((frame.kind(), frame.outgoing), (0x0800, outgoing));
             assert!(

@@ -45,28 +45,30 @@ check_build_tools() {
 # --- Debian packages ----------------------------------------------------------------------------
 
 # command:package pairs; commands also looked for where Debian keeps them for root.
-host_needs=(busybox:busybox-static mke2fs:e2fsprogs e2fsck:e2fsprogs debugfs:e2fsprogs xz:xz-utils iasl:acpica-tools ip:iproute2)
+nested_needs=(busybox:busybox-static mke2fs:e2fsprogs e2fsck:e2fsprogs debugfs:e2fsprogs xz:xz-utils iasl:acpica-tools)
+network_needs=(ip:iproute2 tc:iproute2 bridge:iproute2 nsenter:util-linux unshare:util-linux)
 
 missing_packages() {
     local need
-    for need in "${host_needs[@]}"; do
+    for need in "$@"; do
         PATH="$PATH:/usr/sbin:/sbin" command -v "${need%%:*}" >/dev/null || echo "${need##*:}"
     done | sort -u
 }
 
-install_missing_packages() {
+# Installs what is missing of the command:package pairs; says why not on standard output.
+install_missing() {
     local missing
-    missing=$(missing_packages)
+    missing=$(missing_packages "$@")
     [ -n "$missing" ] || return 0
     missing=$(tr '\n' ' ' <<<"$missing")
-    command -v apt-get >/dev/null || unavailable "missing: $missing(and this is not a Debian system)"
-    [ "$(id -u)" = 0 ] || unavailable "missing packages: $missing(run this script as root, or install them)"
-    say "installing $missing"
+    command -v apt-get >/dev/null || { echo "missing: $missing(and this is not a Debian system)"; return 1; }
+    [ "$(id -u)" = 0 ] || { echo "missing packages: $missing(run this script as root, or install them)"; return 1; }
+    say "installing $missing" >&2
     # shellcheck disable=SC2086 # a list of package names
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing >/dev/null 2>&1 ||
         { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
-            --no-install-recommends $missing >/dev/null; } ||
-        unavailable "apt-get could not install $missing"
+            --no-install-recommends $missing; } >/dev/null ||
+        { echo "apt-get could not install $missing"; return 1; }
 }
 
 # --- packages unpacked beside the build output ---------------------------------------------------
@@ -231,9 +233,10 @@ fetch_backports_kernel() {
 }
 
 check_build_tools
+why=$(install_missing "${network_needs[@]}") || say "tests on networks of their own will be skipped: $why"
 rm -f "$rig/missing"
 [ "$(uname -m)" = x86_64 ] || unavailable "the nested job is for x86-64 hosts"
-install_missing_packages
+why=$(install_missing "${nested_needs[@]}") || unavailable "$why"
 fetch_qemu
 fetch_kernel
 # In a shell of its own, because what cannot be had ends it.

@@ -81,6 +81,14 @@ impl Guest {
         self.and("block=verify,size=4M block_rate=200")
     }
 
+    /// With a network interface on a tap, where it echoes UDP and TCP at `address`, as `10.0.0.2/24`.
+    #[must_use]
+    pub fn net(mut self, tap: &str, mac: &str, address: &str) -> Self {
+        self.more.push("--net".into());
+        self.more.push(format!("tap={tap},mac={mac}"));
+        self.and(&format!("net={address}"))
+    }
+
     /// Arguments that start it detached.
     pub fn run_args(&self, vm: &str) -> Vec<String> {
         let mut args = self.foreground_args(vm);

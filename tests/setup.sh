@@ -5,9 +5,9 @@
 #
 # As root it installs the few Debian packages that are missing. It downloads, without installing, QEMU 10
 # and two Debian cloud kernels, the release's own and that of its backports, into <target>/rig, for the
-# nested job (docs/testing.md). What cannot be had is said, the reason is left in <target>/rig/missing or
-# missing-kernel-backports, and the tests that need it print `skipped: reason`; the script itself fails
-# only when the workspace cannot be built at all.
+# nested job (docs/testing.md), and QEMU 7.2 for the benchmark. What cannot be had is said, the reason is
+# left in <target>/rig/missing or missing-kernel-backports, and the tests that need it print
+# `skipped: reason`; the script itself fails only when the workspace cannot be built at all.
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
@@ -115,11 +115,13 @@ private_update() {
         unavailable "package lists could not be read (no network?): $(tail -n 1 "$rig/apt/update.log")"
 }
 
-# Newest version of a package that the private sources offer.
-newest_version() {
+# Versions of a package that the private sources offer, the newest last.
+versions() {
     apt-cache -c "$rig/apt/apt.conf" madison "$1" 2>/dev/null |
-        awk -F'|' '{ gsub(/ /, "", $2); print $2 }' | sort -V | tail -n 1
+        awk -F'|' '{ gsub(/ /, "", $2); print $2 }' | sort -V
 }
+
+newest_version() { versions "$1" | tail -n 1; }
 
 qemu_major() { sed -E 's/^[0-9]+://; s/\..*//' <<<"${1:-0}"; }
 
@@ -187,6 +189,42 @@ fetch_qemu() {
     qemu_works || unavailable "the unpacked QEMU $version does not start here"
 }
 
+# The release's own QEMU, of which the backports are newer: a peer of the benchmark. Tests do without
+# it: whatever is missing for it is only said.
+release_qemu_works() {
+    local root="$rig/qemu-7.2"
+    [ -x "$root/usr/bin/qemu-system-x86_64" ] || return 1
+    LD_LIBRARY_PATH="$root/usr/lib/x86_64-linux-gnu:$root/lib/x86_64-linux-gnu" \
+        "$root/usr/bin/qemu-system-x86_64" --version 2>/dev/null | grep -q 'version 7\.2'
+}
+
+fetch_release_qemu() (
+    release_qemu_works && return 0
+    without() {
+        say "the benchmark will be without QEMU 7.2: $*"
+        exit 0
+    }
+    unavailable() { without "$*"; }
+    prepare_private_apt
+    local package version packages=()
+    for package in qemu-system-x86 qemu-system-common qemu-system-data; do
+        version=$(versions "$package" | grep -E '^([0-9]+:)?7\.2' | tail -n 1 || true)
+        [ -n "$version" ] || without "apt's mirror does not offer its $package"
+        packages+=("$package=$version")
+    done
+    local debs="$rig/apt/cache/archives"
+    find "$debs" -name '*.deb' -delete
+    say "downloading QEMU ${version##*:}"
+    private_apt install -qq -y --no-install-recommends --reinstall --allow-downgrades --download-only \
+        "${packages[@]}" seabios \
+        >"$rig/apt/qemu-7.2.log" 2>&1 || without "it could not be downloaded: $(tail -n 1 "$rig/apt/qemu-7.2.log")"
+    rm -rf "$rig/qemu-7.2.debs"
+    mkdir -p "$rig/qemu-7.2.debs"
+    mv "$debs"/*.deb "$rig/qemu-7.2.debs/"
+    unpack_as qemu-7.2 "$rig/qemu-7.2.debs"
+    release_qemu_works || without "the unpacked one does not start here"
+)
+
 # kernel_works NAME: whether $rig/NAME holds a kernel with its modules.
 kernel_works() {
     # Both, because the modules must be of the very kernel that boots.
@@ -241,4 +279,5 @@ fetch_qemu
 fetch_kernel
 # In a shell of its own, because what cannot be had ends it.
 (fetch_backports_kernel)
+fetch_release_qemu || true
 say "ready: QEMU and kernels in $rig"

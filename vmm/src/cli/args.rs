@@ -414,7 +414,7 @@ mod tests {
             "vmm stop a --force",
             "vmm wait a --state running --timeout 30s",
             "vmm demo --export-guest f --memory 1GiB",
-            "vmm bench --runs 3 --memory 512MiB --streams 2 --only idle --json",
+            "vmm bench --runs 3 --memory 512MiB --streams 2 --scenario idle --json",
             "vmm completions bash",
             "vmm man d -vv --log-format json",
         ] {

@@ -415,7 +415,7 @@ fn states_that_do_not_fit_are_refused() {
     change(&|net| net.pairs = 3);
     change(&|net| net.offloads = 0x10);
     change(&|net| {
-        net.filter.unicast = devices::virtio::net::filter::TableV1::These(vec![[2; 6]; 65])
+        net.filter.unicast = devices::virtio::net::filter::TableV1::These(vec![[2; 6]; 65]);
     });
     for state in bad {
         assert!(driver.transport.load(state).is_err());

@@ -55,7 +55,6 @@ pub(super) fn set_topology(entries: &mut Vec<CpuidLeaf>, cpus: u32, index: u32) 
                     ebx: count,
                     ecx: level | kind << 8,
                     edx: index,
-                    ..Default::default()
                 });
             }
         }

@@ -59,7 +59,8 @@ fn the_clock_goes_on_by_the_real_time_whatever_the_wall_clocks_say() {
         earliest: Some(before),
         latest: Some(after),
     };
-    let shifts: [(&str, fn(u64) -> Option<u64>); 5] = [
+    type Shift = fn(u64) -> Option<u64>;
+    let shifts: [(&str, Shift); 5] = [
         ("as they are", Some),
         ("the destination is an hour behind", |t| Some(t + HOUR)),
         ("the destination is an hour ahead", |t| Some(t - HOUR)),

@@ -57,9 +57,9 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> Result<(T, usize), bincode::error::
     const MEDIUM: usize = 128 << 10;
     const LONG: usize = 2 << 20;
     match body.len() * 2 {
-        ..=SHORT => read(body, config::<SHORT>()),
-        ..=MEDIUM => read(body, config::<MEDIUM>()),
-        ..=LONG => read(body, config::<LONG>()),
+        length if length <= SHORT => read(body, config::<SHORT>()),
+        length if length <= MEDIUM => read(body, config::<MEDIUM>()),
+        length if length <= LONG => read(body, config::<LONG>()),
         _ => read(body, config::<MAX_STATE>()),
     }
 }

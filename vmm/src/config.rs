@@ -14,6 +14,7 @@ pub use self::cpu::{CpuModel, host_limit};
 use self::net::FileNet;
 pub(crate) use self::net::check_net_id;
 pub use self::net::{NetArg, NetConfig, parse_net_override};
+use crate::memory;
 pub use crate::memory::PageBacking;
 use crate::units::ByteSize;
 
@@ -147,6 +148,8 @@ pub struct ReceiveConfig {
     pub disks: Vec<(String, PathBuf)>,
     /// Taps on this host by the id of their interface; one that is not named keeps its name.
     pub nets: Vec<(String, String)>,
+    /// Bytes of memory to have ready before the guest comes.
+    pub reserve: Option<u64>,
 }
 
 /// What the user said about a VM; `None` and empty are left to the file or the default.
@@ -416,12 +419,13 @@ impl ReceiveConfig {
     /// Checks what the command line says.
     ///
     /// # Errors
-    /// `usage.listen`, `usage.disk`, `usage.net`.
+    /// `usage.listen`, `usage.disk`, `usage.net`, `usage.reserve`.
     pub fn new(
         listen: String,
         name: Option<String>,
         disks: Vec<(String, PathBuf)>,
         nets: Vec<(String, String)>,
+        reserve: Option<u64>,
     ) -> Result<Self, Observation> {
         listen
             .parse::<Address>()
@@ -444,11 +448,15 @@ impl ReceiveConfig {
                 return Err(usage("net", format!("the interface {id:?} is named twice")));
             }
         }
+        if let Some(size) = reserve {
+            memory::check_size(size).map_err(|e| usage("reserve", e.to_string()))?;
+        }
         Ok(Self {
             listen,
             name,
             disks,
             nets,
+            reserve,
         })
     }
 }

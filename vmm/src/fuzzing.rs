@@ -9,10 +9,11 @@ use crate::boot::refusal::KvmBackend;
 use crate::cli::{self, Keys};
 use crate::config::RunOptions;
 use crate::console::{ConsoleHub, ConsoleOutputs};
-use crate::machine::spec::MachineSpec;
+use crate::cpuid::{HostCpu, Model};
+use crate::machine::spec::{CpuDemands, MachineSpec};
 use crate::machine::{DiskClaim, GuestEvents, Machine, MachineError};
 use crate::memory::PageBacking;
-use crate::{cpuid, kvm};
+use crate::{kvm, memory};
 
 /// Reads a configuration file's text, whose relative paths are relative to `/srv`.
 ///
@@ -51,11 +52,13 @@ pub fn typed(bytes: &[u8], terminal: bool) -> (Vec<u8>, bool) {
 /// When this host cannot build it.
 pub fn machine() -> Result<Machine, MachineError> {
     let opened = kvm::open()?;
-    let cpuid = vec![cpuid::leaves(&cpuid::build(&opened, 1, 0)?)];
+    let size = 16 << 20;
+    let cpuid = HostCpu::probe(&opened, None)?.guest(&Model::host(), 1, memory::end(size))?;
     let spec = MachineSpec {
-        memory: 16 << 20,
+        memory: size,
         pages: PageBacking::Small,
         cpuid,
+        cpu: CpuDemands::default(),
         backend: KvmBackend::detect(),
         disks: Vec::new(),
         nets: Vec::new(),

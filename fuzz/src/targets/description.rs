@@ -5,7 +5,7 @@ use migration::vm::MachineDescription;
 use vmm::boot::refusal::KvmBackend;
 use vmm::cpuid::CpuidLeaf;
 use vmm::machine::net::NetSpec;
-use vmm::machine::spec::{DiskAccess, DiskSpec, MAX_CPUS, MAX_PLUGGED, MachineSpec};
+use vmm::machine::spec::{CpuDemands, DiskAccess, DiskSpec, MAX_CPUS, MAX_PLUGGED, MachineSpec};
 use vmm::memory::{self, PageBacking};
 
 use crate::{Memory, Target};
@@ -88,6 +88,13 @@ fn seeds() -> Vec<Vec<u8>> {
         memory: 5 << 30,
         pages: PageBacking::Small,
         cpuid: vec![vec![leaf]; cpus],
+        cpu: CpuDemands {
+            model: "x86-64-v2".into(),
+            tsc_khz: 2_600_000,
+            xsave_bytes: 4096,
+            msrs: vec![0x174, 0x6e0],
+            feature_msrs: vec![(0x10a, 1)],
+        },
         backend: KvmBackend::Amd,
         disks,
         nets,

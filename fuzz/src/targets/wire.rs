@@ -233,7 +233,10 @@ pub(super) fn every_message() -> Vec<Message> {
             extents: vec![(0, 8192), (1 << 32, 4096)],
         }),
         Message::PassPlaced(PassPlaced { pass: 1 }),
-        Message::LastPass(LastPass { pass: 1 }),
+        Message::LastPass(LastPass {
+            pass: 1,
+            saved: None,
+        }),
         Message::State(vec![1, 2, 3]),
         Message::Ready(Ready {
             digest: Some("nh64:0000000000000000".into()),
@@ -243,6 +246,11 @@ pub(super) fn every_message() -> Vec<Message> {
         Message::Committed(Committed {
             journal_ms: 0.5,
             start_ms: 0.125,
+            warnings: vec![Observation::new(
+                Side::Destination,
+                "machine.announce",
+                "silent",
+            )],
         }),
         Message::Finish,
         Message::Failure(Box::new(failure)),

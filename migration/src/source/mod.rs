@@ -14,6 +14,7 @@ use tracing::span::EnteredSpan;
 
 pub use crate::wire::control::Resolution;
 pub use handover::{resolve, settle};
+pub use setup::default_streams;
 
 use crate::bandwidth::Bucket;
 use crate::control::Control;

@@ -50,6 +50,14 @@ impl Guest {
         Self { cpus, ..self }
     }
 
+    /// With this CPU model.
+    #[must_use]
+    pub fn cpu(mut self, model: &str) -> Self {
+        self.more.push("--cpu".into());
+        self.more.push(model.into());
+        self
+    }
+
     /// With so much RAM.
     #[must_use]
     pub fn memory(self, memory: &'static str) -> Self {

@@ -168,8 +168,8 @@ fn disk_options_are_read_or_refused() {
 
 #[test]
 fn receive_checks_its_address() {
-    assert!(ReceiveConfig::new("127.0.0.1:0".into(), None, vec![], vec![]).is_ok());
-    let error = ReceiveConfig::new("nowhere".into(), None, vec![], vec![]).unwrap_err();
+    assert!(ReceiveConfig::new("127.0.0.1:0".into(), None, vec![], vec![], Some(1 << 30)).is_ok());
+    let error = ReceiveConfig::new("nowhere".into(), None, vec![], vec![], None).unwrap_err();
     assert_eq!(error.id, "usage.listen");
 }
 

@@ -19,6 +19,7 @@ use super::{DiskOverrides, Machine, MachineError, NetOverrides, late};
 use crate::boot::refusal::KvmBackend;
 use crate::console::ConsoleHub;
 use crate::cpuid::{HostCpu, Model};
+use crate::memory::Reserve;
 use crate::runtime_dir::VmDir;
 use crate::{kvm, memory};
 
@@ -35,6 +36,8 @@ pub(super) struct Arrival {
     pub(super) paths: DiskPaths,
     /// Whether the VM keeps the name that it was given here, or takes the guest's.
     pub(super) naming: Naming,
+    /// Memory in waiting.
+    pub(super) reserve: Option<Reserve>,
     /// The most of its CPU that this host offers to guests.
     pub(super) cpu_limit: Option<Model>,
     /// Folder of the VM.
@@ -214,7 +217,12 @@ impl DestinationVm for MachineDestination {
             self.arrival.dir.rename(&description.name)?;
         }
         let disks = self.disks(&spec);
-        let machine = Machine::build(
+        let ram = match self.arrival.reserve.take() {
+            Some(reserve) => reserve.take(spec.memory, spec.pages),
+            None => memory::allocate(spec.memory, spec.pages),
+        };
+        let machine = Machine::build_on(
+            ram.map_err(|e| observed(&e.into()))?,
             spec,
             &disks,
             DiskClaim::Successor,
@@ -297,6 +305,7 @@ mod tests {
             taps: Vec::new(),
             paths,
             naming: Naming::Given,
+            reserve: None,
             cpu_limit: None,
             dir: runtime.create(Some("guest"), "vm").unwrap(),
             console: ConsoleHub::start(ConsoleOutputs::default()).unwrap(),

@@ -6,7 +6,8 @@ use migration::observation::{Observation, Side};
 use migration::vm::MachineDescription;
 use serde::{Deserialize, Serialize};
 
-use super::demands::{CpuDemands, MAX_MSRS};
+pub use super::demands::CpuDemands;
+use super::demands::MAX_MSRS;
 use super::net::NetSpec;
 use crate::boot::refusal::KvmBackend;
 use crate::config;

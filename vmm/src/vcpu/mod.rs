@@ -5,6 +5,7 @@ mod gate;
 mod kick;
 pub mod msrs;
 mod run;
+mod shutdown;
 pub mod state;
 mod timer;
 

@@ -197,6 +197,41 @@ fn trailer(echo: &Echo) -> Trailer {
     echo.trailer().expect("what the probe adds")
 }
 
+/// As long as nobody knows where the guest is, nobody may speak in its name; and whoever speaks with it
+/// waits.
+#[test]
+fn guest_that_is_held_after_a_lost_commit_comes_back_to_its_connections() {
+    let Some(_gate) = gate() else { return };
+    let Some(hosts) = TwoHosts::new() else { return };
+    let mut console = hosts.a.host.run("guest", &guest());
+    let outside = Outside::start(&hosts);
+    let address = hosts.b.receive("guest");
+    let trap = Trap {
+        toward: Toward::Destination,
+        kind: kind::COMMIT,
+        fate: Fate::Cut,
+    };
+    let relay = hosts.relay(&address, Link::default().and_trap(trap));
+    let options = ["--insecure"];
+    let migration = Migration::start(&hosts.a.host, "guest", &relay.address(), &options);
+    holds("the commit is lost", || relay.is_sprung());
+    let captures = [&hosts.a, &hosts.b].map(listen);
+    let _ = migration.finish().ended(3, "failed");
+    let said = captures.map(|capture| in_the_guests_name(&capture.finish()));
+    assert_eq!(said, [[], []], "somebody speaks for a guest that is held");
+    // Whoever listens there now has the journal of the receiver, which has given up.
+    hosts.b.host.is_clean();
+    hosts.b.host.receive("guest", &address);
+    relay.go_on();
+    let resolve = ["migrate", "guest", "--resolve"];
+    let _ = hosts.a.host.vmm(resolve).success();
+    assert_eq!(hosts.a.host.status("guest")["state"], "running");
+    outside.goes_on();
+    leads_to(&hosts, &hosts.a, "a");
+    outside.finish();
+    console.verifies_ledger();
+}
+
 /// Echoes that a host put on the network.
 fn echoes_of(frames: &[Frame]) -> Vec<Echo> {
     in_the_guests_name(frames)

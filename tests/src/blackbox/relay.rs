@@ -4,6 +4,8 @@
 //! can cut right before or after a given one.
 
 mod outlet;
+#[cfg(test)]
+mod tests;
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};

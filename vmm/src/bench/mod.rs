@@ -144,6 +144,9 @@ impl BenchOptions {
         let mut contenders = vec![Contender::Engine {
             streams: self.streams,
         }];
+        if !plan.compared {
+            return contenders;
+        }
         contenders.extend(
             [Pages::Cold, Pages::Populated].map(|pages| Contender::Limit {
                 streams: self.limit_streams(),
@@ -179,6 +182,9 @@ pub fn run(options: &BenchOptions, out: &mut dyn Write) -> Result<Summary, Bench
     let available = proc::available_memory()?;
     if wanted > available {
         return Err(BenchError::Memory { wanted, available });
+    }
+    if let Some(page) = &options.page {
+        page::check(page)?;
     }
     let program = match &options.program {
         Some(program) => program.clone(),

@@ -13,6 +13,22 @@ use super::table;
 const BEGIN: &str = "<!-- recorded run: begin -->";
 const END: &str = "<!-- recorded run: end -->";
 
+/// Makes sure that a page can be written before anything is measured for it.
+///
+/// # Errors
+/// When it is no file that could be replaced.
+pub(super) fn check(path: &Path) -> Result<(), BenchError> {
+    let failed = |e| BenchError::Page(path.to_owned(), e);
+    if path.is_dir() {
+        return Err(failed(ErrorKind::IsADirectory.into()));
+    }
+    let mut probe = path.as_os_str().to_owned();
+    probe.push(".new");
+    fs::File::create(&probe)
+        .and_then(|_| fs::remove_file(&probe))
+        .map_err(failed)
+}
+
 /// Writes the figures to the page at `path`, and a picture of each scenario beside it.
 ///
 /// # Errors
@@ -119,6 +135,10 @@ mod tests {
         let text = fs::read_to_string(&page).unwrap();
         assert!(text.starts_with("# Benchmarks\n") && text.contains(&summary.host.cpu_model));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-        assert!(write(&dir.path().join("no/such/page.md"), &summary).is_err());
+        check(&page).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        for wrong in [dir.path(), &dir.path().join("no/such/page.md")] {
+            assert!(check(wrong).is_err() && write(wrong, &summary).is_err());
+        }
     }
 }

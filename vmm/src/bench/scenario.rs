@@ -48,6 +48,8 @@ pub(super) struct Plan {
     pub patience: Duration,
     /// Memory that is populated and freed before each run: what the hungriest contender needs.
     pub warm_bytes: u64,
+    /// Whether peers and the limit take part.
+    pub compared: bool,
     /// Whether also the variants are measured that may make a peer better.
     pub further_variants: bool,
 }
@@ -80,6 +82,7 @@ impl Scenario {
             downtime_limit_ms: DOWNTIME_LIMIT_MS,
             patience: patience(workload.memory_bytes),
             warm_bytes: workload.memory_bytes + WARM_EXTRA,
+            compared: true,
             further_variants: false,
         };
         Some(match self {
@@ -115,21 +118,24 @@ impl Scenario {
             // A source that reads what was never touched has it allocated, and so has such a
             // destination.
             Self::Zero => Plan {
-                warm_bytes: 2 * 4096 * MIB + WARM_EXTRA,
+                warm_bytes: 2 * (4 * bytes + GUEST_OVERHEAD) + WARM_EXTRA,
                 ..plan(
                     "zero",
                     "a large guest that touched little of its memory",
-                    workload(4096 * MIB, 64 * MIB),
+                    workload(4 * bytes + GUEST_OVERHEAD, (bytes / 16 / MIB).max(1) * MIB),
                 )
             },
-            Self::Cpus => plan(
-                "cpus",
-                "two vCPUs that spin",
-                Workload {
-                    cpus: 2,
-                    ..workload(128 * MIB, 64 * MIB)
-                },
-            ),
+            Self::Cpus => Plan {
+                compared: false,
+                ..plan(
+                    "cpus",
+                    "two vCPUs that spin",
+                    Workload {
+                        cpus: 2,
+                        ..workload(64 * MIB + GUEST_OVERHEAD, 64 * MIB)
+                    },
+                )
+            },
             Self::Start => return None,
         })
     }
@@ -148,7 +154,7 @@ impl Plan {
     /// Memory that a run needs at once, the warm-up included.
     pub fn needed_memory(&self) -> u64 {
         // The source's guest and, after the warm-up, the destination's; or both sides of the copy.
-        self.workload.memory_bytes + self.warm_bytes.max(self.workload.memory_bytes + WARM_EXTRA)
+        self.workload.memory_bytes + self.warm_bytes
     }
 }
 
@@ -165,7 +171,11 @@ mod tests {
             {
                 let Workload { memory_bytes, .. } = plan.workload;
                 let data = plan.workload.data_bytes();
-                assert!(data > 0 && data + 16 * MIB <= memory_bytes, "{}", plan.name);
+                assert!(
+                    data > 0 && data + GUEST_OVERHEAD <= memory_bytes,
+                    "{}",
+                    plan.name
+                );
                 assert_eq!(memory_bytes % MIB, 0, "{}", plan.name);
                 assert!(plan.needed_memory() >= 2 * memory_bytes);
             }

@@ -204,9 +204,10 @@ impl Machine {
 /// The machine without its guest's image and its sockets.
 fn arguments(workload: &Workload, variant: Variant, waits: bool) -> Vec<String> {
     let memory_mib = workload.memory_bytes >> 20;
+    // Without ACPI tables the firmware starts the guest at once: the guest needs none.
     let machine = match variant.memory {
-        Memory::Memfd | Memory::MemfdPopulated => "microvm,memory-backend=ram",
-        Memory::Anonymous => "microvm",
+        Memory::Memfd | Memory::MemfdPopulated => "microvm,acpi=off,memory-backend=ram",
+        Memory::Anonymous => "microvm,acpi=off",
     };
     let mut arguments = vec![
         "-nodefaults".to_owned(),

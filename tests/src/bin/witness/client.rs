@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::clocks::Bounds;
+use super::frames::{Frames, Largest};
 use super::pattern::{MOST, Pattern};
 use super::server::{ANSWER, BETWEEN_SENDS, Kind, PIECE, REQUEST};
 use super::sys::Clock;
@@ -51,7 +52,8 @@ impl Stage {
     }
 
     /// The fields: requests answered, the longest wait for an answer, slow answers, and between which bounds the
-    /// guest's clocks were ahead of this machine's, in nanoseconds.
+    /// guest's clocks were ahead of this machine's, in nanoseconds. Bytes and largest frames are those
+    /// since the beginning.
     fn tell(&self, bulk: &Bulk) {
         let line = json!({
             "stage": self.name,
@@ -62,6 +64,8 @@ impl Stage {
             "wall_ahead_ns": [self.wall.low, self.wall.high],
             "to_guest": bulk.to_guest.load(Relaxed),
             "from_guest": bulk.from_guest.load(Relaxed),
+            "largest_frame_to_guest": bulk.largest.sent.load(Relaxed),
+            "largest_frame_from_guest": bulk.largest.received.load(Relaxed),
         });
         println!("session: {line}");
     }
@@ -72,6 +76,7 @@ impl Stage {
 struct Bulk {
     to_guest: AtomicU64,
     from_guest: AtomicU64,
+    largest: Largest,
     enough: AtomicBool,
 }
 
@@ -80,9 +85,15 @@ struct Bulk {
 ///
 /// # Errors
 /// When a session broke or carried a wrong byte; told by then.
-pub fn run(address: &str, stage: &Path) -> Result<(), String> {
+pub fn run(address: &str, stage: &Path, taps: &[&str]) -> Result<(), String> {
     let bulk = &Bulk::default();
+    let frames = Frames::of(taps).map_err(|error| format!("watch {taps:?}: {error}"))?;
     let ended = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !bulk.enough.load(Relaxed) {
+                frames.look(&bulk.largest);
+            }
+        });
         let to_guest = scope.spawn(|| send(address, bulk));
         let from_guest = scope.spawn(|| receive(address, bulk));
         let interactive = ask(address, stage, bulk);

@@ -4,7 +4,9 @@
 //! ```text
 //! witness guest STOP [PORT]          in the guest: vector registers, timers, clocks; serves sessions
 //! witness lateness STOP              in level 1: how late processes run there, for comparison
-//! witness sessions ADDRESS STAGE     in level 1: holds sessions with ADDRESS until STAGE says `end`
+//! witness sessions ADDRESS STAGE TAP...
+//!                                    in level 1: holds sessions with ADDRESS, which pass these taps,
+//!                                    until the file STAGE says `end`
 //! ```
 //!
 //! A fault is told by a line that begins with `guest: FAILED:` or `session: FAILED:` the moment it is
@@ -14,6 +16,7 @@
 mod avx;
 mod client;
 mod clocks;
+mod frames;
 mod guest;
 mod pattern;
 mod server;
@@ -22,7 +25,8 @@ mod timers;
 
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: witness guest STOP [PORT] | lateness STOP | sessions ADDRESS STAGE";
+const USAGE: &str =
+    "usage: witness guest STOP [PORT] | lateness STOP | sessions ADDRESS STAGE TAP...";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -34,7 +38,7 @@ fn main() -> ExitCode {
             Err(_) => Err(format!("{port} is not a port\n{USAGE}")),
         },
         ["lateness", stop] => guest::lateness(stop.as_ref()),
-        ["sessions", address, stage] => client::run(address, stage.as_ref()),
+        ["sessions", address, stage, ref taps @ ..] => client::run(address, stage.as_ref(), taps),
         _ => Err(USAGE.to_owned()),
     };
     match ended {

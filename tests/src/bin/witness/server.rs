@@ -49,11 +49,8 @@ impl Kind {
 pub const REQUEST: usize = 64;
 /// Length of an answer: the request, then monotonic and wall clock in nanoseconds.
 pub const ANSWER: usize = REQUEST + 16;
-/// What is sent at once to the guest: enough to fill queues, without taking an emulated CPU whole.
-pub const PIECE: usize = MOST / 2;
-/// Pieces of [`MOST`] that the guest sends at once. More than it gets, so that its acknowledgements do
-/// not hide in the number of its frames how large those with data are.
-const FROM_GUEST: usize = 2;
+/// What is sent at once: enough to fill queues, without taking an emulated CPU whole.
+pub const PIECE: usize = MOST;
 /// Time between two sends.
 pub const BETWEEN_SENDS: Duration = Duration::from_millis(100);
 
@@ -154,11 +151,9 @@ fn send(mut stream: TcpStream, sent: &AtomicU64, faults: &Faults) -> io::Result<
     let mut pattern = Pattern::new(Kind::FromGuest.seed());
     stream.set_read_timeout(Some(BETWEEN_SENDS))?;
     while !faults.should_stop() {
-        for _ in 0..FROM_GUEST {
-            stream.write_all(pattern.next(MOST))?;
-            pattern.advance(MOST);
-            sent.fetch_add(MOST as u64, Relaxed);
-        }
+        stream.write_all(pattern.next(PIECE))?;
+        pattern.advance(PIECE);
+        sent.fetch_add(PIECE as u64, Relaxed);
         // Waits, and looks whether the other end has enough.
         match stream.read(&mut [0]) {
             Ok(_) => break,

@@ -4,8 +4,8 @@
 # checked. Two run-time directories are two hosts. Once for each pair of a kernel and a number of vCPUs
 # in the settings. What the test looks at later are the lines `report: SCENARIO JSON` and `seen: SCENARIO
 # STAGE SECONDS JSON`, the latter with the time of level 1 and what the witness in the guest told then,
-# `lateness: SCENARIO MS`, how late a process of level 1 ran at worst, `network: SCENARIO QUEUES FEATURES`
-# and `frames: SCENARIO WHAT BYTES PACKETS` of the guest's network, and `session: SCENARIO JSON`.
+# `lateness: SCENARIO MS`, how late a process of level 1 ran at worst, `network: SCENARIO QUEUES FEATURES` of
+# the guest's driver, and `session: SCENARIO JSON` for each stage.
 
 a=/tmp/host-a
 b=/tmp/host-b
@@ -96,21 +96,6 @@ make_taps() {
 
 remove_taps() { for tap in $tap_a $tap_b; do ip link delete $tap; done; }
 
-# What went through the taps since they were made, in both directions.
-count_frames() {
-    for way in rx tx; do
-        bytes=0
-        packets=0
-        for tap in $tap_a $tap_b; do
-            bytes=$((bytes + $(cat /sys/class/net/$tap/statistics/${way}_bytes)))
-            packets=$((packets + $(cat /sys/class/net/$tap/statistics/${way}_packets)))
-        done
-        # The tap receives what the guest sends.
-        [ $way = rx ] && what=from-guest || what=to-guest
-        echo "frames: $name $what $bytes $packets"
-    done
-}
-
 # The sessions tell what they saw since they were last told a stage.
 stage() {
     echo "$1" >/tmp/stage.next
@@ -119,7 +104,7 @@ stage() {
 
 start_sessions() {
     stage before
-    witness sessions $there:7000 /tmp/stage >/tmp/output/sessions &
+    witness sessions $there:7000 /tmp/stage $tap_a $tap_b >/tmp/output/sessions &
     sessions=$!
 }
 
@@ -197,7 +182,6 @@ scenario() {
     stage back
     see $a back
     end_sessions
-    count_frames
     : >/tmp/stop-lateness
     wait $lateness || fail "a sleep in level 1 ended early"
     echo "lateness: $name $(cat /tmp/lateness)"

@@ -53,6 +53,8 @@ pub(crate) struct Session {
     failure: Mutex<Option<Error>>,
     notes: Sender<Note>,
     stopped: AtomicBool,
+    /// The coordinating thread knows that nothing more comes on the control connection.
+    ended: AtomicBool,
     began: Instant,
     round_trip_us: AtomicU64,
     control_bytes: AtomicU64,
@@ -78,6 +80,7 @@ impl Session {
             failure: Mutex::default(),
             notes,
             stopped: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             began: Instant::now(),
             round_trip_us: AtomicU64::new(0),
             control_bytes: AtomicU64::new(0),
@@ -190,7 +193,10 @@ impl Session {
             Err(RecvTimeoutError::Timeout) => return Ok(None),
             Err(RecvTimeoutError::Disconnected) => Error::Worker,
             Ok(Note::Failed) => lock(&self.failure).take().unwrap_or(Error::Worker),
-            Ok(Note::ControlEnded(error)) => error,
+            Ok(Note::ControlEnded(error)) => {
+                self.ended.store(true, Ordering::Relaxed);
+                error
+            }
             Ok(Note::Message(Message::Failure(observation))) => Error::Peer(observation),
             Ok(note) => return Ok(Some(note)),
         };
@@ -199,7 +205,7 @@ impl Session {
 
     /// Looks for the peer's account of a failure that it may have caused.
     pub fn explain(&self, notes: &Receiver<Note>, error: Error) -> Error {
-        if !error.may_be_explained_by_peer() {
+        if !error.may_be_explained_by_peer() || self.ended.load(Ordering::Relaxed) {
             return error;
         }
         let deadline = Instant::now() + EXPLANATION;

@@ -6,6 +6,7 @@ pub mod blackbox;
 pub mod eventually;
 pub mod host;
 pub mod nested;
+pub mod network;
 pub mod probe;
 pub mod process;
 pub mod skip;

@@ -14,13 +14,16 @@ use migration::observation::{Observation, Side};
 use migration::transport::Listen;
 use migration::transport::socket::SocketListen;
 
+use super::MachineError;
 use super::destination::{Arrival, DiskPaths, MachineDestination, Naming};
 use super::events::GuestEvents;
 use super::inherited;
 use super::instance::VmInstance;
 use crate::config::ReceiveConfig;
 use crate::console::ConsoleHub;
+use crate::cpuid::Model;
 use crate::instance::VmState;
+use crate::memory::Reserve;
 use crate::runtime_dir::VmDir;
 use crate::sandbox::{self, Kind};
 
@@ -35,6 +38,7 @@ use crate::sandbox::{self, Kind};
 pub(super) fn listen(
     config: &ReceiveConfig,
     dir: &VmDir,
+    cpu_limit: Option<Model>,
     console: &ConsoleHub,
     instance: &Arc<VmInstance>,
     events: GuestEvents,
@@ -67,6 +71,11 @@ pub(super) fn listen(
         _ => None,
     };
     instance.listens_at(listener.address(), socket);
+    let reserve = config
+        .reserve
+        .map(Reserve::new)
+        .transpose()
+        .map_err(|e| MachineError::from(e).observed(Side::Destination))?;
     let control = Control::new();
     instance.takes_in(control.clone());
 
@@ -79,6 +88,8 @@ pub(super) fn listen(
         } else {
             Naming::AsAtSource
         },
+        reserve,
+        cpu_limit,
         dir: dir.clone(),
         console: console.clone(),
         events,

@@ -8,6 +8,7 @@ use devices::virtio::net::Mac;
 use migration::observation::{Observation, Side};
 
 use super::build::{self, DiskClaim, DiskSource};
+use super::demands::CpuDemands;
 use super::events::GuestEvents;
 use super::instance::VmInstance;
 use super::net::NetSpec;
@@ -17,13 +18,14 @@ use super::{Machine, MachineError};
 use super::{hang, incoming};
 use crate::boot::refusal::{self, KvmBackend};
 use crate::boot::{self, BootPlan, KernelSource};
-use crate::config::{DiskConfig, DiskFormat, ReceiveConfig, RunConfig};
+use crate::config::{DiskConfig, DiskFormat, ReceiveConfig, RunConfig, host_limit};
 use crate::console::ConsoleHub;
+use crate::cpuid::{HostCpu, Model};
 use crate::instance::{Instance, VmState};
 use crate::probe::PROBE_GUEST;
 use crate::runtime_dir::VmDir;
 use crate::sandbox::opener;
-use crate::{cpuid, kvm};
+use crate::{kvm, memory};
 
 /// Boots a guest as configured; it runs when this returns.
 ///
@@ -35,7 +37,11 @@ pub fn run(
     console: &ConsoleHub,
 ) -> Result<Arc<dyn Instance>, Observation> {
     let (events, ends) = GuestEvents::new();
-    let machine = build_and_boot(config, console, &events).map_err(|e| e.observed(Side::Source))?;
+    let limit = cpu_limit(dir)?;
+    let wanted = config.cpu.clone();
+    let model = opener::outside(move || wanted.resolve())?;
+    let machine = build_and_boot(config, &model, limit.as_ref(), console, &events)
+        .map_err(|e| e.observed(Side::Source))?;
     let machine = Arc::new(machine);
     let instance = VmInstance::new(dir, VmState::Running);
     instance
@@ -62,17 +68,26 @@ pub fn receive(
     console: &ConsoleHub,
 ) -> Result<Arc<dyn Instance>, Observation> {
     kvm::open().map_err(|e| MachineError::from(e).observed(Side::Destination))?;
+    let cpu_limit = cpu_limit(dir)?;
     let (events, ends) = GuestEvents::new();
     let instance = VmInstance::new(dir, VmState::Incoming);
     instance
         .follow(ends)
         .map_err(|e| Observation::from_error(Side::Destination, "machine.thread", &e))?;
-    incoming::listen(config, dir, console, &instance, events)?;
+    incoming::listen(config, dir, cpu_limit, console, &instance, events)?;
     Ok(Arc::new(instance))
+}
+
+/// The most of its CPU that this host offers.
+fn cpu_limit(dir: &VmDir) -> Result<Option<Model>, Observation> {
+    let path = dir.host_cpu();
+    opener::outside(move || host_limit(&path))
 }
 
 fn build_and_boot(
     config: &RunConfig,
+    model: &Model,
+    limit: Option<&Model>,
     console: &ConsoleHub,
     events: &GuestEvents,
 ) -> Result<Machine, MachineError> {
@@ -98,13 +113,19 @@ fn build_and_boot(
         };
         nets.push(NetSpec::of_tap(&net.id, &net.tap, mac, net.queues)?);
     }
-    let cpuid = (0..u32::from(config.cpus))
-        .map(|index| cpuid::build(&kvm, config.cpus.into(), index).map(|c| cpuid::leaves(&c)))
-        .collect::<Result<_, _>>()?;
+    let cpuid = HostCpu::probe(&kvm, limit)?.guest(
+        model,
+        config.cpus.into(),
+        memory::end(config.memory),
+    )?;
     let spec = MachineSpec {
         memory: config.memory,
         pages: config.pages,
         cpuid,
+        cpu: CpuDemands {
+            model: model.name().to_owned(),
+            ..CpuDemands::default()
+        },
         backend: KvmBackend::detect(),
         disks: specs,
         nets,

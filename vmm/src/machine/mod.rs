@@ -4,7 +4,10 @@
 mod announce;
 mod build;
 pub mod clock;
+#[cfg(test)]
+mod clock_tests;
 mod console_ports;
+mod demands;
 mod destination;
 mod devices;
 mod error;
@@ -17,6 +20,7 @@ mod huge_page_tests;
 mod incoming;
 mod inherited;
 mod instance;
+mod late;
 mod launch;
 mod leaving;
 #[cfg(test)]
@@ -38,6 +42,7 @@ use migration::GuestRam;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
 
+pub(crate) use build::DiskClaim;
 pub use build::DiskSource;
 pub use error::MachineError;
 pub use events::GuestEvents;
@@ -48,6 +53,7 @@ use spec::MachineSpec;
 use self::announce::Announcements;
 use self::devices::Devices;
 use crate::boot::{self, EntryPoint};
+use crate::kvm::tsc::TscRate;
 use crate::kvm::{ioctl, os_error};
 use crate::vcpu::VcpuSet;
 use crate::vcpu::state::VcpuStateCaps;
@@ -61,7 +67,7 @@ pub struct Machine {
     vm: VmFd,
     ram: GuestRam,
     vcpu_caps: VcpuStateCaps,
-    tsc_khz: u32,
+    tsc: TscRate,
     spec: MachineSpec,
     reasons: PauseReasons,
     events: GuestEvents,

@@ -18,7 +18,7 @@ pub enum Kind {
     Net,
     /// Serves a queue of the console or the entropy device.
     Queue,
-    /// Keeps time, or gathers output, for a device.
+    /// Keeps time or gathers output for a device, announces a guest, has memory ready for one.
     Helper,
     /// Carries the console to its log and viewers.
     Console,
@@ -139,8 +139,14 @@ impl Kind {
     /// Kinds of threads that it starts: a thread can never do more than the one that started it.
     pub(super) fn starts(self) -> &'static [Self] {
         match self {
-            Self::Control => &[Self::Migration],
-            Self::Migration => &[Self::Link, Self::Stream, Self::LookUp, Self::Hash],
+            Self::Control => &[Self::Migration, Self::Helper],
+            Self::Migration => &[
+                Self::Link,
+                Self::Stream,
+                Self::LookUp,
+                Self::Hash,
+                Self::Helper,
+            ],
             Self::Incoming => &[
                 Self::Vcpu,
                 Self::Disk,

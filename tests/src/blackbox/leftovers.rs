@@ -6,14 +6,18 @@ use std::path::{Path, PathBuf};
 
 /// Everything in the runtime directory that belongs to a VM.
 ///
-/// The lock file and the journals of hand-overs outlive VMs by design.
+/// The lock file, the journals of hand-overs and what the host was told of its CPU outlive VMs.
 pub fn folders(root: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(root) else {
         return Vec::new();
     };
     entries
         .flatten()
-        .filter(|entry| entry.file_name() != ".lock" && entry.file_name() != "migrations")
+        .filter(|entry| {
+            ![".lock", "migrations", "host-cpu.toml"]
+                .iter()
+                .any(|kept| entry.file_name() == *kept)
+        })
         .map(|entry| entry.path())
         .collect()
 }

@@ -154,13 +154,26 @@ fn install(program: &BpfProgram) -> io::Result<()> {
     }
 }
 
-/// Tells the C library's allocator how many arenas it may make, as many as it would itself: it would
-/// look for the number of CPUs in a file, at any time and in any thread.
+/// Has the C library's allocator look now at what it would look at later, in any thread and at any
+/// time: how many CPUs there are, which bounds its arenas, and, when a thread gives memory back for the
+/// first time, whether the kernel overcommits.
 pub(super) fn settle_allocator() {
+    /// Below the least size that gets a mapping of its own.
+    const PIECE: usize = 120 << 10;
+    /// Together more than an arena keeps.
+    const PIECES: usize = 16;
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let arenas = i32::try_from(cores.saturating_mul(8)).unwrap_or(i32::MAX);
     // SAFETY: the call takes numbers only. Where it fails, the look at the file is refused, harmlessly.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, arenas) };
+    // The first thread has an arena that does not shrink as those of others do.
+    let settling = std::thread::Builder::new().spawn(|| {
+        let pieces = [(); PIECES].map(|()| Vec::<u8>::with_capacity(PIECE));
+        std::hint::black_box(&pieces);
+    });
+    if let Ok(settling) = settling {
+        let _ = settling.join();
+    }
 }
 
 /// Gives up, for this thread and those it starts, that a program could have more rights than its

@@ -71,6 +71,7 @@ fn child() {
     let folder = tempfile::tempdir().unwrap();
     let log = RotatingFile::create(&folder.path().join("log"), 1000).unwrap();
     // The filter of the thread does not reach this one.
+    filter::settle_allocator();
     std::thread::spawn(move || {
         refused::handle(Consequence::Fails).unwrap();
         filter::no_new_privileges().unwrap();
@@ -119,6 +120,15 @@ fn attempt(kind: Kind, what: &str, mut log: RotatingFile) {
                 tried += 1;
             }
             println!("tried {tried}");
+        }
+        "memory" => {
+            for _ in 0..3 {
+                let pieces: Vec<Vec<u8>> =
+                    (0..100).map(|_| Vec::with_capacity(100 << 10)).collect();
+                std::hint::black_box(&pieces);
+            }
+            assert_eq!(refused::count(), 0);
+            println!("freed");
         }
         "panic" => {
             let panicked = std::panic::catch_unwind(|| panic!("on purpose"));
@@ -288,6 +298,13 @@ fn a_hostile_call_ends_the_process() {
 fn a_panic_with_a_backtrace_is_survived_by_every_kind() {
     for kind in Kind::ALL {
         says(&child_that_tries(kind, "panic"), "lives on");
+    }
+}
+
+#[test]
+fn every_kind_can_use_and_free_memory() {
+    for kind in Kind::ALL {
+        says(&child_that_tries(kind, "memory"), "freed");
     }
 }
 

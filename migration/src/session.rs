@@ -53,6 +53,8 @@ pub(crate) struct Session {
     failure: Mutex<Option<Error>>,
     notes: Sender<Note>,
     stopped: AtomicBool,
+    /// No page is to come any more.
+    pages_complete: AtomicBool,
     began: Instant,
     round_trip_us: AtomicU64,
     control_bytes: AtomicU64,
@@ -78,6 +80,7 @@ impl Session {
             failure: Mutex::default(),
             notes,
             stopped: AtomicBool::new(false),
+            pages_complete: AtomicBool::new(false),
             began: Instant::now(),
             round_trip_us: AtomicU64::new(0),
             control_bytes: AtomicU64::new(0),
@@ -146,9 +149,19 @@ impl Session {
         Ok(())
     }
 
+    /// From now on the end of a data stream is no failure. A source that dies right after its commit
+    /// ends them too, and they may be seen before the commit, which counts all the same.
+    pub fn pages_complete(&self) {
+        self.pages_complete.store(true, Ordering::Release);
+    }
+
     /// Records the failure, unless one came first, and ends the data streams. The control
     /// connection stands, so that both sides can still say why.
     pub fn fail(&self, error: Error) {
+        if matches!(error, Error::Link { .. }) && self.pages_complete.load(Ordering::Acquire) {
+            tracing::debug!("after the last page: {}", error.observe(self.side));
+            return;
+        }
         {
             let mut failure = lock(&self.failure);
             if self.is_stopped() && failure.is_none() {
@@ -266,7 +279,8 @@ impl Session {
                 let message = Message::receive(&*self.control)?;
                 heard = Instant::now();
                 match message {
-                    Message::Ping(number) => self.send(&Message::Pong(number))?,
+                    // What the peer sent before it went is still to be read, a commit perhaps.
+                    Message::Ping(number) => drop(self.send(&Message::Pong(number))),
                     Message::Pong(number) => {
                         let us = self.now_us().saturating_sub(number).max(1);
                         let known = self.round_trip_us.load(Ordering::Relaxed);
@@ -284,7 +298,8 @@ impl Session {
                 // Whoever holds the lock is sending, which tells as much as a ping.
                 if let Ok(free) = self.sending.try_lock() {
                     drop(free);
-                    self.ping()?;
+                    // As for the pong: reading tells whether the peer is there.
+                    let _ = self.ping();
                 }
             }
         }

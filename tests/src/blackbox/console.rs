@@ -158,6 +158,20 @@ impl Console {
     }
 }
 
+impl Console {
+    /// Waits until the guest has verified as many blocks of its disk as it has written since now, and
+    /// found nothing wrong.
+    #[track_caller]
+    pub fn verifies_blocks(&mut self) {
+        let before = self.last("blocks_verified").unwrap_or(0);
+        eventually("the guest verifies its disk", || {
+            self.is_unharmed();
+            (self.last("blocks_verified")? > before).then_some(())
+        });
+        self.is_unharmed();
+    }
+}
+
 #[track_caller]
 fn open(host: &Host, vm: &str) -> File {
     let path = host.folder(vm).join("serial.log");

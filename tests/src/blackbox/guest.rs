@@ -22,6 +22,16 @@ impl Guest {
         }
     }
 
+    /// Small enough that many fit beside each other, and yet with all that can go wrong.
+    pub fn small() -> Self {
+        Self {
+            memory: "32MiB",
+            cmdline: "ledger=2M fill=random fill_size=1M tick_ms=50 dirty_rate=500 dirty_set=512K idle=halt"
+                .into(),
+            ..Self::idle()
+        }
+    }
+
     /// Changes a part of its ledger all the time while it verifies the whole.
     pub fn dirtying() -> Self {
         Self {
@@ -71,6 +81,13 @@ impl Guest {
         self.more.push("--disk".into());
         self.more.push(format!("{},id=data", path.display()));
         self.and("block=verify,size=4M block_rate=200")
+    }
+
+    /// With more arguments of `vmm run`.
+    #[must_use]
+    pub fn with_arguments(mut self, more: impl IntoIterator<Item = String>) -> Self {
+        self.more.extend(more);
+        self
     }
 
     /// Arguments that start it detached.

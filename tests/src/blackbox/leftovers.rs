@@ -61,3 +61,17 @@ pub fn shared_memory_kib(pid: u32) -> u64 {
         .and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse().ok())
         .expect("RssShmem")
 }
+
+/// Whether anybody has a claim on the disk image.
+///
+/// # Panics
+/// When there is no such file.
+pub fn is_locked(path: &Path) -> bool {
+    let file = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    // The lock goes with the file.
+    rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err()
+}

@@ -7,7 +7,8 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::spawn;
+use std::thread::{sleep, spawn};
+use std::time::Duration;
 
 use super::wire::{HEADER_LEN, HELLO_LEN, kind_and_length, role_of};
 
@@ -47,6 +48,8 @@ struct State {
     down: bool,
     stalled: bool,
     sprung: bool,
+    /// Bytes of pages that pass in a second; as many as can where it is `None`.
+    pace: Option<u64>,
     ends: Vec<TcpStream>,
 }
 
@@ -102,6 +105,11 @@ impl Relay {
     /// Breaks all connections and lets no other through.
     pub fn cut(&self) {
         self.shared.cut();
+    }
+
+    /// Lets no more than so many bytes of pages pass in a second, on each connection.
+    pub fn pace(&self, bytes_per_second: u64) {
+        self.shared.state().pace = Some(bytes_per_second);
     }
 
     /// Holds everything back.
@@ -202,6 +210,9 @@ impl Shared {
             }
             self.wait_while_stalled()?;
             to.write_all(&piece[..n])?;
+            if let Some(pace) = self.state().pace {
+                sleep(Duration::from_secs_f64(n as f64 / pace as f64));
+            }
         }
     }
 

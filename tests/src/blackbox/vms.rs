@@ -1,5 +1,7 @@
 //! What a test does with the VMs of a host.
 
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -47,6 +49,9 @@ pub trait Vms {
 
     /// Process of a VM.
     fn pid(&self, vm: &str) -> u32;
+
+    /// Types a byte on the guest's console.
+    fn press(&self, vm: &str, key: u8);
 
     /// Ends a VM by force.
     fn stop(&self, vm: &str);
@@ -112,6 +117,13 @@ impl Vms for Host {
             .as_u64()
             .and_then(|pid| u32::try_from(pid).ok())
             .expect("pid")
+    }
+
+    #[track_caller]
+    fn press(&self, vm: &str, key: u8) {
+        let mut console =
+            UnixStream::connect(self.folder(vm).join("console.sock")).expect("console");
+        console.write_all(&[key]).expect("console takes a key");
     }
 
     #[track_caller]

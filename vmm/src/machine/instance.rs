@@ -17,6 +17,7 @@ use migration::control::Control;
 use migration::observation::{Observation, Side};
 use migration::progress::Event;
 
+use super::events::observed;
 use super::power::PauseReason;
 use super::{Machine, MachineError};
 use crate::instance::{
@@ -164,7 +165,7 @@ impl VmInstance {
                 // What is left cannot be migrated; the engine notices by itself at the latest when it
                 // stops the guest.
                 if let Some(control) = control {
-                    control.cancel();
+                    control.guest_ended(observed(&event));
                     instance.wait_idle(CANCEL_PATIENCE);
                 }
                 match event {
@@ -356,10 +357,11 @@ impl Instance for Arc<VmInstance> {
 
     fn cancel_migration(&self) -> Result<(), Observation> {
         match self.lock().active() {
-            Some(migration) => {
-                migration.control.cancel();
-                Ok(())
-            }
+            Some(migration) if migration.control.cancel() => Ok(()),
+            Some(_) => Err(refuse(
+                "migration.committing",
+                "it is too late: the commit is on its way, or the migration is ending",
+            )),
             None => Err(refuse("migration.none", "no migration is running")),
         }
     }
@@ -417,29 +419,33 @@ impl VmInstance {
 
     /// Ends the guest without asking it, unless it is, or may be, somebody else's.
     fn stop_now(&self) -> Result<(), Observation> {
-        let control = {
+        let (state, control) = {
             let mut core = self.lock();
             if matches!(core.state, VmState::HandoverUnknown | VmState::Migrated) {
                 return Err(wrong_state(core.state));
             }
             // A migration that began from here on would carry away what is being ended.
             core.stopping = true;
-            core.active().map(|m| m.control.clone())
+            (core.state, core.active().map(|m| m.control.clone()))
         };
-        let stopped = self.stop_after(control.as_deref());
+        if let Some(control) = &control {
+            match state {
+                // There is no guest yet: who sends it keeps it.
+                VmState::Incoming => control.cancel(),
+                _ => control.guest_ended(refuse("vm.stopped", "its user ended the guest")),
+            };
+        }
+        let stopped = self.stop_after(control.is_some());
         if stopped.is_err() {
             self.lock().stopping = false;
         }
         stopped
     }
 
-    fn stop_after(&self, migration: Option<&Control>) -> Result<(), Observation> {
-        if let Some(control) = migration {
-            control.cancel();
-            if !self.wait_idle(CANCEL_PATIENCE) {
-                let message = "the migration does not end; the guest goes on";
-                return Err(refuse("migration.active", message));
-            }
+    fn stop_after(&self, migrating: bool) -> Result<(), Observation> {
+        if migrating && !self.wait_idle(CANCEL_PATIENCE) {
+            let message = "the migration does not end; the guest goes on";
+            return Err(refuse("migration.active", message));
         }
         // The migration may have been past its commit: then the guest is no longer ours.
         let (state, machine) = {

@@ -33,6 +33,7 @@ use std::path::PathBuf;
 
 use kvm_ioctls::VmFd;
 use migration::GuestRam;
+use migration::observation::Observation;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
 
@@ -83,6 +84,11 @@ impl Machine {
     /// Whether the guest ended itself: powered off, asked for a reset, or crashed.
     pub fn ended(&self) -> bool {
         self.events.ended()
+    }
+
+    /// How the guest ended itself, if it did.
+    fn end(&self) -> Option<&Observation> {
+        self.events.end()
     }
 
     /// Whether this reason keeps it paused.

@@ -90,11 +90,14 @@ impl SourceVm for MachineSource {
         self.machine
             .pause(PauseReason::Migration)
             .map_err(|e| observed(&e))?;
-        if self.machine.ended() {
-            let message = "the guest ended while it was being migrated";
-            return Err(Observation::new(Side::Source, "guest.ended", message));
+        match self.machine.end() {
+            Some(why) => {
+                let message = "the guest ended while it was being migrated";
+                let ended = Observation::new(Side::Source, "guest.ended", message);
+                Err(ended.caused_by(why.clone()))
+            }
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn resume(&self) -> VmResult<()> {

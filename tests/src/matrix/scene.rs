@@ -1,0 +1,143 @@
+//! A migration that stands in a phase.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use super::Phase;
+use crate::blackbox::relay::Relay;
+use crate::blackbox::{Console, Ended, Guest, Migration, Pair, Vms, holds, images};
+use crate::process::Process;
+
+/// Name of the guest on both hosts.
+pub const NAME: &str = "guest";
+
+/// Set-up that a fault needs before the migration begins.
+#[derive(Default)]
+pub struct SetUp {
+    /// More arguments of `vmm run`.
+    pub run: Vec<String>,
+    /// More arguments of `vmm receive`.
+    pub receive: Vec<String>,
+    /// More arguments of `vmm migrate`.
+    pub migrate: Vec<String>,
+    /// Makes another command of the one that receives.
+    pub around_receiver: Option<Box<dyn FnOnce(Command) -> Command>>,
+}
+
+/// Two hosts, a guest that checks itself, and its migration.
+pub struct Scene {
+    /// The hosts.
+    pub pair: Pair,
+    /// Holds the disk.
+    pub files: tempfile::TempDir,
+    /// The guest's disk, which both hosts reach.
+    pub disk: PathBuf,
+    /// The guest's console, where it ran first.
+    pub console: Console,
+    /// The link.
+    pub relay: Relay,
+    /// Where the destination really listens.
+    pub address: String,
+    /// Where the migration stands.
+    pub phase: Phase,
+    /// `vmm receive`.
+    pub receiver: Process,
+    /// The source was killed, so that it tidies nothing.
+    pub source_killed: bool,
+    migration: Option<Migration>,
+    ended: Option<Ended>,
+}
+
+impl Scene {
+    /// Starts a guest and its migration, and returns when that stands in `phase`.
+    pub fn set(phase: Phase, set_up: impl FnOnce(&Pair, &tempfile::TempDir) -> SetUp) -> Self {
+        let pair = Pair::new();
+        let files = tempfile::tempdir().expect("folder for the disk");
+        let disk = images::sparse(files.path(), "data.raw", 4 << 20);
+        let SetUp {
+            run,
+            receive,
+            mut migrate,
+            around_receiver,
+        } = set_up(&pair, &files);
+        let guest = Guest::small().disk(&disk).with_arguments(run);
+        let console = pair.source.run(NAME, &guest);
+        let mut command = pair.destination.command(
+            [
+                "receive",
+                "--name",
+                NAME,
+                "--listen",
+                "127.0.0.1:0",
+                "--json",
+            ]
+            .map(str::to_owned)
+            .into_iter()
+            .chain(receive),
+        );
+        if let Some(around) = around_receiver {
+            command = around(command);
+        }
+        let receiver = pair.destination.start(command);
+        pair.destination.wait_state(NAME, "incoming");
+        let status = pair.destination.status(NAME);
+        let address = status["listen"].as_str().expect("address").to_owned();
+        let relay = Relay::new(&address, phase.trap());
+        if phase == Phase::Precopy {
+            migrate.extend(["--bandwidth", "1MiB/s"].map(str::to_owned));
+        }
+        let migrate: Vec<&str> = migrate.iter().map(String::as_str).collect();
+        let mut migration = Migration::start(&pair.source, NAME, &relay.address(), &migrate);
+        migration.wait_phase(phase.as_source_tells());
+        if phase == Phase::Precopy {
+            migration.wait_progress();
+        } else {
+            holds("the link is held", || relay.is_sprung());
+        }
+        if phase == Phase::Finish {
+            pair.destination.wait_state(NAME, "running");
+        }
+        Self {
+            pair,
+            files,
+            disk,
+            console,
+            relay,
+            address,
+            phase,
+            receiver,
+            source_killed: false,
+            migration: Some(migration),
+            ended: None,
+        }
+    }
+
+    /// Lets the migration run on as fast as it can.
+    pub fn go_on(&mut self) {
+        self.relay.go_on();
+        if self.phase == Phase::Precopy {
+            // It may have ended meanwhile.
+            let fast = ["migrate", NAME, "--set", "bandwidth=unlimited"];
+            let _ = self.pair.source.vmm(fast);
+        }
+    }
+
+    /// The guest has ended at the source: takes away what a failed VM keeps for its user to see.
+    pub fn source_ended(&self) {
+        let source = &self.pair.source;
+        holds("the source's process ends", || {
+            source.processes().is_empty()
+        });
+        if source.state(NAME).as_deref() == Some("failed") {
+            source.stop(NAME);
+        }
+    }
+
+    /// Waits until `vmm migrate` has ended.
+    pub fn ended(&mut self) -> Ended {
+        if let Some(migration) = self.migration.take() {
+            self.ended = Some(migration.finish());
+        }
+        self.ended.clone().expect("the migration was followed")
+    }
+}

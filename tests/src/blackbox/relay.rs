@@ -48,6 +48,10 @@ struct State {
     down: bool,
     stalled: bool,
     sprung: bool,
+    /// What is stalled holds back no connection but the control connection.
+    pages_pass: bool,
+    /// Data connections that the source has not ended.
+    pages: usize,
     /// Bytes of pages that pass in a second; as many as can where it is `None`.
     pace: Option<u64>,
     ends: Vec<TcpStream>,
@@ -125,6 +129,20 @@ impl Relay {
         self.shared.changed.notify_all();
     }
 
+    /// As [`Relay::go_on`] for ends that were closed, but those of the data connections arrive before
+    /// what the control connection still holds: nothing orders them.
+    ///
+    /// # Panics
+    /// When the data connections do not end.
+    pub fn go_on_pages_first(&self) {
+        self.shared.state().pages_pass = true;
+        self.shared.changed.notify_all();
+        super::wait::holds("the data connections end", || {
+            self.shared.state().pages == 0
+        });
+        self.go_on();
+    }
+
     /// Whether the trap was sprung.
     pub fn is_sprung(&self) -> bool {
         self.shared.state().sprung
@@ -184,6 +202,9 @@ impl Shared {
         self.wait_while_stalled()?;
         destination.write_all(&hello)?;
         let control = role_of(&hello) == Some(1);
+        if !control {
+            self.state().pages += 1;
+        }
         let (back_from, back_to) = (destination.try_clone()?, source.try_clone()?);
         let shared = self.clone();
         spawn(move || shared.pump(control, Toward::Source, back_from, back_to));
@@ -197,8 +218,12 @@ impl Shared {
         } else {
             self.bytes(&mut from, &mut to)
         };
-        // One end closed: so does the other, after what it was sent.
+        // One end closed: so does the other, after what it was sent; an end is held back too.
+        let _ = self.wait_while_held(control);
         let _ = to.shutdown(Shutdown::Write);
+        if !control && toward == Toward::Destination {
+            self.state().pages -= 1;
+        }
     }
 
     fn bytes(&self, from: &mut TcpStream, to: &mut TcpStream) -> io::Result<()> {
@@ -208,7 +233,7 @@ impl Shared {
             if n == 0 {
                 return Ok(());
             }
-            self.wait_while_stalled()?;
+            self.wait_while_held(false)?;
             to.write_all(&piece[..n])?;
             if let Some(pace) = self.state().pace {
                 sleep(Duration::from_secs_f64(n as f64 / pace as f64));
@@ -258,8 +283,12 @@ impl Shared {
     }
 
     fn wait_while_stalled(&self) -> io::Result<()> {
+        self.wait_while_held(true)
+    }
+
+    fn wait_while_held(&self, control: bool) -> io::Result<()> {
         let mut state = self.state();
-        while state.stalled && !state.down {
+        while state.stalled && !state.down && (control || !state.pages_pass) {
             state = self
                 .changed
                 .wait(state)

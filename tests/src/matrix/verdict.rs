@@ -18,8 +18,10 @@ pub fn check(mut scene: Scene, end: &End) {
     let mut scene = received(scene, end);
     lives(&mut scene, end.guest);
     scene.pair.is_clean();
-    let locked = leftovers::is_locked(&scene.disk);
-    assert!(!locked, "the disk is still claimed");
+    // A process is gone before the kernel has closed its locks.
+    holds("nobody claims the disk any more", || {
+        !leftovers::is_locked(&scene.disk)
+    });
 }
 
 /// Identifiers of an error and of all that explains it, outermost first.

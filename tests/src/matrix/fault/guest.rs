@@ -47,6 +47,7 @@ const TRIPLE_FAULT: Said = Said {
     there: Receiver::Ends(1, &["guest.triple-fault"]),
 };
 
+/// Ways in which a guest ends.
 pub fn all() -> Vec<Fault> {
     vec![
         Fault::new(

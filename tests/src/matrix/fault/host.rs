@@ -12,6 +12,7 @@ use crate::matrix::{Cell, Phase, Scene, Whereabouts};
 
 const AFTER_PREPARE: &str = "memory is allocated in prepare; who lacks it later is killed";
 
+/// Lacks of a host.
 pub fn all() -> Vec<Fault> {
     vec![Fault {
         lacks: lacks_mounts,

@@ -15,6 +15,7 @@ const SILENT: &[&str] = &[
 /// So slow that a move takes a while, so fast that it ends.
 const SLOW: u64 = 2 << 20;
 
+/// Kills, cuts, stalls and slowness.
 pub fn all() -> Vec<Fault> {
     vec![
         Fault::new("kill -9 source", kill_source, |phase| {
@@ -72,8 +73,10 @@ pub fn all() -> Vec<Fault> {
 fn kill_source(scene: &mut Scene) {
     kill(scene.pair.source.pid(NAME));
     scene.source_killed = true;
-    // What it had sent arrives all the same.
-    scene.relay.go_on();
+    // What it had sent arrives all the same, in the worst order.
+    if scene.relay.is_sprung() {
+        scene.relay.go_on_pages_first();
+    }
     scene.ended();
 }
 

@@ -12,6 +12,7 @@ const CANCELLED: &[&str] = &[
     "migration.cancelled",
 ];
 
+/// Commands of users.
 pub fn all() -> Vec<Fault> {
     vec![
         Fault::new("cancel", cancel, |phase| {
@@ -46,21 +47,25 @@ pub fn all() -> Vec<Fault> {
                 Cell::completes(Whereabouts::Destination)
             }
         }),
-        Fault::new("stop at destination", stop_at_destination, |phase| {
-            let gone = Receiver::Ends(0, &[]);
-            match phase {
-                Phase::Commit => Cell::unknown(gone, Whereabouts::UnknownNever),
-                // It was moved, and then ended where it was.
-                Phase::Finish => Cell::Run(End {
-                    code: 0,
-                    status: Some("completed"),
-                    chain: &[],
-                    receiver: gone,
-                    guest: Whereabouts::Nowhere,
-                }),
-                _ => Cell::fails(CANCELLED, gone, Whereabouts::Source),
-            }
-        }),
+        Fault {
+            waits: |phase| matches!(phase, Phase::Ready | Phase::Commit),
+            ..Fault::new("stop at destination", stop_at_destination, |phase| {
+                let gone = Receiver::Ends(0, &[]);
+                match phase {
+                    // The source sends its commit to a destination that is just giving up.
+                    Phase::Ready | Phase::Commit => Cell::unknown(gone, Whereabouts::UnknownNever),
+                    // It was moved, and then ended where it was.
+                    Phase::Finish => Cell::Run(End {
+                        code: 0,
+                        status: Some("completed"),
+                        chain: &[],
+                        receiver: gone,
+                        guest: Whereabouts::Nowhere,
+                    }),
+                    _ => Cell::fails(CANCELLED, gone, Whereabouts::Source),
+                }
+            })
+        },
         Fault::new("pause", pause, |phase| {
             Cell::completes(if phase.runs_at_source() {
                 Whereabouts::PausedThere
@@ -110,15 +115,13 @@ fn stop_at_source(scene: &mut Scene) {
 }
 
 fn stop_at_destination(scene: &mut Scene) {
-    let stop = scene.pair.destination.spawn(["stop", NAME, "--force"]);
-    if scene.phase == Phase::Precopy {
-        scene.ended();
-    } else {
-        let stopped = stop.finish(crate::blackbox::wait::PATIENCE);
-        let _ = stopped.unwrap_or_else(|e| panic!("{e:#}")).success();
-        scene.go_on();
-        scene.ended();
-    }
+    let _ = scene
+        .pair
+        .destination
+        .vmm(["stop", NAME, "--force"])
+        .success();
+    scene.relay.go_on();
+    scene.ended();
 }
 
 fn pause(scene: &mut Scene) {

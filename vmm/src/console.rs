@@ -464,7 +464,7 @@ mod tests {
     fn keys_of_one_who_leaves_at_once_reach_the_guest() {
         let dir = tempfile::tempdir().unwrap();
         let (hub, path) = hub_with_socket(dir.path());
-        let (keys, typed) = std::sync::mpsc::channel();
+        let (keys, typed) = mpsc::channel();
         hub.set_input(Box::new(move |bytes| {
             let _ = keys.send(bytes.to_vec());
         }));

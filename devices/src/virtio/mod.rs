@@ -6,6 +6,7 @@
 pub mod block;
 pub mod chain;
 pub mod console;
+mod flusher;
 mod gate;
 pub mod mmio;
 mod queue;
@@ -119,6 +120,11 @@ pub trait VirtioDevice: Send + Sync {
     /// When durability is not confirmed.
     fn flush(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// The storage behind it, which may take without end for what it is asked.
+    fn storage(&self) -> Option<String> {
+        None
     }
 
     /// The driver has reset the device.

@@ -18,6 +18,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::chain::{BadRequest, Chain};
 use super::gate::Gate;
 use super::{DeviceKind, VirtioDevice};
+use crate::Error;
 use crate::interrupt::Interrupt;
 use crate::locked::locked;
 
@@ -99,6 +100,15 @@ impl Shared {
         self.status
             .fetch_or(VIRTIO_CONFIG_S_NEEDS_RESET, Ordering::SeqCst);
         self.raise(VIRTIO_MMIO_INT_CONFIG);
+    }
+
+    /// What was asked of the device has not ended in `waited`.
+    pub(super) fn hangs(&self, waited: Duration) -> Error {
+        let storage = self.device.storage();
+        Error::Hangs {
+            device: storage.unwrap_or_else(|| self.kind.name().into()),
+            waited,
+        }
     }
 
     fn raise(&self, cause: u32) {

@@ -83,13 +83,6 @@ impl Guest {
         self.and("block=verify,size=4M block_rate=200")
     }
 
-    /// With more arguments of `vmm run`.
-    #[must_use]
-    pub fn with_arguments(mut self, more: impl IntoIterator<Item = String>) -> Self {
-        self.more.extend(more);
-        self
-    }
-
     /// Arguments that start it detached.
     pub fn run_args(&self, vm: &str) -> Vec<String> {
         let mut args = self.foreground_args(vm);

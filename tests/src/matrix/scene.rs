@@ -1,5 +1,6 @@
 //! A migration that stands in a phase.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -11,17 +12,26 @@ use crate::process::Process;
 /// Name of the guest on both hosts.
 pub const NAME: &str = "guest";
 
+/// Names the file that orders faults of disks, see docs/testing.md.
+const DISK_FAULTS_VARIABLE: &str = "VMM_DEBUG_DISK_FAULTS";
+
+fn orders(files: &tempfile::TempDir) -> PathBuf {
+    files.path().join("orders")
+}
+
 /// Set-up that a fault needs before the migration begins.
 #[derive(Default)]
 pub struct SetUp {
-    /// More arguments of `vmm run`.
-    pub run: Vec<String>,
+    /// Another size of the guest's memory.
+    pub memory: Option<&'static str>,
     /// More arguments of `vmm receive`.
     pub receive: Vec<String>,
     /// More arguments of `vmm migrate`.
     pub migrate: Vec<String>,
     /// Makes another command of the one that receives.
     pub around_receiver: Option<Box<dyn FnOnce(Command) -> Command>>,
+    /// Stands in `vmm receive` when it begins, and not in a phase: the migration ends by itself.
+    pub strikes_by_itself: bool,
 }
 
 /// Two hosts, a guest that checks itself, and its migration.
@@ -55,13 +65,21 @@ impl Scene {
         let files = tempfile::tempdir().expect("folder for the disk");
         let disk = images::sparse(files.path(), "data.raw", 4 << 20);
         let SetUp {
-            run,
+            memory,
             receive,
             mut migrate,
             around_receiver,
+            strikes_by_itself,
         } = set_up(&pair, &files);
-        let guest = Guest::small().disk(&disk).with_arguments(run);
-        let console = pair.source.run(NAME, &guest);
+        let mut guest = Guest::small().disk(&disk);
+        if let Some(memory) = memory {
+            guest = guest.memory(memory);
+        }
+        let orders = orders(&files);
+        File::create(&orders).expect("orders of faults");
+        let console = pair.source.run_with(NAME, &guest, |command| {
+            command.env(DISK_FAULTS_VARIABLE, &orders);
+        });
         let mut command = pair.destination.command(
             [
                 "receive",
@@ -75,6 +93,7 @@ impl Scene {
             .into_iter()
             .chain(receive),
         );
+        command.env(DISK_FAULTS_VARIABLE, &orders);
         if let Some(around) = around_receiver {
             command = around(command);
         }
@@ -89,7 +108,9 @@ impl Scene {
         let migrate: Vec<&str> = migrate.iter().map(String::as_str).collect();
         let mut migration = Migration::start(&pair.source, NAME, &relay.address(), &migrate);
         migration.wait_phase(phase.as_source_tells());
-        if phase == Phase::Precopy {
+        if strikes_by_itself {
+            // Nothing to wait for.
+        } else if phase == Phase::Precopy {
             migration.wait_progress();
         } else {
             holds("the link is held", || relay.is_sprung());
@@ -110,6 +131,18 @@ impl Scene {
             migration: Some(migration),
             ended: None,
         }
+    }
+
+    /// Makes operations of the disk that both hosts share fail from now on, or hang.
+    ///
+    /// # Panics
+    /// When the orders cannot be written.
+    pub fn order_disk_faults(&self, faults: &[(&str, &str)]) {
+        let lines: String = faults
+            .iter()
+            .map(|(operation, effect)| format!("data {operation} {effect}\n"))
+            .collect();
+        std::fs::write(orders(&self.files), lines).expect("orders of faults");
     }
 
     /// Lets the migration run on as fast as it can.

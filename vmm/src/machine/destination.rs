@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use block::Content;
+use block::control_file::ControlFile;
 use migration::GuestRam;
 use migration::observation::{Observation, Side};
 use migration::vm::{DestinationVm, MachineDescription, VmResult};
@@ -27,6 +28,8 @@ pub(super) struct Arrival {
     pub(super) overrides: DiskOverrides,
     /// Whether the source may say where the other disks lie.
     pub(super) paths: DiskPaths,
+    /// What orders faults of disks, for tests of this program.
+    pub(super) faults: Option<ControlFile>,
     /// Whether the VM keeps the name that it was given here, or takes the guest's.
     pub(super) naming: Naming,
     /// Folder of the VM.
@@ -88,6 +91,7 @@ impl MachineDestination {
                     // The guest may have written anything into its first sector.
                     content: Content::Raw,
                     expected_size: Some(disk.size),
+                    faults: self.arrival.faults.clone(),
                 }
             })
             .collect()
@@ -235,6 +239,7 @@ mod tests {
         let arrival = Arrival {
             overrides,
             paths,
+            faults: None,
             naming: Naming::Given,
             dir: runtime.create(Some("guest"), "vm").unwrap(),
             console: ConsoleHub::start(ConsoleOutputs::default()).unwrap(),

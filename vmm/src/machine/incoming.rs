@@ -14,6 +14,7 @@ use migration::observation::{Observation, Side};
 use migration::transport::Listen;
 use migration::transport::socket::SocketListen;
 
+use super::debug;
 use super::destination::{Arrival, DiskPaths, MachineDestination, Naming};
 use super::events::GuestEvents;
 use super::inherited;
@@ -69,6 +70,7 @@ pub(super) fn listen(
     let arrival = Arrival {
         overrides: config.disks.clone(),
         paths: disk_paths(&listener.address()),
+        faults: debug::disk_faults(Side::Destination)?,
         naming: if config.name.is_some() {
             Naming::Given
         } else {

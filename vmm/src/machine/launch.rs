@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use block::Content;
+use block::control_file::ControlFile;
 use migration::observation::{Observation, Side};
 
 use super::build::{self, DiskClaim, DiskSource};
@@ -12,7 +13,7 @@ use super::instance::VmInstance;
 use super::power::PauseReason;
 use super::spec::{DiskAccess, DiskSpec, MachineSpec};
 use super::{Machine, MachineError};
-use super::{hang, incoming};
+use super::{debug, hang, incoming};
 use crate::boot::refusal::{self, KvmBackend};
 use crate::boot::{self, BootPlan, KernelSource};
 use crate::config::{DiskConfig, DiskFormat, ReceiveConfig, RunConfig};
@@ -32,7 +33,9 @@ pub fn run(
     console: &ConsoleHub,
 ) -> Result<Arc<dyn Instance>, Observation> {
     let (events, ends) = GuestEvents::new();
-    let machine = build_and_boot(config, console, &events).map_err(|e| e.observed(Side::Source))?;
+    let faults = debug::disk_faults(Side::Source)?;
+    let machine =
+        build_and_boot(config, faults, console, &events).map_err(|e| e.observed(Side::Source))?;
     let machine = Arc::new(machine);
     let instance = VmInstance::new(dir, VmState::Running);
     instance
@@ -70,6 +73,7 @@ pub fn receive(
 
 fn build_and_boot(
     config: &RunConfig,
+    faults: Option<ControlFile>,
     console: &ConsoleHub,
     events: &GuestEvents,
 ) -> Result<Machine, MachineError> {
@@ -77,7 +81,7 @@ fn build_and_boot(
     let mut disks = Vec::with_capacity(config.disks.len());
     let mut specs = Vec::with_capacity(config.disks.len());
     for disk in &config.disks {
-        let source = disk_source(disk);
+        let source = disk_source(disk, faults.clone());
         let size = build::check_disk(&source)?;
         specs.push(DiskSpec {
             id: source.id.clone(),
@@ -120,7 +124,7 @@ fn build_and_boot(
     Ok(machine)
 }
 
-fn disk_source(disk: &DiskConfig) -> DiskSource {
+fn disk_source(disk: &DiskConfig, faults: Option<ControlFile>) -> DiskSource {
     DiskSource {
         id: disk.id.clone(),
         path: disk.path.clone(),
@@ -134,6 +138,7 @@ fn disk_source(disk: &DiskConfig) -> DiskSource {
             DiskFormat::Raw => Content::Raw,
         },
         expected_size: None,
+        faults,
     }
 }
 

@@ -4,6 +4,7 @@
 mod build;
 pub mod clock;
 mod console_ports;
+mod debug;
 mod destination;
 mod devices;
 mod error;

@@ -1,4 +1,4 @@
-//! A host lacks something, or its disk fails.
+//! The destination lacks something.
 
 use std::fs::File;
 use std::io::Write;
@@ -10,31 +10,63 @@ use crate::blackbox::Pair;
 use crate::matrix::scene::{NAME, SetUp};
 use crate::matrix::{Cell, Phase, Scene, Whereabouts};
 
-const AFTER_PREPARE: &str = "memory is allocated in prepare; who lacks it later is killed";
+const IN_PREPARE: &str = "memory is allocated in prepare; a host that lacks it later kills a side";
 
 /// Lacks of a host.
 pub fn all() -> Vec<Fault> {
-    vec![Fault {
-        lacks: lacks_mounts,
-        set_up: small_state_dir,
-        ..Fault::new(
-            "no space for records",
-            fill_state_dir,
-            |phase| match phase {
-                // What is recorded later was reserved.
-                Phase::Negotiate => Cell::stays(
-                    &[
-                        "migration.failed",
-                        "migration.peer-failed",
-                        "migration.journal",
-                        "os.no-space",
-                    ],
-                    &["migration.failed", "migration.journal", "os.no-space"],
+    vec![
+        Fault {
+            lacks: lacks_mounts,
+            set_up: small_state_dir,
+            ..Fault::new(
+                "no space for records",
+                fill_state_dir,
+                |phase| match phase {
+                    // What is recorded later was reserved.
+                    Phase::Negotiate => Cell::stays(
+                        &[
+                            "migration.failed",
+                            "migration.peer-failed",
+                            "migration.journal",
+                            "os.no-space",
+                        ],
+                        &["migration.failed", "migration.journal", "os.no-space"],
+                    ),
+                    _ => Cell::completes(Whereabouts::Destination),
+                },
+            )
+        },
+        Fault {
+            set_up: little_memory,
+            ..Fault::new("no memory", nothing, |phase| match phase {
+                Phase::Prepare => Cell::stays(
+                    &["migration.peer-failed", "machine.memory", "os.no-memory"],
+                    &["migration.failed", "machine.memory", "os.no-memory"],
                 ),
-                _ => Cell::completes(Whereabouts::Destination),
-            },
-        )
-    }]
+                _ => Cell::Not(IN_PREPARE),
+            })
+        },
+    ]
+}
+
+fn nothing(scene: &mut Scene) {
+    scene.ended();
+}
+
+/// Less than the guest's memory is left of the receiver's address space.
+fn little_memory(_: &Pair, _: &tempfile::TempDir) -> SetUp {
+    let around = |command: Command| {
+        let mut wrapped = Command::new("prlimit");
+        wrapped.args(["--as=600000000", "--"]);
+        inherit(&mut wrapped, &command);
+        wrapped
+    };
+    SetUp {
+        memory: Some("512MiB"),
+        around_receiver: Some(Box::new(around)),
+        strikes_by_itself: true,
+        ..SetUp::default()
+    }
 }
 
 fn state_dir(pair: &Pair) -> std::path::PathBuf {

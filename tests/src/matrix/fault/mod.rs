@@ -1,5 +1,6 @@
 //! What can happen to a migration.
 
+pub mod disk;
 pub mod guest;
 pub mod host;
 pub mod peer;
@@ -46,6 +47,7 @@ pub const ONLY_VARIABLE: &str = "VMM_TEST_FAULT";
 pub fn all() -> Vec<Fault> {
     let mut all = peer::all();
     all.extend(host::all());
+    all.extend(disk::all());
     all.extend(guest::all());
     all.extend(user::all());
     let only = std::env::var(ONLY_VARIABLE).unwrap_or_default();

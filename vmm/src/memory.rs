@@ -12,7 +12,7 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vm_memory::bitmap::AtomicBitmap;
-use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
 
 /// Where the hole for devices begins.
@@ -124,7 +124,10 @@ pub fn allocate(size: u64, pages: PageBacking) -> Result<GuestRam, MemoryError> 
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
             .build()
-            .map_err(|e| failed(io::Error::other(e)))?;
+            .map_err(|e| match e {
+                MmapRegionError::Mmap(e) => failed(e),
+                e => failed(io::Error::other(e)),
+            })?;
         // Guest RAM in a core dump is neither wanted nor affordable.
         advise(mapping.as_ptr(), len, libc::MADV_DONTDUMP).map_err(failed)?;
         if pages == PageBacking::Thp {

@@ -82,6 +82,11 @@ pub fn all() -> Vec<Fault> {
         Fault {
             waits: |_| true,
             ..Fault::new("disk hangs", hangs, |phase| match phase {
+                // The destination's machine begins at rest, too.
+                Phase::Negotiate => Cell::stays(
+                    &["migration.peer-failed", "migration.vm", "disk.hangs"],
+                    &["migration.failed", "migration.vm", "disk.hangs"],
+                ),
                 phase if phase.runs_at_source() => Cell::stays(
                     &["migration.failed", "migration.vm", "disk.hangs"],
                     &["migration.peer-failed", "migration.vm", "disk.hangs"],

@@ -85,6 +85,14 @@ impl Console {
             .expect("serial.log is readable");
     }
 
+    /// Forgets what was read, which must hold no fault: what is read takes long when it is much.
+    #[track_caller]
+    pub fn forgets(&mut self) {
+        self.is_unharmed();
+        let whole = self.text.iter().rposition(|&byte| byte == b'\n');
+        self.text.drain(..whole.map_or(0, |end| end + 1));
+    }
+
     /// Everything printed until now.
     pub fn text(&mut self) -> String {
         self.read();

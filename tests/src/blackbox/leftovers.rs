@@ -75,3 +75,23 @@ pub fn is_locked(path: &Path) -> bool {
     // The lock goes with the file.
     rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err()
 }
+
+/// Names of the process's threads.
+pub fn threads(pid: u32) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| fs::read_to_string(entry.path().join("comm")).ok())
+        .map(|name| name.trim_end().to_owned())
+        .collect()
+}
+
+/// Records of migrations that a host keeps below its runtime directory.
+pub fn records(root: &Path) -> usize {
+    let Ok(entries) = fs::read_dir(root.join("migrations")) else {
+        return 0;
+    };
+    entries.flatten().count()
+}

@@ -55,6 +55,8 @@ pub(crate) struct Session {
     stopped: AtomicBool,
     /// No page is to come any more.
     pages_complete: AtomicBool,
+    /// The peer has said all that it will ever say.
+    control_ended: AtomicBool,
     began: Instant,
     round_trip_us: AtomicU64,
     control_bytes: AtomicU64,
@@ -81,6 +83,7 @@ impl Session {
             notes,
             stopped: AtomicBool::new(false),
             pages_complete: AtomicBool::new(false),
+            control_ended: AtomicBool::new(false),
             began: Instant::now(),
             round_trip_us: AtomicU64::new(0),
             control_bytes: AtomicU64::new(0),
@@ -215,7 +218,13 @@ impl Session {
         if !error.may_be_explained_by_peer() {
             return error;
         }
-        let deadline = Instant::now() + EXPLANATION;
+        // What was said last stands in the notes, if the end of it is known already.
+        let patience = if self.control_ended.load(Ordering::Acquire) {
+            Duration::ZERO
+        } else {
+            EXPLANATION
+        };
+        let deadline = Instant::now() + patience;
         loop {
             match notes.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(Note::Message(Message::Failure(observation))) => {
@@ -264,6 +273,7 @@ impl Session {
         };
         // A peer that is silent, or broke the protocol, blocks nobody: data streams end too.
         self.stop_data();
+        self.control_ended.store(true, Ordering::Release);
         self.note(Note::ControlEnded(error));
     }
 

@@ -82,8 +82,6 @@ fn source_whose_migrations_fail_again_and_again_does_not_grow() {
     course.has_not_grown(WARM_UP);
     console.verifies_ledger();
     console.verifies_blocks();
-    let records = leftovers::records(&pair.source.runtime_dir());
-    assert!(records <= 1, "a failed migration leaves {records} records");
     // Having failed so often is in the way of nothing.
     let address = pair.destination.receive("guest", "127.0.0.1:0");
     let moved = Migration::start(&pair.source, "guest", &address, &[]).finish();

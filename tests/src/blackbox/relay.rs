@@ -143,6 +143,11 @@ impl Relay {
         self.go_on();
     }
 
+    /// Whether it is cut.
+    pub fn is_down(&self) -> bool {
+        self.shared.state().down
+    }
+
     /// Whether the trap was sprung.
     pub fn is_sprung(&self) -> bool {
         self.shared.state().sprung

@@ -94,6 +94,15 @@ fn resolve(scene: &mut Scene, guest: Whereabouts) {
         _ => return,
     };
     unknown(scene);
+    // While nobody can be asked, it stays unknown.
+    if scene.relay.is_down() {
+        let _ = scene
+            .pair
+            .source
+            .vmm(["migrate", NAME, "--resolve"])
+            .expect_code(3);
+        unknown(scene);
+    }
     if again {
         // The receiver is gone; whoever listens there now has its journal.
         holds("the receiver ends", || !scene.receiver.is_running());

@@ -72,8 +72,8 @@ impl<'a> Buffer<'a> {
         Self::from(&VolatileSlice::from(memory))
     }
 
-    /// The buffers as the kernel's vector.
-    pub(crate) fn as_iovecs(buffers: &[Self]) -> &[libc::iovec] {
+    /// The buffers as the kernel's vector, for whoever hands it to a system call of its own.
+    pub fn as_iovecs(buffers: &[Self]) -> &[libc::iovec] {
         // SAFETY: the type is transparent over iovec, so that slices of both have one layout.
         unsafe { std::slice::from_raw_parts(buffers.as_ptr().cast(), buffers.len()) }
     }

@@ -86,6 +86,25 @@ pub enum Error {
         /// What does not fit.
         reason: String,
     },
+    /// A device cannot be made as asked for.
+    #[error("{device} cannot be had so: {reason}")]
+    Unfit {
+        /// The device.
+        device: &'static str,
+        /// What does not fit.
+        reason: String,
+    },
+    /// A tap interface cannot be used.
+    #[error(transparent)]
+    Tap(#[from] crate::virtio::net::TapError),
+    /// The network behind a device does not do what it must.
+    #[error("{operation} the network")]
+    Network {
+        /// What was tried.
+        operation: &'static str,
+        /// Cause.
+        source: io::Error,
+    },
     /// The interrupt could not be raised again after the device was loaded.
     #[error("raise interrupt of {device}")]
     Interrupt {

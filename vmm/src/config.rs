@@ -8,8 +8,13 @@ use migration::address::{Address, AddressError};
 use migration::observation::{Observation, Side};
 use serde::Deserialize;
 
+use self::net::FileNet;
+pub(crate) use self::net::check_net_id;
+pub use self::net::{NetArg, NetConfig, parse_net_override};
 pub use crate::memory::PageBacking;
 use crate::units::ByteSize;
+
+mod net;
 
 /// Most vCPUs of a VM.
 pub const MAX_CPUS: u8 = 16;
@@ -17,8 +22,11 @@ pub const MAX_CPUS: u8 = 16;
 /// RAM of a VM that does not say how much it wants.
 pub const DEFAULT_MEMORY: u64 = 256 << 20;
 
-/// Longest id of a disk: what the virtio-blk serial number holds.
-pub const MAX_DISK_ID: usize = 20;
+/// Longest id of a disk or an interface: what the virtio-blk serial number holds.
+pub const MAX_ID: usize = 20;
+
+/// Most disks and network interfaces together: the virtio slots less console and rng.
+pub const MAX_PLUGGED: usize = 15;
 
 /// CPU features that the guest sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -142,6 +150,8 @@ pub struct RunConfig {
     pub cpu: CpuModel,
     /// Disks in the order in which the guest sees them.
     pub disks: Vec<DiskConfig>,
+    /// Network interfaces in the order in which the guest sees them.
+    pub nets: Vec<NetConfig>,
 }
 
 /// What a destination is told before a guest arrives.
@@ -153,6 +163,8 @@ pub struct ReceiveConfig {
     pub name: Option<String>,
     /// Paths of disks on this host by their id; a disk that is not named keeps its path.
     pub disks: Vec<(String, PathBuf)>,
+    /// Taps on this host by the id of their interface; one that is not named keeps its name.
+    pub nets: Vec<(String, String)>,
 }
 
 /// What the user said about a VM; `None` and empty are left to the file or the default.
@@ -176,6 +188,8 @@ pub struct RunOptions {
     pub cpu: Option<CpuModel>,
     /// Disks.
     pub disks: Vec<DiskArg>,
+    /// Network interfaces.
+    pub nets: Vec<NetArg>,
 }
 
 /// The file as it is written; unknown keys are refused by name and line.
@@ -192,6 +206,8 @@ struct FileConfig {
     cpu: Option<String>,
     #[serde(default)]
     disk: Vec<FileDisk>,
+    #[serde(default)]
+    net: Vec<FileNet>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -260,6 +276,7 @@ impl RunOptions {
             pages,
             cpu,
             disk,
+            net,
         } = file;
         let memory = match memory {
             None => None,
@@ -296,11 +313,15 @@ impl RunOptions {
             pages: pages.map(|text| text.parse()).transpose()?,
             cpu: cpu.map(|text| text.parse()).transpose()?,
             disks,
+            nets: net
+                .into_iter()
+                .map(FileNet::into_arg)
+                .collect::<Result<_, _>>()?,
         })
     }
 
     /// What is said here, and what `file` says where nothing is said here. Disks named here replace
-    /// all of the file's.
+    /// all of the file's, and so do network interfaces.
     #[must_use]
     pub fn or(self, file: Self) -> Self {
         Self {
@@ -317,13 +338,18 @@ impl RunOptions {
             } else {
                 self.disks
             },
+            nets: if self.nets.is_empty() {
+                file.nets
+            } else {
+                self.nets
+            },
         }
     }
 
     /// The checked configuration of a VM called `name` (which the runtime directory assigned).
     ///
     /// # Errors
-    /// `usage.cpus`, `usage.memory`, `usage.disk`, `usage.initrd`.
+    /// `usage.cpus`, `usage.memory`, `usage.disk`, `usage.net`, `usage.devices`, `usage.initrd`.
     pub fn into_config(self, name: String) -> Result<RunConfig, Observation> {
         let cpus = self.cpus.unwrap_or(1);
         if !(1..=MAX_CPUS).contains(&cpus) {
@@ -366,6 +392,27 @@ impl RunOptions {
                 id,
             });
         }
+        let mut nets = Vec::new();
+        for (i, net) in self.nets.into_iter().enumerate() {
+            let net = net.into_config(i)?;
+            if !ids.insert(net.id.clone()) {
+                return Err(usage(
+                    "net",
+                    format!("two devices have the id {:?}", net.id),
+                ));
+            }
+            nets.push(net);
+        }
+        if disks.len() + nets.len() > MAX_PLUGGED {
+            return Err(usage(
+                "devices",
+                format!(
+                    "{} disks and {} network interfaces: {MAX_PLUGGED} together are supported",
+                    disks.len(),
+                    nets.len()
+                ),
+            ));
+        }
         Ok(RunConfig {
             name,
             kernel: self.kernel.map(absolute),
@@ -376,6 +423,7 @@ impl RunOptions {
             pages: self.pages.unwrap_or_default(),
             cpu: self.cpu.unwrap_or_default(),
             disks,
+            nets,
         })
     }
 }
@@ -384,11 +432,12 @@ impl ReceiveConfig {
     /// Checks what the command line says.
     ///
     /// # Errors
-    /// `usage.listen`, `usage.disk`.
+    /// `usage.listen`, `usage.disk`, `usage.net`.
     pub fn new(
         listen: String,
         name: Option<String>,
         disks: Vec<(String, PathBuf)>,
+        nets: Vec<(String, String)>,
     ) -> Result<Self, Observation> {
         listen
             .parse::<Address>()
@@ -404,10 +453,18 @@ impl ReceiveConfig {
             .into_iter()
             .map(|(id, path)| (id, absolute(path)))
             .collect();
+        let mut ids = BTreeSet::new();
+        for (id, _) in &nets {
+            check_net_id(id)?;
+            if !ids.insert(id) {
+                return Err(usage("net", format!("the interface {id:?} is named twice")));
+            }
+        }
         Ok(Self {
             listen,
             name,
             disks,
+            nets,
         })
     }
 }
@@ -424,16 +481,20 @@ pub fn parse_disk_override(text: &str) -> Result<(String, PathBuf), String> {
 }
 
 pub(crate) fn check_disk_id(id: &str) -> Result<(), Observation> {
-    let fits = (1..=MAX_DISK_ID).contains(&id.len())
+    check_id(id).map_err(|what| usage("disk", format!("disk id {what}")))
+}
+
+/// Says what is wrong with the id of a disk or an interface.
+fn check_id(id: &str) -> Result<(), String> {
+    let fits = (1..=MAX_ID).contains(&id.len())
         && id
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
     if fits {
         return Ok(());
     }
-    Err(usage(
-        "disk",
-        format!("disk id {id:?}: 1 to {MAX_DISK_ID} letters, digits, '-' or '_' are needed"),
+    Err(format!(
+        "{id:?}: 1 to {MAX_ID} letters, digits, '-' or '_' are needed"
     ))
 }
 

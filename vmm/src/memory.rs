@@ -3,8 +3,10 @@
 // Advising the kernel about a mapping needs its raw address.
 #![allow(unsafe_code)]
 
+use std::ffi::c_void;
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 
 use migration::GuestRam;
 use migration::vm::RamRegion;
@@ -12,7 +14,7 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vm_memory::bitmap::AtomicBitmap;
-use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
+use vm_memory::mmap::{MmapRegion, MmapRegionBuilder, MmapRegionError};
 use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
 
 /// Where the hole for devices begins.
@@ -113,21 +115,12 @@ pub fn allocate(size: u64, pages: PageBacking) -> Result<GuestRam, MemoryError> 
     let fd = memfd_create("vmm-ram", MemfdFlags::CLOEXEC)
         .map_err(|e| MemoryError::Create(size, e.into()))?;
     ftruncate(&fd, size).map_err(|e| MemoryError::Create(size, e.into()))?;
-    let file = std::sync::Arc::new(File::from(fd));
+    let file = Arc::new(File::from(fd));
     let mut regions = Vec::new();
     let mut offset = 0;
     for RamRegion { gpa, len } in layout(size) {
         let failed = |e: io::Error| MemoryError::Map(len, e);
-        let bitmap = AtomicBitmap::new(len as usize, PAGE);
-        let mapping = MmapRegionBuilder::new_with_bitmap(len as usize, bitmap)
-            .with_file_offset(FileOffset::from_arc(file.clone(), offset))
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
-            .build()
-            .map_err(|e| match e {
-                MmapRegionError::Mmap(e) => failed(e),
-                e => failed(io::Error::other(e)),
-            })?;
+        let mapping = map(&file, offset, len).map_err(failed)?;
         // Guest RAM in a core dump is neither wanted nor affordable.
         advise(mapping.as_ptr(), len, libc::MADV_DONTDUMP).map_err(failed)?;
         if pages == PageBacking::Thp {
@@ -138,6 +131,70 @@ pub fn allocate(size: u64, pages: PageBacking) -> Result<GuestRam, MemoryError> 
     }
     GuestRam::from_regions(regions).map_err(|_| MemoryError::Layout)
 }
+
+/// Maps `len` bytes of `file`, aligned so that huge pages can back it wherever that is possible.
+fn map(file: &Arc<File>, offset: u64, len: u64) -> io::Result<MmapRegion<AtomicBitmap>> {
+    let any = || {
+        let bitmap = AtomicBitmap::new(len as usize, PAGE);
+        MmapRegionBuilder::new_with_bitmap(len as usize, bitmap)
+            .with_file_offset(FileOffset::from_arc(file.clone(), offset))
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+            .build()
+            .map_err(|e| match e {
+                MmapRegionError::Mmap(e) => e,
+                e => io::Error::other(e),
+            })
+    };
+    let mapping = any()?;
+    let excess = mapping.as_ptr() as usize % HUGE_PAGE;
+    if excess == 0 || len < HUGE_PAGE as u64 {
+        return Ok(mapping);
+    }
+    // The kernel maps downwards from the end of a gap: with the last bytes taken, the same mapping
+    // ends, and so begins, that much lower.
+    let end = mapping.as_ptr() as usize + len as usize;
+    drop(mapping);
+    let _spacer = Spacer::new(end - excess, excess);
+    any()
+}
+
+/// Address space that is kept from being used.
+struct Spacer(Option<(*mut c_void, usize)>);
+
+impl Spacer {
+    /// Nothing is kept when something lies there already: the mapping is then merely not aligned.
+    fn new(at: usize, len: usize) -> Self {
+        let at = std::ptr::with_exposed_provenance_mut::<c_void>(at);
+        // SAFETY: without access rights, and never in place of an existing mapping.
+        let made = unsafe {
+            libc::mmap(
+                at,
+                len,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE
+                    | libc::MAP_ANONYMOUS
+                    | libc::MAP_NORESERVE
+                    | libc::MAP_FIXED_NOREPLACE,
+                -1,
+                0,
+            )
+        };
+        Self((made != libc::MAP_FAILED).then_some((made, len)))
+    }
+}
+
+impl Drop for Spacer {
+    fn drop(&mut self) {
+        if let Some((at, len)) = self.0 {
+            // SAFETY: made by `new` with this length, and known to nobody else.
+            unsafe { libc::munmap(at, len) };
+        }
+    }
+}
+
+/// Bytes of a huge page.
+const HUGE_PAGE: usize = 2 << 20;
 
 const PAGE: std::num::NonZeroUsize =
     std::num::NonZeroUsize::new(migration::PAGE_SIZE as usize).unwrap();
@@ -153,6 +210,8 @@ fn advise(start: *mut u8, len: u64, advice: i32) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use vm_memory::GuestMemoryBackend;
+
     use super::*;
 
     #[test]
@@ -177,6 +236,44 @@ mod tests {
                 }
             ]
         );
+    }
+
+    #[test]
+    fn ram_is_aligned_for_huge_pages() {
+        for size in [16_u64 << 20, (64 << 20) + migration::PAGE_SIZE] {
+            let ram = allocate(size, PageBacking::Small).unwrap();
+            for region in ram.iter() {
+                assert_eq!(region.as_ptr() as usize % HUGE_PAGE, 0, "{size} bytes");
+            }
+        }
+    }
+
+    #[test]
+    fn ram_becomes_huge_and_keeps_what_it_holds() {
+        let size = 16 << 20;
+        let ram = allocate(size, PageBacking::Small).unwrap();
+        let indexed = migration::raw::Ram::new(&ram, &layout(size)).unwrap();
+        let two_stripes = indexed.slice(migration::raw::Span {
+            region: 0,
+            page: 512,
+            pages: 1024,
+        });
+        two_stripes.part(5000, 3).copy_from(b"abc");
+        if let Err(refused) = two_stripes.make_huge() {
+            println!("skipped: no huge pages for shared memory: {refused}");
+            return;
+        }
+        let mut held = [1; 5];
+        two_stripes.part(4999, 5).copy_to(&mut held);
+        assert_eq!(&held, b"\0abc\0");
+        let start = format!("{:x}-", ram.iter().next().unwrap().as_ptr() as usize);
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mapped = smaps
+            .lines()
+            .skip_while(|line| !line.starts_with(&start))
+            .find_map(|line| line.strip_prefix("ShmemPmdMapped:"))
+            .unwrap();
+        assert_eq!(mapped.trim(), "4096 kB");
     }
 
     #[test]

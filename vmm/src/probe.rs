@@ -120,6 +120,41 @@ pub struct Blocks {
     pub flushed: u64,
 }
 
+/// What passed on the network since boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NetCounts {
+    /// The tick that it was counted at.
+    pub n: u64,
+    /// Frames received.
+    pub received: u64,
+    /// Frames sent.
+    pub sent: u64,
+    /// Frames that found no free buffer.
+    pub unsent: u64,
+    /// ARP requests answered.
+    pub arp: u64,
+    /// ICMP echo requests answered.
+    pub icmp: u64,
+    /// UDP datagrams echoed.
+    pub udp: u64,
+    /// Frames that were not for the guest.
+    pub ignored: u64,
+    /// Packets with a wrong checksum.
+    pub damaged: u64,
+    /// TCP connections that are open.
+    pub tcp_open: u64,
+    /// TCP connections that were opened.
+    pub tcp_accepted: u64,
+    /// TCP connections that both sides ended.
+    pub tcp_closed: u64,
+    /// TCP connections that ended otherwise.
+    pub tcp_reset: u64,
+    /// Bytes received by TCP, in order.
+    pub tcp_bytes: u64,
+    /// TCP segments sent again.
+    pub tcp_resent: u64,
+}
+
 /// The guest ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bye {
@@ -145,6 +180,15 @@ pub enum ProbeLine {
         /// How many.
         bytes: u64,
     },
+    /// `PROBE link`: the guest's network interface.
+    Link {
+        /// MAC address.
+        mac: String,
+        /// IPv4 address.
+        ip: String,
+    },
+    /// `PROBE net`
+    Net(NetCounts),
     /// `PROBE bye`
     Bye(Bye),
 }
@@ -233,6 +277,27 @@ impl FromStr for ProbeLine {
             "rng" => Self::Rng {
                 bytes: fields.number("bytes")?,
             },
+            "link" => Self::Link {
+                mac: fields.text("mac")?,
+                ip: fields.text("ip")?,
+            },
+            "net" => Self::Net(NetCounts {
+                n: fields.number("n")?,
+                received: fields.number("received")?,
+                sent: fields.number("sent")?,
+                unsent: fields.number("unsent")?,
+                arp: fields.number("arp")?,
+                icmp: fields.number("icmp")?,
+                udp: fields.number("udp")?,
+                ignored: fields.number("ignored")?,
+                damaged: fields.number("damaged")?,
+                tcp_open: fields.number("tcp_open")?,
+                tcp_accepted: fields.number("tcp_accepted")?,
+                tcp_closed: fields.number("tcp_closed")?,
+                tcp_reset: fields.number("tcp_reset")?,
+                tcp_bytes: fields.number("tcp_bytes")?,
+                tcp_resent: fields.number("tcp_resent")?,
+            }),
             "bye" => Self::Bye(Bye {
                 reason: fields.text("reason")?,
             }),

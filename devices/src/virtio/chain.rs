@@ -30,6 +30,14 @@ pub enum BadRequest {
     /// Memory to be read comes after memory to be written.
     #[error("readable buffer behind a writable one")]
     WrongOrder,
+    /// Memory that the device has to fill is only to be read.
+    #[error("buffer of {len:#x} bytes at {addr:#x} cannot be written")]
+    NotWritable {
+        /// Guest-physical address.
+        addr: u64,
+        /// Length.
+        len: u32,
+    },
     /// The memory of a request is too short for what it has to hold.
     #[error("request of {readable} readable and {writable} writable bytes is too short")]
     TooShort {
@@ -129,7 +137,7 @@ impl<'r> Chain<'r> {
             return Err(self.too_short());
         }
         let mut at = 0;
-        for piece in pieces(&self.readable, offset, into.len() as u64) {
+        for piece in pieces(self.readable.iter(), offset, into.len() as u64) {
             piece.copy_to(&mut into[at..at + piece.len()]);
             at += piece.len();
         }
@@ -148,7 +156,7 @@ impl<'r> Chain<'r> {
             return Err(self.too_short());
         }
         let mut at = 0;
-        for piece in pieces(&self.writable, offset, from.len() as u64) {
+        for piece in pieces(self.writable.iter(), offset, from.len() as u64) {
             // Marks the pages dirty behind the copy.
             piece.copy_from(&from[at..at + piece.len()]);
             at += piece.len();
@@ -160,7 +168,7 @@ impl<'r> Chain<'r> {
     pub fn readable_buffers(&mut self, offset: u64, len: u64) -> &[Buffer<'r>] {
         self.buffers.clear();
         self.buffers
-            .extend(pieces(&self.readable, offset, len).map(|piece| Buffer::from(&piece)));
+            .extend(pieces(self.readable.iter(), offset, len).map(|piece| Buffer::from(&piece)));
         &self.buffers
     }
 
@@ -169,13 +177,13 @@ impl<'r> Chain<'r> {
     pub fn writable_buffers(&mut self, offset: u64, len: u64) -> &[Buffer<'r>] {
         self.buffers.clear();
         self.buffers
-            .extend(pieces(&self.writable, offset, len).map(|piece| Buffer::from(&piece)));
+            .extend(pieces(self.writable.iter(), offset, len).map(|piece| Buffer::from(&piece)));
         &self.buffers
     }
 
     /// Marks bytes of the writable part as dirty; to be called after they were written.
     pub fn mark_written(&self, offset: u64, len: u64) {
-        for piece in pieces(&self.writable, offset, len) {
+        for piece in pieces(self.writable.iter(), offset, len) {
             piece.bitmap().mark_dirty(0, piece.len());
         }
     }
@@ -190,14 +198,14 @@ impl<'r> Chain<'r> {
 }
 
 /// The pieces of `slices` that hold the bytes from `offset` on, at most `len` of them.
-fn pieces<'s, 'r>(
-    slices: &'s [GuestSlice<'r>],
+pub(super) fn pieces<'s, 'r: 's, I: Iterator<Item = &'s GuestSlice<'r>>>(
+    slices: I,
     offset: u64,
     len: u64,
-) -> impl Iterator<Item = GuestSlice<'r>> + use<'s, 'r> {
+) -> impl Iterator<Item = GuestSlice<'r>> + use<'s, 'r, I> {
     let mut skip = offset;
     let mut left = len;
-    slices.iter().filter_map(move |slice| {
+    slices.filter_map(move |slice| {
         let whole = slice.len() as u64;
         let from = skip.min(whole);
         skip -= from;

@@ -20,7 +20,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::flusher::Flusher;
 use super::state::{QueueStateV1, TransportStateV1};
 use super::worker::Shared;
-use super::{QueueWaker, VirtioDevice, queue};
+use super::{ConfigNotifier, QueueWaker, VirtioDevice, queue};
 use crate::bus::BusDevice;
 use crate::interrupt::Interrupt;
 use crate::locked::locked;
@@ -106,6 +106,7 @@ impl MmioTransport {
         }
         device.attach(wakers);
         let shared = Arc::new(Shared::new(device, ram, interrupt, queues, kicks));
+        shared.device.attach_config(ConfigNotifier::new(&shared));
         let mut transport = Self {
             shared,
             features,
@@ -156,6 +157,7 @@ impl MmioTransport {
         if !self.shared.gate.drained_within(DRAIN_PATIENCE) {
             return Err(self.shared.hangs(DRAIN_PATIENCE));
         }
+        self.shared.device.stand();
         self.flusher.flush(&self.shared, DRAIN_PATIENCE)
     }
 
@@ -171,12 +173,14 @@ impl MmioTransport {
     /// Lets the device go on where it was paused, or where the saved one was. Idempotent.
     ///
     /// # Errors
-    /// When a pending interrupt cannot be raised; the device runs all the same.
+    /// When the device cannot go on, and stays paused; or when a pending interrupt cannot be raised,
+    /// and the device runs all the same.
     pub fn resume(&self) -> Result<()> {
         let mut paused = locked(&self.paused);
         if !*paused {
             return Ok(());
         }
+        self.shared.device.go_on()?;
         *paused = false;
         self.shared.gate.release();
         // A notification may have been taken before the pause, or at the other host, without its
@@ -277,6 +281,9 @@ impl MmioTransport {
         shared
             .interrupt_status
             .store(interrupt_status, Ordering::SeqCst);
+        if status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+            shared.device.took_over(driver_features);
+        }
         shared.status.store(status, Ordering::SeqCst);
         Ok(())
     }
@@ -351,8 +358,7 @@ impl MmioTransport {
             | VIRTIO_MMIO_SHM_LEN_HIGH
             | VIRTIO_MMIO_SHM_BASE_LOW
             | VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
-            // No device changes its configuration while it runs.
-            VIRTIO_MMIO_CONFIG_GENERATION => 0,
+            VIRTIO_MMIO_CONFIG_GENERATION => shared.config_generation.load(Ordering::SeqCst),
             _ => 0,
         }
     }
@@ -456,6 +462,10 @@ impl MmioTransport {
         {
             shared.complain(&"driver starts without agreed features");
             new &= !VIRTIO_CONFIG_S_DRIVER_OK;
+        }
+        if new & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+            let features = shared.driver_features.load(Ordering::SeqCst);
+            shared.device.started(features);
         }
         shared.status.fetch_or(new, Ordering::SeqCst);
         if new & VIRTIO_CONFIG_S_DRIVER_OK != 0 {

@@ -3,18 +3,23 @@
 //! A device is a [`VirtioDevice`]: it knows requests, not rings. The [`MmioTransport`] owns the rings
 //! and one thread per queue, which hands the device one request at a time and completes it.
 
+mod announcer;
 pub mod block;
 pub mod chain;
 pub mod console;
+mod fill;
 mod flusher;
 mod gate;
+pub mod lent;
 pub mod mmio;
+pub mod net;
+mod poll;
 mod queue;
 pub mod rng;
 pub mod state;
 mod worker;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -22,7 +27,9 @@ use crate::Result;
 pub use block::{Block, BlockConfig};
 pub use chain::{BadRequest, Chain};
 pub use console::{Console, ConsoleInput};
+pub use lent::{Lent, Packets};
 pub use mmio::{MMIO_LEN, MmioTransport};
+pub use net::{Net, NetConfig, NetPort};
 pub use rng::Rng;
 pub use state::{DeviceStateV1, QueueStateV1, TransportStateV1};
 
@@ -35,16 +42,21 @@ pub enum DeviceKind {
     Console,
     /// Entropy source.
     Rng,
+    /// Network interface.
+    Net,
 }
 
 impl DeviceKind {
     /// The device id that the driver sees.
     pub const fn id(self) -> u32 {
-        use virtio_bindings::virtio_ids::{VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE, VIRTIO_ID_RNG};
+        use virtio_bindings::virtio_ids::{
+            VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE, VIRTIO_ID_NET, VIRTIO_ID_RNG,
+        };
         match self {
             Self::Block => VIRTIO_ID_BLOCK,
             Self::Console => VIRTIO_ID_CONSOLE,
             Self::Rng => VIRTIO_ID_RNG,
+            Self::Net => VIRTIO_ID_NET,
         }
     }
 
@@ -54,6 +66,7 @@ impl DeviceKind {
             Self::Block => "virtio-block",
             Self::Console => "virtio-console",
             Self::Rng => "virtio-rng",
+            Self::Net => "virtio-net",
         }
     }
 }
@@ -71,6 +84,23 @@ impl QueueWaker {
     pub fn wake(&self) {
         // Fails only when the counter is full, and then the thread is about to wake up.
         let _pending = self.0.write(1);
+    }
+}
+
+/// Tells the driver that the configuration space has changed.
+#[derive(Debug, Clone)]
+pub struct ConfigNotifier(Weak<worker::Shared>);
+
+impl ConfigNotifier {
+    pub(crate) fn new(shared: &Arc<worker::Shared>) -> Self {
+        Self(Arc::downgrade(shared))
+    }
+
+    /// Counts a change that was made, and interrupts a driver that has started.
+    pub fn changed(&self) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.config_changed();
+        }
     }
 }
 
@@ -94,6 +124,39 @@ pub trait VirtioDevice: Send + Sync {
     fn attach(&self, wakers: Vec<QueueWaker>) {
         drop(wakers);
     }
+
+    /// Receives the way to tell of a changed configuration, once, before anything else.
+    fn attach_config(&self, notifier: ConfigNotifier) {
+        drop(notifier);
+    }
+
+    /// What fills the buffers of `queue`, if that is one whose buffers the device fills by itself; its
+    /// requests are not given to [`VirtioDevice::process`] then.
+    fn packets(&self, queue: usize, features: u64) -> Option<&dyn Packets> {
+        let (_any, _all) = (queue, features);
+        None
+    }
+
+    /// A driver that accepted `features` is about to start.
+    fn started(&self, features: u64) {
+        let _all = features;
+    }
+
+    /// The device was loaded, and its driver had accepted `features` and started elsewhere.
+    fn took_over(&self, features: u64) {
+        let _all = features;
+    }
+
+    /// Requests are about to be processed, for the first time or after a pause.
+    ///
+    /// # Errors
+    /// When the device cannot do its work.
+    fn go_on(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// No request is processed from here on, until the device goes on.
+    fn stand(&self) {}
 
     /// Whether a request of `queue` could be processed now; if not, it stays in the queue until the
     /// device wakes it.

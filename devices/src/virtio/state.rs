@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::block::BlockStateV1;
 use super::console::ConsoleStateV1;
+use super::net::NetStateV1;
 use super::rng::RngStateV1;
 
 /// State of a queue, version 1; frozen.
@@ -36,6 +37,8 @@ pub enum DeviceStateV1 {
     Console(ConsoleStateV1),
     /// Entropy source.
     Rng(RngStateV1),
+    /// Network interface.
+    Net(NetStateV1),
 }
 
 /// State of a virtio-mmio transport and the device behind it, version 1; frozen.

@@ -1,36 +1,38 @@
 //! The thread of a queue: takes requests from the ring, has them processed, and completes them.
 
 use std::fmt;
+use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use migration::GuestRam;
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_NEEDS_RESET,
 };
-use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
-use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_bindings::virtio_mmio::VIRTIO_MMIO_INT_CONFIG;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::announcer::Announcer;
 use super::chain::{BadRequest, Chain};
 use super::gate::Gate;
+use super::lent::{Lent, Packets};
+use super::poll::poll;
 use super::{DeviceKind, VirtioDevice};
 use crate::Error;
 use crate::interrupt::Interrupt;
 use crate::locked::locked;
 
-/// Completed requests are announced at the latest after so many ...
-const MOST_UNANNOUNCED: u32 = 16;
-/// ... or when the first of them has waited so long.
-const LONGEST_UNANNOUNCED: Duration = Duration::from_micros(100);
+/// How long a driver that lends too little for the largest packet has to lend more.
+const PATIENCE: Duration = Duration::from_millis(10);
+/// How long a source of packets that fails is left alone.
+const RECOVERY: Duration = Duration::from_secs(1);
 /// Complaints about a guest that are logged; a guest can cause any number.
 const MOST_COMPLAINTS: u32 = 16;
 
 /// What the queues' threads share with the transport.
-pub(super) struct Shared {
+pub(crate) struct Shared {
     pub(super) kind: DeviceKind,
     pub(super) device: Box<dyn VirtioDevice>,
     pub(super) ram: GuestRam,
@@ -41,6 +43,8 @@ pub(super) struct Shared {
     pub(super) status: AtomicU32,
     pub(super) interrupt_status: AtomicU32,
     pub(super) driver_features: AtomicU64,
+    /// Counts the changes of the configuration space.
+    pub(super) config_generation: AtomicU32,
     pub(super) gate: Gate,
     complaints: AtomicU32,
 }
@@ -63,6 +67,7 @@ impl Shared {
             status: AtomicU32::new(0),
             interrupt_status: AtomicU32::new(0),
             driver_features: AtomicU64::new(0),
+            config_generation: AtomicU32::new(0),
             gate: Gate::default(),
             complaints: AtomicU32::new(0),
         }
@@ -111,7 +116,15 @@ impl Shared {
         }
     }
 
-    fn raise(&self, cause: u32) {
+    /// Counts a change of the configuration space and tells a driver that has started.
+    pub(super) fn config_changed(&self) {
+        self.config_generation.fetch_add(1, Ordering::SeqCst);
+        if self.active() {
+            self.raise(VIRTIO_MMIO_INT_CONFIG);
+        }
+    }
+
+    pub(super) fn raise(&self, cause: u32) {
         self.interrupt_status.fetch_or(cause, Ordering::SeqCst);
         if let Err(error) = self.interrupt.trigger() {
             tracing::warn!(device = self.kind.name(), %error, "guest cannot be interrupted");
@@ -128,40 +141,85 @@ impl Shared {
     /// The life of a queue's thread.
     pub(super) fn run(&self, index: usize) {
         let passenger = self.gate.enter();
-        let mut chain = Chain::new();
+        let mut hands = Hands {
+            chain: Chain::new(),
+            lent: Lent::new(),
+        };
+        let mut wait = Wait::Kick;
         while passenger.pass() {
-            match self.kicks[index].read() {
-                Ok(_) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            let woken = match self.wait(index, wait) {
+                Ok(woken) => woken,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => {
                     tracing::error!(device = self.kind.name(), index, %error, "queue stops");
                     return;
                 }
-            }
-            if let Err(error) = self.serve(index, &mut chain) {
-                self.need_reset(&error);
-            }
+            };
+            wait = self
+                .serve(index, &mut hands, woken)
+                .unwrap_or_else(|error| {
+                    self.need_reset(&error);
+                    Wait::Kick
+                });
         }
     }
 
-    /// Processes what is in the queue, until it is empty or the gate closes.
-    fn serve<'r>(&'r self, index: usize, chain: &mut Chain<'r>) -> Result<(), BadRequest> {
+    /// Waits until there may be work again.
+    fn wait(&self, index: usize, wait: Wait) -> io::Result<Woken> {
+        let kick = &self.kicks[index];
+        let packets = match wait {
+            Wait::Kick => {
+                kick.read()?;
+                return Ok(Woken::ByWork);
+            }
+            Wait::KickOrPatience | Wait::Recovery => None,
+            Wait::Packets | Wait::PacketsImpatiently => {
+                let features = self.driver_features.load(Ordering::SeqCst);
+                self.device.packets(index, features)
+            }
+        };
+        let patience = match wait {
+            Wait::KickOrPatience => Some(PATIENCE),
+            Wait::Recovery => Some(RECOVERY),
+            Wait::Kick | Wait::Packets | Wait::PacketsImpatiently => None,
+        };
+        let (kicked, events) = poll(kick, packets.map(Packets::waiting), patience)?;
+        if kicked {
+            // Does not block: this thread alone reads it.
+            kick.read()?;
+        }
+        Ok(if events == 0 || wait == Wait::PacketsImpatiently {
+            Woken::Impatient
+        } else {
+            Woken::ByWork
+        })
+    }
+
+    /// Processes what is in the queue, until it is empty or the gate closes; what to wait for then.
+    fn serve<'r>(
+        &'r self,
+        index: usize,
+        hands: &mut Hands<'r>,
+        woken: Woken,
+    ) -> Result<Wait, BadRequest> {
         if !self.active() {
-            return Ok(());
+            return Ok(Wait::Kick);
         }
         let queue = &mut *locked(&self.queues[index]);
         if !queue.ready() {
-            return Ok(());
+            return Ok(Wait::Kick);
         }
-        let mut announcer = Announcer {
-            shared: self,
-            completed: 0,
-            since: None,
+        let features = self.driver_features.load(Ordering::SeqCst);
+        let mut announcer = Announcer::new(self, queue);
+        let result = match self.device.packets(index, features) {
+            Some(packets) => self.fill_ring(queue, packets, &mut hands.lent, &mut announcer, woken),
+            None => self
+                .serve_ring(index, queue, &mut hands.chain, features, &mut announcer)
+                .map(|()| Wait::Kick),
         };
-        let result = self.serve_ring(index, queue, chain, &mut announcer);
         // What was completed before something broke is announced too.
         let announced = announcer.announce(queue);
-        result.and(announced)
+        result.and_then(|wait| announced.map(|()| wait))
     }
 
     fn serve_ring<'r>(
@@ -169,9 +227,9 @@ impl Shared {
         index: usize,
         queue: &mut Queue,
         chain: &mut Chain<'r>,
+        features: u64,
         announcer: &mut Announcer<'_>,
     ) -> Result<(), BadRequest> {
-        let features = self.driver_features.load(Ordering::SeqCst);
         let limit = usize::from(queue.max_size());
         loop {
             queue.disable_notification(&self.ram).map_err(broken)?;
@@ -207,46 +265,36 @@ impl Shared {
     }
 }
 
-fn broken(error: virtio_queue::Error) -> BadRequest {
+pub(super) fn broken(error: virtio_queue::Error) -> BadRequest {
     BadRequest::Ring(error.to_string())
 }
 
-/// Interrupts the guest for completed requests: soon, but not for each.
-struct Announcer<'s> {
-    shared: &'s Shared,
-    completed: u32,
-    since: Option<Instant>,
+/// What the thread of a queue keeps from request to request, so that taking one allocates nothing.
+struct Hands<'r> {
+    chain: Chain<'r>,
+    lent: Lent<'r>,
 }
 
-impl Announcer<'_> {
-    fn completed(&mut self, queue: &mut Queue) -> Result<(), BadRequest> {
-        self.completed += 1;
-        let since = *self.since.get_or_insert_with(Instant::now);
-        if self.completed >= MOST_UNANNOUNCED || since.elapsed() >= LONGEST_UNANNOUNCED {
-            self.announce(queue)?;
-        }
-        Ok(())
-    }
+/// What the thread of a queue waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// A kick.
+    Kick,
+    /// A kick, but not for long: some buffers are there.
+    KickOrPatience,
+    /// A kick or a packet.
+    Packets,
+    /// Either, for a driver that lends too little for the largest packet and was waited for.
+    PacketsImpatiently,
+    /// A kick, or that a source of packets may work again.
+    Recovery,
+}
 
-    fn announce(&mut self, queue: &mut Queue) -> Result<(), BadRequest> {
-        if self.completed == 0 {
-            return Ok(());
-        }
-        self.completed = 0;
-        self.since = None;
-        let ram = &self.shared.ram;
-        // Without EVENT_IDX the driver says by a flag that it polls; looked at behind the fence of
-        // `needs_notification`, so that the flag is not older than the completed requests.
-        let mut wanted = queue.needs_notification(ram).map_err(broken)?;
-        if wanted && !queue.event_idx_enabled() {
-            let flags: u16 = ram
-                .load(GuestAddress(queue.avail_ring()), Ordering::Relaxed)
-                .map_err(|error| BadRequest::Ring(error.to_string()))?;
-            wanted = u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0;
-        }
-        if wanted {
-            self.shared.raise(VIRTIO_MMIO_INT_VRING);
-        }
-        Ok(())
-    }
+/// What woke the thread of a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Woken {
+    /// A kick or a packet.
+    ByWork,
+    /// As before, and the driver was waited for, in vain, to lend more.
+    Impatient,
 }

@@ -1,23 +1,45 @@
 //! Making destination memory present before data lands in it, and only there.
+//!
+//! First touch costs the destination more than receiving: a fault for each small page. A stripe that
+//! is announced to be full of data is backed by a huge page instead, by whoever comes to it first: a
+//! thread that goes ahead of the data, or the stream whose data arrives.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::PAGE_SIZE;
 use crate::raw::{Ram, STRIPE_PAGES, Span};
 
 /// A stretch of data shorter than this (in pages) is not worth a call of its own.
 const WORTH: u64 = 16;
+/// Failures in a row after which no further huge page is asked for: each may cost the kernel a
+/// search for memory that it does not have.
+const HUGE_FAILURES: u32 = 16;
 
-/// Which stripes have been made present, or are being made so.
+/// Stripes that are made huge by one call: each call costs the kernel some housekeeping of its own.
+const RUN: u64 = 8;
+
+/// The stripe will be full of data.
+const FULL: u8 = 1;
+/// It is present, or could not be made so.
+const DONE: u8 = 2;
+
+/// Which stripes are to be, and which have been, made present.
 pub(crate) struct Populate {
-    claimed: Vec<AtomicU8>,
+    stripes: Vec<AtomicU8>,
+    /// Held while a run of stripes is made present, by the number of the run: data that arrives for
+    /// it meanwhile waits, as filling pages that are being replaced costs more.
+    runs: [Mutex<()>; 16],
+    huge_failures: AtomicU32,
     stop: AtomicBool,
 }
 
 impl Populate {
     pub fn new(ram: &Ram) -> Self {
         Self {
-            claimed: (0..ram.stripes()).map(|_| AtomicU8::new(0)).collect(),
+            stripes: (0..ram.stripes()).map(|_| AtomicU8::new(0)).collect(),
+            runs: Default::default(),
+            huge_failures: AtomicU32::new(0),
             stop: AtomicBool::new(false),
         }
     }
@@ -27,48 +49,131 @@ impl Populate {
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    fn claim_stripe(&self, ram: &Ram, span: Span) -> bool {
-        let region = &ram.regions()[span.region];
-        let stripe = region.first_stripe() + span.page / STRIPE_PAGES;
-        self.claimed
-            .get(stripe as usize)
-            .is_some_and(|claimed| claimed.swap(1, Ordering::Relaxed) == 0)
-    }
-
-    /// Makes the pages of `span`, which lies in one stripe and is about to be filled, present,
-    /// unless its stripe was taken on already.
+    /// Makes the pages of `span`, which lies in one stripe and is about to be filled for the first
+    /// time, present, and with them the stripes around it that will be full.
     pub fn claim(&self, ram: &Ram, span: Span) {
-        if span.pages >= WORTH && self.claim_stripe(ram, span) {
+        let stripe = stripe_of(ram, span);
+        let seen = self.state(ram, stripe).load(Ordering::Relaxed);
+        if seen & DONE != 0 {
+            return;
+        }
+        if seen & FULL != 0 || span == stripe {
+            self.state(ram, stripe).fetch_or(FULL, Ordering::Relaxed);
+            self.make_present(ram, stripe);
+        } else if span.pages >= WORTH {
             // On failure the pages are made present one by one as they are filled.
             let _ = ram.slice(span).populate();
         }
     }
 
-    /// Makes the announced extents present, stripe by stripe, in the order in which data comes.
+    /// Takes note of the announced extents, then makes them present, in the order in which data
+    /// comes.
     pub fn run(&self, ram: &Ram, extents: &[(u64, u64)]) {
-        for &(gpa, len) in extents {
-            let Some(extent) = ram.find(gpa, len / PAGE_SIZE) else {
-                continue;
-            };
-            let end = extent.page + extent.pages;
-            let mut page = extent.page;
-            while page < end {
-                let stripe_end = (page / STRIPE_PAGES + 1) * STRIPE_PAGES;
-                let piece = Span {
-                    page,
-                    pages: stripe_end.min(end) - page,
-                    ..extent
-                };
-                if self.stop.load(Ordering::Relaxed) {
-                    return;
+        let pieces = || extents.iter().flat_map(|&extent| pieces(ram, extent));
+        for piece in pieces().filter(|&piece| piece == stripe_of(ram, piece)) {
+            self.state(ram, piece).fetch_or(FULL, Ordering::Relaxed);
+        }
+        for piece in pieces() {
+            if self.stop.load(Ordering::Relaxed) {
+                return;
+            }
+            if piece == stripe_of(ram, piece) {
+                if self.state(ram, piece).load(Ordering::Relaxed) & DONE == 0 {
+                    self.make_present(ram, piece);
                 }
-                if self.claim_stripe(ram, piece) && ram.slice(piece).populate().is_err() {
-                    return;
-                }
-                page = stripe_end;
+            } else if ram.slice(piece).populate().is_err() {
+                return;
             }
         }
     }
+
+    fn state(&self, ram: &Ram, stripe: Span) -> &AtomicU8 {
+        let region = &ram.regions()[stripe.region];
+        &self.stripes[(region.first_stripe() + stripe.page / STRIPE_PAGES) as usize]
+    }
+
+    /// Makes all full stripes present that are in one run with `stripe`.
+    fn make_present(&self, ram: &Ram, stripe: Span) {
+        let number = stripe.page / STRIPE_PAGES / RUN;
+        let turn = &self.runs[number as usize % self.runs.len()];
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let pages = ram.regions()[stripe.region].pages();
+        let first = number * RUN * STRIPE_PAGES;
+        let end = (first + RUN * STRIPE_PAGES).min(pages);
+        let wanted = |page: u64| {
+            let state = self.state(ram, Span { page, ..stripe });
+            state.load(Ordering::Relaxed) == FULL
+        };
+        let mut page = first;
+        while page < end {
+            if !wanted(page) {
+                page += STRIPE_PAGES;
+                continue;
+            }
+            let from = page;
+            while page < end && wanted(page) {
+                page += STRIPE_PAGES;
+            }
+            let span = Span {
+                page: from,
+                pages: page.min(pages) - from,
+                ..stripe
+            };
+            if !self.make_huge(ram, span) {
+                // On failure the pages are made present one by one as they are filled.
+                let _ = ram.slice(span).populate();
+            }
+            for page in (from..page).step_by(STRIPE_PAGES as usize) {
+                let state = self.state(ram, Span { page, ..stripe });
+                state.fetch_or(DONE, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn make_huge(&self, ram: &Ram, span: Span) -> bool {
+        let failures = &self.huge_failures;
+        if !span.pages.is_multiple_of(STRIPE_PAGES)
+            || failures.load(Ordering::Relaxed) >= HUGE_FAILURES
+        {
+            return false;
+        }
+        let made = ram.slice(span).make_huge().is_ok();
+        if made {
+            failures.store(0, Ordering::Relaxed);
+        } else {
+            failures.fetch_add(1, Ordering::Relaxed);
+        }
+        made
+    }
+}
+
+/// The whole stripe in which `span` begins.
+fn stripe_of(ram: &Ram, span: Span) -> Span {
+    let page = span.page / STRIPE_PAGES * STRIPE_PAGES;
+    let pages = ram.regions()[span.region].pages();
+    Span {
+        page,
+        pages: STRIPE_PAGES.min(pages - page),
+        ..span
+    }
+}
+
+/// An announced `(gpa, length)`, cut at the borders of stripes; nothing when it is not RAM.
+fn pieces(ram: &Ram, (gpa, len): (u64, u64)) -> impl Iterator<Item = Span> {
+    let extent = ram.find(gpa, len / PAGE_SIZE);
+    extent.into_iter().flat_map(|extent| {
+        let end = extent.page + extent.pages;
+        let mut page = extent.page;
+        std::iter::from_fn(move || {
+            let first = page;
+            page = ((first / STRIPE_PAGES + 1) * STRIPE_PAGES).min(end);
+            (first < end).then_some(Span {
+                page: first,
+                pages: page - first,
+                ..extent
+            })
+        })
+    })
 }
 
 /// The stretches of RAM that hold data now, at most `limit` of them, as `(gpa, length)`.

@@ -143,7 +143,9 @@ impl<'a> Receiver<'a> {
             };
             self.places.push(place);
             if encoding == Encoding::Raw {
-                self.shared.populate.claim(ram, place.1);
+                if self.pass == 0 {
+                    self.shared.populate.claim(ram, place.1);
+                }
                 self.body.push(ram.slice(place.1));
             }
         }

@@ -10,11 +10,14 @@ mod gate;
 mod lapic;
 mod ledger;
 mod memory;
+mod net;
 mod options;
+mod packet;
 mod power;
 mod runtime;
 mod serial;
 mod shared;
+mod tcp;
 mod virtio;
 mod worker;
 
@@ -25,6 +28,7 @@ use content::Fill;
 use disk::Disk;
 use extras::{Console, Rng};
 use memory::{BootInfo, MAX_RANGES, PAGE, Range};
+use net::Net;
 use options::{Block, Crash, Options};
 use serial::Serial;
 use shared::{CPUS, FAULTS, GO, MAX_CPUS, next_fault, sum, take_gap};
@@ -122,6 +126,7 @@ fn plan(info: &mut BootInfo, options: &Options, clock: Clock, cpus: u64) -> Plan
 #[derive(Default)]
 struct Devices {
     disk: Option<Disk>,
+    net: Option<Net>,
     rng: Option<Rng>,
     console: Option<Console>,
 }
@@ -129,7 +134,7 @@ struct Devices {
 fn find_devices(options: &Options, clock: &Clock) -> Devices {
     let mut devices = Devices::default();
     let wants_disk = options.block != Block::Off;
-    if !(wants_disk || options.rng || options.console) {
+    if !(wants_disk || options.net.is_some() || options.rng || options.console) {
         return devices;
     }
     let named = options.windows[..options.window_count].iter().copied();
@@ -139,6 +144,11 @@ fn find_devices(options: &Options, clock: &Clock) -> Devices {
         match virtio::probe(base) {
             Some(virtio::BLOCK) if wants_disk && devices.disk.is_none() => {
                 devices.disk = Disk::new(base, options, clock);
+            }
+            Some(virtio::NET) if devices.net.is_none() => {
+                devices.net = options
+                    .net
+                    .and_then(|address| Net::new(base, address, clock));
             }
             Some(virtio::RNG) if options.rng && devices.rng.is_none() => {
                 devices.rng = Rng::new(base);
@@ -152,6 +162,9 @@ fn find_devices(options: &Options, clock: &Clock) -> Devices {
     let missing = |id: u32| shared::fault("device-missing", 0, id.into(), 0);
     if wants_disk && devices.disk.is_none() {
         missing(virtio::BLOCK);
+    }
+    if options.net.is_some() && devices.net.is_none() {
+        missing(virtio::NET);
     }
     if options.rng && devices.rng.is_none() {
         missing(virtio::RNG);
@@ -205,6 +218,9 @@ fn boot_cpu() -> ! {
         clock.us(tsc() - start) / 1000,
     ));
     out.flush();
+    if let Some(net) = &devices.net {
+        net.introduce(&mut out);
+    }
     run(&clock, &options, worker, &mut devices, &mut out)
 }
 
@@ -275,6 +291,9 @@ fn run(
         if let Some(disk) = &mut devices.disk {
             disk.poll(out);
         }
+        if let Some(net) = &mut devices.net {
+            net.poll();
+        }
         if devices.rng.as_ref().is_some_and(|rng| rng.poll(out)) {
             devices.rng = None;
         }
@@ -323,6 +342,10 @@ fn run(
         if tick && out.has_room() {
             n += 1;
             print_tick(n, clock, devices, &mut gaps, last_mono, out);
+            if let Some(net) = &mut devices.net {
+                net.ticks = n;
+                net.print(n, out);
+            }
         }
         if options.exit_ticks.is_some_and(|ticks| n >= ticks)
             || options
@@ -337,7 +360,7 @@ fn run(
             power::off(clock);
         }
         if !out.pending() {
-            worker.wait(devices.disk.is_some());
+            worker.wait(devices.disk.is_some() || devices.net.is_some());
         }
     }
 }

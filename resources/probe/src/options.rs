@@ -17,6 +17,34 @@ pub enum Crash {
     Reset,
 }
 
+/// An IPv4 address in its network.
+#[derive(Clone, Copy)]
+pub struct Address {
+    pub ip: [u8; 4],
+    /// Bits of the address that are the network's.
+    pub prefix: u32,
+}
+
+impl Address {
+    /// `10.0.0.2/24`
+    fn parse(text: &str) -> Option<Self> {
+        let (text, prefix) = text.split_once('/')?;
+        let mut ip = [0; 4];
+        let mut parts = text.split('.');
+        for byte in &mut ip {
+            *byte = parts.next()?.parse().ok()?;
+        }
+        let prefix = prefix.parse().ok().filter(|prefix| *prefix <= 32)?;
+        parts.next().is_none().then_some(Self { ip, prefix })
+    }
+
+    /// The address of everybody in this network; our own where there is nobody else.
+    pub fn broadcast(&self) -> u32 {
+        let hosts = u32::MAX.checked_shr(self.prefix).unwrap_or(0);
+        u32::from_be_bytes(self.ip) | hosts
+    }
+}
+
 pub const MAX_WINDOWS: usize = 32;
 
 /// Options as given, with their defaults.
@@ -35,6 +63,7 @@ pub struct Options {
     pub block: Block,
     pub block_size: u64,
     pub block_rate: u64,
+    pub net: Option<Address>,
     pub rng: bool,
     pub console: bool,
     pub exit_after_us: Option<u64>,
@@ -90,6 +119,7 @@ impl Options {
             block: Block::Off,
             block_size: 16 << 20,
             block_rate: 50,
+            net: None,
             rng: false,
             console: false,
             exit_after_us: None,
@@ -158,6 +188,7 @@ impl Options {
             "block_rate" => {
                 self.block_rate = number(value).filter(|n| (1..=1_000_000).contains(n))?;
             }
+            "net" => self.net = Some(Address::parse(value)?),
             "rng" if value == "read" => self.rng = true,
             "console" if value == "virtio" => self.console = true,
             "exit_after" => match value.strip_suffix('t') {

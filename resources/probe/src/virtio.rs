@@ -1,12 +1,17 @@
-//! virtio-mmio (version 2) with one split queue in use, polled.
+//! virtio-mmio (version 2) with split queues, polled: bringing a device up, and driving one queue with
+//! one request at a time.
 
 use core::sync::atomic::{Ordering, fence};
 
 use crate::clock::{peek, poke};
 
-/// Descriptors in a queue.
+/// Descriptors of a queue that is used for one request at a time.
 const SIZE: u16 = 4;
+/// Where the rings of a queue lie in its page.
+pub const AVAILABLE: u64 = 1024;
+pub const USED: u64 = 2048;
 
+pub const NET: u32 = 1;
 pub const BLOCK: u32 = 2;
 pub const CONSOLE: u32 = 3;
 pub const RNG: u32 = 4;
@@ -42,43 +47,64 @@ pub fn probe(base: u64) -> Option<u32> {
     ours.then(|| peek::<u32>(base + 8)).filter(|&id| id != 0)
 }
 
+/// Resets the device and agrees on VERSION_1 and those of `features` (of the low 32) that it offers;
+/// these, or `None` when it refuses.
+pub fn begin(base: u64, features: u32) -> Option<u32> {
+    let status = |value: u32| poke(base + 0x70, value);
+    status(0);
+    while peek::<u32>(base + 0x70) != 0 {}
+    status(1);
+    status(3);
+    poke(base + 0x14, 1u32);
+    if peek::<u32>(base + 0x10) & 1 == 0 {
+        return None;
+    }
+    poke(base + 0x14, 0u32);
+    let features = peek::<u32>(base + 0x10) & features;
+    poke(base + 0x24, 0u32);
+    poke(base + 0x20, features);
+    poke(base + 0x24, 1u32);
+    poke(base + 0x20, 1u32);
+    status(0xb);
+    (peek::<u32>(base + 0x70) & 8 != 0).then_some(features)
+}
+
+/// Sets up a queue of `size` entries, at most 64, in a page of memory: descriptors, then the available
+/// ring, then the used ring.
+pub fn set_up(base: u64, queue: u32, size: u16, memory: u64) -> Option<()> {
+    poke(base + 0x30, queue);
+    if peek::<u32>(base + 0x34) < u32::from(size) {
+        return None;
+    }
+    poke(base + 0x38, u32::from(size));
+    let parts = [
+        (0x80, memory),
+        (0x90, memory + AVAILABLE),
+        (0xa0, memory + USED),
+    ];
+    for (register, address) in parts {
+        poke(base + register, address as u32);
+        poke(base + register + 4, (address >> 32) as u32);
+    }
+    // We poll: no interrupts (VIRTQ_AVAIL_F_NO_INTERRUPT).
+    poke(memory + AVAILABLE, 1u16);
+    poke(base + 0x44, 1u32);
+    Some(())
+}
+
+/// The driver is ready.
+pub fn go(base: u64) {
+    poke(base + 0x70, 0xfu32);
+}
+
 impl Device {
     /// Brings the device up with VERSION_1 and those of `features` (of the low 32) that it offers.
     /// `None` when it refuses.
     pub fn new(base: u64, queue: u32, memory: *mut QueueMemory, features: u32) -> Option<Self> {
         let memory = memory as u64;
-        let status = |value: u32| poke(base + 0x70, value);
-        status(0);
-        while peek::<u32>(base + 0x70) != 0 {}
-        status(1);
-        status(3);
-        poke(base + 0x14, 1u32);
-        if peek::<u32>(base + 0x10) & 1 == 0 {
-            return None;
-        }
-        poke(base + 0x14, 0u32);
-        let features = peek::<u32>(base + 0x10) & features;
-        poke(base + 0x24, 0u32);
-        poke(base + 0x20, features);
-        poke(base + 0x24, 1u32);
-        poke(base + 0x20, 1u32);
-        status(0xb);
-        if peek::<u32>(base + 0x70) & 8 == 0 {
-            return None;
-        }
-        poke(base + 0x30, queue);
-        if peek::<u32>(base + 0x34) < u32::from(SIZE) {
-            return None;
-        }
-        poke(base + 0x38, u32::from(SIZE));
-        for (register, address) in [(0x80, memory), (0x90, memory + 1024), (0xa0, memory + 2048)] {
-            poke(base + register, address as u32);
-            poke(base + register + 4, (address >> 32) as u32);
-        }
-        // We poll: no interrupts (VIRTQ_AVAIL_F_NO_INTERRUPT).
-        poke(memory + 1024, 1u16);
-        poke(base + 0x44, 1u32);
-        status(0xf);
+        begin(base, features)?;
+        set_up(base, queue, SIZE, memory)?;
+        go(base);
         Some(Self {
             base,
             queue,
@@ -107,21 +133,21 @@ impl Device {
             poke(descriptor + 14, i as u16 + 1);
         }
         let slot = u64::from(self.submitted % SIZE);
-        poke(self.memory + 1024 + 4 + slot * 2, 0u16);
+        poke(self.memory + AVAILABLE + 4 + slot * 2, 0u16);
         fence(Ordering::SeqCst);
         self.submitted = self.submitted.wrapping_add(1);
-        poke(self.memory + 1024 + 2, self.submitted);
+        poke(self.memory + AVAILABLE + 2, self.submitted);
         fence(Ordering::SeqCst);
         poke(self.base + 0x50, self.queue);
     }
 
     /// Bytes that the device wrote, once the request is done.
     pub fn completed(&self) -> Option<u32> {
-        if peek::<u16>(self.memory + 2048 + 2) != self.submitted {
+        if peek::<u16>(self.memory + USED + 2) != self.submitted {
             return None;
         }
         fence(Ordering::SeqCst);
         let slot = u64::from(self.submitted.wrapping_sub(1) % SIZE);
-        Some(peek(self.memory + 2048 + 4 + slot * 8 + 4))
+        Some(peek(self.memory + USED + 4 + slot * 8 + 4))
     }
 }

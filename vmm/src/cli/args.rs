@@ -8,7 +8,9 @@ use migration::progress::{TimeoutAction, Verify};
 
 use crate::api::body::LimitsBody;
 use crate::bench::BenchArgs;
-use crate::config::{CpuModel, DiskArg, PageBacking, RunOptions, parse_disk_override};
+use crate::config::{
+    CpuModel, DiskArg, NetArg, PageBacking, RunOptions, parse_disk_override, parse_net_override,
+};
 use crate::instance::VmState;
 use crate::logging::{LogFormat, LogOptions};
 use crate::units::{ByteSize, Rate, Span};
@@ -161,6 +163,9 @@ pub struct RunArgs {
     /// A raw disk: PATH[,format=raw][,readonly][,id=ID]; may be repeated.
     #[arg(long = "disk", value_name = "DISK")]
     disks: Vec<DiskArg>,
+    /// A network interface: tap=IF[,mac=MAC][,queues=N][,id=ID]; may be repeated.
+    #[arg(long = "net", value_name = "NET")]
+    nets: Vec<NetArg>,
     /// Read what is not said here from a TOML file.
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
@@ -181,6 +186,7 @@ impl RunArgs {
             pages,
             cpu,
             disks,
+            nets,
             config: _,
             detach: _,
         } = self;
@@ -195,6 +201,7 @@ impl RunArgs {
             pages,
             cpu,
             disks,
+            nets,
         }
     }
 }
@@ -212,6 +219,10 @@ pub struct ReceiveArgs {
     /// Path on this host of the disk with this id at the source: ID=PATH; may be repeated.
     #[arg(long = "disk", value_name = "ID=PATH", value_parser = parse_disk_override)]
     pub(super) disks: Vec<(String, PathBuf)>,
+    /// Tap on this host of the network interface with this id at the source: ID=TAP; may be repeated.
+    /// One that is not named is on the tap of the same name here.
+    #[arg(long = "net", value_name = "ID=TAP", value_parser = parse_net_override)]
+    pub(super) nets: Vec<(String, String)>,
     /// Return when it listens.
     #[arg(long)]
     pub(super) detach: bool,
@@ -378,6 +389,8 @@ mod tests {
             "vmm run a --kernel k --initrd i --cmdline console=ttyS0 --cpus 4 --memory 1GiB",
             "vmm run a --cpu host --pages thp --disk d.img,readonly,id=x --disk e.img --detach",
             "vmm run --config f.toml --json",
+            "vmm run --net tap=t0,mac=52:54:00:12:34:56,queues=4,id=lan --net tap=t1",
+            "vmm receive --listen unix:/s --net net0=tap7 --net lan=tap8",
             "vmm --json receive --listen 127.0.0.1:0 --name b --disk x=/d.img --detach",
             "vmm migrate a --to h:1 --downtime-limit 50ms --bandwidth 500MiB/s --streams 4",
             "vmm migrate a --to unix:/s --timeout 1h --on-timeout stop --mode precopy --verify full",
@@ -411,7 +424,14 @@ mod tests {
             "vmm run --cpus 17",
             "vmm run --cpu qemu64",
             "vmm run --memory lots",
-            "vmm run --net tap=t0",
+            "vmm run --net t0",
+            "vmm run --net tap=",
+            "vmm run --net tap=t0,queues=0",
+            "vmm run --net tap=t0,queues=9",
+            "vmm run --net tap=t0,mac=01:00:5e:00:00:01",
+            "vmm run --net mac=52:54:00:00:00:01",
+            "vmm receive --listen h:1 --net net0",
+            "vmm receive --listen h:1 --net net0=a/b",
             "vmm run --disk d.img,format=qcow2",
             "vmm receive",
             "vmm migrate a",

@@ -46,7 +46,7 @@ pub(super) fn run(
 }
 
 fn prepare(args: ReceiveArgs, runtime: &RuntimeDir) -> Result<(VmDir, ReceiveConfig), Observation> {
-    let config = ReceiveConfig::new(args.listen, args.name, args.disks)?;
+    let config = ReceiveConfig::new(args.listen, args.name, args.disks, args.nets)?;
     let dir = runtime.create(config.name.as_deref(), "incoming")?;
     Ok((dir, config))
 }

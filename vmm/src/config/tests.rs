@@ -37,7 +37,8 @@ fn the_command_line_wins_over_the_file() {
 #[test]
 fn unknown_keys_are_refused_with_name_and_line() {
     for (text, line, key) in [
-        ("cpus = 1\nnet = \"tap0\"\n", "line 2", "net"),
+        ("cpus = 1\nnets = \"tap0\"\n", "line 2", "nets"),
+        ("[[net]]\ntap = \"t\"\nmtu = 9000\n", "line 3", "mtu"),
         (
             "[[disk]]\npath = \"a\"\ncache = \"none\"\n",
             "line 3",
@@ -63,6 +64,9 @@ fn wrong_values_say_what_is_supported() {
         ("pages = \"1g\"", "thp"),
         ("memory = \"lots\"", "GiB"),
         ("[[disk]]\npath = \"a\"\nformat = \"qcow2\"", "raw"),
+        ("[[net]]\ntap = \"a b\"", "1 to 15"),
+        ("[[net]]\ntap = \"a\"\nqueues = 9", "1 to 8"),
+        ("[[net]]\ntap = \"a\"\nmac = \"1:2\"", "six bytes"),
     ] {
         let error = file(text).unwrap_err();
         assert!(error.contains(said), "{text:?}: {error}");
@@ -164,7 +168,30 @@ fn disk_options_are_read_or_refused() {
 
 #[test]
 fn receive_checks_its_address() {
-    assert!(ReceiveConfig::new("127.0.0.1:0".into(), None, vec![]).is_ok());
-    let error = ReceiveConfig::new("nowhere".into(), None, vec![]).unwrap_err();
+    assert!(ReceiveConfig::new("127.0.0.1:0".into(), None, vec![], vec![]).is_ok());
+    let error = ReceiveConfig::new("nowhere".into(), None, vec![], vec![]).unwrap_err();
     assert_eq!(error.id, "usage.listen");
+}
+
+#[test]
+fn interfaces_are_numbered_and_share_the_slots_with_disks() {
+    let from_file =
+        file("[[net]]\ntap = \"t0\"\nqueues = 2\n[[net]]\ntap = \"t1\"\nid = \"lan\"\n").unwrap();
+    let config = from_file.into_config("a".into()).unwrap();
+    let said: Vec<_> = config
+        .nets
+        .iter()
+        .map(|net| (net.id.as_str(), net.tap.as_str(), net.queues))
+        .collect();
+    assert_eq!(said, [("net0", "t0", 2), ("lan", "t1", 1)]);
+
+    let with = |nets: Vec<NetArg>| RunOptions {
+        nets,
+        ..RunOptions::default()
+    };
+    let net: NetArg = "tap=t0,id=x".parse().unwrap();
+    let twice = with(vec![net.clone(), net]).into_config("a".into());
+    assert_eq!(twice.unwrap_err().id, "usage.net");
+    let many = with(vec!["tap=t0".parse().unwrap(); 16]).into_config("a".into());
+    assert_eq!(many.unwrap_err().id, "usage.devices");
 }

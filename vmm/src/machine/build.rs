@@ -23,9 +23,11 @@ use kvm_ioctls::{IoEventAddress, VcpuFd, VmFd};
 use migration::GuestRam;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
+use super::announce::Announcements;
 use super::console_ports::{ActivePort, Port};
 use super::devices::{Devices, VirtioSlot};
 use super::events::GuestEvents;
+use super::net::NetSpec;
 use super::power::PauseReasons;
 use super::spec::{DiskAccess, MachineSpec};
 use super::{DirtyLog, Machine, MachineError};
@@ -80,9 +82,10 @@ pub enum DiskClaim {
     Successor,
 }
 
-/// virtio slots of a machine with `disks` disks: disks, console, rng.
-pub fn mmio_slots(disks: usize) -> Vec<MmioSlot> {
-    (0..disks + 2)
+/// virtio slots of a machine with so many disks and network interfaces: disks, console, rng,
+/// interfaces.
+pub fn mmio_slots(disks: usize, nets: usize) -> Vec<MmioSlot> {
+    (0..disks + 2 + nets)
         .map(|i| MmioSlot {
             base: VIRTIO_BASE + i as u64 * MMIO_LEN,
             len: MMIO_LEN,
@@ -199,7 +202,7 @@ impl Machine {
             pio: Bus::new(),
             mmio: Bus::new(),
         };
-        let devices = builder.devices(disks, claim, console, events)?;
+        let devices = builder.devices(disks, claim, &spec.nets, console, events)?;
         let BusBuilder { pio, mmio, .. } = builder;
 
         let mut fds = Vec::with_capacity(spec.cpuid.len());
@@ -234,6 +237,7 @@ impl Machine {
             spec,
             reasons: PauseReasons::new(),
             events: events.clone(),
+            announcements: Announcements::default(),
         })
     }
 }
@@ -261,6 +265,7 @@ impl BusBuilder<'_> {
         &mut self,
         disks: &[DiskSource],
         claim: DiskClaim,
+        nets: &[NetSpec],
         console: &ConsoleHub,
         events: &GuestEvents,
     ) -> Result<Devices, MachineError> {
@@ -280,7 +285,7 @@ impl BusBuilder<'_> {
         let acpi = Arc::new(AcpiPower::new(power, self.interrupt(ACPI_POWER_GSI)?));
         self.port("acpi", ACPI_POWER_PORT, ACPI_POWER_PORTS, acpi.clone())?;
 
-        let mut slots = mmio_slots(disks.len()).into_iter();
+        let mut slots = mmio_slots(disks.len(), nets.len()).into_iter();
         let mut virtio = Vec::new();
         let mut claims = Vec::new();
         let mut plug = |builder: &mut Self, id: &str, device: Box<dyn VirtioDevice>| {
@@ -316,6 +321,12 @@ impl BusBuilder<'_> {
         let (port, port_input) = Console::new(out).map_err(named("console"))?;
         plug(self, "console", Box::new(port))?;
         plug(self, "rng", Box::new(Rng::new()))?;
+        let mut ports = Vec::new();
+        for spec in nets {
+            let (device, port) = spec.device()?;
+            plug(self, &spec.id, Box::new(device))?;
+            ports.push((spec.id.clone(), port));
+        }
 
         let input = Arc::downgrade(&serial);
         // Keys that find a full queue are lost, as on a real port without flow control.
@@ -336,6 +347,7 @@ impl BusBuilder<'_> {
             acpi,
             virtio,
             claims,
+            nets: ports,
         })
     }
 

@@ -13,7 +13,7 @@ use super::events::GuestEvents;
 use super::power::PauseReason;
 use super::spec::MachineSpec;
 use super::state::RunStateV1;
-use super::{DiskOverrides, Machine, MachineError};
+use super::{DiskOverrides, Machine, MachineError, NetOverrides};
 use crate::boot::refusal::KvmBackend;
 use crate::console::ConsoleHub;
 use crate::runtime_dir::VmDir;
@@ -26,6 +26,8 @@ pub(super) type Started = Box<dyn FnMut(&Arc<Machine>) + Send>;
 pub(super) struct Arrival {
     /// Paths of disks that lie elsewhere here.
     pub(super) overrides: DiskOverrides,
+    /// Taps of network interfaces that have another name here.
+    pub(super) taps: NetOverrides,
     /// Whether the source may say where the other disks lie.
     pub(super) paths: DiskPaths,
     /// What orders faults of disks, for tests of this program.
@@ -114,6 +116,37 @@ impl MachineDestination {
         }
     }
 
+    /// The machine as it is on this host: on this host's taps.
+    fn at_home(&self, mut spec: MachineSpec) -> MachineSpec {
+        for net in &mut spec.nets {
+            if let Some((_, tap)) = self.arrival.taps.iter().find(|(id, _)| *id == net.id) {
+                net.tap.clone_from(tap);
+            }
+        }
+        spec
+    }
+
+    /// Refuses interfaces whose taps are missing, busy or less than what the guest relies on.
+    fn check_nets(&self, spec: &MachineSpec) -> VmResult<()> {
+        let known = |id: &str| spec.nets.iter().any(|net| net.id == id);
+        if let Some((id, _)) = self.arrival.taps.iter().find(|(id, _)| !known(id)) {
+            return Err(refuse(
+                "negotiate.net",
+                format!("the guest has no network interface {id}"),
+            ));
+        }
+        for net in &spec.nets {
+            if let Err(e) = net.open_tap() {
+                let (id, tap) = (&net.id, &net.tap);
+                let message = format!(
+                    "network interface {id} cannot be on {tap} here; --net {id}=TAP names another"
+                );
+                return Err(refuse("negotiate.net", message).caused_by(observed(&e)));
+            }
+        }
+        Ok(())
+    }
+
     fn built(&self) -> VmResult<&Arc<Machine>> {
         self.machine
             .as_ref()
@@ -131,7 +164,7 @@ fn observed(e: &MachineError) -> Observation {
 
 impl DestinationVm for MachineDestination {
     fn negotiate(&mut self, description: &MachineDescription) -> VmResult<()> {
-        let spec = MachineSpec::from_description(description)?;
+        let spec = self.at_home(MachineSpec::from_description(description)?);
         let kvm = kvm::open().map_err(|e| observed(&e.into()))?;
         memory::check_size(spec.memory).map_err(|e| observed(&e.into()))?;
         let here = KvmBackend::detect();
@@ -168,11 +201,11 @@ impl DestinationVm for MachineDestination {
         for disk in self.disks(&spec) {
             build::check_disk(&disk).map_err(|e| observed(&e))?;
         }
-        Ok(())
+        self.check_nets(&spec)
     }
 
     fn prepare(&mut self, description: &MachineDescription) -> VmResult<()> {
-        let spec = MachineSpec::from_description(description)?;
+        let spec = self.at_home(MachineSpec::from_description(description)?);
         if self.arrival.naming == Naming::AsAtSource {
             self.arrival.dir.rename(&description.name)?;
         }
@@ -238,6 +271,7 @@ mod tests {
         let runtime = RuntimeDir::at(files.path()).unwrap();
         let arrival = Arrival {
             overrides,
+            taps: Vec::new(),
             paths,
             faults: None,
             naming: Naming::Given,
@@ -256,6 +290,7 @@ mod tests {
                 access: DiskAccess::ReadWrite,
                 size: 512,
             }],
+            nets: Vec::new(),
         };
         MachineDestination::new(arrival, Box::new(|_| ())).check_paths(&spec)
     }

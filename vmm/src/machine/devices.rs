@@ -8,7 +8,7 @@ use block::Claim;
 use devices::power::{AcpiPower, AcpiPowerStateV1, I8042, I8042StateV1};
 use devices::rtc::{Rtc, RtcStateV1};
 use devices::serial::{Serial, SerialStateV1};
-use devices::virtio::{MmioTransport, TransportStateV1};
+use devices::virtio::{MmioTransport, NetPort, TransportStateV1};
 use serde::{Deserialize, Serialize};
 
 use super::MachineError;
@@ -42,6 +42,8 @@ pub(crate) struct Devices {
     pub(super) acpi: Arc<AcpiPower>,
     pub(super) virtio: Vec<VirtioSlot>,
     pub(super) claims: Vec<(String, Arc<Claim>)>,
+    /// The ends that announce the network interfaces.
+    pub(super) nets: Vec<(String, NetPort)>,
 }
 
 /// How long a source waits for a failed destination to let go of the disks.
@@ -94,6 +96,7 @@ impl Devices {
             acpi,
             virtio,
             claims: _,
+            nets: _,
         } = self;
         let mut saved = Vec::with_capacity(virtio.len());
         for VirtioSlot { id, transport } in virtio {

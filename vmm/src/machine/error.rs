@@ -64,6 +64,14 @@ pub enum MachineError {
         /// Bytes here.
         found: u64,
     },
+    /// A network interface cannot be used.
+    #[error("cannot use network interface {id}")]
+    Net {
+        /// Identity of the interface.
+        id: String,
+        /// What is the matter with its tap.
+        source: devices::virtio::net::TapError,
+    },
     /// A device cannot be made or loaded.
     #[error("device {id}")]
     Device {
@@ -110,6 +118,7 @@ impl MachineError {
                 source: devices::Error::Flush { .. },
                 ..
             } => "disk.flush",
+            Self::Net { .. } => "net.open",
             Self::Device { .. } | Self::TooManyDevices => "machine.device",
             Self::Vcpu(..) | Self::State(..) | Self::Codec(_) | Self::Mismatch(_) => {
                 "machine.state"

@@ -69,6 +69,7 @@ pub(super) fn listen(
 
     let arrival = Arrival {
         overrides: config.disks.clone(),
+        taps: config.nets.clone(),
         paths: disk_paths(&listener.address()),
         faults: debug::disk_faults(Side::Destination)?,
         naming: if config.name.is_some() {

@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use block::Content;
 use block::control_file::ControlFile;
+use devices::virtio::net::Mac;
 use migration::observation::{Observation, Side};
 
 use super::build::{self, DiskClaim, DiskSource};
 use super::events::GuestEvents;
 use super::instance::VmInstance;
+use super::net::NetSpec;
 use super::power::PauseReason;
 use super::spec::{DiskAccess, DiskSpec, MachineSpec};
 use super::{Machine, MachineError};
@@ -91,6 +93,14 @@ fn build_and_boot(
         });
         disks.push(source);
     }
+    let mut nets = Vec::with_capacity(config.nets.len());
+    for net in &config.nets {
+        let mac = match net.mac {
+            Some(mac) => mac,
+            None => Mac::random().map_err(|e| MachineError::Build("draw a MAC address", e))?,
+        };
+        nets.push(NetSpec::of_tap(&net.id, &net.tap, mac, net.queues)?);
+    }
     let cpuid = (0..u32::from(config.cpus))
         .map(|index| cpuid::build(&kvm, config.cpus.into(), index).map(|c| cpuid::leaves(&c)))
         .collect::<Result<_, _>>()?;
@@ -100,6 +110,7 @@ fn build_and_boot(
         cpuid,
         backend: KvmBackend::detect(),
         disks: specs,
+        nets,
     };
     drop(kvm);
     let machine = Machine::build(spec, &disks, DiskClaim::Owner, console, events)?;
@@ -113,7 +124,7 @@ fn build_and_boot(
         cmdline: &config.cmdline,
         cpus: config.cpus.into(),
         ram: machine.ram(),
-        mmio_slots: &build::mmio_slots(disks.len()),
+        mmio_slots: &build::mmio_slots(disks.len(), config.nets.len()),
         generation_id: generation_id()?,
     };
     let entry = boot::load(&plan)?;

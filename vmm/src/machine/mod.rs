@@ -1,6 +1,7 @@
 //! The machine: vCPUs, RAM, devices and what KVM holds of them, built, paused, saved and loaded as
 //! one.
 
+mod announce;
 mod build;
 pub mod clock;
 mod console_ports;
@@ -21,6 +22,7 @@ mod launch;
 mod leaving;
 #[cfg(test)]
 mod moving_tests;
+pub mod net;
 pub mod power;
 #[cfg(test)]
 mod probe_tests;
@@ -45,6 +47,7 @@ pub use launch::{receive, run};
 use power::{PauseReason, PauseReasons};
 use spec::MachineSpec;
 
+use self::announce::Announcements;
 use self::devices::Devices;
 use crate::boot::{self, EntryPoint};
 use crate::kvm::{ioctl, os_error};
@@ -64,12 +67,18 @@ pub struct Machine {
     spec: MachineSpec,
     reasons: PauseReasons,
     events: GuestEvents,
+    announcements: Announcements,
 }
 
 impl Machine {
     /// What a destination must build alike.
     pub fn spec(&self) -> &MachineSpec {
         &self.spec
+    }
+
+    /// What went wrong when the guest was announced to its networks, told once.
+    pub(super) fn announcement_failures(&self) -> Vec<String> {
+        self.announcements.take_failures()
     }
 
     /// Guest RAM.
@@ -158,6 +167,7 @@ impl Machine {
             return Err(e);
         }
         self.vcpus.resume();
+        self.announcements.make(&self.devices.nets);
         Ok(())
     }
 
@@ -237,3 +247,6 @@ pub enum DirtyLog {
 
 /// A disk that the command line gives to an incoming machine instead of the source's path.
 pub type DiskOverrides = Vec<(String, PathBuf)>;
+
+/// A tap that the command line gives to an incoming machine instead of the source's.
+pub type NetOverrides = Vec<(String, String)>;

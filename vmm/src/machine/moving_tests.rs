@@ -56,6 +56,7 @@ fn config(kernel: &Path) -> RunConfig {
         pages: PageBacking::Small,
         cpu: CpuModel::Host,
         disks: Vec::new(),
+        nets: Vec::new(),
     }
 }
 
@@ -68,6 +69,7 @@ fn destination(host: &Host) -> Arc<dyn Instance> {
         listen: "127.0.0.1:0".into(),
         name: None,
         disks: Vec::new(),
+        nets: Vec::new(),
     };
     receive(&config, &host.dir("incoming"), &hub()).unwrap()
 }

@@ -85,6 +85,7 @@ impl Probe {
                     size: setup.disk.unwrap(),
                 })
                 .collect(),
+            nets: Vec::new(),
         };
         let (events, ends) = GuestEvents::new();
         let machine = Machine::build(spec, &disks, DiskClaim::Owner, &console, &events).unwrap();
@@ -94,7 +95,7 @@ impl Probe {
             cmdline: setup.cmdline,
             cpus: setup.cpus,
             ram: machine.ram(),
-            mmio_slots: &mmio_slots(disks.len()),
+            mmio_slots: &mmio_slots(disks.len(), 0),
             generation_id: [7; 16],
         };
         machine

@@ -6,6 +6,7 @@ use migration::observation::{Observation, Side};
 use migration::vm::MachineDescription;
 use serde::{Deserialize, Serialize};
 
+use super::net::NetSpec;
 use crate::boot::refusal::KvmBackend;
 use crate::config;
 use crate::cpuid::CpuidLeaf;
@@ -13,8 +14,8 @@ use crate::memory::{self, PageBacking};
 
 /// Most vCPUs of a machine.
 pub const MAX_CPUS: u32 = config::MAX_CPUS as u32;
-/// Most disks of a machine: the virtio slots less console and rng.
-pub const MAX_DISKS: usize = 15;
+/// Most disks and network interfaces of a machine: the virtio slots less console and rng.
+pub const MAX_PLUGGED: usize = config::MAX_PLUGGED;
 
 /// Most CPUID leaves of a vCPU: what KVM takes.
 const MAX_LEAVES: usize = kvm_bindings::KVM_MAX_CPUID_ENTRIES;
@@ -57,6 +58,8 @@ pub struct MachineSpec {
     pub backend: KvmBackend,
     /// Disks, in the order of their slots.
     pub disks: Vec<DiskSpec>,
+    /// Network interfaces, in the order of their slots.
+    pub nets: Vec<NetSpec>,
 }
 
 impl MachineSpec {
@@ -88,10 +91,10 @@ impl MachineSpec {
                 spec.cpuid.len()
             )));
         }
-        if spec.disks.len() > MAX_DISKS {
+        let plugged = spec.disks.len() + spec.nets.len();
+        if plugged > MAX_PLUGGED {
             return Err(refuse(format!(
-                "{} disks are more than {MAX_DISKS}",
-                spec.disks.len()
+                "{plugged} disks and network interfaces are more than {MAX_PLUGGED}"
             )));
         }
         let mut ids = BTreeSet::new();
@@ -107,6 +110,12 @@ impl MachineSpec {
                 return Err(refuse(format!(
                     "disk {id}: {path:?} is no absolute path that can be shown"
                 )));
+            }
+        }
+        for net in &spec.nets {
+            net.check().map_err(refuse)?;
+            if !ids.insert(&net.id) {
+                return Err(refuse(format!("two devices have the id {}", net.id)));
             }
         }
         if let Some(leaves) = spec.cpuid.iter().map(Vec::len).max()
@@ -148,12 +157,21 @@ mod tests {
             access: DiskAccess::ReadWrite,
             size: 1 << 30,
         };
+        let net = |id: &str| NetSpec {
+            id: id.into(),
+            tap: format!("tap-{id}"),
+            mac: "52:54:00:12:34:56".parse().unwrap(),
+            queues: 2,
+            mtu: 1500,
+            offloads: 0xf,
+        };
         MachineSpec {
             memory: 5 << 30,
             pages: PageBacking::Small,
             cpuid: vec![vec![leaf]; 2],
             backend: KvmBackend::Amd,
             disks: vec![disk("root"), disk("data")],
+            nets: vec![net("net0"), net("net1")],
         }
     }
 
@@ -176,7 +194,17 @@ mod tests {
     fn counts_and_names_that_no_source_of_ours_sends_are_refused() {
         assert!(refusal(|s| s.cpuid.clear()).contains("0 vCPUs"));
         assert!(refusal(|s| s.cpuid = vec![Vec::new(); 17]).contains("17 vCPUs"));
-        assert!(refusal(|s| s.disks = vec![s.disks[0].clone(); 16]).contains("16 disks"));
+        assert!(refusal(|s| s.disks = vec![s.disks[0].clone(); 16]).contains("18 disks and"));
+        assert!(refusal(|s| s.nets = vec![s.nets[0].clone(); 14]).contains("16 disks and"));
+        assert!(refusal(|s| s.nets[1].id = "net0".into()).contains("two devices"));
+        assert!(refusal(|s| s.nets[1].id = "root".into()).contains("two devices"));
+        assert!(refusal(|s| s.nets[0].id = "a\u{1b}".into()).contains("cannot be used"));
+        assert!(refusal(|s| s.nets[0].tap = "../eth0".into()).contains("no name"));
+        assert!(refusal(|s| s.nets[0].tap = "t%d".into()).contains("no name"));
+        assert!(refusal(|s| s.nets[0].queues = 0).contains("queues"));
+        assert!(refusal(|s| s.nets[0].queues = 9).contains("queues"));
+        assert!(refusal(|s| s.nets[0].mtu = 67).contains("MTU"));
+        assert!(refusal(|s| s.nets[0].offloads = 0x10).contains("offloads"));
         assert!(refusal(|s| s.disks[1].id = "root".into()).contains("two disks"));
         assert!(refusal(|s| s.disks[0].id = "a\u{1b}[2J".into()).contains("cannot be used"));
         assert!(refusal(|s| s.disks[0].path = "../x".into()).contains("absolute"));
@@ -229,7 +257,7 @@ mod tests {
             description.machine = value.to_string();
             if let Ok(read) = MachineSpec::from_description(&description) {
                 prop_assert!((1..=MAX_CPUS).contains(&read.cpus()));
-                prop_assert!(read.disks.len() <= MAX_DISKS);
+                prop_assert!(read.disks.len() + read.nets.len() <= MAX_PLUGGED);
                 prop_assert_eq!(memory::layout(read.memory), description.ram);
             }
         }

@@ -128,6 +128,7 @@ impl Machine {
                 .map_err(|e| MachineError::Vcpu(index as u32, e))?;
         }
         self.devices.load(devices)?;
+        self.announcements.make_due();
         Ok(run)
     }
 

@@ -37,6 +37,7 @@ fn spec(cpus: u32) -> MachineSpec {
             .collect(),
         backend: KvmBackend::detect(),
         disks: Vec::new(),
+        nets: Vec::new(),
     }
 }
 
@@ -60,7 +61,7 @@ pub(super) fn machine(code: &[u8]) -> (Machine, Receiver<GuestEvent>) {
         cmdline: "",
         cpus: 1,
         ram: machine.ram(),
-        mmio_slots: &mmio_slots(0),
+        mmio_slots: &mmio_slots(0, 0),
         generation_id: [7; 16],
     };
     machine

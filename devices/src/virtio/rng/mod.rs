@@ -82,10 +82,12 @@ impl VirtioDevice for Rng {
     fn load(&self, state: DeviceStateV1) -> Result<()> {
         match state {
             DeviceStateV1::Rng(RngStateV1 {}) => Ok(()),
-            DeviceStateV1::Block(_) | DeviceStateV1::Console(_) => Err(Error::BadState {
-                device: DeviceKind::Rng.name(),
-                reason: "it is of another kind of device".into(),
-            }),
+            DeviceStateV1::Block(_) | DeviceStateV1::Console(_) | DeviceStateV1::Net(_) => {
+                Err(Error::BadState {
+                    device: DeviceKind::Rng.name(),
+                    reason: "it is of another kind of device".into(),
+                })
+            }
         }
     }
 }

@@ -1,0 +1,133 @@
+//! Serving a queue whose buffers a device fills by itself, as packets come.
+
+use std::io;
+
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::announcer::Announcer;
+use super::chain::BadRequest;
+use super::lent::{Lent, Packets, Received};
+use super::worker::{Shared, Wait, Woken, broken};
+
+impl Shared {
+    /// Fills buffers until no packet waits, the driver lends no more, or the gate closes; what is to
+    /// be waited for then.
+    pub(super) fn fill_ring<'r>(
+        &'r self,
+        queue: &mut Queue,
+        packets: &dyn Packets,
+        lent: &mut Lent<'r>,
+        announcer: &mut Announcer<'_>,
+        woken: Woken,
+    ) -> Result<Wait, BadRequest> {
+        let result = self.fill(queue, packets, lent, announcer, woken);
+        // What was not filled is the driver's again: it may reset the queue, or be moved away.
+        let back = lent.give_back();
+        // At most the size of the queue.
+        queue.set_next_avail(queue.next_avail().wrapping_sub(back as u16));
+        result
+    }
+
+    fn fill<'r>(
+        &'r self,
+        queue: &mut Queue,
+        packets: &dyn Packets,
+        lent: &mut Lent<'r>,
+        announcer: &mut Announcer<'_>,
+        woken: Woken,
+    ) -> Result<Wait, BadRequest> {
+        queue.disable_notification(&self.ram).map_err(broken)?;
+        let room = packets.room();
+        let mut patient = woken != Woken::Impatient;
+        loop {
+            if self.gate.closed() {
+                // Whoever opens the gate kicks every queue.
+                return Ok(Wait::Kick);
+            }
+            while !lent.is_enough(room) && self.take_one(queue, packets, lent)? {}
+            if lent.is_enough(room) {
+                patient = true;
+            } else if lent.is_empty() || patient {
+                // Everything is taken, so that the driver's next buffer is notified.
+                announcer.announce(queue)?;
+                if queue.enable_notification(&self.ram).map_err(broken)? {
+                    queue.disable_notification(&self.ram).map_err(broken)?;
+                    continue;
+                }
+                // A driver may have so few buffers that there is never room for the largest packet:
+                // it gets those that fit.
+                return Ok(if lent.is_empty() {
+                    Wait::Kick
+                } else {
+                    Wait::KickOrPatience
+                });
+            }
+            match packets.receive(lent) {
+                Ok(Received::Packet(len)) => {
+                    self.complete(queue, lent, len)?;
+                    announcer.completed(queue)?;
+                }
+                Ok(Received::Dropped) => {}
+                // The driver does not use this queue now; it is woken when it does.
+                Err(error) if error.kind() == io::ErrorKind::NotConnected => {
+                    return Ok(Wait::Kick);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(if patient {
+                        Wait::Packets
+                    } else {
+                        Wait::PacketsImpatiently
+                    });
+                }
+                Err(error) => {
+                    self.complain(&format_args!("no packets can be had: {error}"));
+                    return Ok(Wait::Recovery);
+                }
+            }
+        }
+    }
+
+    /// Takes the next chain of the available ring, if there is one.
+    fn take_one<'r>(
+        &'r self,
+        queue: &mut Queue,
+        packets: &dyn Packets,
+        lent: &mut Lent<'r>,
+    ) -> Result<bool, BadRequest> {
+        if lent.chains() >= usize::from(queue.size()) {
+            // A driver that lends more than it has; what is taken is given back in its order.
+            return Ok(false);
+        }
+        let Some(chain) = queue.iter(&self.ram).map_err(broken)?.next() else {
+            return Ok(false);
+        };
+        let head = chain.head_index();
+        let (size, limit) = (queue.size(), usize::from(queue.max_size()));
+        if head >= size {
+            return Err(BadRequest::HeadOutOfRange { index: head, size });
+        }
+        lent.take(&self.ram, head, chain, limit, packets.header())?;
+        Ok(true)
+    }
+
+    /// Puts the chains that hold a packet into the used ring, all at once: a driver that looks at the
+    /// first must find the others.
+    fn complete(&self, queue: &mut Queue, lent: &mut Lent<'_>, len: u64) -> Result<(), BadRequest> {
+        let mut filled = lent.filled(len);
+        while let Some((head, bytes)) = filled.next() {
+            if filled.len() == 0 {
+                return queue.add_used(&self.ram, head, bytes).map_err(broken);
+            }
+            let next = queue.next_used();
+            // Behind flags and index; a used element is a head and a length of 32 bits each.
+            let at = 4 + 8 * u64::from(next % queue.size());
+            let element = u64::from(head) | u64::from(bytes) << 32;
+            self.ram
+                .write_obj(element.to_le(), GuestAddress(queue.used_ring() + at))
+                .map_err(|error| BadRequest::Ring(error.to_string()))?;
+            queue.set_next_used(next.wrapping_add(1));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,542 @@
+//! The virtio network device (virtio 1.2, 5.1).
+//!
+//! Queues: receive and transmit of each pair in turn, then control. Packets pass between guest memory
+//! and the [`NetBackend`] in one call of the kernel, without a copy here; headers go through as they
+//! are, since the kernel checks what a guest says in them.
+
+mod announce;
+pub mod backend;
+mod control;
+pub mod filter;
+pub mod mac;
+mod state;
+pub mod tap;
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
+
+use block::Buffer;
+use virtio_bindings::virtio_net::*;
+
+use super::chain::{BadRequest, Chain};
+use super::lent::{Lent, Packets, Received, Room};
+use super::{ConfigNotifier, DeviceKind, DeviceStateV1, QueueWaker, VirtioDevice};
+use crate::locked::locked;
+use crate::{Error, Result};
+use backend::HEADER;
+pub use backend::{NetBackend, Offloads};
+use filter::FilterV1;
+pub use mac::{Mac, MacError};
+pub use state::NetStateV1;
+pub use tap::{Tap, TapError};
+
+/// Most pairs of queues.
+pub const MAX_PAIRS: u16 = 8;
+
+/// Entries of a receive or transmit queue.
+const DATA_QUEUE: u16 = 256;
+/// Entries of the control queue.
+const CONTROL_QUEUE: u16 = 64;
+/// Largest packet that is not cut into pieces, with its header (virtio 1.2, 5.1.6.3.1).
+const LARGEST: u64 = 65_550 + HEADER;
+/// Ethernet header with a VLAN tag.
+const ETHERNET: u64 = 18;
+/// MTU of an interface that does not tell.
+const DEFAULT_MTU: u16 = 1500;
+/// Length of the configuration space: MAC, status, pairs, MTU.
+const CONFIG: usize = 12;
+/// Unusable packets that are logged; a guest can cause any number.
+const MOST_COMPLAINTS: u32 = 16;
+
+/// What an interface is like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetConfig {
+    /// Address that the guest sees first.
+    pub mac: Mac,
+    /// Pairs of queues, 1 to [`MAX_PAIRS`]; as many as the backend has.
+    pub pairs: u16,
+    /// MTU that the guest is told, if any.
+    pub mtu: Option<u16>,
+    /// What is offered to the guest; the backend must be able to.
+    pub offloads: Offloads,
+}
+
+/// A network interface: multi-queue, with offloads, filters and announcements.
+pub struct Net {
+    inner: Arc<Inner>,
+    /// The receiving ends of the pairs.
+    receivers: Vec<Receiver>,
+    queue_sizes: Vec<u16>,
+}
+
+/// The end of an interface that announces it to its network. It does not keep the interface.
+#[derive(Clone)]
+pub struct NetPort(Weak<Inner>);
+
+/// What is the driver's to change.
+#[derive(Debug, Clone)]
+struct Settings {
+    mac: Mac,
+    filter: FilterV1,
+}
+
+struct Inner {
+    config: NetConfig,
+    backend: Box<dyn NetBackend>,
+    settings: RwLock<Settings>,
+    /// Features of the driver that has started; 0 when none has.
+    features: AtomicU64,
+    /// Pairs that the driver uses.
+    pairs: AtomicU16,
+    /// Whether the backend takes part; a paused device leaves it so, that packets wait there.
+    live: AtomicBool,
+    announcing: AtomicBool,
+    /// As [`Offloads::bits`].
+    offloads: AtomicU32,
+    /// Whether packets pass now; locked while the backend changes, or is used beside the queues.
+    passing: Mutex<bool>,
+    notifier: OnceLock<ConfigNotifier>,
+    wakers: OnceLock<Vec<QueueWaker>>,
+    complaints: AtomicU32,
+}
+
+/// The receiving end of a pair.
+struct Receiver {
+    inner: Arc<Inner>,
+    pair: u16,
+}
+
+/// What a queue is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Receive(u16),
+    Transmit(u16),
+    Control,
+    /// Not one that the driver can use with its features.
+    None,
+}
+
+impl Net {
+    /// An interface on `backend`, silent until the device goes on; and the end that announces it.
+    ///
+    /// # Errors
+    /// When the backend cannot do what is offered, or refuses to be silent.
+    pub fn new(config: NetConfig, backend: Box<dyn NetBackend>) -> Result<(Self, NetPort)> {
+        let pairs = config.pairs;
+        if !(1..=MAX_PAIRS).contains(&pairs) || backend.pairs() < pairs {
+            return Err(Error::Unfit {
+                device: DeviceKind::Net.name(),
+                reason: format!("{pairs} pairs of queues on {}", backend.pairs()),
+            });
+        }
+        if !config.offloads.are_in(backend.offloads()) {
+            return Err(Error::Unfit {
+                device: DeviceKind::Net.name(),
+                reason: format!(
+                    "offloads {:#x} on {:#x}",
+                    config.offloads.bits(),
+                    backend.offloads().bits()
+                ),
+            });
+        }
+        backend.set_pairs(0).map_err(failed("silence"))?;
+        let mut queue_sizes = vec![DATA_QUEUE; 2 * usize::from(pairs)];
+        queue_sizes.push(CONTROL_QUEUE);
+        let settings = Settings {
+            mac: config.mac,
+            filter: FilterV1::default(),
+        };
+        let inner = Arc::new(Inner {
+            config,
+            backend,
+            settings: RwLock::new(settings),
+            features: AtomicU64::new(0),
+            pairs: AtomicU16::new(1),
+            live: AtomicBool::new(false),
+            announcing: AtomicBool::new(false),
+            offloads: AtomicU32::new(0),
+            passing: Mutex::new(false),
+            notifier: OnceLock::new(),
+            wakers: OnceLock::new(),
+            complaints: AtomicU32::new(0),
+        });
+        let receiver = |pair| Receiver {
+            inner: Arc::clone(&inner),
+            pair,
+        };
+        let port = NetPort(Arc::downgrade(&inner));
+        let net = Self {
+            receivers: (0..pairs).map(receiver).collect(),
+            queue_sizes,
+            inner,
+        };
+        Ok((net, port))
+    }
+
+    fn role(&self, queue: usize, features: u64) -> Role {
+        let pairs = if features & (1 << VIRTIO_NET_F_MQ) != 0 {
+            self.inner.config.pairs
+        } else {
+            1
+        };
+        // At most a few.
+        let index = queue as u16;
+        if index < 2 * pairs {
+            if index.is_multiple_of(2) {
+                Role::Receive(index / 2)
+            } else {
+                Role::Transmit(index / 2)
+            }
+        } else if index == 2 * pairs && features & (1 << VIRTIO_NET_F_CTRL_VQ) != 0 {
+            Role::Control
+        } else {
+            Role::None
+        }
+    }
+}
+
+fn failed(operation: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Network { operation, source }
+}
+
+impl NetPort {
+    /// Tells the network where the interface now is, as if the guest had: once, and at once. Whether
+    /// that was done: a device that is paused, or gone, says nothing.
+    ///
+    /// # Errors
+    /// When it could not be sent.
+    pub fn announce(&self) -> io::Result<bool> {
+        let Some(inner) = self.0.upgrade() else {
+            return Ok(false);
+        };
+        let mut packet = announce::rarp(inner.settings().mac);
+        let passing = locked(&inner.passing);
+        if *passing {
+            inner.backend.send(0, &[Buffer::new(&mut packet)])?;
+        }
+        Ok(*passing)
+    }
+
+    /// Asks the guest to announce itself, if its driver can be asked: it knows its IP addresses.
+    pub fn ask_guest_to_announce(&self) {
+        let Some(inner) = self.0.upgrade() else {
+            return;
+        };
+        if inner.has(VIRTIO_NET_F_GUEST_ANNOUNCE) {
+            inner.announcing.store(true, Ordering::SeqCst);
+            if let Some(notifier) = inner.notifier.get() {
+                notifier.changed();
+            }
+        }
+    }
+
+    /// Whether the guest was asked and has not said that it did.
+    pub fn is_guest_announcing(&self) -> bool {
+        self.0
+            .upgrade()
+            .is_some_and(|inner| inner.announcing.load(Ordering::SeqCst))
+    }
+}
+
+impl Inner {
+    fn settings(&self) -> std::sync::RwLockReadGuard<'_, Settings> {
+        self.settings.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change_settings(&self, change: impl FnOnce(&mut Settings)) {
+        let mut settings = self
+            .settings
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        change(&mut settings);
+    }
+
+    fn has(&self, feature: u32) -> bool {
+        self.features.load(Ordering::Relaxed) & (1 << feature) != 0
+    }
+
+    fn complain(&self, what: &dyn std::fmt::Display) {
+        if self.complaints.fetch_add(1, Ordering::Relaxed) < MOST_COMPLAINTS {
+            tracing::warn!(%what, "packet lost");
+        } else {
+            // Stays far from wrapping around.
+            self.complaints.store(MOST_COMPLAINTS, Ordering::Relaxed);
+        }
+    }
+
+    /// Uses so many pairs, from when the device is live on.
+    fn set_pairs(&self, pairs: u16) -> io::Result<()> {
+        let _unchanged = locked(&self.passing);
+        if self.live.load(Ordering::SeqCst) {
+            self.backend.set_pairs(pairs)?;
+        }
+        self.pairs.store(pairs, Ordering::SeqCst);
+        // Receivers that take part again have not looked for packets since they ceased to.
+        for waker in self.wakers.get().into_iter().flatten() {
+            waker.wake();
+        }
+        Ok(())
+    }
+
+    fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
+        let _unchanged = locked(&self.passing);
+        self.backend.set_offloads(offloads)?;
+        self.offloads.store(offloads.bits(), Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn start(&self, features: u64, offloads: Offloads) {
+        self.features.store(features, Ordering::SeqCst);
+        if let Err(error) = self.set_offloads(offloads) {
+            tracing::error!(%error, "the network does not leave to the guest what was agreed");
+        }
+    }
+
+    fn config_space(&self) -> [u8; CONFIG] {
+        let announcing = self.announcing.load(Ordering::SeqCst);
+        let announce = if announcing { VIRTIO_NET_S_ANNOUNCE } else { 0 };
+        // Two bits.
+        let status = (VIRTIO_NET_S_LINK_UP | announce) as u16;
+        let mut space = [0; CONFIG];
+        space[..6].copy_from_slice(&self.settings().mac.bytes());
+        space[6..8].copy_from_slice(&status.to_le_bytes());
+        space[8..10].copy_from_slice(&self.config.pairs.to_le_bytes());
+        space[10..].copy_from_slice(&self.config.mtu.unwrap_or(0).to_le_bytes());
+        space
+    }
+
+    fn transmit(&self, pair: u16, chain: &mut Chain<'_>) -> std::result::Result<u32, BadRequest> {
+        let len = chain.readable_len();
+        if len < HEADER {
+            return Err(chain.too_short());
+        }
+        if len > LARGEST {
+            self.complain(&format_args!("{len} bytes are more than a packet may have"));
+            return Ok(0);
+        }
+        if let Err(error) = self.backend.send(pair, chain.readable_buffers(0, len)) {
+            // As on a cable: who sent it hears nothing of it.
+            self.complain(&error);
+        }
+        Ok(0)
+    }
+}
+
+impl Packets for Receiver {
+    fn waiting(&self) -> BorrowedFd<'_> {
+        self.inner.backend.waiting(self.pair)
+    }
+
+    fn header(&self) -> u64 {
+        HEADER
+    }
+
+    fn room(&self) -> Room {
+        if !self.inner.has(VIRTIO_NET_F_MRG_RXBUF) {
+            return Room::OneChain;
+        }
+        let offloads = Offloads::from_bits(self.inner.offloads.load(Ordering::Relaxed));
+        Room::Bytes(if offloads.is_some_and(Offloads::segments) {
+            LARGEST
+        } else {
+            HEADER + ETHERNET + u64::from(self.inner.config.mtu.unwrap_or(DEFAULT_MTU))
+        })
+    }
+
+    fn receive(&self, lent: &mut Lent<'_>) -> io::Result<Received> {
+        if self.pair >= self.inner.pairs.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        let (buffers, room) = lent.buffers();
+        let len = self.inner.backend.receive(self.pair, buffers)? as u64;
+        lent.mark_written(len.min(room));
+        if len > room || len < HEADER {
+            self.inner
+                .complain(&format_args!("{len} bytes for {room} bytes of buffers"));
+            return Ok(Received::Dropped);
+        }
+        if !self.is_wanted(lent, len) {
+            return Ok(Received::Dropped);
+        }
+        // Number of buffers, at the end of the header. What is not there cannot be written.
+        let chains = lent.chains_for(len).to_le_bytes();
+        let written = lent.write_at(HEADER - 2, &chains);
+        if written.is_ok() && !self.inner.has(VIRTIO_NET_F_GUEST_CSUM) {
+            // Such a driver wants no flags; it gets whole packets.
+            let _same = lent.write_at(0, &[0]);
+        }
+        Ok(Received::Packet(len))
+    }
+}
+
+impl Receiver {
+    /// Whether the driver wants the packet that was put into the lent memory.
+    fn is_wanted(&self, lent: &Lent<'_>, len: u64) -> bool {
+        let mut to = [0; 6];
+        if !self.inner.has(VIRTIO_NET_F_CTRL_RX) || len < HEADER + to.len() as u64 {
+            return true;
+        }
+        let read = lent.read_at(HEADER, &mut to);
+        let settings = self.inner.settings();
+        read.is_err() || settings.filter.passes(Mac::new(to), settings.mac)
+    }
+}
+
+impl VirtioDevice for Net {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Net
+    }
+
+    fn features(&self) -> u64 {
+        let config = &self.inner.config;
+        let always = (1 << VIRTIO_NET_F_MAC)
+            | (1 << VIRTIO_NET_F_MRG_RXBUF)
+            | (1 << VIRTIO_NET_F_STATUS)
+            | (1 << VIRTIO_NET_F_CTRL_VQ)
+            | (1 << VIRTIO_NET_F_CTRL_RX)
+            | (1 << VIRTIO_NET_F_CTRL_RX_EXTRA)
+            | (1 << VIRTIO_NET_F_CTRL_MAC_ADDR)
+            | (1 << VIRTIO_NET_F_CTRL_GUEST_OFFLOADS)
+            | (1 << VIRTIO_NET_F_GUEST_ANNOUNCE);
+        let mtu = config.mtu.map_or(0, |_| 1 << VIRTIO_NET_F_MTU);
+        let mq = if config.pairs > 1 {
+            1 << VIRTIO_NET_F_MQ
+        } else {
+            0
+        };
+        always | mtu | mq | config.offloads.features()
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        super::read_config_space(&self.inner.config_space(), offset, data);
+    }
+
+    fn attach(&self, wakers: Vec<QueueWaker>) {
+        // Once, as the trait says; a second time changes nothing.
+        let _first = self.inner.wakers.set(wakers);
+    }
+
+    fn attach_config(&self, notifier: ConfigNotifier) {
+        let _first = self.inner.notifier.set(notifier);
+    }
+
+    fn packets(&self, queue: usize, features: u64) -> Option<&dyn Packets> {
+        match self.role(queue, features) {
+            Role::Receive(pair) => Some(self.receivers.get(usize::from(pair))?),
+            Role::Transmit(_) | Role::Control | Role::None => None,
+        }
+    }
+
+    fn started(&self, features: u64) {
+        self.inner.start(features, Offloads::of_guest(features));
+    }
+
+    fn took_over(&self, features: u64) {
+        // The driver may have changed them since it started.
+        let offloads = Offloads::from_bits(self.inner.offloads.load(Ordering::SeqCst));
+        self.inner.start(features, offloads.unwrap_or_default());
+    }
+
+    fn go_on(&self) -> Result<()> {
+        let inner = &self.inner;
+        let mut passing = locked(&inner.passing);
+        if !inner.live.load(Ordering::SeqCst) {
+            inner
+                .backend
+                .set_pairs(inner.pairs.load(Ordering::SeqCst))
+                .map_err(failed("join"))?;
+            inner.live.store(true, Ordering::SeqCst);
+        }
+        *passing = true;
+        Ok(())
+    }
+
+    fn stand(&self) {
+        *locked(&self.inner.passing) = false;
+    }
+
+    fn process(
+        &self,
+        queue: usize,
+        chain: &mut Chain<'_>,
+        features: u64,
+    ) -> std::result::Result<u32, BadRequest> {
+        match self.role(queue, features) {
+            Role::Transmit(pair) => self.inner.transmit(pair, chain),
+            Role::Control => control::command(&self.inner, chain),
+            Role::Receive(_) | Role::None => Ok(0),
+        }
+    }
+
+    fn reset(&self) {
+        let inner = &self.inner;
+        inner.features.store(0, Ordering::SeqCst);
+        inner.announcing.store(false, Ordering::SeqCst);
+        inner.change_settings(|settings| {
+            *settings = Settings {
+                mac: inner.config.mac,
+                filter: FilterV1::default(),
+            }
+        });
+        let reset = inner
+            .set_pairs(1)
+            .and_then(|()| inner.set_offloads(Offloads::NONE));
+        if let Err(error) = reset {
+            tracing::error!(%error, "the network was not reset");
+        }
+    }
+
+    fn save(&self) -> DeviceStateV1 {
+        let inner = &self.inner;
+        let Settings { mac, filter } = inner.settings().clone();
+        DeviceStateV1::Net(NetStateV1 {
+            mac: mac.bytes(),
+            pairs: inner.pairs.load(Ordering::SeqCst),
+            announcing: inner.announcing.load(Ordering::SeqCst),
+            offloads: inner.offloads.load(Ordering::SeqCst),
+            filter,
+        })
+    }
+
+    fn load(&self, state: DeviceStateV1) -> Result<()> {
+        let bad = |reason: String| Error::BadState {
+            device: DeviceKind::Net.name(),
+            reason,
+        };
+        let DeviceStateV1::Net(NetStateV1 {
+            mac,
+            pairs,
+            announcing,
+            offloads,
+            filter,
+        }) = state
+        else {
+            return Err(bad("it is of another kind of device".into()));
+        };
+        let inner = &self.inner;
+        let mac = Mac::new(mac);
+        if !mac.is_station() {
+            return Err(bad(format!("{mac} is no address of an interface")));
+        }
+        if !(1..=inner.config.pairs).contains(&pairs) {
+            let most = inner.config.pairs;
+            return Err(bad(format!("{pairs} pairs of queues of {most}")));
+        }
+        if Offloads::from_bits(offloads).is_none_or(|o| !o.are_in(inner.config.offloads)) {
+            return Err(bad(format!("offloads {offloads:#x} are not offered here")));
+        }
+        if !filter.unicast.is_sound() || !filter.multicast.is_sound() {
+            return Err(bad("too many addresses".into()));
+        }
+        inner.change_settings(|settings| *settings = Settings { mac, filter });
+        inner.announcing.store(announcing, Ordering::SeqCst);
+        inner.offloads.store(offloads, Ordering::SeqCst);
+        inner.set_pairs(pairs).map_err(failed("set the queues of"))
+    }
+}

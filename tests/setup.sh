@@ -4,8 +4,9 @@
 #   bash tests/setup.sh
 #
 # As root it installs the few Debian packages that are missing. It downloads, without installing, QEMU 10
-# and the stock Debian cloud kernel into <target>/rig, for the nested job (docs/testing.md). What cannot
-# be had is said, the reason is left in <target>/rig/missing, and the tests that need it print
+# and two Debian cloud kernels, the release's own and that of its backports, into <target>/rig, for the
+# nested job (docs/testing.md), and QEMU 7.2 for the benchmark. What cannot be had is said, the reason is
+# left in <target>/rig/missing or missing-kernel-backports, and the tests that need it print
 # `skipped: reason`; the script itself fails only when the workspace cannot be built at all.
 set -euo pipefail
 
@@ -16,10 +17,14 @@ rig=$(cd "$target/rig" && pwd)
 
 say() { echo "setup: $*"; }
 
-# The nested job cannot run on this machine: say so once, here and to the tests.
+# What cannot run on this machine, and the file that tells the tests why.
+missing_part="the nested job"
+missing_file="$rig/missing"
+
+# That part cannot run on this machine: say so once, here and to the tests.
 unavailable() {
-    say "the nested job will be skipped: $*"
-    echo "$*" >"$rig/missing"
+    say "$missing_part will be skipped: $*"
+    echo "$*" >"$missing_file"
     exit 0
 }
 
@@ -40,28 +45,30 @@ check_build_tools() {
 # --- Debian packages ----------------------------------------------------------------------------
 
 # command:package pairs; commands also looked for where Debian keeps them for root.
-host_needs=(busybox:busybox-static mke2fs:e2fsprogs e2fsck:e2fsprogs debugfs:e2fsprogs xz:xz-utils iasl:acpica-tools)
+nested_needs=(busybox:busybox-static mke2fs:e2fsprogs e2fsck:e2fsprogs debugfs:e2fsprogs xz:xz-utils iasl:acpica-tools)
+network_needs=(ip:iproute2 tc:iproute2 bridge:iproute2 nsenter:util-linux unshare:util-linux)
 
 missing_packages() {
     local need
-    for need in "${host_needs[@]}"; do
+    for need in "$@"; do
         PATH="$PATH:/usr/sbin:/sbin" command -v "${need%%:*}" >/dev/null || echo "${need##*:}"
     done | sort -u
 }
 
-install_missing_packages() {
+# Installs what is missing of the command:package pairs; says why not on standard output.
+install_missing() {
     local missing
-    missing=$(missing_packages)
+    missing=$(missing_packages "$@")
     [ -n "$missing" ] || return 0
     missing=$(tr '\n' ' ' <<<"$missing")
-    command -v apt-get >/dev/null || unavailable "missing: $missing(and this is not a Debian system)"
-    [ "$(id -u)" = 0 ] || unavailable "missing packages: $missing(run this script as root, or install them)"
-    say "installing $missing"
+    command -v apt-get >/dev/null || { echo "missing: $missing(and this is not a Debian system)"; return 1; }
+    [ "$(id -u)" = 0 ] || { echo "missing packages: $missing(run this script as root, or install them)"; return 1; }
+    say "installing $missing" >&2
     # shellcheck disable=SC2086 # a list of package names
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing >/dev/null 2>&1 ||
         { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
-            --no-install-recommends $missing >/dev/null; } ||
-        unavailable "apt-get could not install $missing"
+            --no-install-recommends $missing; } >/dev/null ||
+        { echo "apt-get could not install $missing"; return 1; }
 }
 
 # --- packages unpacked beside the build output ---------------------------------------------------
@@ -71,7 +78,7 @@ install_missing_packages() {
 private_apt_ready=
 prepare_private_apt() {
     [ -z "$private_apt_ready" ] || return 0
-    command -v apt-get >/dev/null || unavailable "QEMU 10 and a Debian kernel are fetched with apt-get, which is not here"
+    command -v apt-get >/dev/null || unavailable "QEMU 10 and Debian kernels are fetched with apt-get, which is not here"
     local apt="$rig/apt"
     mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" "$apt/sources"
     find "$apt/sources" -type f -delete
@@ -108,29 +115,35 @@ private_update() {
         unavailable "package lists could not be read (no network?): $(tail -n 1 "$rig/apt/update.log")"
 }
 
-# Newest version of a package that the private sources offer.
-newest_version() {
+# Versions of a package that the private sources offer, the newest last.
+versions() {
     apt-cache -c "$rig/apt/apt.conf" madison "$1" 2>/dev/null |
-        awk -F'|' '{ gsub(/ /, "", $2); print $2 }' | sort -V | tail -n 1
+        awk -F'|' '{ gsub(/ /, "", $2); print $2 }' | sort -V
 }
+
+newest_version() { versions "$1" | tail -n 1; }
 
 qemu_major() { sed -E 's/^[0-9]+://; s/\..*//' <<<"${1:-0}"; }
 
 # Adds the backports suite of the configured release, from the same mirror and with the same key.
 # apt itself is asked for the mirror, so both formats of its sources are understood.
 add_backports() {
+    [ ! -e "$rig/apt/sources/backports.list" ] || return 0
     local uri release component entry file key=
     # The release proper, not its -updates or -security companions.
     read -r uri release component entry < <(private_apt indextargets \
         --format '$(REPO_URI) $(RELEASE) $(COMPONENT) $(SOURCESENTRY)' 'Created-By: Packages' 'Origin: Debian' |
         awk '$2 !~ /[-\/]/ && $3 == "main" { print; exit }') ||
-        unavailable "QEMU 10 comes from Debian's backports, and apt is configured with no Debian release"
+        unavailable "part of it comes from Debian's backports, and apt is configured with no Debian release"
     file=${entry%:*}
     key=$(sed -nE 's/^Signed-By:[[:space:]]*(\/[^[:space:]]+).*/\1/p; s/.*signed-by=([^] ,]+).*/\1/p' "$file" | head -n 1)
     say "adding $release-backports to the private package lists"
     echo "deb ${key:+[signed-by=$key] }$uri $release-backports $component" >"$rig/apt/sources/backports.list"
     private_update
 }
+
+# Name of the suite that add_backports added.
+backports_suite() { sed -E 's/.* ([^ ]+-backports) .*/\1/' "$rig/apt/sources/backports.list"; }
 
 # Unpacks the .deb files of a folder into $rig/NAME; the folder appears only when it is whole.
 unpack_as() {
@@ -159,7 +172,7 @@ fetch_qemu() {
     local version suite=()
     [ "$(qemu_major "$(newest_version qemu-system-x86)")" -ge 10 ] || add_backports
     [ ! -e "$rig/apt/sources/backports.list" ] ||
-        suite=(-t "$(sed -E 's/.* ([^ ]+-backports) .*/\1/' "$rig/apt/sources/backports.list")")
+        suite=(-t "$(backports_suite)")
     version=$(newest_version qemu-system-x86)
     [ "$(qemu_major "$version")" -ge 10 ] || unavailable "apt's mirror offers QEMU ${version:-not at all}, and 10 is needed"
     local debs="$rig/apt/cache/archives"
@@ -176,33 +189,95 @@ fetch_qemu() {
     qemu_works || unavailable "the unpacked QEMU $version does not start here"
 }
 
+# The release's own QEMU, of which the backports are newer: a peer of the benchmark. Tests do without
+# it: whatever is missing for it is only said.
+release_qemu_works() {
+    local root="$rig/qemu-7.2"
+    [ -x "$root/usr/bin/qemu-system-x86_64" ] || return 1
+    LD_LIBRARY_PATH="$root/usr/lib/x86_64-linux-gnu:$root/lib/x86_64-linux-gnu" \
+        "$root/usr/bin/qemu-system-x86_64" --version 2>/dev/null | grep -q 'version 7\.2'
+}
+
+fetch_release_qemu() (
+    release_qemu_works && return 0
+    without() {
+        say "the benchmark will be without QEMU 7.2: $*"
+        exit 0
+    }
+    unavailable() { without "$*"; }
+    prepare_private_apt
+    local package version packages=()
+    for package in qemu-system-x86 qemu-system-common qemu-system-data; do
+        version=$(versions "$package" | grep -E '^([0-9]+:)?7\.2' | tail -n 1 || true)
+        [ -n "$version" ] || without "apt's mirror does not offer its $package"
+        packages+=("$package=$version")
+    done
+    local debs="$rig/apt/cache/archives"
+    find "$debs" -name '*.deb' -delete
+    say "downloading QEMU ${version##*:}"
+    private_apt install -qq -y --no-install-recommends --reinstall --allow-downgrades --download-only \
+        "${packages[@]}" seabios \
+        >"$rig/apt/qemu-7.2.log" 2>&1 || without "it could not be downloaded: $(tail -n 1 "$rig/apt/qemu-7.2.log")"
+    rm -rf "$rig/qemu-7.2.debs"
+    mkdir -p "$rig/qemu-7.2.debs"
+    mv "$debs"/*.deb "$rig/qemu-7.2.debs/"
+    unpack_as qemu-7.2 "$rig/qemu-7.2.debs"
+    release_qemu_works || without "the unpacked one does not start here"
+)
+
+# kernel_works NAME: whether $rig/NAME holds a kernel with its modules.
 kernel_works() {
     # Both, because the modules must be of the very kernel that boots.
     local image
-    image=$(find "$rig/kernel/boot" -name 'vmlinuz-*' 2>/dev/null | head -n 1)
-    [ -n "$image" ] && [ -n "$(find "$rig/kernel" -name 'kvm-amd.ko*' 2>/dev/null | head -n 1)" ]
+    image=$(find "$rig/$1/boot" -name 'vmlinuz-*' 2>/dev/null | head -n 1)
+    [ -n "$image" ] && [ -n "$(find "$rig/$1" -name 'kvm-amd.ko*' 2>/dev/null | head -n 1)" ]
+}
+
+# unpack_kernel NAME VERSION: the cloud kernel that this version of Debian's metapackage stands for.
+unpack_kernel() {
+    local name=$1 version=$2 package
+    package=$(apt-cache -c "$rig/apt/apt.conf" show "linux-image-cloud-amd64=$version" 2>/dev/null |
+        sed -nE 's/^Depends:.*(linux-image-[0-9][^ ,]*).*/\1/p' | sort -V | tail -n 1) || true
+    [ -n "$package" ] || unavailable "apt's mirror offers no linux-image-cloud-amd64"
+    say "downloading $package"
+    rm -rf "$rig/$name.debs"
+    mkdir -p "$rig/$name.debs"
+    (cd "$rig/$name.debs" && private_apt download -qq "$package") >"$rig/apt/$name.log" 2>&1 ||
+        unavailable "$package could not be downloaded: $(tail -n 1 "$rig/apt/$name.log")"
+    unpack_as "$name" "$rig/$name.debs"
+    kernel_works "$name" || unavailable "$package holds no vmlinuz or no kvm-amd module"
 }
 
 fetch_kernel() {
-    kernel_works && return 0
+    kernel_works kernel && return 0
     prepare_private_apt
-    local package
-    package=$(apt-cache -c "$rig/apt/apt.conf" show --no-all-versions linux-image-cloud-amd64 2>/dev/null |
-        sed -nE 's/^Depends:.*(linux-image-[0-9][^ ,]*).*/\1/p' | sort -V | tail -n 1)
-    [ -n "$package" ] || unavailable "apt's mirror offers no linux-image-cloud-amd64"
-    say "downloading $package"
-    rm -rf "$rig/kernel.debs"
-    mkdir -p "$rig/kernel.debs"
-    (cd "$rig/kernel.debs" && private_apt download -qq "$package") >"$rig/apt/kernel.log" 2>&1 ||
-        unavailable "$package could not be downloaded: $(tail -n 1 "$rig/apt/kernel.log")"
-    unpack_as kernel "$rig/kernel.debs"
-    kernel_works || unavailable "$package holds no vmlinuz or no kvm-amd module"
+    # The candidate: packages of backports are none, unless they are asked for.
+    unpack_kernel kernel "$(apt-cache -c "$rig/apt/apt.conf" policy linux-image-cloud-amd64 |
+        sed -nE 's/^ *Candidate: (.*)/\1/p')"
+}
+
+# A second kernel for the guest. Without it the nested job still runs with the first.
+fetch_backports_kernel() {
+    local missing_part="the backports kernel in the nested job" missing_file="$rig/missing-kernel-backports"
+    rm -f "$missing_file"
+    kernel_works kernel-backports && return 0
+    prepare_private_apt
+    add_backports
+    local version
+    version=$(apt-cache -c "$rig/apt/apt.conf" madison linux-image-cloud-amd64 2>/dev/null |
+        awk -F'|' -v suite="$(backports_suite)/" 'index($3, suite) { gsub(/ /, "", $2); print $2 }' |
+        sort -V | tail -n 1) || true
+    unpack_kernel kernel-backports "$version"
 }
 
 check_build_tools
+why=$(install_missing "${network_needs[@]}") || say "tests on networks of their own will be skipped: $why"
 rm -f "$rig/missing"
 [ "$(uname -m)" = x86_64 ] || unavailable "the nested job is for x86-64 hosts"
-install_missing_packages
+why=$(install_missing "${nested_needs[@]}") || unavailable "$why"
 fetch_qemu
 fetch_kernel
-say "ready: QEMU and kernel in $rig"
+# In a shell of its own, because what cannot be had ends it.
+(fetch_backports_kernel)
+fetch_release_qemu || true
+say "ready: QEMU and kernels in $rig"

@@ -10,6 +10,8 @@ use devices::rtc::RtcStateV1;
 use devices::serial::SerialStateV1;
 use devices::virtio::block::BlockStateV1;
 use devices::virtio::console::ConsoleStateV1;
+use devices::virtio::net::NetStateV1;
+use devices::virtio::net::filter::{FilterV1, TableV1};
 use devices::virtio::rng::RngStateV1;
 use devices::virtio::{DeviceStateV1, QueueStateV1, TransportStateV1};
 use serde::Serialize;
@@ -112,4 +114,21 @@ fn states_are_read_and_written_as_they_always_were() {
         "virtio-rng-v1.json",
         &transport(4, DeviceStateV1::Rng(RngStateV1 {})),
     );
+    let net = NetStateV1 {
+        mac: [0x52, 0x54, 0, 0x12, 0x34, 0x56],
+        pairs: 2,
+        announcing: true,
+        offloads: 0x4f,
+        filter: FilterV1 {
+            promiscuous: false,
+            all_multicast: true,
+            all_unicast: false,
+            no_multicast: false,
+            no_unicast: true,
+            no_broadcast: false,
+            unicast: TableV1::These(vec![[2, 0, 0, 0, 0, 1]]),
+            multicast: TableV1::All,
+        },
+    };
+    check("virtio-net-v1.json", &transport(1, DeviceStateV1::Net(net)));
 }

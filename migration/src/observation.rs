@@ -7,6 +7,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::os;
 
+/// Most observations that a peer's failure may consist of.
+const MOST_TOLD: usize = 32;
+/// Deepest chain of a peer's failure. It is passed on as the cause of failures of this side, in JSON
+/// whose readers have a limit of their own.
+const DEEPEST_TOLD: usize = 16;
+/// Longest text of a peer's observation, in bytes.
+const LONGEST_TOLD: usize = 1000;
+
 /// Where an observation was made.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,10 +102,57 @@ impl Observation {
         self.id == id || self.causes.iter().any(|cause| cause.mentions(id))
     }
 
+    /// What a peer told, cut to what can be shown to people and passed on to programs: a peer may send
+    /// a chain of any length, and texts that would steer a terminal.
+    #[must_use]
+    pub(crate) fn of_peer(self) -> Self {
+        let mut left = MOST_TOLD;
+        self.tamed(DEEPEST_TOLD, &mut left)
+    }
+
+    fn tamed(self, depth: usize, left: &mut usize) -> Self {
+        let Self {
+            id,
+            message,
+            side,
+            phase,
+            at_us,
+            causes,
+        } = self;
+        *left = left.saturating_sub(1);
+        let mut kept = Vec::new();
+        for cause in causes {
+            if depth <= 1 || *left == 0 {
+                break;
+            }
+            kept.push(cause.tamed(depth - 1, left));
+        }
+        Self {
+            id: printable(&id),
+            message: printable(&message),
+            side,
+            phase: phase.as_deref().map(printable),
+            at_us,
+            causes: kept,
+        }
+    }
+
     /// The deepest first cause: what to tell the user first.
     pub fn root(&self) -> &Self {
         self.causes.first().map_or(self, Self::root)
     }
+}
+
+/// The text without control characters, and not too long.
+fn printable(text: &str) -> String {
+    let mut kept = String::new();
+    for c in text.chars() {
+        if kept.len() + c.len_utf8() > LONGEST_TOLD {
+            break;
+        }
+        kept.push(if c.is_control() { ' ' } else { c });
+    }
+    kept
 }
 
 impl fmt::Display for Observation {
@@ -111,3 +166,47 @@ impl fmt::Display for Observation {
 }
 
 impl Error for Observation {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chain(depth: usize) -> Observation {
+        let link = |n: usize| Observation::new(Side::Source, format!("a.{n}"), "x");
+        (1..depth).fold(link(0), |cause, n| link(n).caused_by(cause))
+    }
+
+    #[test]
+    fn what_a_peer_tells_is_cut_to_what_can_be_passed_on() {
+        let short = chain(5);
+        assert_eq!(short.clone().of_peer(), short);
+        let mut depth = 0;
+        let deep = chain(60).of_peer();
+        let mut at = Some(&deep);
+        while let Some(observation) = at {
+            depth += 1;
+            at = observation.causes.first();
+        }
+        assert_eq!(depth, DEEPEST_TOLD);
+        let wide = (0..500).fold(chain(1), |top, _| top.caused_by(chain(2)));
+        let kept = wide.of_peer();
+        let total: usize = 1 + kept
+            .causes
+            .iter()
+            .map(|c| 1 + c.causes.len())
+            .sum::<usize>();
+        assert_eq!(total, MOST_TOLD);
+    }
+
+    #[test]
+    fn what_a_peer_tells_cannot_steer_a_terminal() {
+        let mut hostile = Observation::new(Side::Source, "a.\u{1b}[2J", "b\u{7}".repeat(5000));
+        hostile.phase = Some("c\n".into());
+        let tame = hostile.of_peer();
+        assert_eq!(
+            (tame.id.as_str(), tame.phase.as_deref()),
+            ("a. [2J", Some("c "))
+        );
+        assert_eq!(tame.message.len(), LONGEST_TOLD);
+    }
+}

@@ -178,6 +178,9 @@ pub struct Report {
     pub forecast_downtime_ms: Option<f64>,
     /// Whether the guest runs or its user had paused it.
     pub run_state: RunState,
+    /// What went wrong without keeping the guest from going on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<Observation>,
     /// Why it ended otherwise than `completed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<Observation>,

@@ -1,6 +1,8 @@
 //! What the engine asks of a VM: one trait for the side that gives it away, one for the side that
 //! takes it in.
 
+use std::time::Instant;
+
 use crate::GuestRam;
 use crate::observation::Observation;
 use serde::{Deserialize, Serialize};
@@ -76,6 +78,12 @@ pub trait SourceVm: Send + Sync {
     fn resume(&self) -> VmResult<()>;
     /// State of the paused machine: vCPUs, interrupt controllers, clock, devices and queues.
     fn save_state(&self) -> VmResult<Vec<u8>>;
+    /// What has come for the guest since it was stopped, such as packets, and no earlier answer held;
+    /// asked only once it is known to run elsewhere, where it is sent after it. At most
+    /// [`crate::wire::control::MAX_LATE`] bytes. `None` when nothing can come.
+    fn late(&self) -> Option<Vec<u8>> {
+        None
+    }
     /// The guest now lives elsewhere: release disks, locks and memory; never resume again.
     fn release(&self);
 }
@@ -88,6 +96,10 @@ pub trait DestinationVm: Send {
     fn prepare(&mut self, description: &MachineDescription) -> VmResult<()>;
     /// Guest RAM, zero-filled; available once prepared.
     fn ram(&self) -> VmResult<GuestRam>;
+    /// Tells when the state that is loaded next was saved, as far as this side's own clock can tell:
+    /// neither before `earliest` nor after `latest`. What a guest's clocks have missed lies between;
+    /// neither side's wall clock has a part in it.
+    fn saved_between(&mut self, _earliest: Option<Instant>, _latest: Instant) {}
     /// Loads the machine's state into the prepared machine.
     fn load_state(&mut self, state: &[u8]) -> VmResult<()>;
     /// Runs the guest; called once, after the commit was recorded. An error means that no
@@ -96,6 +108,16 @@ pub trait DestinationVm: Send {
     /// Takes the guest over without running it, because its user had paused it at the source; in
     /// place of [`DestinationVm::start`].
     fn hold(&mut self) -> VmResult<()> {
+        Ok(())
+    }
+    /// What went wrong as the guest was started, and did not keep it from running; asked once, then.
+    fn warnings(&mut self) -> Vec<Observation> {
+        Vec::new()
+    }
+    /// Takes what the source still had for the guest, which runs here: an answer of
+    /// [`SourceVm::late`].
+    fn take_late(&mut self, late: &[u8]) -> VmResult<()> {
+        let _nothing = late;
         Ok(())
     }
     /// Drops everything that was built; the guest runs on at the source.

@@ -222,7 +222,10 @@ fn a_source_out_of_turn_never_starts_the_guest() {
         ("commit before the state", vec![Message::Commit]),
         (
             "last pass before the state",
-            vec![Message::LastPass(LastPass { pass: 0 })],
+            vec![Message::LastPass(LastPass {
+                pass: 0,
+                saved: None,
+            })],
         ),
         (
             "two states",

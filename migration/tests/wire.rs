@@ -49,7 +49,10 @@ fn every_message() -> Vec<Message> {
             extents: vec![(0, 8192), (65536, 4096)],
         }),
         Message::PassPlaced(PassPlaced { pass: 3 }),
-        Message::LastPass(LastPass { pass: 4 }),
+        Message::LastPass(LastPass {
+            pass: 4,
+            saved: None,
+        }),
         Message::State(vec![1, 2, 3]),
         Message::Ready(Ready {
             digest: Some("nh64:0123456789abcdef".into()),
@@ -59,6 +62,7 @@ fn every_message() -> Vec<Message> {
         Message::Committed(Committed {
             journal_ms: 0.5,
             start_ms: 0.125,
+            warnings: Vec::new(),
         }),
         Message::Finish,
         Message::Failure(Box::new(observation)),
@@ -69,6 +73,7 @@ fn every_message() -> Vec<Message> {
             host: None,
         }),
         Message::PlanEnd,
+        Message::Late(vec![4, 5, 6]),
     ]
 }
 

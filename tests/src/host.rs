@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -10,6 +11,7 @@ use rustix::process::{Pid, Signal};
 
 use crate::binary;
 use crate::eventually;
+use crate::network::Namespace;
 use crate::process::{Outcome, Process};
 
 /// Variable by which `vmm` finds its run-time directory.
@@ -26,6 +28,7 @@ pub const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
 pub struct Host {
     dir: tempfile::TempDir,
     binary: PathBuf,
+    network: Option<Arc<Namespace>>,
 }
 
 impl Host {
@@ -51,7 +54,17 @@ impl Host {
         Ok(Self {
             dir,
             binary: binary.to_path_buf(),
+            network: None,
         })
+    }
+
+    /// The same host, on a network of its own instead of the machine's.
+    #[must_use]
+    pub fn within(self, network: Arc<Namespace>) -> Self {
+        // `Self` ends processes when dropped, so it is changed and not taken apart.
+        let mut this = self;
+        this.network = Some(network);
+        this
     }
 
     /// Directory for files of the test (sockets, disks); removed with the host.
@@ -75,7 +88,10 @@ impl Host {
 
     /// A `vmm` command on this host, to be changed before it is started.
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
-        let mut command = Command::new(&self.binary);
+        let mut command = match &self.network {
+            Some(network) => network.command(&self.binary),
+            None => Command::new(&self.binary),
+        };
         command
             .args(args)
             .env(RUNTIME_VARIABLE, self.runtime_dir())

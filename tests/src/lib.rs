@@ -7,6 +7,7 @@ pub mod eventually;
 pub mod host;
 pub mod matrix;
 pub mod nested;
+pub mod network;
 pub mod probe;
 pub mod process;
 pub mod skip;

@@ -182,6 +182,11 @@ fn guest_that_crashes_is_told_from_one_that_ended() {
     host.wait_state("guest", "failed");
     let status = host.status("guest");
     assert!(status["error"]["message"].is_string(), "{status}");
+    let cause = &status["error"]["causes"][0];
+    assert_eq!(cause["id"], "guest.registers", "{status}");
+    let registers = cause["message"].as_str().unwrap();
+    assert!(registers.contains("rip 0x"), "{status}");
+    assert!(!registers.contains("cr3 0x0 "), "{status}");
     fails(host.vmm(["wait", "guest"]), 1, &["triple fault"]);
     // The name can be used again at once, and a failed VM can be put away.
     host.run("guest", &Guest::idle());

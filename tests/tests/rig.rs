@@ -22,7 +22,7 @@ fn start_guest(rig: &Rig, dir: &Path, disk: &Path, cpus: u32) -> Process {
     let initramfs = dir.join("level2.cpio");
     std::fs::write(
         &initramfs,
-        level2::initramfs(&rig.modules().unwrap()).unwrap(),
+        level2::initramfs(&rig.kernel().modules().unwrap()).unwrap(),
     )
     .unwrap();
     let mut qemu: Command = rig.qemu();
@@ -51,7 +51,7 @@ fn start_guest(rig: &Rig, dir: &Path, disk: &Path, cpus: u32) -> Process {
         "stdio",
         "-kernel",
     ])
-    .arg(rig.kernel())
+    .arg(rig.kernel().image())
     .arg("-initrd")
     .arg(initramfs)
     .args([
@@ -81,7 +81,8 @@ fn guest_writes_until_the_power_button_and_leaves_a_clean_disk() {
     };
     let dir = tempfile::tempdir().unwrap();
     let disk = dir.path().join("disk.img");
-    level2::make_disk(&disk).unwrap();
+    let witness = Path::new(env!("CARGO_BIN_EXE_witness"));
+    level2::make_disk(&disk, &level2::root_tree(witness).unwrap()).unwrap();
     let mut guest = start_guest(&rig, dir.path(), &disk, 2);
 
     let wrote = eventually(DEADLINE, || {

@@ -1,5 +1,7 @@
 //! What a VM is made of: the command line and a TOML file, merged and checked.
 
+mod cpu;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -8,9 +10,11 @@ use migration::address::{Address, AddressError};
 use migration::observation::{Observation, Side};
 use serde::Deserialize;
 
+pub use self::cpu::{CpuModel, host_limit};
 use self::net::FileNet;
 pub(crate) use self::net::check_net_id;
 pub use self::net::{NetArg, NetConfig, parse_net_override};
+use crate::memory;
 pub use crate::memory::PageBacking;
 use crate::units::ByteSize;
 
@@ -27,27 +31,6 @@ pub const MAX_ID: usize = 20;
 
 /// Most disks and network interfaces together: the virtio slots less console and rng.
 pub const MAX_PLUGGED: usize = 15;
-
-/// CPU features that the guest sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum CpuModel {
-    /// What KVM on this host offers.
-    #[default]
-    Host,
-}
-
-impl FromStr for CpuModel {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "host" => Ok(Self::Host),
-            _ => Err(format!(
-                "CPU model {text:?} is not supported: only `host` is"
-            )),
-        }
-    }
-}
 
 /// What a disk's file holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -165,6 +148,8 @@ pub struct ReceiveConfig {
     pub disks: Vec<(String, PathBuf)>,
     /// Taps on this host by the id of their interface; one that is not named keeps its name.
     pub nets: Vec<(String, String)>,
+    /// Bytes of memory to have ready before the guest comes.
+    pub reserve: Option<u64>,
 }
 
 /// What the user said about a VM; `None` and empty are left to the file or the default.
@@ -254,7 +239,7 @@ impl RunOptions {
         Self::from_toml(&text, base).map_err(wrong)
     }
 
-    fn from_toml(text: &str, base: &Path) -> Result<Self, String> {
+    pub(crate) fn from_toml(text: &str, base: &Path) -> Result<Self, String> {
         let file: FileConfig = toml::from_str(text).map_err(|e| {
             let message = e.message().lines().collect::<Vec<_>>().join(", ");
             match e.span() {
@@ -311,7 +296,9 @@ impl RunOptions {
             cpus,
             memory,
             pages: pages.map(|text| text.parse()).transpose()?,
-            cpu: cpu.map(|text| text.parse()).transpose()?,
+            cpu: cpu
+                .map(|text| text.parse().map(|cpu: CpuModel| cpu.below(base)))
+                .transpose()?,
             disks,
             nets: net
                 .into_iter()
@@ -421,7 +408,7 @@ impl RunOptions {
             cpus,
             memory,
             pages: self.pages.unwrap_or_default(),
-            cpu: self.cpu.unwrap_or_default(),
+            cpu: self.cpu.unwrap_or_default().absolute(),
             disks,
             nets,
         })
@@ -432,12 +419,13 @@ impl ReceiveConfig {
     /// Checks what the command line says.
     ///
     /// # Errors
-    /// `usage.listen`, `usage.disk`, `usage.net`.
+    /// `usage.listen`, `usage.disk`, `usage.net`, `usage.reserve`.
     pub fn new(
         listen: String,
         name: Option<String>,
         disks: Vec<(String, PathBuf)>,
         nets: Vec<(String, String)>,
+        reserve: Option<u64>,
     ) -> Result<Self, Observation> {
         listen
             .parse::<Address>()
@@ -460,11 +448,15 @@ impl ReceiveConfig {
                 return Err(usage("net", format!("the interface {id:?} is named twice")));
             }
         }
+        if let Some(size) = reserve {
+            memory::check_size(size).map_err(|e| usage("reserve", e.to_string()))?;
+        }
         Ok(Self {
             listen,
             name,
             disks,
             nets,
+            reserve,
         })
     }
 }

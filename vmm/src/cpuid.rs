@@ -12,23 +12,26 @@
 
 mod compare;
 mod features;
+mod level;
+mod model;
+mod model_file;
+mod set;
+#[cfg(test)]
+mod tests;
+mod topology;
 
-use kvm_bindings::{
-    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
-};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 use serde::{Deserialize, Serialize};
 
 pub use compare::missing;
-use features::{HIDDEN, Register};
-
-const VENDOR_AMD: [u32; 3] = [0x6874_7541, 0x444d_4163, 0x6974_6e65];
-const VENDOR_HYGON: [u32; 3] = [0x6f67_7948, 0x656e_6975, 0x6e65_476e];
+use features::HIDDEN;
+pub use level::Level;
+pub use model::{Model, Unavailable};
+use topology::set_topology;
 
 const LEAF1_ECX_TSC_DEADLINE: u32 = 1 << 24;
 const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;
-const LEAF1_EDX_HTT: u32 = 1 << 28;
-const LEAF8000_0001_ECX_CMP_LEGACY: u32 = 1 << 1;
 
 /// Signature leaf and feature leaf of KVM's own interface; no other hypervisor leaf is offered.
 const KVM_SIGNATURE: u32 = 0x4000_0000;
@@ -62,7 +65,7 @@ pub enum CpuidError {
 }
 
 /// One CPUID leaf as it is saved and compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CpuidLeaf {
     /// `eax` of the query.
@@ -139,30 +142,74 @@ pub fn leaves(cpuid: &CpuId) -> Vec<CpuidLeaf> {
 /// # Errors
 /// There are more leaves than KVM takes.
 pub fn from_leaves(leaves: &[CpuidLeaf]) -> Result<CpuId, CpuidError> {
-    let entries: Vec<kvm_cpuid_entry2> = leaves.iter().map(kvm_cpuid_entry2::from).collect();
-    to_cpuid(&entries)
-}
-
-fn to_cpuid(entries: &[kvm_cpuid_entry2]) -> Result<CpuId, CpuidError> {
-    let too_many = || CpuidError::TooManyLeaves(entries.len());
-    if entries.len() > KVM_MAX_CPUID_ENTRIES {
+    let too_many = || CpuidError::TooManyLeaves(leaves.len());
+    if leaves.len() > KVM_MAX_CPUID_ENTRIES {
         return Err(too_many());
     }
-    CpuId::from_entries(entries).map_err(|_| too_many())
+    let entries: Vec<kvm_cpuid_entry2> = leaves.iter().map(kvm_cpuid_entry2::from).collect();
+    CpuId::from_entries(&entries).map_err(|_| too_many())
 }
 
-/// What this host can offer to a guest; [`missing`] compares against it.
-///
-/// # Errors
-/// KVM does not say what it supports.
-pub fn supported(kvm: &Kvm) -> Result<CpuId, CpuidError> {
-    let cpuid = kvm
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(CpuidError::Supported)?;
-    let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-    let mut entries = cpuid.as_slice().to_vec();
-    hide(&mut entries, tsc_deadline);
-    to_cpuid(&entries)
+/// What a host can offer to guests.
+#[derive(Debug, Clone)]
+pub struct HostCpu {
+    leaves: Vec<CpuidLeaf>,
+    /// The host, and what its operator makes it offer at most.
+    described: String,
+}
+
+impl HostCpu {
+    /// What KVM supports here, and of that at most what `limit` says.
+    ///
+    /// # Errors
+    /// KVM does not say what it supports.
+    pub fn probe(kvm: &Kvm, limit: Option<&Model>) -> Result<Self, CpuidError> {
+        let cpuid = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(CpuidError::Supported)?;
+        let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+        let mut leaves = leaves(&cpuid);
+        hide(&mut leaves, tsc_deadline);
+        Ok(match limit {
+            None => Self {
+                leaves,
+                described: "this host".into(),
+            },
+            Some(model) => Self {
+                leaves: model.limit(&leaves),
+                described: format!("this host, which offers at most {model},"),
+            },
+        })
+    }
+
+    /// Its leaves; [`missing`] compares against them.
+    pub fn leaves(&self) -> &[CpuidLeaf] {
+        &self.leaves
+    }
+
+    /// How it is called in messages.
+    pub fn described(&self) -> &str {
+        &self.described
+    }
+
+    /// The leaves of each of `cpus` CPUs of a guest of `model` with RAM up to `ram_end`.
+    ///
+    /// # Errors
+    /// The features that the host lacks.
+    pub fn guest(
+        &self,
+        model: &Model,
+        cpus: u32,
+        ram_end: u64,
+    ) -> Result<Vec<Vec<CpuidLeaf>>, Unavailable> {
+        let leaves = model.leaves(&self.leaves, &self.described, ram_end)?;
+        let cpu = |index| {
+            let mut leaves = leaves.clone();
+            set_topology(&mut leaves, cpus, index);
+            leaves
+        };
+        Ok((0..cpus).map(cpu).collect())
+    }
 }
 
 /// The `host` model for CPU `index` of `cpus`.
@@ -170,13 +217,13 @@ pub fn supported(kvm: &Kvm) -> Result<CpuId, CpuidError> {
 /// # Errors
 /// KVM does not say what it supports.
 pub fn build(kvm: &Kvm, cpus: u32, index: u32) -> Result<CpuId, CpuidError> {
-    let mut entries = supported(kvm)?.as_slice().to_vec();
-    set_topology(&mut entries, cpus, index);
-    to_cpuid(&entries)
+    let mut leaves = HostCpu::probe(kvm, None)?.leaves;
+    set_topology(&mut leaves, cpus, index);
+    from_leaves(&leaves)
 }
 
 /// Hides what a guest of this VMM must not see.
-fn hide(entries: &mut Vec<kvm_cpuid_entry2>, tsc_deadline: bool) {
+fn hide(entries: &mut Vec<CpuidLeaf>, tsc_deadline: bool) {
     entries.retain(|e| !(0x4000_0002..0x8000_0000).contains(&e.function));
     for entry in entries.iter_mut() {
         for &(function, index, register, mask) in HIDDEN {
@@ -207,221 +254,19 @@ fn hide(entries: &mut Vec<kvm_cpuid_entry2>, tsc_deadline: bool) {
     entries.retain(|e| e.function == 0 || (e.eax, e.ebx, e.ecx, e.edx) != (0, 0, 0, 0));
 }
 
-/// One socket of `cpus` cores with one thread each; this is core `index`, its APIC id as well.
-fn set_topology(entries: &mut Vec<kvm_cpuid_entry2>, cpus: u32, index: u32) {
-    let cpus = cpus.max(1);
-    let id_bits = cpus.next_power_of_two().trailing_zeros();
-    let max_core_id = (1_u32 << id_bits) - 1;
-    let leaf0 = entries.iter().find(|e| e.function == 0).copied();
-    let amd = leaf0.is_some_and(|e| {
-        let vendor = [e.ebx, e.edx, e.ecx];
-        vendor == VENDOR_AMD || vendor == VENDOR_HYGON
-    });
-    let max_leaf = leaf0.map_or(0, |e| e.eax);
-
-    entries.retain(|e| e.function != 0xb && e.function != 0x1f);
-    for entry in entries.iter_mut() {
-        match entry.function {
-            1 => {
-                // Keeps the brand and the cache line size for CLFLUSH.
-                entry.ebx = (entry.ebx & 0xffff) | (max_core_id + 1).min(255) << 16 | index << 24;
-                set_bit(&mut entry.edx, LEAF1_EDX_HTT, cpus > 1);
-            }
-            4 if entry.eax & 0x1f != 0 => {
-                set_cache_sharing(entry, max_core_id);
-                entry.eax = (entry.eax & 0x03ff_ffff) | max_core_id.min(63) << 26;
-            }
-            0x8000_001d if entry.eax & 0x1f != 0 => set_cache_sharing(entry, cpus - 1),
-            0x8000_0001 if amd => {
-                set_bit(&mut entry.ecx, LEAF8000_0001_ECX_CMP_LEGACY, cpus > 1);
-            }
-            0x8000_0008 if amd => {
-                entry.ecx = (entry.ecx & !0xf0ff) | (cpus - 1).min(255) | id_bits << 12;
-            }
-            0x8000_001e if amd => {
-                (entry.eax, entry.ebx, entry.ecx, entry.edx) = (index, index & 0xff, 0, 0);
-            }
-            _ => {}
-        }
-    }
-    for function in [0xb, 0x1f] {
-        if max_leaf >= function {
-            // Level type 1 is a thread and 2 a core; the last level has type 0.
-            for (level, shift, count, kind) in [(0, 0, 1, 1), (1, id_bits, cpus, 2), (2, 0, 0, 0)] {
-                entries.push(kvm_cpuid_entry2 {
-                    function,
-                    index: level,
-                    flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
-                    eax: shift,
-                    ebx: count,
-                    ecx: level | kind << 8,
-                    edx: index,
-                    ..Default::default()
-                });
-            }
-        }
-    }
+fn is_amd(leaves: &[CpuidLeaf]) -> bool {
+    matches!(vendor(leaves).as_str(), "AuthenticAMD" | "HygonGenuine")
 }
 
-/// Caches below the third level are a core's own; the third is shared by `sharers` + 1 CPUs.
-fn set_cache_sharing(entry: &mut kvm_cpuid_entry2, sharers: u32) {
-    let level = (entry.eax >> 5) & 0x7;
-    let sharers = if level < 3 { 0 } else { sharers.min(0xfff) };
-    entry.eax = (entry.eax & !0x03ff_c000) | sharers << 14;
-}
-
-fn set_bit(word: &mut u32, bit: u32, on: bool) {
-    if on {
-        *word |= bit;
-    } else {
-        *word &= !bit;
-    }
-}
-
-impl Register {
-    fn of_mut(self, entry: &mut kvm_cpuid_entry2) -> &mut u32 {
-        match self {
-            Self::Eax => &mut entry.eax,
-            Self::Ebx => &mut entry.ebx,
-            Self::Ecx => &mut entry.ecx,
-            Self::Edx => &mut entry.edx,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn entry(function: u32, index: u32, registers: [u32; 4]) -> kvm_cpuid_entry2 {
-        let [eax, ebx, ecx, edx] = registers;
-        kvm_cpuid_entry2 {
-            function,
-            index,
-            eax,
-            ebx,
-            ecx,
-            edx,
-            ..Default::default()
-        }
-    }
-
-    fn find(entries: &[kvm_cpuid_entry2], function: u32, index: u32) -> kvm_cpuid_entry2 {
-        *entries
-            .iter()
-            .find(|e| e.function == function && e.index == index)
-            .unwrap()
-    }
-
-    #[test]
-    fn what_cannot_move_is_hidden() {
-        let mut entries = vec![
-            entry(1, 0, [0, 0, u32::MAX, u32::MAX]),
-            entry(7, 0, [0, u32::MAX, u32::MAX, u32::MAX]),
-            entry(0xa, 0, [u32::MAX; 4]),
-            entry(0x4000_0000, 0, [0x4000_0010, 1, 2, 3]),
-            entry(0x4000_0001, 0, [u32::MAX, 0, 0, 1]),
-            entry(0x4000_0010, 0, [u32::MAX; 4]),
-            entry(0x8000_0007, 0, [0, 0, 0, 1 << 8]),
-        ];
-        hide(&mut entries, false);
-        let ecx = find(&entries, 1, 0).ecx;
-        assert_eq!(
-            ecx & (1 << 3 | 1 << 5 | 1 << 27),
-            0,
-            "MONITOR, VMX or OSXSAVE is there"
-        );
-        assert_ne!(ecx & LEAF1_ECX_HYPERVISOR, 0);
-        assert_eq!(
-            find(&entries, 7, 0).ebx & (1 << 2 | 1 << 25),
-            0,
-            "SGX or PT is there"
-        );
-        assert!(
-            entries.iter().all(|e| e.function != 0xa),
-            "performance counters are there"
-        );
-        assert_eq!(find(&entries, 0x4000_0000, 0).eax, 0x4000_0001);
-        let features = find(&entries, 0x4000_0001, 0);
-        assert_eq!(features.eax & 0b1001, 0b1001, "kvmclock is missing");
-        assert_eq!(
-            features.eax & (1 << 4 | 1 << 14),
-            0,
-            "asynchronous page faults are there"
-        );
-        assert_eq!(features.edx, 0);
-        assert!(entries.iter().all(|e| e.function != 0x4000_0010));
-        assert!(
-            entries.iter().all(|e| e.function != 0x8000_0007),
-            "an invariant TSC is there"
-        );
-    }
-
-    #[test]
-    fn topology_is_one_socket_of_single_threaded_cores() {
-        let mut entries = vec![
-            entry(0, 0, [0x1f, 0x756e_6547, 0x6c65_746e, 0x4965_6e69]),
-            entry(1, 0, [0, 0xff7f_0800, 0, 0]),
-            entry(4, 0, [0xfc1c_4121, 0, 0, 0]),
-            entry(4, 3, [0xfc1f_c163, 0, 0, 0]),
-            entry(0xb, 0, [9, 9, 9, 9]),
-        ];
-        set_topology(&mut entries, 3, 2);
-        assert_eq!(find(&entries, 1, 0).ebx, 0x0204_0800);
-        assert_ne!(find(&entries, 1, 0).edx & LEAF1_EDX_HTT, 0);
-        let l1 = find(&entries, 4, 0).eax;
-        assert_eq!((l1 >> 14 & 0xfff, l1 >> 26), (0, 3));
-        let l3 = find(&entries, 4, 3).eax;
-        assert_eq!((l3 >> 14 & 0xfff, l3 >> 26), (3, 3));
-        for function in [0xb, 0x1f] {
-            let core = find(&entries, function, 1);
-            assert_eq!((core.eax, core.ebx, core.ecx, core.edx), (2, 3, 0x201, 2));
-        }
-        assert_eq!(entries.iter().filter(|e| e.function == 0xb).count(), 3);
-    }
-
-    #[test]
-    fn amd_topology_leaves_agree() {
-        let [ebx, edx, ecx] = VENDOR_AMD;
-        let mut entries = vec![
-            entry(0, 0, [0xd, ebx, ecx, edx]),
-            entry(0x8000_0001, 0, [0; 4]),
-            entry(0x8000_0008, 0, [0x3030, 0, 0x7007, 0]),
-            entry(0x8000_001e, 0, [5, 0x105, 0x300, 0]),
-        ];
-        set_topology(&mut entries, 4, 3);
-        assert_eq!(
-            find(&entries, 0x8000_0001, 0).ecx,
-            LEAF8000_0001_ECX_CMP_LEGACY
-        );
-        assert_eq!(find(&entries, 0x8000_0008, 0).ecx, 0x2003);
-        assert_eq!(
-            find(&entries, 0x8000_001e, 0),
-            entry(0x8000_001e, 0, [3, 3, 0, 0])
-        );
-        assert!(
-            entries.iter().all(|e| e.function != 0x1f),
-            "beyond the highest leaf"
-        );
-    }
-
-    #[test]
-    fn kvm_takes_the_model_and_lacks_nothing_of_it() {
-        let kvm = match Kvm::new() {
-            Ok(kvm) => kvm,
-            Err(error) => {
-                println!("skipped: /dev/kvm cannot be opened: {error}");
-                return;
-            }
-        };
-        let vm = kvm.create_vm().unwrap();
-        let have = supported(&kvm).unwrap();
-        for index in 0..2 {
-            let cpuid = build(&kvm, 2, index).unwrap();
-            let vcpu = vm.create_vcpu(index.into()).unwrap();
-            vcpu.set_cpuid2(&from_leaves(&leaves(&cpuid)).unwrap())
-                .unwrap();
-            assert_eq!(missing(&leaves(&cpuid), &have), Vec::<String>::new());
-        }
-    }
+/// The vendor's twelve letters; what is no letter is left out, since it may come from a peer.
+fn vendor(leaves: &[CpuidLeaf]) -> String {
+    let Some(leaf) = leaves.iter().find(|e| e.function == 0) else {
+        return String::new();
+    };
+    [leaf.ebx, leaf.edx, leaf.ecx]
+        .iter()
+        .flat_map(|word| word.to_le_bytes())
+        .filter(u8::is_ascii_graphic)
+        .map(char::from)
+        .collect()
 }

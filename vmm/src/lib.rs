@@ -8,6 +8,8 @@ pub mod config;
 pub mod console;
 pub mod cpuid;
 mod demo;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod instance;
 pub mod kvm;
 pub mod logging;

@@ -3,6 +3,8 @@
 // Advising the kernel about a mapping needs its raw address.
 #![allow(unsafe_code)]
 
+mod reserve;
+
 use std::ffi::c_void;
 use std::fs::File;
 use std::io;
@@ -16,6 +18,8 @@ use thiserror::Error;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder, MmapRegionError};
 use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
+
+pub use self::reserve::Reserve;
 
 /// Where the hole for devices begins.
 pub const HOLE_START: u64 = 3 << 30;
@@ -67,6 +71,9 @@ pub enum MemoryError {
     /// The file could not be made.
     #[error("cannot create a memfd of {0} bytes")]
     Create(u64, #[source] io::Error),
+    /// No thread to make memory present.
+    #[error("cannot start the thread that reserves memory")]
+    Thread(#[source] io::Error),
     /// The file could not be mapped.
     #[error("cannot map {0} bytes of guest memory")]
     Map(u64, #[source] io::Error),
@@ -85,6 +92,15 @@ pub fn layout(size: u64) -> Vec<RamRegion> {
         });
     }
     regions
+}
+
+/// First address above all RAM of `size` bytes.
+pub fn end(size: u64) -> u64 {
+    layout(size)
+        .iter()
+        .map(|region| region.gpa.saturating_add(region.len))
+        .max()
+        .unwrap_or(0)
 }
 
 /// Checks that a host with `/proc/meminfo`'s memory can hold `size` bytes of guest RAM at all.
@@ -115,12 +131,16 @@ pub fn allocate(size: u64, pages: PageBacking) -> Result<GuestRam, MemoryError> 
     let fd = memfd_create("vmm-ram", MemfdFlags::CLOEXEC)
         .map_err(|e| MemoryError::Create(size, e.into()))?;
     ftruncate(&fd, size).map_err(|e| MemoryError::Create(size, e.into()))?;
-    let file = Arc::new(File::from(fd));
+    on_file(&Arc::new(File::from(fd)), size, pages)
+}
+
+/// Maps all `size` bytes of `file` as guest RAM.
+fn on_file(file: &Arc<File>, size: u64, pages: PageBacking) -> Result<GuestRam, MemoryError> {
     let mut regions = Vec::new();
     let mut offset = 0;
     for RamRegion { gpa, len } in layout(size) {
         let failed = |e: io::Error| MemoryError::Map(len, e);
-        let mapping = map(&file, offset, len).map_err(failed)?;
+        let mapping = map(file, offset, len).map_err(failed)?;
         // Guest RAM in a core dump is neither wanted nor affordable.
         advise(mapping.as_ptr(), len, libc::MADV_DONTDUMP).map_err(failed)?;
         if pages == PageBacking::Thp {

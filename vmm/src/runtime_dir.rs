@@ -30,7 +30,7 @@ use migration::observation::{Observation, Side};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::instance::VmStatus;
-use crate::state_dir::{self, MIGRATIONS};
+use crate::state_dir::{self, HOST_CPU, MIGRATIONS};
 
 const PID: &str = "pid";
 const CONTROL: &str = "control.sock";
@@ -417,6 +417,11 @@ impl VmDir {
     /// Where journals of hand-overs are kept; outlives the VM and the host's boot.
     pub fn migrations(&self) -> PathBuf {
         self.inner.migrations.clone()
+    }
+
+    /// File that says the most of its CPU that this host offers to guests; there may be none.
+    pub fn host_cpu(&self) -> PathBuf {
+        self.inner.migrations.with_file_name(HOST_CPU)
     }
 
     /// Renames the VM, as `receive` does when the guest that arrives brings its name. Open sockets

@@ -10,6 +10,9 @@ use migration::observation::{Observation, Side};
 /// Folder of the records, in the state directory.
 pub(crate) const MIGRATIONS: &str = "migrations";
 
+/// File in the state directory that limits what this host offers of its CPU.
+pub(crate) const HOST_CPU: &str = "host-cpu.toml";
+
 /// The state directory of this user: `$VMM_STATE_DIR`, else the runtime directory if
 /// `$VMM_RUNTIME_DIR` names it (it is a host of its own then), else `/var/lib/vmm` for root, else
 /// `$XDG_STATE_HOME/vmm`, else `~/.local/state/vmm`; `None` when there is no home either.

@@ -70,8 +70,8 @@ fn wanted(queue: &Queue, before: u16, ram: &GuestRam) -> Result<bool, BadRequest
     fence(Ordering::SeqCst);
     let load = |offset: u64| {
         let address = queue.avail_ring().checked_add(offset);
-        let address = GuestAddress(address.ok_or(BadRequest::Ring("it wraps around".into()))?);
-        ram.load(address, Ordering::Relaxed)
+        let address = address.ok_or_else(|| BadRequest::Ring("it wraps around".into()))?;
+        ram.load(GuestAddress(address), Ordering::Relaxed)
             .map(u16::from_le)
             .map_err(|error| BadRequest::Ring(error.to_string()))
     };

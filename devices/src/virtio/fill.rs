@@ -51,7 +51,9 @@ impl Shared {
             } else if lent.is_empty() || patient {
                 // Everything is taken, so that the driver's next buffer is notified.
                 announcer.announce(queue)?;
-                if queue.enable_notification(&self.ram).map_err(broken)? {
+                // One that claims to have lent more than the queue holds has nothing that could be taken.
+                let all_taken = lent.chains() >= usize::from(queue.size());
+                if queue.enable_notification(&self.ram).map_err(broken)? && !all_taken {
                     queue.disable_notification(&self.ram).map_err(broken)?;
                     continue;
                 }

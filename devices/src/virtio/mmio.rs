@@ -142,6 +142,15 @@ impl MmioTransport {
         &self.shared.kicks
     }
 
+    /// Processes what is in a queue on the caller's thread, for tests that need to know when that was
+    /// done; otherwise the queue's own thread does it when it is notified.
+    #[doc(hidden)]
+    pub fn serve_now(&self, queue: usize) {
+        if queue < self.shared.queues.len() {
+            self.shared.serve_once(queue);
+        }
+    }
+
     /// Finishes the requests in flight, stops the queues' threads, and flushes what is behind the
     /// device. Idempotent; vCPUs are stopped before.
     ///

@@ -164,6 +164,17 @@ impl Shared {
         }
     }
 
+    /// Processes what is in the queue on the caller's thread.
+    pub(super) fn serve_once(&self, index: usize) {
+        let mut hands = Hands {
+            chain: Chain::new(),
+            lent: Lent::new(),
+        };
+        if let Err(error) = self.serve(index, &mut hands, Woken::Impatient) {
+            self.need_reset(&error);
+        }
+    }
+
     /// Waits until there may be work again.
     fn wait(&self, index: usize, wait: Wait) -> io::Result<Woken> {
         let kick = &self.kicks[index];

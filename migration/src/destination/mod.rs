@@ -1,5 +1,6 @@
 //! The destination of a migration: takes a guest in, or leaves nothing behind.
 
+mod placings;
 mod reception;
 mod take;
 mod wanted;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tracing::span::EnteredSpan;
 
+use super::placings::Placings;
 use super::reception::Reception;
 use super::wanted::check_wanted;
 use super::{Fate, Options, Taken, failure_in};
@@ -25,8 +26,8 @@ use crate::session::{CloseOnDrop, Note, Session, Timing};
 use crate::transport::Connection;
 use crate::vm::{DestinationVm, MachineDescription, RunState};
 use crate::wire::control::{
-    Committed, Extents, Intent, Message, Negotiate, PassPlaced, Prepared, Ready, Resolution,
-    Welcome,
+    Committed, Extents, Intent, MAX_WARNINGS, Message, Negotiate, PassPlaced, Prepared, Ready,
+    Resolution, Welcome,
 };
 
 /// How long the source is waited for after the guest runs here.
@@ -299,6 +300,7 @@ impl Take<'_> {
         let streams = usize::from(wanted.streams);
         let mut done: Vec<(u32, u64)> = vec![(0, 0); streams];
         let mut state: Option<Vec<u8>> = None;
+        let mut placings = Placings::new();
         let (mut last, mut placed) = (None, 0);
         let slice = session.timing().peer.min(self.progress_timeout);
         let mut progress = (Instant::now(), 0);
@@ -306,6 +308,7 @@ impl Take<'_> {
             let arrived = done.iter().map(|&(pass, _)| pass).min().unwrap_or(0);
             if arrived > placed {
                 placed = arrived;
+                placings.push(placed, Instant::now());
                 session.send(&Message::PassPlaced(PassPlaced { pass: placed }))?;
             }
             if let (Some(last), Some(loaded)) = (last, &state)
@@ -356,11 +359,14 @@ impl Take<'_> {
                     });
                 }
                 Some(Note::Message(Message::State(bytes))) if state.is_none() => {
+                    placings.state_is_here();
                     self.enter(Phase::StopAndCopy);
                     state = Some(bytes);
                 }
                 Some(Note::Message(Message::LastPass(pass))) if state.is_some() => {
                     last = Some(pass.pass);
+                    let (earliest, latest) = placings.saved_between(pass.saved);
+                    self.vm.saved_between(earliest, latest);
                 }
                 Some(Note::Message(other)) => return Err(unexpected(&other, "pages")),
                 Some(_) | None => {}
@@ -423,7 +429,7 @@ impl Take<'_> {
         self.enter(Phase::Finish);
         if session.send(&Message::Committed(committed)).is_ok() {
             // So that the answer is not lost by closing too early; the source may ask otherwise.
-            let farewell = message(session, notes, "finishing", FAREWELL);
+            let farewell = self.farewell(session, notes);
             if matches!(farewell, Ok(Message::Finish))
                 && let Err(error) = self.journal.finish(self.id)
             {
@@ -432,6 +438,23 @@ impl Take<'_> {
             }
         }
         Ok(Step::Running)
+    }
+
+    /// Takes what the source still has for the guest; the message after that.
+    fn farewell(&mut self, session: &Session, notes: &Notes<Note>) -> Result<Message, Error> {
+        let until = Instant::now() + FAREWELL;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match message(session, notes, "finishing", left)? {
+                Message::Late(late) => {
+                    if let Err(why) = self.vm.take_late(&late) {
+                        // As if it had been lost on its way.
+                        tracing::warn!("what came late for the guest is lost: {why}");
+                    }
+                }
+                other => return Ok(other),
+            }
+        }
     }
 
     /// Records the commit, then runs the guest.
@@ -460,10 +483,17 @@ impl Take<'_> {
             RunState::Paused => self.vm.hold(),
         };
         match run.map_err(Error::vm("start the guest")) {
-            Ok(()) => Ok(Committed {
-                journal_ms,
-                start_ms: started.elapsed().as_secs_f64() * 1e3,
-            }),
+            Ok(()) => {
+                let start_ms = started.elapsed().as_secs_f64() * 1e3;
+                let mut warnings = self.vm.warnings();
+                warnings.truncate(MAX_WARNINGS);
+                self.report.warnings.clone_from(&warnings);
+                Ok(Committed {
+                    journal_ms,
+                    start_ms,
+                    warnings,
+                })
+            }
             Err(error) => Err((error, self.take_back())),
         }
     }

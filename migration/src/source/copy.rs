@@ -15,7 +15,7 @@ use crate::progress::{Event, Iteration, Phase, TimeoutAction};
 use crate::raw::Ram;
 use crate::session::Note;
 use crate::wire::MAX_STATE;
-use crate::wire::control::{LastPass, Message};
+use crate::wire::control::{LastPass, Message, Saved};
 
 /// Assumed before anything was measured, in bytes per second.
 const FIRST_BANDWIDTH: f64 = 200e6;
@@ -221,7 +221,10 @@ impl Run<'_> {
                     sending -= 1;
                     sent_at = Instant::now();
                 }
-                Some(Note::Message(Message::PassPlaced(done))) => placed |= done.pass == pass,
+                Some(Note::Message(Message::PassPlaced(done))) => {
+                    self.heard = Some((done.pass, Instant::now()));
+                    placed |= done.pass == pass;
+                }
                 Some(Note::Message(other)) => {
                     return Err(super::setup::unexpected(&other, "pass-placed"));
                 }
@@ -323,6 +326,10 @@ impl Run<'_> {
         self.start_pass(streams, pass, PassKind::Again, &mut dirty)?;
         // The state is saved while the last pages travel.
         let saving = Instant::now();
+        let saved = self.heard.map(|(after_pass, heard)| Saved {
+            after_pass,
+            after_us: u64::try_from((saving - heard).as_micros()).unwrap_or(u64::MAX),
+        });
         let state = self
             .vm
             .save_state()
@@ -345,7 +352,8 @@ impl Run<'_> {
             self.start_pass(streams, pass, PassKind::Again, &mut late)?;
             self.finish_pass(link, streams, pass, late_pages, &rates, Until::Sent)?;
         }
-        link.session.send(&Message::LastPass(LastPass { pass }))?;
+        link.session
+            .send(&Message::LastPass(LastPass { pass, saved }))?;
         tracing::debug!(pages, "last pages sent");
         let stop = self.report.downtime.stop.unwrap_or_default();
         self.report.downtime.state_save = Some(milliseconds(save));

@@ -14,9 +14,15 @@ use crate::progress::Verify;
 use crate::raw::Ram;
 use crate::transport::{Connect, Patience};
 use crate::vm::SourceVm;
-use crate::wire::control::{Answer, Message, Resolution};
+use crate::wire::control::{Answer, MAX_WARNINGS, Message, Resolution};
 use crate::wire::hello::{Hello, Role};
 
+/// Pauses before each look for what has come for a guest that is gone.
+const LATE: [Duration; 3] = [
+    Duration::ZERO,
+    Duration::from_millis(2),
+    Duration::from_millis(20),
+];
 /// Between two attempts to ask a destination that did not answer.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 
@@ -62,15 +68,37 @@ impl Run<'_> {
         self.undo.commit_sent = true;
         link.session.send(&Message::Commit)?;
         match self.answer(link, "committing", self.options.io_timeout)? {
-            Message::Committed(_) => {}
+            Message::Committed(committed) => self.report.warnings = committed.warnings,
             other => return Err(unexpected(&other, "committed")),
         }
         self.gone();
+        self.report.warnings.truncate(MAX_WARNINGS);
+        for warning in self.report.warnings.clone() {
+            self.control.warn(warning);
+        }
+        self.send_late(link);
         // The destination knows that already by its own start; it waits only for politeness.
         let _ = link.session.send(&Message::Finish);
         self.enter(crate::progress::Phase::Finish);
         self.vm.release();
         Ok(())
+    }
+
+    /// Sends after the guest what has come for it here since it was stopped. Networks need a moment
+    /// until they send it all to the destination, and whoever sent it waits.
+    fn send_late(&mut self, link: &Link) {
+        for pause in LATE {
+            thread::sleep(pause);
+            match self.vm.late() {
+                Some(late) if late.is_empty() => {}
+                Some(late) => {
+                    if link.session.send(&Message::Late(late)).is_err() {
+                        return;
+                    }
+                }
+                None => return,
+            }
+        }
     }
 
     /// The guest runs at the destination: notes when, and that it is gone from here.

@@ -14,6 +14,7 @@ use tracing::span::EnteredSpan;
 
 pub use crate::wire::control::Resolution;
 pub use handover::{resolve, settle};
+pub use setup::default_streams;
 
 use crate::bandwidth::Bucket;
 use crate::control::Control;
@@ -128,6 +129,8 @@ struct Run<'a> {
     bucket: Arc<Bucket>,
     /// When the guest was stopped, and when the destination had loaded everything.
     stopped_at: Option<Instant>,
+    /// The last pass that the destination said it placed, and when that was heard.
+    heard: Option<(u32, Instant)>,
     ready_at: Option<Instant>,
     /// Seconds that recording decisions costs, both sides together.
     journal_cost: Duration,
@@ -168,6 +171,7 @@ impl<'a> Run<'a> {
             counters: Arc::default(),
             bucket: Arc::default(),
             stopped_at: None,
+            heard: None,
             ready_at: None,
             journal_cost: Duration::ZERO,
             token: [0; 16],

@@ -21,6 +21,12 @@ use crate::wire::MAX_STREAMS;
 use crate::wire::control::{Extents, Intent, MAX_EXTENTS, Message, Negotiate, Welcome};
 use crate::wire::hello::{Hello, Role};
 
+/// Data connections that a source on this machine opens when it is not told how many.
+pub fn default_streams() -> u8 {
+    let cores = thread::available_parallelism().map_or(2, usize::from);
+    if cores >= 8 { 4 } else { 2 }
+}
+
 /// The data streams of a migration, as the coordinating thread holds them.
 pub(super) struct Streams {
     pub jobs: Vec<JobSender<Arc<Pass>>>,
@@ -128,11 +134,7 @@ impl<'a> Run<'a> {
     }
 
     fn choose_streams(&self) -> u8 {
-        let cores = thread::available_parallelism().map_or(2, usize::from);
-        let chosen = self
-            .options
-            .streams
-            .unwrap_or(if cores >= 8 { 4 } else { 2 });
+        let chosen = self.options.streams.unwrap_or_else(default_streams);
         chosen.clamp(1, MAX_STREAMS)
     }
 

@@ -39,6 +39,11 @@ const PIECE: usize = 1 << 20;
 /// Most extents that are announced.
 pub const MAX_EXTENTS: usize = 16 << 10;
 
+/// Most bytes of what comes late, in one frame.
+pub const MAX_LATE: usize = LARGE;
+/// Most warnings that are told with the commit.
+pub const MAX_WARNINGS: usize = 16;
+
 /// Destination to source: go on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {
@@ -102,6 +107,18 @@ pub struct PassPlaced {
 pub struct LastPass {
     /// The pass.
     pub pass: u32,
+    /// When the state was saved; where absent, nothing is known of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved: Option<Saved>,
+}
+
+/// When the source saved the state, told by what it had heard before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved {
+    /// The last pass of which it had heard that it was placed.
+    pub after_pass: u32,
+    /// How long after it had heard so it began to save, in microseconds.
+    pub after_us: u64,
 }
 
 /// Destination to source: everything is loaded.
@@ -120,6 +137,9 @@ pub struct Committed {
     pub journal_ms: f64,
     /// Starting the guest, in milliseconds.
     pub start_ms: f64,
+    /// What went wrong without keeping the guest from running, at most [`MAX_WARNINGS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<Observation>,
 }
 
 /// What became of the guest at a destination.
@@ -215,6 +235,9 @@ pub enum Message {
     Resolution(Answer),
     /// Source to destination: only a plan, good-bye.
     PlanEnd,
+    /// Source to destination, between committed and finish: what came for the guest after it was
+    /// stopped.
+    Late(Vec<u8>),
 }
 
 impl Message {
@@ -238,6 +261,7 @@ impl Message {
             Self::Pong(_) => 16,
             Self::Resolution(_) => 17,
             Self::PlanEnd => 18,
+            Self::Late(_) => 19,
         }
     }
 
@@ -262,6 +286,7 @@ impl Message {
             Self::Pong(_) => "pong",
             Self::Resolution(_) => "resolution",
             Self::PlanEnd => "plan-end",
+            Self::Late(_) => "late",
         }
     }
 
@@ -269,12 +294,13 @@ impl Message {
     /// are kept for post-copy, from 48 on for groups.
     fn limit(kind: u16) -> Option<usize> {
         match kind {
-            1 | 5 | 7 | 8 | 10 | 12 | 15..=17 => Some(SMALL),
+            1 | 5 | 7 | 8 | 10 | 15..=17 => Some(SMALL),
             2 => Some(LARGE),
             3 | 4 | 11 | 13 | 18 => Some(0),
             6 => Some(LARGE),
             9 => Some(MAX_STATE),
-            14 => Some(MEDIUM),
+            12 | 14 => Some(MEDIUM),
+            19 => Some(MAX_LATE),
             _ => None,
         }
     }
@@ -290,7 +316,7 @@ impl Message {
             Self::Extents(body) => json(body),
             Self::PassPlaced(body) => json(body),
             Self::LastPass(body) => json(body),
-            Self::State(body) => Ok(body.clone()),
+            Self::State(body) | Self::Late(body) => Ok(body.clone()),
             Self::Ready(body) => json(body),
             Self::Committed(body) => json(body),
             Self::Failure(body) => json(body),
@@ -381,11 +407,15 @@ impl Message {
             11 => Self::Commit,
             12 => Self::Committed(json(&body, "committed")?),
             13 => Self::Finish,
-            14 => Self::Failure(json(&body, "failure")?),
+            14 => {
+                let told: Observation = json(&body, "failure")?;
+                Self::Failure(Box::new(told.of_peer()))
+            }
             15 => Self::Ping(json(&body, "ping")?),
             16 => Self::Pong(json(&body, "pong")?),
             17 => Self::Resolution(json(&body, "resolution")?),
             18 => Self::PlanEnd,
+            19 => Self::Late(body),
             kind => {
                 return Err(Error::Protocol(format!(
                     "control frame of unknown kind {kind}"

@@ -37,7 +37,7 @@ gdt_pointer:
     .word gdt_end - gdt - 1
     .quad gdt
 idt_pointer:
-    .word 0x41 * 16 - 1
+    .word 0x42 * 16 - 1
     .quad idt
 null_idt_pointer:
     .word 0
@@ -47,13 +47,15 @@ null_idt_pointer:
 boot_info: .quad 0
     .global ap_index
 ap_index: .quad 0
+    .global test_timer_fired
+test_timer_fired: .quad 0
 gate_table:
     .quad gate_out, gate_inb, gate_outb, gate_rdmsr, gate_wrmsr, gate_cpuid, gate_halt
-    .quad gate_dirty, gate_triple
+    .quad gate_dirty, gate_triple, gate_interruptible
 
 .section .bss, "aw", @nobits
     .balign 16
-idt: .skip 0x41 * 16
+idt: .skip 0x42 * 16
 tss: .skip 16 * 128
 kernel_stacks: .skip 16 * 1024
     .balign 4096
@@ -128,7 +130,7 @@ long64:
     movl %ebx, %edi
     pushq $0x1b
     pushq %rax
-    pushq $0x2                      # IF=0: the timer is only taken inside gate_halt
+    pushq $0x2                      # IF=0: interrupts are only taken inside gate_halt
     pushq $0x23
     pushq $cpu_main
     iretq
@@ -149,6 +151,8 @@ build_idt:
     leaq idt + 0x40 * 16, %rdi
     leaq timer, %rsi
     movl $0x8e, %edx
+    call set_gate
+    leaq test_timer, %rsi
 set_gate:                           # rdi: entry (advanced), rsi: handler, dl: type
     movl %esi, %eax
     movw %ax, (%rdi)
@@ -196,9 +200,17 @@ timer:
     popq %rax
     iretq
 
+test_timer:                         # the timer that the guest watches; CPU 0 alone
+    pushq %rax
+    incq test_timer_fired
+    movl $0xfee000b0, %eax
+    movl $0, (%rax)
+    popq %rax
+    iretq
+
 # int3 from CPL3: rax selects; each function names its registers. rax returns.
 gate:
-    cmpl $9, %eax
+    cmpl $10, %eax
     jae gate_triple
     jmpq *gate_table(,%rax,8)
 
@@ -285,6 +297,10 @@ gate_dirty:                         # rdi: {page, sequence, index, value}, ecx: 
     addq $32, %rdi
     decl %ecx
     jnz 1b
+    iretq
+
+gate_interruptible:                 # from here on CPL3 takes interrupts
+    orl $0x200, 16(%rsp)
     iretq
 
 gate_triple:

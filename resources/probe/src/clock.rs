@@ -2,9 +2,10 @@
 
 use core::arch::x86_64::_rdtsc;
 use core::ptr::{read_volatile, write_volatile};
-use core::sync::atomic::{Ordering, fence};
+use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::gate;
+use crate::shared::MAX_CPUS;
 
 /// `pvclock_vcpu_time_info` of the KVM documentation (msr.rst, MSR_KVM_SYSTEM_TIME_NEW).
 #[repr(C, align(64))]
@@ -19,7 +20,7 @@ struct PvClock {
     pad: [u8; 2],
 }
 
-static mut PV_CLOCK: PvClock = PvClock {
+const NO_CLOCK: PvClock = PvClock {
     version: 0,
     pad0: 0,
     tsc_timestamp: 0,
@@ -29,6 +30,30 @@ static mut PV_CLOCK: PvClock = PvClock {
     flags: 0,
     pad: [0; 2],
 };
+
+/// One for each CPU.
+static mut PV_CLOCKS: [PvClock; MAX_CPUS] = [NO_CLOCK; MAX_CPUS];
+
+/// `pvclock_wall_clock`: seconds and nanoseconds of the wall clock at kvmclock zero.
+#[repr(C, align(16))]
+struct WallClock {
+    version: u32,
+    seconds: u32,
+    nanoseconds: u32,
+}
+
+static mut WALL_CLOCK: WallClock = WallClock {
+    version: 0,
+    seconds: 0,
+    nanoseconds: 0,
+};
+
+/// Bits of `flags`.
+const STABLE: u8 = 1;
+const STOPPED: u8 = 2;
+
+/// How often the hypervisor told that it had stopped the guest.
+pub static STOPS: AtomicU64 = AtomicU64::new(0);
 
 #[derive(Clone, Copy)]
 pub struct Clock {
@@ -81,8 +106,9 @@ impl Clock {
         let hypervisor = gate::cpuid(0x4000_0000, 0);
         let kvm = hypervisor[1..] == [0x4b4d_564b, 0x564b_4d56, 0x4d];
         if kvm && gate::cpuid(0x4000_0001, 0)[0] & 8 != 0 {
-            gate::wrmsr(0x4b56_4d01, &raw const PV_CLOCK as u64 | 1);
-            let (mul, shift) = pv_scale();
+            gate::wrmsr(0x4b56_4d00, &raw const WALL_CLOCK as u64);
+            enable(0);
+            let (mul, shift) = pv_scale(page(0));
             if mul != 0 {
                 let khz = (1_000_000u64 << 32) / u64::from(mul);
                 let tsc_khz = if shift < 0 {
@@ -126,12 +152,18 @@ impl Clock {
         (u128::from(us) * u128::from(self.tsc_khz) / 1000) as u64
     }
 
-    /// Nanoseconds of kvmclock, or of the TSC since boot where there is none.
+    /// Nanoseconds of kvmclock, or of the TSC since boot where there is none; on CPU 0.
     pub fn mono_ns(&self) -> u64 {
+        self.mono_ns_of(0).0
+    }
+
+    /// The same on CPU `cpu`, and whether all CPUs see one time.
+    pub fn mono_ns_of(&self, cpu: usize) -> (u64, bool) {
         if !self.kvmclock {
-            return (u128::from(tsc() - self.start) * 1_000_000 / u128::from(self.tsc_khz)) as u64;
+            let ns = u128::from(tsc() - self.start) * 1_000_000 / u128::from(self.tsc_khz);
+            return (ns as u64, false);
         }
-        let clock = &raw const PV_CLOCK;
+        let clock = page(cpu);
         loop {
             // SAFETY: the hypervisor writes the structure while we read; the version tells.
             unsafe {
@@ -139,7 +171,8 @@ impl Clock {
                 fence(Ordering::SeqCst);
                 let stamp = read_volatile(&raw const (*clock).tsc_timestamp);
                 let time = read_volatile(&raw const (*clock).system_time);
-                let (mul, shift) = pv_scale();
+                let flags = read_volatile(&raw const (*clock).flags);
+                let (mul, shift) = pv_scale(clock);
                 let delta = tsc().wrapping_sub(stamp);
                 fence(Ordering::SeqCst);
                 if before & 1 == 0 && before == read_volatile(&raw const (*clock).version) {
@@ -148,15 +181,45 @@ impl Clock {
                     } else {
                         delta << shift
                     };
-                    return time.wrapping_add(((u128::from(delta) * u128::from(mul)) >> 32) as u64);
+                    if flags & STOPPED != 0 {
+                        write_volatile(&raw mut (*clock).flags, flags & !STOPPED);
+                        STOPS.fetch_add(1, Ordering::Relaxed);
+                    }
+                    let ns = ((u128::from(delta) * u128::from(mul)) >> 32) as u64;
+                    return (time.wrapping_add(ns), flags & STABLE != 0);
                 }
             }
         }
     }
+
+    /// The wall clock that the hypervisor told at boot, moved on by `mono_ns`; zero where it told none.
+    pub fn wall_ns(&self, mono_ns: u64) -> u64 {
+        let wall = &raw const WALL_CLOCK;
+        // SAFETY: written by the hypervisor when the MSR was, and again when the guest is loaded.
+        let (seconds, nanoseconds) = unsafe {
+            (
+                read_volatile(&raw const (*wall).seconds),
+                read_volatile(&raw const (*wall).nanoseconds),
+            )
+        };
+        if !self.kvmclock || seconds == 0 {
+            return 0;
+        }
+        u64::from(seconds) * 1_000_000_000 + u64::from(nanoseconds) + mono_ns
+    }
 }
 
-fn pv_scale() -> (u32, i8) {
-    let clock = &raw const PV_CLOCK;
+fn page(cpu: usize) -> *mut PvClock {
+    // SAFETY: only the address is taken, of an element that exists.
+    unsafe { &raw mut PV_CLOCKS[cpu.min(MAX_CPUS - 1)] }
+}
+
+/// Has the hypervisor tell the time to this CPU.
+pub fn enable(cpu: usize) {
+    gate::wrmsr(0x4b56_4d01, page(cpu) as u64 | 1);
+}
+
+fn pv_scale(clock: *const PvClock) -> (u32, i8) {
     // SAFETY: a static; the hypervisor may write it, hence volatile.
     unsafe {
         (

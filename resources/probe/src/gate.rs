@@ -67,6 +67,11 @@ pub fn dirty(writes: &[DirtyWrite]) {
     }
 }
 
+/// Lets this CPU take interrupts at CPL3; they were only taken in a halt before.
+pub fn interruptible() {
+    call(9, 0, 0, 0, 0);
+}
+
 pub fn triple_fault() -> ! {
     loop {
         call(8, 0, 0, 0, 0);

@@ -2,6 +2,7 @@
 
 use crate::content::Fill;
 use crate::serial::Serial;
+use crate::timer::Mode;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Block {
@@ -70,6 +71,9 @@ pub struct Options {
     pub exit_ticks: Option<u64>,
     pub crash: Crash,
     pub tsc_khz: u64,
+    pub clock_ms: Option<u64>,
+    pub timer: Option<Mode>,
+    pub timer_us: u64,
     pub windows: [u64; MAX_WINDOWS],
     pub window_count: usize,
 }
@@ -126,6 +130,9 @@ impl Options {
             exit_ticks: None,
             crash: Crash::No,
             tsc_khz: 0,
+            clock_ms: None,
+            timer: None,
+            timer_us: 50_000,
             windows: [0; MAX_WINDOWS],
             window_count: 0,
         };
@@ -138,6 +145,8 @@ impl Options {
                 crate::shared::FAULTS.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
             }
         }
+        // A halt has a timer of its own.
+        options.halt &= options.timer.is_none();
         if options.dirty_set == 0 && options.dirty_rate.is_some() {
             options.dirty_set = 16 << 20;
         }
@@ -201,6 +210,20 @@ impl Options {
                 _ => return None,
             },
             "tsc_khz" => self.tsc_khz = number(value)?,
+            "clock_ms" => {
+                self.clock_ms = Some(number(value).filter(|n| (1..=3_600_000).contains(n))?);
+            }
+            "timer" => {
+                self.timer = Some(match value {
+                    "oneshot" => Mode::OneShot,
+                    "periodic" => Mode::Periodic,
+                    "deadline" => Mode::Deadline,
+                    _ => return None,
+                });
+            }
+            "timer_us" => {
+                self.timer_us = number(value).filter(|n| (1000..=4_000_000).contains(n))?
+            }
             "virtio_mmio.device" => {
                 // SIZE@ADDR:IRQ
                 let address = number(value.split_once('@')?.1.split(':').next()?)?;

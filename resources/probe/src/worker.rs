@@ -1,6 +1,6 @@
 //! The loop body that every CPU runs: its stripe of dirtying and verifying, and its gap.
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::clock::{Clock, tsc};
 use crate::content::{self, Fill};
@@ -37,6 +37,8 @@ pub struct Worker {
     paced_from: u64,
     paced_pages: u64,
     last_pass: u64,
+    index: usize,
+    last_mono: u64,
 }
 
 /// Part `index` of `total` split in `parts`: first and count.
@@ -73,6 +75,8 @@ impl Worker {
             paced_from: 0,
             paced_pages: 0,
             last_pass: 0,
+            index,
+            last_mono: 0,
         };
         worker.fill(fill_first);
         let now = tsc();
@@ -108,8 +112,12 @@ impl Worker {
     /// One pass: cycles since the pass before.
     pub fn pass(&mut self) -> u64 {
         let now = tsc();
-        let gap = now.wrapping_sub(self.last_pass);
+        if now < self.last_pass {
+            fault("tsc-back", self.index as u64, self.last_pass, now);
+        }
+        let gap = now.saturating_sub(self.last_pass);
         self.last_pass = now;
+        self.check_clock();
         self.shared.gap.fetch_max(gap, Ordering::Relaxed);
         self.dirty(now);
         let pages = if self.plan.halt { 32 } else { 4 };
@@ -119,6 +127,23 @@ impl Worker {
             .fetch_add(verified, Ordering::Relaxed);
         self.verify_fill(pages);
         gap
+    }
+
+    /// The time never goes back: not on this CPU, and where all share one, on none.
+    fn check_clock(&mut self) {
+        static LATEST: AtomicU64 = AtomicU64::new(0);
+        let seen = LATEST.load(Ordering::Acquire);
+        let (mono, shared) = self.plan.clock.mono_ns_of(self.index);
+        let before = if shared {
+            seen.max(self.last_mono)
+        } else {
+            self.last_mono
+        };
+        if mono < before {
+            fault("clock-back", self.index as u64, before, mono);
+        }
+        self.last_mono = mono;
+        LATEST.fetch_max(mono, Ordering::AcqRel);
     }
 
     /// Forgets the time until now: not a gap of the loop.

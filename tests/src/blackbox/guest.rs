@@ -60,6 +60,14 @@ impl Guest {
         Self { cpus, ..self }
     }
 
+    /// With this CPU model.
+    #[must_use]
+    pub fn cpu(mut self, model: &str) -> Self {
+        self.more.push("--cpu".into());
+        self.more.push(model.into());
+        self
+    }
+
     /// With so much RAM.
     #[must_use]
     pub fn memory(self, memory: &'static str) -> Self {
@@ -81,6 +89,14 @@ impl Guest {
         self.more.push("--disk".into());
         self.more.push(format!("{},id=data", path.display()));
         self.and("block=verify,size=4M block_rate=200")
+    }
+
+    /// With a network interface on a tap, where it echoes UDP and TCP at `address`, as `10.0.0.2/24`.
+    #[must_use]
+    pub fn net(mut self, tap: &str, mac: &str, address: &str) -> Self {
+        self.more.push("--net".into());
+        self.more.push(format!("tap={tap},mac={mac}"));
+        self.and(&format!("net={address}"))
     }
 
     /// Arguments that start it detached.

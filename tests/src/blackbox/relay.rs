@@ -1,16 +1,22 @@
-//! A link between two hosts that breaks when a test says so.
+//! A link between two hosts that is as long as a test wants, and breaks when it says so.
 //!
 //! It forwards what it does not understand and reads only the headers of control frames, so that it
 //! can cut right before or after a given one.
 
+mod outlet;
+#[cfg(test)]
+mod tests;
+
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{sleep, spawn};
 use std::time::Duration;
 
+use self::outlet::Outlet;
 use super::wire::{HEADER_LEN, HELLO_LEN, kind_and_length, role_of};
+use crate::network::Namespace;
 
 /// Which way a frame goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +36,9 @@ pub enum Fate {
     Cut,
     /// It and all that follows waits until [`Relay::go_on`].
     Stall,
+    /// It and all that follows it on its connection is lost, and whom it was for is told that the
+    /// stream ended; the way back stays open.
+    HalfClose,
 }
 
 /// What happens at one kind of control frame, once.
@@ -43,23 +52,95 @@ pub struct Trap {
     pub fate: Fate,
 }
 
+/// What a link is like; by default it is short and does not break.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Link {
+    /// What happens at a frame.
+    pub trap: Option<Trap>,
+    /// Cut once so many bytes have passed that way, on all connections together.
+    pub cut_after: Option<(Toward, u64)>,
+    /// How long everything takes to the destination. The hand-shake of TCP, with the relay, is not
+    /// delayed.
+    pub delay_toward_destination: Duration,
+    /// How long everything takes to the source.
+    pub delay_toward_source: Duration,
+}
+
+impl Link {
+    /// A link that takes `delay` each way.
+    pub fn with_delay(delay: Duration) -> Self {
+        Self {
+            delay_toward_destination: delay,
+            delay_toward_source: delay,
+            ..Self::default()
+        }
+    }
+
+    /// The same link with a trap.
+    #[must_use]
+    pub fn and_trap(self, trap: Trap) -> Self {
+        Self {
+            trap: Some(trap),
+            ..self
+        }
+    }
+
+    fn delay(&self, toward: Toward) -> Duration {
+        match toward {
+            Toward::Destination => self.delay_toward_destination,
+            Toward::Source => self.delay_toward_source,
+        }
+    }
+}
+
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Carries {
+    Control,
+    Pages,
+}
+
+/// What is so for either direction.
+#[derive(Debug, Clone, Copy, Default)]
+struct Way {
+    stalled: bool,
+    passed: u64,
+}
+
 #[derive(Default)]
 struct State {
     down: bool,
-    stalled: bool,
     sprung: bool,
+    cut_at_bytes: bool,
     /// What is stalled holds back no connection but the control connection.
     pages_pass: bool,
     /// Data connections that the source has not ended.
     pages: usize,
     /// Bytes of pages that pass in a second; as many as can where it is `None`.
     pace: Option<u64>,
+    to_destination: Way,
+    to_source: Way,
     ends: Vec<TcpStream>,
 }
 
+impl State {
+    fn holds_back(&mut self, carries: Carries, toward: Toward) -> bool {
+        self.way(toward).stalled && (carries == Carries::Control || !self.pages_pass)
+    }
+
+    fn way(&mut self, toward: Toward) -> &mut Way {
+        match toward {
+            Toward::Destination => &mut self.to_destination,
+            Toward::Source => &mut self.to_source,
+        }
+    }
+}
+
 struct Shared {
+    /// Where the relay stands; on the machine's own network if nowhere else.
+    place: Option<Arc<Namespace>>,
     to: SocketAddr,
-    trap: Option<Trap>,
+    link: Link,
     state: Mutex<State>,
     changed: Condvar,
     closing: AtomicBool,
@@ -72,19 +153,47 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// A link to `to`, with a trap or none.
+    /// A link on loopback to `to`, with a trap or none.
     ///
     /// # Panics
     /// When `to` is no socket address, or nothing can listen on loopback.
     pub fn new(to: &str, trap: Option<Trap>) -> Self {
-        let shared = Arc::new(Shared {
-            to: to.parse().expect("address of the destination"),
+        let link = Link {
             trap,
+            ..Link::default()
+        };
+        Self::over(to, link)
+    }
+
+    /// A link on loopback to `to`.
+    ///
+    /// # Panics
+    /// When `to` is no socket address, or nothing can listen on loopback.
+    pub fn over(to: &str, link: Link) -> Self {
+        let to = to.parse().expect("address of the destination");
+        Self::start(None, Ipv4Addr::LOCALHOST, to, link)
+    }
+
+    /// A link that begins at the address `at` of a namespace, and goes on from there to `to`.
+    ///
+    /// # Panics
+    /// When nothing can listen there.
+    pub fn within(place: Arc<Namespace>, at: Ipv4Addr, to: SocketAddr, link: Link) -> Self {
+        Self::start(Some(place), at, to, link)
+    }
+
+    fn start(place: Option<Arc<Namespace>>, at: Ipv4Addr, to: SocketAddr, link: Link) -> Self {
+        let shared = Arc::new(Shared {
+            place,
+            to,
+            link,
             state: Mutex::default(),
             changed: Condvar::new(),
             closing: AtomicBool::new(false),
         });
-        let listener = TcpListener::bind("127.0.0.1:0").expect("relay listens");
+        let listener = shared
+            .there(|| TcpListener::bind((IpAddr::V4(at), 0)))
+            .expect("relay listens");
         let address = listener.local_addr().expect("address of the relay");
         let accepting = shared.clone();
         spawn(move || {
@@ -118,14 +227,21 @@ impl Relay {
 
     /// Holds everything back.
     pub fn stall(&self) {
-        self.shared.state().stalled = true;
+        self.stall_toward(Toward::Destination);
+        self.stall_toward(Toward::Source);
+    }
+
+    /// Holds back what goes one way.
+    pub fn stall_toward(&self, toward: Toward) {
+        self.shared.state().way(toward).stalled = true;
     }
 
     /// Lets new connections through again, and what was stalled.
     pub fn go_on(&self) {
         let mut state = self.shared.state();
         state.down = false;
-        state.stalled = false;
+        state.to_destination.stalled = false;
+        state.to_source.stalled = false;
         self.shared.changed.notify_all();
     }
 
@@ -152,19 +268,38 @@ impl Relay {
     pub fn is_sprung(&self) -> bool {
         self.shared.state().sprung
     }
+
+    /// Whether the link was cut because enough bytes had passed.
+    pub fn is_cut_at_bytes(&self) -> bool {
+        self.shared.state().cut_at_bytes
+    }
+
+    /// How many bytes have passed that way.
+    pub fn passed(&self, toward: Toward) -> u64 {
+        self.shared.state().way(toward).passed
+    }
 }
 
 impl Drop for Relay {
     fn drop(&mut self) {
         self.shared.closing.store(true, Ordering::SeqCst);
         self.shared.cut();
-        let _ = TcpStream::connect(self.address);
+        // Who waits for connections looks up.
+        let _ = self.shared.there(|| TcpStream::connect(self.address));
     }
 }
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a socket where the relay stands.
+    fn there<T: Send>(&self, make: impl FnOnce() -> T + Send) -> T {
+        match &self.place {
+            Some(namespace) => namespace.enter(make),
+            None => make(),
+        }
     }
 
     fn cut(&self) {
@@ -177,7 +312,10 @@ impl Shared {
     }
 
     fn join(self: &Arc<Self>, source: TcpStream) -> io::Result<()> {
-        let destination = TcpStream::connect(self.to)?;
+        if self.state().down {
+            return Ok(());
+        }
+        let destination = self.there(|| TcpStream::connect(self.to))?;
         for end in [&source, &destination] {
             end.set_nodelay(true)?;
         }
@@ -197,56 +335,101 @@ impl Shared {
     }
 
     /// Forwards the hello, then both ways.
-    fn serve(
-        self: &Arc<Self>,
-        mut source: TcpStream,
-        mut destination: TcpStream,
-    ) -> io::Result<()> {
+    fn serve(self: &Arc<Self>, mut source: TcpStream, destination: TcpStream) -> io::Result<()> {
+        let delay = |toward| self.link.delay(toward);
+        let (back_from, back_to) = (destination.try_clone()?, source.try_clone()?);
+        let mut there = Outlet::new(destination, delay(Toward::Destination));
+        let back = Outlet::new(back_to, delay(Toward::Source));
         let mut hello = [0; HELLO_LEN];
         source.read_exact(&mut hello)?;
-        self.wait_while_stalled()?;
-        destination.write_all(&hello)?;
-        let control = role_of(&hello) == Some(1);
-        if !control {
+        let carries = if role_of(&hello) == Some(1) {
+            Carries::Control
+        } else {
+            Carries::Pages
+        };
+        self.pass(carries, Toward::Destination, &hello, &mut there)?;
+        if carries == Carries::Pages {
             self.state().pages += 1;
         }
-        let (back_from, back_to) = (destination.try_clone()?, source.try_clone()?);
         let shared = self.clone();
-        spawn(move || shared.pump(control, Toward::Source, back_from, back_to));
-        self.pump(control, Toward::Destination, source, destination);
+        spawn(move || shared.pump(carries, Toward::Source, back_from, back));
+        self.pump(carries, Toward::Destination, source, there);
         Ok(())
     }
 
-    fn pump(&self, control: bool, toward: Toward, mut from: TcpStream, mut to: TcpStream) {
-        let _ = if control {
-            self.frames(toward, &mut from, &mut to)
-        } else {
-            self.bytes(&mut from, &mut to)
+    fn pump(&self, carries: Carries, toward: Toward, mut from: TcpStream, mut to: Outlet) {
+        let _ = match carries {
+            Carries::Control => self.frames(toward, &mut from, &mut to),
+            Carries::Pages => self.bytes_up_to(u64::MAX, carries, toward, &mut from, &mut to),
         };
         // One end closed: so does the other, after what it was sent; an end is held back too.
-        let _ = self.wait_while_held(control);
-        let _ = to.shutdown(Shutdown::Write);
-        if !control && toward == Toward::Destination {
+        let _ = self.wait_while_stalled(carries, toward);
+        to.end();
+        if carries == Carries::Pages && toward == Toward::Destination {
             self.state().pages -= 1;
         }
     }
 
-    fn bytes(&self, from: &mut TcpStream, to: &mut TcpStream) -> io::Result<()> {
-        let mut piece = vec![0; 256 << 10];
+    /// Passes bytes on, when and as far as they may.
+    fn pass(
+        &self,
+        carries: Carries,
+        toward: Toward,
+        bytes: &[u8],
+        to: &mut Outlet,
+    ) -> io::Result<()> {
+        self.wait_while_stalled(carries, toward)?;
+        let may = self.count(toward, bytes.len());
+        to.write_all(&bytes[..may])?;
+        if may < bytes.len() {
+            self.cut();
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        Ok(())
+    }
+
+    /// How many of the next `wanted` bytes pass before the link is cut.
+    fn count(&self, toward: Toward, wanted: usize) -> usize {
+        let limit = self.link.cut_after.filter(|(way, _)| *way == toward);
+        let mut state = self.state();
+        let armed = !state.cut_at_bytes;
+        let way = state.way(toward);
+        let mut may = wanted;
+        if let Some((_, limit)) = limit
+            && armed
+        {
+            let left = limit.saturating_sub(way.passed);
+            may = wanted.min(usize::try_from(left).unwrap_or(usize::MAX));
+        }
+        way.passed += may as u64;
+        state.cut_at_bytes |= may < wanted;
+        may
+    }
+
+    fn bytes_up_to(
+        &self,
+        limit: u64,
+        carries: Carries,
+        toward: Toward,
+        from: &mut TcpStream,
+        to: &mut Outlet,
+    ) -> io::Result<()> {
+        let mut from = from.take(limit);
+        let mut piece = vec![0; usize::try_from(limit.min(256 << 10)).unwrap_or(256 << 10)];
         loop {
             let n = from.read(&mut piece)?;
             if n == 0 {
                 return Ok(());
             }
-            self.wait_while_held(false)?;
-            to.write_all(&piece[..n])?;
-            if let Some(pace) = self.state().pace {
+            self.pass(carries, toward, &piece[..n], to)?;
+            let pace = self.state().pace.filter(|_| carries == Carries::Pages);
+            if let Some(pace) = pace {
                 sleep(Duration::from_secs_f64(n as f64 / pace as f64));
             }
         }
     }
 
-    fn frames(&self, toward: Toward, from: &mut TcpStream, to: &mut TcpStream) -> io::Result<()> {
+    fn frames(&self, toward: Toward, from: &mut TcpStream, to: &mut Outlet) -> io::Result<()> {
         loop {
             let mut header = [0; HEADER_LEN];
             from.read_exact(&mut header)?;
@@ -257,12 +440,21 @@ impl Shared {
                     self.cut();
                     return Ok(());
                 }
-                Some(Fate::Stall) => self.state().stalled = true,
-                _ => {}
+                Some(Fate::HalfClose) => {
+                    to.end();
+                    // Who writes is not told, so it goes on.
+                    io::copy(from, &mut io::sink())?;
+                    return Ok(());
+                }
+                Some(Fate::Stall) => {
+                    let mut state = self.state();
+                    state.to_destination.stalled = true;
+                    state.to_source.stalled = true;
+                }
+                Some(Fate::PassAndCut) | None => {}
             }
-            self.wait_while_stalled()?;
-            to.write_all(&header)?;
-            io::copy(&mut from.take(length as u64), to)?;
+            self.pass(Carries::Control, toward, &header, to)?;
+            self.bytes_up_to(length as u64, Carries::Control, toward, from, to)?;
             if fate == Some(Fate::PassAndCut) {
                 self.hang_up_after(from, to);
                 return Ok(());
@@ -271,29 +463,26 @@ impl Shared {
     }
 
     /// Cuts, but lets the last frame arrive first: a reset could overtake it.
-    fn hang_up_after(&self, from: &TcpStream, to: &TcpStream) {
+    fn hang_up_after(&self, from: &TcpStream, to: &Outlet) {
         let mut state = self.state();
         state.down = true;
-        let _ = to.shutdown(Shutdown::Write);
+        to.end();
         let _ = from.shutdown(Shutdown::Both);
         self.changed.notify_all();
     }
 
     fn spring(&self, toward: Toward, kind: u16) -> Option<Fate> {
         let trap = self
+            .link
             .trap
             .filter(|trap| trap.toward == toward && trap.kind == kind)?;
         let mut state = self.state();
         (!std::mem::replace(&mut state.sprung, true)).then_some(trap.fate)
     }
 
-    fn wait_while_stalled(&self) -> io::Result<()> {
-        self.wait_while_held(true)
-    }
-
-    fn wait_while_held(&self, control: bool) -> io::Result<()> {
+    fn wait_while_stalled(&self, carries: Carries, toward: Toward) -> io::Result<()> {
         let mut state = self.state();
-        while state.stalled && !state.down && (control || !state.pages_pass) {
+        while state.holds_back(carries, toward) && !state.down {
             state = self
                 .changed
                 .wait(state)

@@ -55,19 +55,30 @@ pub fn add_modules(archive: &mut Archive, modules: &Modules, names: &[&str]) -> 
     Ok(())
 }
 
-/// Puts a program of this machine into `/usr/bin` under `name`, its debug information stripped, and
-/// the shared libraries that it is linked with to where it looks for them.
+/// Puts a program of this machine into `/usr/bin` under `name`, with what it is linked with.
 ///
 /// # Errors
 /// When the program or a library cannot be read.
 pub fn add_program(archive: &mut Archive, name: &str, program: &Path) -> Result<()> {
-    archive.file(&format!("usr/bin/{name}"), 0o755, &stripped(program)?);
-    for library in shared_libraries(program)? {
-        let path = library.to_string_lossy();
-        // Two programs share most of them; the later copy of the same file replaces the earlier.
-        archive.file(&path, 0o755, &read(&library)?);
+    // Two programs share most of the libraries; the later copy of a file replaces the earlier.
+    for (path, content) in program_files(&format!("usr/bin/{name}"), program)? {
+        archive.file(&path, 0o755, &content);
     }
     Ok(())
+}
+
+/// A program of this machine, its debug information stripped, for the path `to`; and the shared
+/// libraries that it is linked with for the paths where it looks for them.
+///
+/// # Errors
+/// When the program or a library cannot be read.
+pub fn program_files(to: &str, program: &Path) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut files = vec![(to.to_owned(), stripped(program)?)];
+    for library in shared_libraries(program)? {
+        let path = library.to_string_lossy().trim_start_matches('/').to_owned();
+        files.push((path, read(&library)?));
+    }
+    Ok(files)
 }
 
 /// A development build is mostly debug information, which would fill the memory of level 1.

@@ -12,8 +12,9 @@ use super::image;
 use super::rig::Rig;
 use crate::eventually;
 
-/// Modules of the KVM host: kvm itself, taps, and loop devices to look into disk images with.
-const MODULES: &[&str] = &["kvm-amd", "tun", "loop"];
+/// Modules of the KVM host: kvm itself, taps and the bridge between them, and loop devices to look into
+/// disk images with.
+const MODULES: &[&str] = &["kvm-amd", "tun", "bridge", "loop"];
 
 /// Kernel command line. The TSC is trusted and nothing is mitigated, because the emulator makes both
 /// slow and neither is tested.
@@ -41,6 +42,9 @@ pub struct Run {
     pub log: String,
     /// File that keeps the log.
     pub log_file: PathBuf,
+    /// Share of the time in which the emulator wanted a CPU of this machine that it had one; 1 where
+    /// the kernel does not tell.
+    pub cpu_share: f64,
 }
 
 impl Run {
@@ -66,7 +70,7 @@ impl<'a> Level1<'a> {
     pub fn new(rig: &'a Rig, script: &str) -> Result<Self> {
         let mut archive = Archive::new();
         image::add_busybox(&mut archive)?;
-        image::add_modules(&mut archive, &rig.modules()?, MODULES)?;
+        image::add_modules(&mut archive, &rig.kernel().modules()?, MODULES)?;
         archive.file("bin/exit-emulator", 0o755, &image::exit_program()?);
         archive.file("init", 0o755, include_bytes!("guest/level1-init.sh"));
         archive.file("payload/run.sh", 0o755, script.as_bytes());
@@ -152,7 +156,7 @@ impl<'a> Level1<'a> {
                 &self.memory_mib.to_string(),
             ])
             .arg("-kernel")
-            .arg(self.rig.kernel())
+            .arg(self.rig.kernel().image())
             .arg("-initrd")
             .arg(initramfs.path())
             .args(["-append", CMDLINE, "-serial", "stdio", "-monitor", "none"])
@@ -162,7 +166,12 @@ impl<'a> Level1<'a> {
             .stderr(errors);
         let mut emulator = Killed(command.spawn().context("start qemu-system-x86_64")?);
 
-        let status = eventually(deadline, || emulator.0.try_wait().ok().flatten());
+        let mut cpu_share = 1.0;
+        let status = eventually(deadline, || {
+            // Asked all the while, because it is gone with the process.
+            cpu_share = cpu_share_of(emulator.0.id()).unwrap_or(cpu_share);
+            emulator.0.try_wait().ok().flatten()
+        });
         drop(emulator);
         let log = String::from_utf8_lossy(&image::read(&log_file)?).replace('\r', "");
         let told = format!("log {}, its end:\n{}", log_file.display(), tail(&log));
@@ -176,10 +185,24 @@ impl<'a> Level1<'a> {
                 code: status / 2,
                 log,
                 log_file,
+                cpu_share,
             }),
             _ => bail!("level 1 died without reporting ({status}); {told}"),
         }
     }
+}
+
+/// Time on a CPU of all threads of a process, as share of that and the time they waited for one
+/// (Documentation/scheduler/sched-stats.rst of the Linux kernel).
+fn cpu_share_of(pid: u32) -> Option<f64> {
+    let (mut ran, mut waited) = (0.0, 0.0);
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task")).ok()? {
+        let told = std::fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+        let mut numbers = told.split_whitespace().map(str::parse::<f64>);
+        ran += numbers.next()?.ok()?;
+        waited += numbers.next()?.ok()?;
+    }
+    (ran > 0.0).then(|| ran / (ran + waited))
 }
 
 /// A child that does not outlive its test.
@@ -210,8 +233,16 @@ mod tests {
             code: 0,
             log: "x\nreport: 1\nreport: 2".into(),
             log_file: PathBuf::new(),
+            cpu_share: 1.0,
         };
         assert_eq!(run.lines_after("report: ").collect::<Vec<_>>(), ["1", "2"]);
+    }
+
+    #[test]
+    fn share_of_a_cpu_is_known_of_a_process_that_lives() {
+        let share = cpu_share_of(std::process::id());
+        assert!(share.is_none_or(|share| (0.0..=1.0).contains(&share)));
+        assert_eq!(cpu_share_of(u32::MAX), None);
     }
 
     #[test]

@@ -11,11 +11,12 @@ use super::image;
 use super::modules::Modules;
 use super::rig::find_program;
 
-/// Drivers that the stock kernel has as modules and the guest needs: disk on virtio-mmio, and the
-/// power button as an input device.
-const MODULES: &[&str] = &["virtio_mmio", "virtio_blk", "button", "evdev"];
+/// Drivers that the stock kernel has as modules and the guest needs: disk and network on virtio-mmio,
+/// and the power button as an input device.
+const MODULES: &[&str] = &["virtio_mmio", "virtio_blk", "virtio_net", "button", "evdev"];
 
-/// Kernel command line; `quiet`, because each byte on the serial port is an exit.
+/// Kernel command line; `quiet`, because each byte on the serial port is an exit. The guest with a
+/// network finds its address behind it: `network=ADDRESS/BITS`.
 pub const CMDLINE: &str = "console=ttyS0 quiet panic=-1";
 
 /// Size of the disk; sparse.
@@ -38,31 +39,33 @@ pub fn initramfs(modules: &Modules) -> Result<Vec<u8>> {
 pub enum Node {
     /// An empty directory.
     Directory(&'static str),
-    /// A program at this path.
-    Program(&'static str, Vec<u8>),
+    /// A program, or a library of one, at this path.
+    Program(String, Vec<u8>),
 }
 
-/// Directories and programs of the ext4 root.
+/// Directories and programs of the ext4 root; `witness` is the program of that name.
 ///
 /// # Errors
-/// When busybox is missing.
-pub fn root_tree() -> Result<Vec<Node>> {
+/// When busybox or the witness is missing.
+pub fn root_tree(witness: &Path) -> Result<Vec<Node>> {
     let workload = include_bytes!("guest/level2-workload.sh").to_vec();
-    let mut tree = vec![
-        Node::Program("bin/busybox", image::busybox()?),
-        Node::Program("sbin/init", workload),
-    ];
-    tree.extend(["dev", "proc", "sys", "tmp", "data"].map(Node::Directory));
-    Ok(tree)
+    let mut files = image::program_files("usr/bin/witness", witness)?;
+    files.push(("bin/busybox".into(), image::busybox()?));
+    files.push(("sbin/init".into(), workload));
+    let directories = ["dev", "proc", "sys", "tmp", "data"].map(Node::Directory);
+    let programs = files
+        .into_iter()
+        .map(|(path, content)| Node::Program(path, content));
+    Ok(programs.chain(directories).collect())
 }
 
-/// Makes the guest's disk at `path`, an ext4 file system with [`root_tree`] in it.
+/// Makes the guest's disk at `path`, an ext4 file system with `tree` in it.
 ///
 /// # Errors
 /// When a tool is missing or fails.
-pub fn make_disk(path: &Path) -> Result<()> {
+pub fn make_disk(path: &Path, tree: &[Node]) -> Result<()> {
     let root = tempfile::tempdir().context("make a temporary directory")?;
-    for node in root_tree()? {
+    for node in tree {
         match node {
             Node::Directory(path) => make_directory(&root.path().join(path))?,
             Node::Program(path, content) => {

@@ -7,4 +7,5 @@ pub mod image;
 pub mod level1;
 pub mod level2;
 pub mod modules;
+pub mod outcome;
 pub mod rig;

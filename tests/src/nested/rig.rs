@@ -12,8 +12,37 @@ use crate::target;
 #[derive(Debug)]
 pub struct Rig {
     dir: PathBuf,
-    kernel: PathBuf,
+    kernel: Kernel,
+}
+
+/// A distribution's kernel.
+#[derive(Debug)]
+pub struct Kernel {
+    image: PathBuf,
     modules: PathBuf,
+}
+
+impl Kernel {
+    fn at(dir: &Path) -> Option<Self> {
+        let image = only_entry(&dir.join("boot"), "vmlinuz-")?;
+        let modules = only_entry(&dir.join("lib/modules"), "")
+            .or_else(|| only_entry(&dir.join("usr/lib/modules"), ""))?;
+        Some(Self { image, modules })
+    }
+
+    /// The kernel itself, a bzImage.
+    #[must_use]
+    pub fn image(&self) -> &Path {
+        &self.image
+    }
+
+    /// Its modules.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn modules(&self) -> Result<Modules> {
+        Modules::read(&self.modules)
+    }
 }
 
 impl Rig {
@@ -32,18 +61,14 @@ impl Rig {
         if let Ok(reason) = std::fs::read_to_string(dir.join("missing")) {
             return Err(reason.trim().to_owned());
         }
-        let not_set_up = "tests/setup.sh was not run".to_owned();
-        let kernel = only_entry(&dir.join("kernel/boot"), "vmlinuz-").ok_or(not_set_up.clone())?;
-        let modules = only_entry(&dir.join("kernel/lib/modules"), "")
-            .or_else(|| only_entry(&dir.join("kernel/usr/lib/modules"), ""))
-            .ok_or(not_set_up.clone())?;
+        let not_set_up = "tests/setup.sh was not run";
+        let kernel = Kernel::at(&dir.join("kernel")).ok_or(not_set_up)?;
         if !dir.join("qemu/usr/bin/qemu-system-x86_64").is_file() {
-            return Err(not_set_up);
+            return Err(not_set_up.into());
         }
         Ok(Self {
             dir: dir.to_path_buf(),
             kernel,
-            modules,
         })
     }
 
@@ -53,18 +78,22 @@ impl Rig {
         &self.dir
     }
 
-    /// The stock kernel, a bzImage.
+    /// The kernel of the distribution's release, which level 1 runs too.
     #[must_use]
-    pub fn kernel(&self) -> &Path {
+    pub fn kernel(&self) -> &Kernel {
         &self.kernel
     }
 
-    /// The kernel's modules.
+    /// The kernel of the release's backports.
     ///
     /// # Errors
-    /// When they cannot be read.
-    pub fn modules(&self) -> Result<Modules> {
-        Modules::read(&self.modules)
+    /// With the reason that the set-up script left, or that it was not run.
+    pub fn backports_kernel(&self) -> Result<Kernel, String> {
+        if let Ok(reason) = std::fs::read_to_string(self.dir.join("missing-kernel-backports")) {
+            return Err(reason.trim().to_owned());
+        }
+        Kernel::at(&self.dir.join("kernel-backports"))
+            .ok_or_else(|| "tests/setup.sh was not run".to_owned())
     }
 
     /// A QEMU command that finds its libraries, modules and firmware beside itself.

@@ -1,36 +1,73 @@
 //! The options of `vmm bench` as the command line takes them.
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
 
+use super::qemu::QemuPath;
 use super::{BenchOptions, Format, Scenario};
 use crate::units::ByteSize;
 
-/// Measures migration and start on this host, next to what the host can do at most.
+/// Memory of the large guests of a quick run.
+const QUICK_BYTES: u64 = 256 << 20;
+
+/// Measures migration and start on this host, next to QEMU and to what the host can do at most.
 #[derive(Debug, Clone, Args)]
 pub struct BenchArgs {
-    /// Runs of each measurement, of which the median counts.
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub runs: u32,
-    /// Random memory of the idle guest.
-    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
-    pub memory: ByteSize,
-    /// Connections of a migration and of the plain copy.
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=16))]
-    pub streams: u8,
-    /// Measure only this.
+    /// Runs of each measurement, of which the median counts [default: 5, with --quick 1].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub runs: Option<u32>,
+    /// Data in the memory of the large guests [default: 1GiB, with --quick 256MiB].
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<ByteSize>,
+    /// Connections of this engine and of the plain copy, 1 to 16 [default: what the engine chooses].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub streams: Option<u8>,
+    /// What to measure, as often as needed [default: all].
     #[arg(long, value_enum, value_name = "WHAT")]
-    pub only: Option<OnlyArg>,
+    pub scenario: Vec<ScenarioArg>,
+    /// A QEMU to compare with, beside those found in PATH and by tests/setup.sh.
+    #[arg(long, value_name = "PATH[,share=DIR]")]
+    pub qemu: Vec<QemuPath>,
+    /// Measure without QEMU.
+    #[arg(long, conflicts_with = "qemu")]
+    pub no_qemu: bool,
+    /// Record the figures in this Markdown page, and pictures of them beside it.
+    #[arg(long, value_name = "FILE")]
+    pub page: Option<PathBuf>,
+    /// A short run on less memory: says whether it works, and little of how fast.
+    #[arg(long)]
+    pub quick: bool,
 }
 
-/// What `--only` takes.
+/// What `--scenario` takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum OnlyArg {
-    /// A guest with random memory, against the plain copy of the same bytes
+pub enum ScenarioArg {
+    /// A spinning guest with random memory
     Idle,
+    /// The same, a quarter of its memory dirtied all the time
+    Dirty,
+    /// A small working set dirtied all the time, over a slow link
+    Slow,
     /// A large guest that touched little of its memory
     Zero,
+    /// A small guest with two vCPUs
+    Cpus,
     /// Starting a guest, and the memory of the VMM
     Start,
+}
+
+impl From<ScenarioArg> for Scenario {
+    fn from(arg: ScenarioArg) -> Self {
+        match arg {
+            ScenarioArg::Idle => Self::Idle,
+            ScenarioArg::Dirty => Self::Dirty,
+            ScenarioArg::Slow => Self::Slow,
+            ScenarioArg::Zero => Self::Zero,
+            ScenarioArg::Cpus => Self::Cpus,
+            ScenarioArg::Start => Self::Start,
+        }
+    }
 }
 
 impl BenchArgs {
@@ -40,20 +77,37 @@ impl BenchArgs {
             runs,
             memory,
             streams,
-            only,
+            scenario,
+            qemu,
+            no_qemu,
+            page,
+            quick,
         } = self;
-        let scenarios = match only {
-            None => Scenario::ALL.to_vec(),
-            Some(OnlyArg::Idle) => vec![Scenario::Idle],
-            Some(OnlyArg::Zero) => vec![Scenario::Zero],
-            Some(OnlyArg::Start) => vec![Scenario::Start],
+        let default = BenchOptions::default();
+        let (usual_runs, usual_bytes) = if quick {
+            (1, QUICK_BYTES)
+        } else {
+            (default.runs, default.memory_bytes)
+        };
+        let scenarios = if scenario.is_empty() {
+            default.scenarios
+        } else {
+            let mut wanted: Vec<Scenario> = Vec::new();
+            for scenario in scenario.into_iter().map(Scenario::from) {
+                if !wanted.contains(&scenario) {
+                    wanted.push(scenario);
+                }
+            }
+            wanted
         };
         BenchOptions {
-            runs,
-            random_bytes: memory.0,
+            runs: runs.unwrap_or(usual_runs),
+            memory_bytes: memory.map_or(usual_bytes, |size| size.0),
             streams,
             format,
             scenarios,
+            qemu: (!no_qemu).then_some(qemu),
+            page,
             program: None,
         }
     }
@@ -80,19 +134,36 @@ mod tests {
     #[test]
     fn options_become_what_is_measured() {
         assert_eq!(parse("").unwrap(), BenchOptions::default());
-        let options = parse("--runs 3 --memory 256MiB --streams 2 --only zero").unwrap();
+        let line = "--runs 3 --memory 256MiB --streams 2 --scenario zero --scenario idle \
+                    --scenario zero --qemu /q,share=/s --page p.md";
+        let qemu = "/q,share=/s".parse().unwrap();
         assert_eq!(
-            options,
+            parse(line).unwrap(),
             BenchOptions {
                 runs: 3,
-                random_bytes: 256 << 20,
-                streams: 2,
+                memory_bytes: 256 << 20,
+                streams: Some(2),
                 format: Format::Table,
-                scenarios: vec![Scenario::Zero],
+                scenarios: vec![Scenario::Zero, Scenario::Idle],
+                qemu: Some(vec![qemu]),
+                page: Some("p.md".into()),
                 program: None,
             }
         );
-        for wrong in ["--runs 0", "--streams 17", "--memory 1QiB", "--only all"] {
+        let quick = parse("--quick --no-qemu").unwrap();
+        assert_eq!(
+            (quick.runs, quick.memory_bytes, quick.qemu),
+            (1, QUICK_BYTES, None)
+        );
+        assert_eq!(parse("--quick --runs 2").unwrap().runs, 2);
+        for wrong in [
+            "--runs 0",
+            "--streams 17",
+            "--memory 1QiB",
+            "--scenario all",
+            "--qemu /q --no-qemu",
+            "--qemu ,share=/s",
+        ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }

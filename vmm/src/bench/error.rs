@@ -92,6 +92,48 @@ pub enum BenchError {
         /// Why, down to the root cause.
         explanation: String,
     },
+    /// A migration did not come to its end in time: the guest dirties its memory faster than it
+    /// moves.
+    #[error("the migration did not end within {0} s")]
+    NotConverged(u64),
+    /// What a VM's control socket answers.
+    #[error("the control socket of a VM: {0}")]
+    Api(Observation),
+    /// The event loop that talks to control sockets cannot be had.
+    #[error("cannot start the event loop")]
+    EventLoop(#[source] io::Error),
+    /// A network namespace cannot be entered or left.
+    #[error("cannot enter or leave a network namespace")]
+    Namespace(#[source] io::Error),
+    /// A QEMU cannot be used as its user named it.
+    #[error("{} is no QEMU that starts: {why}", .program.display())]
+    NoQemu {
+        /// The program.
+        program: PathBuf,
+        /// What it says.
+        why: String,
+    },
+    /// The conversation with a QEMU failed.
+    #[error("`{command}` cannot be asked to {action}")]
+    Qmp {
+        /// The QEMU.
+        command: String,
+        /// What was tried.
+        action: String,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
+    /// A QEMU refused a command, or answered it with something else than it should.
+    #[error("`{command}` answers {action}: {answer}")]
+    QmpAnswer {
+        /// The QEMU.
+        command: String,
+        /// The command of its monitor.
+        action: String,
+        /// Its answer.
+        answer: String,
+    },
     /// The guest cannot be given a key.
     #[error("cannot send a key to the guest {0}")]
     Console(String, #[source] io::Error),
@@ -112,6 +154,9 @@ pub enum BenchError {
     /// The plain copy between sockets failed.
     #[error("the plain copy over sockets failed to {0}")]
     Copy(&'static str, #[source] io::Error),
+    /// The page of a recorded run cannot be read or written.
+    #[error("cannot write the page {}", .0.display())]
+    Page(PathBuf, #[source] io::Error),
     /// The report cannot be written.
     #[error("cannot write the report")]
     Write(#[source] io::Error),

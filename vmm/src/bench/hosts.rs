@@ -4,7 +4,7 @@ use std::fs::DirBuilder;
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::error::BenchError;
@@ -27,7 +27,7 @@ pub(super) struct Hosts {
     pub destination: Host,
     program: PathBuf,
     folder: Folder,
-    commands: AtomicU32,
+    names: AtomicU32,
 }
 
 impl Hosts {
@@ -44,7 +44,7 @@ impl Hosts {
             destination: host("destination")?,
             program,
             folder,
-            commands: AtomicU32::new(0),
+            names: AtomicU32::new(0),
         })
     }
 
@@ -55,9 +55,39 @@ impl Hosts {
         arguments: &[&str],
         stdout: Stdio,
     ) -> Result<Running, BenchError> {
-        let number = self.commands.fetch_add(1, Ordering::Relaxed);
-        let stderr = self.folder.0.join(format!("{number}.stderr"));
-        Running::start(&self.program, arguments, &host.path, stderr, stdout)
+        let mut command = Command::new(&self.program);
+        command
+            .args(arguments)
+            .env("VMM_RUNTIME_DIR", &host.path)
+            .env_remove("VMM_STATE_DIR");
+        let shown = std::iter::once("vmm").chain(arguments.iter().copied());
+        self.run(command, shown.collect::<Vec<_>>().join(" "), stdout)
+    }
+
+    /// Runs a command of another program, called `shown` in errors.
+    pub fn run(
+        &self,
+        command: Command,
+        shown: String,
+        stdout: Stdio,
+    ) -> Result<Running, BenchError> {
+        let stderr = self.path("stderr");
+        Running::start(command, shown, stderr, stdout)
+    }
+
+    /// Writes a file of the temporary folder, once; its path.
+    pub fn file(&self, name: &str, contents: &[u8]) -> Result<PathBuf, BenchError> {
+        let path = self.folder.0.join(name);
+        if !path.exists() {
+            std::fs::write(&path, contents).map_err(|e| BenchError::Folder(path.clone(), e))?;
+        }
+        Ok(path)
+    }
+
+    /// A path in the temporary folder that nothing else has: its name ends in `suffix`.
+    pub fn path(&self, suffix: &str) -> PathBuf {
+        let number = self.names.fetch_add(1, Ordering::Relaxed);
+        self.folder.0.join(format!("{number}.{suffix}"))
     }
 }
 

@@ -11,24 +11,76 @@ use std::time::{Duration, Instant};
 
 use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
 
+use super::contender::Terms;
+use super::cpu::CpuWindow;
 use super::error::BenchError;
-use super::interrupt;
-use super::mapping::Mapping;
+use super::guest::Workload;
+use super::hosts::Hosts;
+use super::link::Link;
+use super::mapping::{self, Mapping, Pages};
+use super::proc::Process;
+use super::{engine, interrupt};
 
 /// Most bytes that one call moves: the benchmark stops between two of them when it is interrupted.
 const CHUNK: usize = 4 << 20;
 const PAGE: usize = 4096;
+/// The guest that spins beside the copy, as the moved one does.
+const SPINNER: Workload = Workload {
+    cpus: 1,
+    memory_bytes: 128 << 20,
+    random_bytes: 16 << 20,
+    dirty_bytes: 0,
+    dirty_pages_per_s: 0,
+};
+
+/// What one copy took.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Copied {
+    /// From the first byte sent to the last placed.
+    pub total_ms: f64,
+    /// Largest gap of the guest that spins beside it: what the load alone does to a guest.
+    pub guest_gap_ms: f64,
+    /// CPU seconds of both sides.
+    pub cpu_s: f64,
+    /// Bytes copied.
+    pub bytes: u64,
+}
+
+/// One timed copy of `bytes` of random data, a guest spinning beside it.
+pub(super) fn run(
+    hosts: &Hosts,
+    bytes: u64,
+    terms: &Terms<'_>,
+    streams: u8,
+    pages: Pages,
+) -> Result<Copied, BenchError> {
+    let mut spinner = engine::start(hosts, "spinner", &SPINNER)?;
+    let source = Mapping::new(bytes, Pages::Populated)?;
+    source.fill_random()?;
+    mapping::warm(terms.warm_bytes)?;
+    let destination = Mapping::new(bytes, pages)?;
+    spinner.forget_gaps()?;
+    let cpu = CpuWindow::open(Process::new(std::process::id()), Vec::new())?;
+    let took = copy(&source, &destination, streams, terms.link)?;
+    Ok(Copied {
+        total_ms: took.as_secs_f64() * 1000.0,
+        cpu_s: cpu.close()?,
+        guest_gap_ms: spinner.largest_gap_ms()?,
+        bytes,
+    })
+}
 
 /// Copies `source` to `destination`, one thread on either side of each of `streams` connections,
 /// and says how long the copying took, connecting aside.
-pub(super) fn copy(
+fn copy(
     source: &Mapping,
     destination: &Mapping,
     streams: u8,
+    link: &Link,
 ) -> Result<Duration, BenchError> {
     let mut connections = Vec::new();
     for range in shares(source.len().min(destination.len()), streams) {
-        connections.push((range, connect()?));
+        connections.push((range, connect(link)?));
     }
     let began = Instant::now();
     thread::scope(|scope| {
@@ -65,10 +117,12 @@ fn shares(bytes: usize, streams: u8) -> Vec<Range<usize>> {
         .collect()
 }
 
-fn connect() -> Result<(TcpStream, TcpStream), BenchError> {
+fn connect(link: &Link) -> Result<(TcpStream, TcpStream), BenchError> {
     let failed = |e| BenchError::Copy("connect", e);
-    let listener = TcpListener::bind("127.0.0.1:0").map_err(failed)?;
-    let near = TcpStream::connect(listener.local_addr().map_err(failed)?).map_err(failed)?;
+    let here = (link.destination_address(), 0);
+    let listener = link.at_destination(|| TcpListener::bind(here).map_err(failed))?;
+    let there = listener.local_addr().map_err(failed)?;
+    let near = link.at_source(|| TcpStream::connect(there).map_err(failed))?;
     let (far, peer) = listener.accept().map_err(failed)?;
     if near.local_addr().map_err(failed)? != peer {
         return Err(failed(io::Error::other("another process connected first")));
@@ -134,7 +188,7 @@ mod tests {
         source.fill_random().unwrap();
         for streams in [1, 2, 3, 16] {
             let destination = Mapping::new(bytes as u64, Pages::Cold).unwrap();
-            copy(&source, &destination, streams).unwrap();
+            copy(&source, &destination, streams, &Link::loopback()).unwrap();
             let contents = |mapping: &Mapping| {
                 let mut copy = vec![0; bytes];
                 mapping
@@ -171,10 +225,10 @@ mod tests {
     fn a_lost_peer_ends_the_copy() {
         let mapping = Mapping::new(64 << 20, Pages::Cold).unwrap();
         let all = 0..mapping.len();
-        let (near, far) = connect().unwrap();
+        let (near, far) = connect(&Link::loopback()).unwrap();
         drop(far);
         assert!(send(&near, &mapping, all.clone()).is_err());
-        let (near, far) = connect().unwrap();
+        let (near, far) = connect(&Link::loopback()).unwrap();
         drop(near);
         assert_eq!(
             receive(&far, &mapping, all).unwrap_err().kind(),

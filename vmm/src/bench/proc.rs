@@ -10,8 +10,6 @@ use super::error::BenchError;
 
 /// Ticks of the CPU times in `/proc` a second; part of the kernel's ABI on x86-64 (proc(5)).
 const TICKS_PER_SECOND: f64 = 100.0;
-/// How the names of vCPU threads begin.
-const VCPU_THREAD: &str = "vcpu";
 /// Blocks that `stat` counts in (stat(2)).
 const STAT_BLOCK: u64 = 512;
 
@@ -46,24 +44,33 @@ impl Process {
         read(&path, cpu_seconds)
     }
 
-    /// CPU seconds of the threads that run the guest.
-    pub fn vcpu_seconds(&self) -> Result<f64, BenchError> {
+    /// Ids of the threads whose names begin with `prefix`.
+    pub fn threads_named(&self, prefix: &str) -> Result<Vec<u32>, BenchError> {
         let tasks = self.folder.join("task");
-        let mut seconds = 0.0;
-        for task in fs::read_dir(&tasks).map_err(|e| BenchError::Proc(tasks.clone(), e))? {
-            let task = task.map_err(|e| BenchError::Proc(tasks.clone(), e))?.path();
+        let failed = |e| BenchError::Proc(tasks.clone(), e);
+        let mut threads = Vec::new();
+        for task in fs::read_dir(&tasks).map_err(failed)? {
+            let task = task.map_err(failed)?;
             // A thread may end between being listed and being read.
-            let (Ok(name), Ok(stat)) = (
-                fs::read_to_string(task.join("comm")),
-                fs::read_to_string(task.join("stat")),
-            ) else {
-                continue;
-            };
-            if name.starts_with(VCPU_THREAD) {
-                seconds += cpu_seconds(&stat).unwrap_or(0.0);
-            }
+            let named = fs::read_to_string(task.path().join("comm"))
+                .is_ok_and(|name| name.starts_with(prefix));
+            threads.extend(
+                task.file_name()
+                    .to_str()
+                    .and_then(|id| id.parse::<u32>().ok())
+                    .filter(|_| named),
+            );
         }
-        Ok(seconds)
+        Ok(threads)
+    }
+
+    /// CPU seconds of these threads together; `None` when one of them is gone.
+    pub fn thread_seconds(&self, threads: &[u32]) -> Option<f64> {
+        let seconds = threads.iter().map(|thread| {
+            let stat = self.folder.join(format!("task/{thread}/stat"));
+            cpu_seconds(&fs::read_to_string(stat).ok()?)
+        });
+        seconds.sum()
     }
 
     /// Resident memory now.
@@ -172,7 +179,11 @@ mod tests {
     fn a_process_can_be_read() {
         let this = Process::new(std::process::id());
         assert!(this.cpu_seconds().unwrap() >= 0.0);
-        assert_eq!(this.vcpu_seconds().unwrap(), 0.0);
+        let threads = this.threads_named("").unwrap();
+        assert!(threads.contains(&std::process::id()));
+        assert_eq!(this.threads_named("no such name").unwrap(), [0; 0]);
+        assert!(this.thread_seconds(&threads[..1]).unwrap() >= 0.0);
+        assert_eq!(this.thread_seconds(&[u32::MAX]), None);
         let resident = this.resident().unwrap();
         assert!(resident.anonymous > 0 && resident.file > 0, "{resident:?}");
         assert!(available_memory().unwrap() > 0);

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use super::error::BenchError;
-use super::interrupt;
 use super::proc::Process;
+use super::{interrupt, lifeline};
 
 /// Most bytes of a failed command's standard error that are shown.
 const STDERR_SHOWN: u64 = 2000;
 
-/// A `vmm` command that runs; killed and waited for when dropped.
+/// A command that runs; killed and waited for when dropped.
 pub(super) struct Running {
     child: Child,
     command: String,
@@ -24,39 +24,30 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Starts `program` with `arguments` on the host whose runtime directory is `runtime`. Its
-    /// standard error goes to `stderr`, a new file.
+    /// Starts `command`, called `shown` in errors. Its standard error goes to `stderr`, a new file.
     pub fn start(
-        program: &Path,
-        arguments: &[&str],
-        runtime: &Path,
+        mut command: Command,
+        shown: String,
         stderr: PathBuf,
         stdout: Stdio,
     ) -> Result<Self, BenchError> {
-        let command = std::iter::once("vmm")
-            .chain(arguments.iter().copied())
-            .collect::<Vec<_>>()
-            .join(" ");
         let failed = |source| BenchError::Process {
             action: "start",
-            command: command.clone(),
+            command: shown.clone(),
             source,
         };
         let errors = File::create_new(&stderr).map_err(failed)?;
-        let child = Command::new(program)
-            .args(arguments)
-            .env("VMM_RUNTIME_DIR", runtime)
-            .env_remove("VMM_STATE_DIR")
+        command
             .stdin(Stdio::null())
             .stdout(stdout)
             .stderr(errors)
             // Ctrl-C at the terminal reaches the benchmark only, which ends the others.
-            .process_group(0)
-            .spawn()
-            .map_err(failed)?;
+            .process_group(0);
+        lifeline::tie(&mut command);
+        let child = command.spawn().map_err(failed)?;
         Ok(Self {
             child,
-            command,
+            command: shown,
             stderr,
         })
     }
@@ -94,20 +85,14 @@ impl Running {
         Ok(status.is_some())
     }
 
-    /// Waits until the process has ended, without forgetting it. `meanwhile` is called every few
-    /// milliseconds.
-    pub fn wait_ended(
-        &mut self,
-        deadline: Duration,
-        mut meanwhile: impl FnMut() -> Result<(), BenchError>,
-    ) -> Result<(), BenchError> {
+    /// Waits until the process has ended, without forgetting it.
+    pub fn wait_ended(&mut self, deadline: Duration) -> Result<(), BenchError> {
         let until = Instant::now() + deadline;
         while !self.has_ended()? {
             interrupt::check()?;
             if Instant::now() >= until {
                 return Err(self.deadline("the end", deadline));
             }
-            meanwhile()?;
             std::thread::sleep(POLL);
         }
         Ok(())
@@ -174,14 +159,9 @@ mod tests {
 
     fn shell(script: &str, dir: &Path) -> Running {
         let stderr = dir.join("stderr");
-        Running::start(
-            Path::new("/bin/sh"),
-            &["-c", script],
-            dir,
-            stderr,
-            Stdio::null(),
-        )
-        .unwrap()
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        Running::start(command, script.to_owned(), stderr, Stdio::null()).unwrap()
     }
 
     #[test]
@@ -199,9 +179,7 @@ mod tests {
     fn an_early_end_is_told_with_its_reason() {
         let dir = tempfile::tempdir().unwrap();
         let mut process = shell("echo no such thing >&2; exit 5", dir.path());
-        process
-            .wait_ended(Duration::from_secs(60), || Ok(()))
-            .unwrap();
+        process.wait_ended(Duration::from_secs(60)).unwrap();
         // What it used is known until it is forgotten.
         assert!(process.proc().cpu_seconds().is_ok());
         let error = process.check().unwrap_err();

@@ -13,7 +13,7 @@ use super::hosts::Hosts;
 use super::proc::Process;
 use super::process::{POLL, Running};
 use super::stats::Samples;
-use super::table::{Row, Unit};
+use super::table::{self, Table, Unit};
 use super::{mapping, progress};
 
 /// Starts that are timed.
@@ -40,22 +40,23 @@ pub struct StartFigures {
 }
 
 impl StartFigures {
-    /// Lines of the table for people.
-    pub(super) fn rows(&self) -> Vec<Row> {
-        vec![
-            Row::samples("first line", &self.first_line_ms, Unit::Milliseconds),
-            Row::samples(
+    /// The table for people.
+    pub(super) fn table(&self) -> Table {
+        table::samples(&[
+            ("first line", &self.first_line_ms, Unit::Milliseconds),
+            (
                 "VMM memory beside guest RAM",
                 &self.vmm_memory_bytes,
                 Unit::Bytes,
             ),
-        ]
+        ])
     }
 
     /// What these figures are to reach.
     pub(super) fn goals(&self) -> Vec<Goal> {
         vec![
             Goal::new(
+                "start",
                 "first_line_ms",
                 self.first_line_ms.median,
                 Bound::AtMost,
@@ -63,6 +64,7 @@ impl StartFigures {
                 Unit::Milliseconds,
             ),
             Goal::new(
+                "start",
                 "vmm_memory_bytes",
                 self.vmm_memory_bytes.median,
                 Bound::AtMost,
@@ -150,7 +152,7 @@ fn wait_for_line(
             Err(mpsc::RecvTimeoutError::Timeout) => vmm.check()?,
             // Its output ended: so will it.
             Err(mpsc::RecvTimeoutError::Disconnected) => {
-                vmm.wait_ended(START, || Ok(()))?;
+                vmm.wait_ended(START)?;
                 return Err(vmm.ended());
             }
         }

@@ -2,14 +2,13 @@
 
 use serde::Serialize;
 
+use super::BenchOptions;
+use super::figures::ScenarioFigures;
 use super::goals::Goal;
 use super::host::HostDescription;
-use super::idle::IdleFigures;
 use super::start::{STARTS, StartFigures};
 use super::table;
-use super::zero::ZeroFigures;
-use super::{BenchOptions, Scenario};
-use crate::units::{ByteSize, human_bytes};
+use crate::units::human_bytes;
 
 /// All figures of a benchmark. Field names are a stable contract.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -22,12 +21,14 @@ pub struct Summary {
     pub host: HostDescription,
     /// Runs of each measurement.
     pub runs: u32,
-    /// The idle guest, unless it was left out.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub idle: Option<IdleFigures>,
-    /// The mostly untouched guest, unless it was left out.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub zero: Option<ZeroFigures>,
+    /// Connections of this engine and of the plain copy.
+    pub streams: u8,
+    /// Versions of the peers.
+    pub peers: Vec<String>,
+    /// Peers that were looked for in vain, and why.
+    pub absent: Vec<String>,
+    /// What was measured of moving guests.
+    pub scenarios: Vec<ScenarioFigures>,
     /// Starting a guest, unless it was left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start: Option<StartFigures>,
@@ -47,8 +48,10 @@ impl Summary {
             },
             host: HostDescription::of_this_machine(),
             runs: options.runs,
-            idle: None,
-            zero: None,
+            streams: options.limit_streams(),
+            peers: Vec::new(),
+            absent: Vec::new(),
+            scenarios: Vec::new(),
             start: None,
             goals: Vec::new(),
         }
@@ -67,58 +70,57 @@ impl Summary {
         } else {
             ""
         };
-        format!(
-            "vmm {version} ({build} build{note})\n{}, {} CPUs, {} of memory, Linux {}, {}, huge pages \
-             in shared memory: {}\n",
+        let peers = if self.peers.is_empty() {
+            "none".to_owned()
+        } else {
+            self.peers.join(", ")
+        };
+        let mut text = format!(
+            "vmm {version} ({build} build{note}), {} streams\n{}, {} CPUs, {} of memory, Linux {}, {}, \
+             huge pages in shared memory: {}\npeers: {peers}\n",
+            self.streams,
             host.cpu_model,
             host.cpus,
             human_bytes(host.memory_bytes as f64),
             host.kernel,
             host.kvm_backend,
             host.shmem_huge_pages,
-        )
+        );
+        for absent in &self.absent {
+            text += &format!("absent: {absent}\n");
+        }
+        text
     }
 
-    /// The table of one measurement; empty when there is none.
-    pub(super) fn section(&self, scenario: Scenario) -> String {
-        let Self { runs, .. } = self;
-        let (title, rows) = match scenario {
-            Scenario::Idle => self.idle.as_ref().map(|figures| {
-                let title = format!(
-                    "idle: a spinning guest with {} of random memory over TCP on loopback, {} \
-                     streams, {runs} runs",
-                    ByteSize(figures.random_bytes),
-                    figures.streams
-                );
-                (title, figures.rows())
-            }),
-            Scenario::Zero => self.zero.as_ref().map(|figures| {
-                let title = format!(
-                    "zero: a guest of {} that filled {}, {} streams, {runs} runs",
-                    ByteSize(figures.guest_bytes),
-                    ByteSize(figures.filled_bytes),
-                    figures.streams
-                );
-                (title, figures.rows())
-            }),
-            Scenario::Start => self.start.as_ref().map(|figures| {
-                (
-                    format!("start: `vmm run` to the guest's first line, {STARTS} starts"),
-                    figures.rows(),
-                )
-            }),
+    /// The tables of a scenario.
+    pub(super) fn section(&self, figures: &ScenarioFigures) -> String {
+        let mut text = format!(
+            "{}\n{}",
+            table::title(figures, self.runs),
+            table::contenders(figures).text()
+        );
+        for contender in &figures.contenders {
+            if let Some(why) = &contender.gave_up {
+                text += &format!("  {} was left out: {why}\n", contender.name);
+            }
         }
-        .unwrap_or_default();
-        if rows.is_empty() {
-            String::new()
-        } else {
-            table::section(&title, &rows)
+        if let Some(engine) = figures.engine().and_then(|vmm| vmm.engine.as_ref()) {
+            text += &format!("  vmm by its own report\n{}", table::engine(engine).text());
         }
+        text
+    }
+
+    /// The table of starts.
+    pub(super) fn start_section(&self) -> String {
+        let title = format!("start: `vmm run` to the guest's first line, {STARTS} starts");
+        self.start.as_ref().map_or_else(String::new, |figures| {
+            format!("{title}\n{}", figures.table().text())
+        })
     }
 
     /// The goals and whether they are reached.
-    pub(super) fn goals_table(&self) -> String {
-        table::goals(&self.goals)
+    pub(super) fn goals_section(&self) -> String {
+        format!("goals\n{}", table::goals(&self.goals).text())
     }
 }
 
@@ -135,6 +137,7 @@ mod tests {
         };
         summary.goals.extend(figures.goals());
         summary.start = Some(figures);
+        summary.absent.push("no such peer".to_owned());
         summary
     }
 
@@ -143,12 +146,13 @@ mod tests {
         let json = serde_json::to_value(measured()).unwrap();
         assert_eq!(json["start"]["first_line_ms"]["median"], 41.0);
         assert_eq!(json["start"]["first_line_ms"]["values"][2], 44.0);
+        assert_eq!(json["goals"][0]["scenario"], "start");
         assert_eq!(json["goals"][0]["figure"], "first_line_ms");
         assert_eq!(json["goals"][0]["bound"], "at_most");
         assert_eq!(json["goals"][0]["unit"], "milliseconds");
         assert_eq!(json["goals"][0]["reached"], true);
         assert_eq!(json["goals"][1]["reached"], false);
-        assert!(json.get("idle").is_none());
+        assert_eq!(json["absent"][0], "no such peer");
         for key in ["cpu_model", "cpus", "memory_bytes", "kernel", "kvm_backend"] {
             assert!(json["host"].get(key).is_some(), "{key}");
         }
@@ -157,9 +161,13 @@ mod tests {
     #[test]
     fn people_get_the_machine_the_figures_and_the_goals() {
         let summary = measured();
-        assert!(summary.heading().contains(&summary.host.cpu_model));
-        assert!(summary.section(Scenario::Start).contains("first line"));
-        assert_eq!(summary.section(Scenario::Idle), "");
-        assert!(summary.goals_table().contains("missed"));
+        let heading = summary.heading();
+        assert!(heading.contains(&summary.host.cpu_model));
+        assert!(
+            heading.contains("peers: none\nabsent: no such peer"),
+            "{heading}"
+        );
+        assert!(summary.start_section().contains("first line"));
+        assert!(summary.goals_section().contains("missed"));
     }
 }

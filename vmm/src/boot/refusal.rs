@@ -95,16 +95,21 @@ pub fn describe_emulation_failure(bytes: &[u8], rip: u64, backend: KvmBackend) -
     }
 }
 
-/// Explains `KVM_EXIT_SHUTDOWN`: a fault while a double fault was being delivered.
-pub fn describe_shutdown(rip: u64, backend: KvmBackend) -> String {
+/// Explains `KVM_EXIT_SHUTDOWN`: a fault while a double fault was being delivered, at `rip` if KVM kept
+/// that.
+pub fn describe_shutdown(rip: Option<u64>, backend: KvmBackend) -> String {
+    let place = match rip {
+        Some(rip) => format!(" at {rip:#x}"),
+        None => ", where is not known because KVM has reset the vCPU".to_owned(),
+    };
     match backend {
         KvmBackend::Pvm => format!(
-            "the guest ended in a triple fault at {rip:#x}: it has a defect, or its kernel relies \
-             on something that this host's KVM backend (kvm_pvm) does not offer; a stock kernel \
-             does: {NEEDED}"
+            "the guest ended in a triple fault{place}: it has a defect, or its kernel relies on \
+             something that this host's KVM backend (kvm_pvm) does not offer; a stock kernel does: \
+             {NEEDED}"
         ),
         KvmBackend::Intel | KvmBackend::Amd | KvmBackend::Unknown => {
-            format!("the guest ended in a triple fault at {rip:#x} (KVM backend {backend})")
+            format!("the guest ended in a triple fault{place} (KVM backend {backend})")
         }
     }
 }
@@ -204,6 +209,6 @@ mod tests {
         assert_eq!(KvmBackend::detect_in(modules.path()), KvmBackend::Unknown);
         std::fs::create_dir(modules.path().join("kvm_amd")).unwrap();
         assert_eq!(KvmBackend::detect_in(modules.path()), KvmBackend::Amd);
-        assert!(describe_shutdown(7, KvmBackend::Amd).contains("triple fault at 0x7"));
+        assert!(describe_shutdown(Some(7), KvmBackend::Amd).contains("triple fault at 0x7"));
     }
 }

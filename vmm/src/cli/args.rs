@@ -157,7 +157,8 @@ pub struct RunArgs {
     /// Pages that back the RAM: 4k or thp [default: 4k].
     #[arg(long, value_name = "KIND")]
     pages: Option<PageBacking>,
-    /// CPU that the guest sees: host.
+    /// CPU that the guest sees: host, x86-64-v1 to x86-64-v4, or a model's file, FILE.toml
+    /// [default: host].
     #[arg(long, value_name = "MODEL")]
     cpu: Option<CpuModel>,
     /// A raw disk: PATH[,format=raw][,readonly][,id=ID]; may be repeated.
@@ -223,6 +224,10 @@ pub struct ReceiveArgs {
     /// One that is not named is on the tap of the same name here.
     #[arg(long = "net", value_name = "ID=TAP", value_parser = parse_net_override)]
     pub(super) nets: Vec<(String, String)>,
+    /// Memory to have ready, in huge pages, before the guest comes: its RAM then arrives faster. What
+    /// it does not need is freed; what it needs more is allocated as it comes.
+    #[arg(long, value_name = "SIZE")]
+    pub(super) reserve: Option<ByteSize>,
     /// Return when it listens.
     #[arg(long)]
     pub(super) detach: bool,
@@ -387,10 +392,13 @@ mod tests {
         for line in [
             "vmm run",
             "vmm run a --kernel k --initrd i --cmdline console=ttyS0 --cpus 4 --memory 1GiB",
+            "vmm run a --cpu x86-64-v2",
+            "vmm run a --cpu ./pool.toml",
             "vmm run a --cpu host --pages thp --disk d.img,readonly,id=x --disk e.img --detach",
             "vmm run --config f.toml --json",
             "vmm run --net tap=t0,mac=52:54:00:12:34:56,queues=4,id=lan --net tap=t1",
             "vmm receive --listen unix:/s --net net0=tap7 --net lan=tap8",
+            "vmm receive --listen unix:/s --reserve 1GiB",
             "vmm --json receive --listen 127.0.0.1:0 --name b --disk x=/d.img --detach",
             "vmm migrate a --to h:1 --downtime-limit 50ms --bandwidth 500MiB/s --streams 4",
             "vmm migrate a --to unix:/s --timeout 1h --on-timeout stop --mode precopy --verify full",
@@ -406,7 +414,7 @@ mod tests {
             "vmm stop a --force",
             "vmm wait a --state running --timeout 30s",
             "vmm demo --export-guest f --memory 1GiB",
-            "vmm bench --runs 3 --memory 512MiB --streams 2 --only idle --json",
+            "vmm bench --runs 3 --memory 512MiB --streams 2 --scenario idle --json",
             "vmm completions bash",
             "vmm man d -vv --log-format json",
         ] {
@@ -423,6 +431,7 @@ mod tests {
             "vmm run --cpus 0",
             "vmm run --cpus 17",
             "vmm run --cpu qemu64",
+            "vmm run --cpu x86-64-v5",
             "vmm run --memory lots",
             "vmm run --net t0",
             "vmm run --net tap=",

@@ -35,9 +35,10 @@ pub(crate) use args::DemoArgs;
 pub use args::{Cli, Command};
 pub use exit::{Exit, exit_of};
 pub(crate) use exit::{exit_of_report, local};
-pub(crate) use output::Output;
+pub(crate) use output::{Output, explain};
 pub(crate) use progress::{Interrupts, Progress, await_interrupt};
 pub(crate) use report::downtime_parts;
+pub(crate) use terminal::{Keys, hand_on};
 
 /// Builds machines for the command line.
 pub trait Launcher: Sync {

@@ -82,17 +82,13 @@ fn explain_into(text: &mut String, observation: &Observation, depth: usize, told
             Side::Client => "here ",
         });
     }
-    // What a peer or a guest wrote must not steer the terminal.
-    text.extend(
-        observation
-            .message
-            .chars()
-            .map(|c| if c.is_control() { ' ' } else { c }),
-    );
+    let mut line = observation.message.clone();
     if let (Some(phase), 0) = (&observation.phase, depth) {
-        let _ = write!(text, " (in phase {phase})");
+        let _ = write!(line, " (in phase {phase})");
     }
-    let _ = write!(text, " [{}]", observation.id);
+    let _ = write!(line, " [{}]", observation.id);
+    // What a peer or a guest wrote must not steer the terminal.
+    text.extend(line.chars().map(|c| if c.is_control() { ' ' } else { c }));
     text.push('\n');
     if depth < 32 {
         for cause in &observation.causes {

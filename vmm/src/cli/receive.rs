@@ -46,7 +46,10 @@ pub(super) fn run(
 }
 
 fn prepare(args: ReceiveArgs, runtime: &RuntimeDir) -> Result<(VmDir, ReceiveConfig), Observation> {
-    let config = ReceiveConfig::new(args.listen, args.name, args.disks, args.nets)?;
+    let config = {
+        let reserve = args.reserve.map(|size| size.0);
+        ReceiveConfig::new(args.listen, args.name, args.disks, args.nets, reserve)?
+    };
     let dir = runtime.create(config.name.as_deref(), "incoming")?;
     Ok((dir, config))
 }

@@ -48,6 +48,8 @@ pub(super) fn print_completed(name: &str, to: &str, report: &Report, output: Out
         status: _,
         migration_id: _,
         run_state,
+        // Told as they came.
+        warnings: _,
         error: _,
     } = report;
     output.line(match run_state {

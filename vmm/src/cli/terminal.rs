@@ -45,7 +45,7 @@ fn owns_terminal() -> bool {
 }
 
 /// What was typed.
-pub(super) enum Keys<'a> {
+pub(crate) enum Keys<'a> {
     /// Bytes for the guest.
     Bytes(&'a [u8]),
     /// The key that leaves the console.
@@ -62,20 +62,31 @@ pub(super) fn read_keys(terminal: bool, mut take: impl FnMut(Keys<'_>) -> bool) 
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             Err(_) => return,
         };
-        let mut rest = &buffer[..n];
-        while !rest.is_empty() {
-            let escape = rest.iter().position(|b| terminal && *b == ESCAPE);
-            let (keys, after) = rest.split_at(escape.unwrap_or(rest.len()));
-            if !keys.is_empty() && !take(Keys::Bytes(keys)) {
-                return;
-            }
-            rest = after;
-            if escape.is_some() {
-                rest = &rest[1..];
-                if !take(Keys::Escape) {
-                    return;
-                }
+        if !hand_on(&buffer[..n], terminal, &mut take) {
+            return;
+        }
+    }
+}
+
+/// Tells keys from escapes; `false` when `take` has had enough.
+pub(crate) fn hand_on(
+    mut typed: &[u8],
+    terminal: bool,
+    take: &mut impl FnMut(Keys<'_>) -> bool,
+) -> bool {
+    while !typed.is_empty() {
+        let escape = typed.iter().position(|b| terminal && *b == ESCAPE);
+        let (keys, after) = typed.split_at(escape.unwrap_or(typed.len()));
+        if !keys.is_empty() && !take(Keys::Bytes(keys)) {
+            return false;
+        }
+        typed = after;
+        if escape.is_some() {
+            typed = &typed[1..];
+            if !take(Keys::Escape) {
+                return false;
             }
         }
     }
+    true
 }

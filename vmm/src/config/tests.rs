@@ -60,7 +60,7 @@ fn unknown_keys_are_refused_with_name_and_line() {
 #[test]
 fn wrong_values_say_what_is_supported() {
     for (text, said) in [
-        ("cpu = \"x86-64-v3\"", "host"),
+        ("cpu = \"x86-64-v9\"", "host"),
         ("pages = \"1g\"", "thp"),
         ("memory = \"lots\"", "GiB"),
         ("[[disk]]\npath = \"a\"\nformat = \"qcow2\"", "raw"),
@@ -168,8 +168,8 @@ fn disk_options_are_read_or_refused() {
 
 #[test]
 fn receive_checks_its_address() {
-    assert!(ReceiveConfig::new("127.0.0.1:0".into(), None, vec![], vec![]).is_ok());
-    let error = ReceiveConfig::new("nowhere".into(), None, vec![], vec![]).unwrap_err();
+    assert!(ReceiveConfig::new("127.0.0.1:0".into(), None, vec![], vec![], Some(1 << 30)).is_ok());
+    let error = ReceiveConfig::new("nowhere".into(), None, vec![], vec![], None).unwrap_err();
     assert_eq!(error.id, "usage.listen");
 }
 

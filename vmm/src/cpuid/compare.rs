@@ -1,20 +1,20 @@
 //! What a guest has seen of its CPU and a host lacks.
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 
-use super::CpuidLeaf;
-use super::features::{FeatureWord, Register, WORDS};
+use super::set::Features;
+use super::{CpuidLeaf, vendor};
 
 /// Index 0 and 1 of leaf 0xd tell of features; from 2 on, each tells where a component lies.
 const XSAVE: u32 = 0xd;
 const FIRST_XSAVE_COMPONENT: u32 = 2;
 
-/// What a guest that was given `wanted` would miss on a host that has `have`: names of features, or
-/// register and bit where a feature has no common name. Empty if the guest can go there.
+/// What a guest that was given `wanted` would miss on a host that has `have`: features by name and
+/// place, and what else does not fit. Empty if the guest can go there.
 ///
-/// `have` is what [`super::supported`] tells. Leaves that describe the topology are not compared:
+/// `have` is what [`super::HostCpu::leaves`] tells. Leaves that describe the topology are not compared:
 /// the destination gives the guest the ones that it had.
-pub fn missing(wanted: &[CpuidLeaf], have: &CpuId) -> Vec<String> {
+pub fn missing(wanted: &[CpuidLeaf], have: &[CpuidLeaf]) -> Vec<String> {
     // The list may come from a peer.
     if wanted.len() > KVM_MAX_CPUID_ENTRIES {
         return vec![format!(
@@ -22,21 +22,17 @@ pub fn missing(wanted: &[CpuidLeaf], have: &CpuId) -> Vec<String> {
             wanted.len()
         )];
     }
-    let have: Vec<CpuidLeaf> = super::leaves(have);
-    let mut lacks = Vec::new();
     // Features of one vendor mean little at the other: nothing else is worth saying.
     let vendor_wanted = vendor(wanted);
-    let vendor_here = vendor(&have);
+    let vendor_here = vendor(have);
     if vendor_wanted != vendor_here {
         return vec![format!(
             "a CPU by {vendor_wanted} (this one is by {vendor_here})"
         )];
     }
-    for word in WORDS {
-        missing_bits(word, wanted, &have, &mut lacks);
-    }
-    missing_components(wanted, &have, &mut lacks);
-    missing_address_bits(wanted, &have, &mut lacks);
+    let mut lacks = Features::of(wanted).minus(&Features::of(have)).names();
+    missing_components(wanted, have, &mut lacks);
+    missing_address_bits(wanted, have, &mut lacks);
     lacks
 }
 
@@ -44,47 +40,6 @@ fn find(leaves: &[CpuidLeaf], function: u32, index: u32) -> Option<&CpuidLeaf> {
     leaves
         .iter()
         .find(|leaf| leaf.function == function && leaf.index == index)
-}
-
-fn register(leaves: &[CpuidLeaf], function: u32, index: u32, register: Register) -> u32 {
-    find(leaves, function, index).map_or(0, |leaf| match register {
-        Register::Eax => leaf.eax,
-        Register::Ebx => leaf.ebx,
-        Register::Ecx => leaf.ecx,
-        Register::Edx => leaf.edx,
-    })
-}
-
-/// The vendor's twelve letters; what is no letter is left out, since it may come from a peer.
-fn vendor(leaves: &[CpuidLeaf]) -> String {
-    let words = [Register::Ebx, Register::Edx, Register::Ecx].map(|r| register(leaves, 0, 0, r));
-    words
-        .iter()
-        .flat_map(|word| word.to_le_bytes())
-        .filter(u8::is_ascii_graphic)
-        .map(char::from)
-        .collect()
-}
-
-fn missing_bits(
-    word: &FeatureWord,
-    wanted: &[CpuidLeaf],
-    have: &[CpuidLeaf],
-    lacks: &mut Vec<String>,
-) {
-    let of = |leaves| register(leaves, word.function, word.index, word.register);
-    let bits = of(wanted) & !of(have) & word.mask;
-    for bit in (0..32).filter(|bit| bits >> bit & 1 != 0) {
-        lacks.push(match word.names.get(bit) {
-            Some(name) if !name.is_empty() => (*name).to_owned(),
-            _ => format!(
-                "cpuid {:#x}:{} {} bit {bit}",
-                word.function,
-                word.index,
-                word.register.name()
-            ),
-        });
-    }
 }
 
 /// The guest has computed where each XSAVE component lies: it must lie there on the next host, too.
@@ -108,7 +63,7 @@ fn missing_components(wanted: &[CpuidLeaf], have: &[CpuidLeaf], lacks: &mut Vec<
 
 /// A guest may put its page tables' reserved bits and its mappings to the test.
 fn missing_address_bits(wanted: &[CpuidLeaf], have: &[CpuidLeaf], lacks: &mut Vec<String>) {
-    let of = |leaves| register(leaves, 0x8000_0008, 0, Register::Eax);
+    let of = |leaves| find(leaves, 0x8000_0008, 0).map_or(0, |leaf| leaf.eax);
     for (what, shift) in [("physical", 0), ("virtual", 8)] {
         let bits = |leaves| of(leaves) >> shift & 0xff;
         let (needs, here) = (bits(wanted), bits(have));
@@ -121,7 +76,6 @@ fn missing_address_bits(wanted: &[CpuidLeaf], have: &[CpuidLeaf], lacks: &mut Ve
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpuid::from_leaves;
 
     fn leaf(function: u32, index: u32, registers: [u32; 4]) -> CpuidLeaf {
         let [eax, ebx, ecx, edx] = registers;
@@ -139,7 +93,7 @@ mod tests {
     const INTEL: [u32; 4] = [0x1f, 0x756e_6547, 0x6c65_746e, 0x4965_6e69];
 
     fn lacking(wanted: &[CpuidLeaf], have: &[CpuidLeaf]) -> Vec<String> {
-        missing(wanted, &from_leaves(have).unwrap())
+        missing(wanted, have)
     }
 
     #[test]
@@ -159,8 +113,8 @@ mod tests {
         assert_eq!(
             lacking(&wanted, &have),
             [
-                "avx",
-                "avx512f",
+                "avx (cpuid 0x1:0 ecx bit 28)",
+                "avx512f (cpuid 0x7:0 ebx bit 16)",
                 "cpuid 0x7:0 edx bit 7",
                 "48 bits of physical address (here 46)",
                 "57 bits of virtual address (here 48)"

@@ -18,8 +18,27 @@ impl Register {
             Self::Edx => "edx",
         }
     }
+
+    pub(super) fn of(self, leaf: &CpuidLeaf) -> &u32 {
+        match self {
+            Self::Eax => &leaf.eax,
+            Self::Ebx => &leaf.ebx,
+            Self::Ecx => &leaf.ecx,
+            Self::Edx => &leaf.edx,
+        }
+    }
+
+    pub(super) fn of_mut(self, leaf: &mut CpuidLeaf) -> &mut u32 {
+        match self {
+            Self::Eax => &mut leaf.eax,
+            Self::Ebx => &mut leaf.ebx,
+            Self::Ecx => &mut leaf.ecx,
+            Self::Edx => &mut leaf.edx,
+        }
+    }
 }
 
+use super::CpuidLeaf;
 use Register::{Eax, Ebx, Ecx, Edx};
 
 /// Leaf, index, register and the bits that no guest sees.

@@ -2,6 +2,7 @@
 //! kvm-ioctls crate does not wrap.
 
 pub mod ioctl;
+pub mod tsc;
 
 use std::io;
 
@@ -137,7 +138,15 @@ pub enum XsaveArea {
 impl XsaveArea {
     /// What this VM's vCPUs have (KVM API 4.134, `KVM_CAP_XSAVE2`).
     pub fn of(vm: &VmFd) -> Self {
-        let size = vm.check_extension_raw(KVM_CAP_XSAVE2.into());
+        Self::sized(vm.check_extension_raw(KVM_CAP_XSAVE2.into()))
+    }
+
+    /// What vCPUs have on this host.
+    pub fn of_host(kvm: &Kvm) -> Self {
+        Self::sized(kvm.check_extension_raw(KVM_CAP_XSAVE2.into()))
+    }
+
+    fn sized(size: i32) -> Self {
         match usize::try_from(size) {
             Ok(size) if size > 0 => Self::Sized(size.max(Self::Fixed.size())),
             _ => Self::Fixed,

@@ -19,12 +19,13 @@ use devices::virtio::{Block, BlockConfig, Console, MMIO_LEN, MmioTransport, Rng,
 use kvm_bindings::{
     KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{IoEventAddress, VcpuFd, VmFd};
+use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use migration::GuestRam;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::announce::Announcements;
 use super::console_ports::{ActivePort, Port};
+use super::demands::CpuDemands;
 use super::devices::{Devices, VirtioSlot};
 use super::events::GuestEvents;
 use super::net::NetSpec;
@@ -33,6 +34,7 @@ use super::spec::{DiskAccess, MachineSpec};
 use super::{DirtyLog, Machine, MachineError};
 use crate::boot::MmioSlot;
 use crate::console::ConsoleHub;
+use crate::kvm::tsc::{HostTsc, TscRate};
 use crate::kvm::{self, os_error};
 use crate::vcpu::state::{GuestTsc, VcpuStateCaps};
 use crate::vcpu::{ExitHandlers, VcpuSet};
@@ -214,11 +216,12 @@ impl Machine {
         } else {
             GuestTsc::Offset
         };
-        let vcpu_caps = VcpuStateCaps::probe(&kvm, &fds[0], kvm::XsaveArea::of(&vm), tsc)
+        let area = kvm::XsaveArea::of(&vm);
+        let vcpu_caps = VcpuStateCaps::probe(&kvm, &fds[0], &spec.cpuid[0], area, tsc)
             .map_err(|e| MachineError::Vcpu(0, e))?;
-        let tsc_khz = fds[0]
-            .get_tsc_khz()
-            .map_err(step("read the TSC frequency"))?;
+        let rate = set_tsc_rate(&kvm, &fds, &spec)?;
+        let mut spec = spec;
+        spec.cpu = CpuDemands::of(&spec, &kvm, &fds[0], &vcpu_caps, rate)?;
         let handlers = ExitHandlers {
             pio: Arc::new(pio),
             mmio: Arc::new(mmio),
@@ -233,13 +236,32 @@ impl Machine {
             vm,
             ram,
             vcpu_caps,
-            tsc_khz,
+            tsc: rate,
             spec,
             reasons: PauseReasons::new(),
             events: events.clone(),
             announcements: Announcements::default(),
         })
     }
+}
+
+/// Gives the vCPUs the rate of TSC that their guest has seen, where it is not this host's.
+fn set_tsc_rate(kvm: &Kvm, vcpus: &[VcpuFd], spec: &MachineSpec) -> Result<TscRate, MachineError> {
+    let host = HostTsc::of(kvm, &vcpus[0]);
+    let Some(rate) = host.rate_for(spec.cpu.tsc_khz) else {
+        let wanted = spec.cpu.tsc_khz;
+        return Err(MachineError::Mismatch(format!(
+            "its TSC runs at {wanted} kHz, this host's at {} kHz",
+            host.khz
+        )));
+    };
+    if rate.is_scaled() {
+        for vcpu in vcpus {
+            vcpu.set_tsc_khz(rate.guest)
+                .map_err(|e| MachineError::Build("set the rate of the TSC", os_error(e)))?;
+        }
+    }
+    Ok(rate)
 }
 
 fn create_vcpu(vm: &VmFd, index: u64, leaves: &[cpuid::CpuidLeaf]) -> Result<VcpuFd, MachineError> {

@@ -1,6 +1,7 @@
 //! A machine that comes in: checked, built and loaded as the source describes it.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use block::Content;
 use block::control_file::ControlFile;
@@ -9,15 +10,19 @@ use migration::observation::{Observation, Side};
 use migration::vm::{DestinationVm, MachineDescription, VmResult};
 
 use super::build::{self, DiskClaim, DiskSource};
+use super::clock::Window;
+use super::demands;
 use super::events::GuestEvents;
 use super::power::PauseReason;
 use super::spec::MachineSpec;
 use super::state::RunStateV1;
-use super::{DiskOverrides, Machine, MachineError, NetOverrides};
+use super::{DiskOverrides, Machine, MachineError, NetOverrides, late};
 use crate::boot::refusal::KvmBackend;
 use crate::console::ConsoleHub;
+use crate::cpuid::{HostCpu, Model};
+use crate::memory::Reserve;
 use crate::runtime_dir::VmDir;
-use crate::{cpuid, kvm, memory};
+use crate::{kvm, memory};
 
 /// Told of the machine at the moment it runs, before the source is.
 pub(super) type Started = Box<dyn FnMut(&Arc<Machine>) + Send>;
@@ -34,6 +39,10 @@ pub(super) struct Arrival {
     pub(super) faults: Option<ControlFile>,
     /// Whether the VM keeps the name that it was given here, or takes the guest's.
     pub(super) naming: Naming,
+    /// Memory in waiting.
+    pub(super) reserve: Option<Reserve>,
+    /// The most of its CPU that this host offers to guests.
+    pub(super) cpu_limit: Option<Model>,
     /// Folder of the VM.
     pub(super) dir: VmDir,
     /// Where the guest's output goes.
@@ -69,6 +78,8 @@ pub(super) struct MachineDestination {
     started: Started,
     machine: Option<Arc<Machine>>,
     run: RunStateV1,
+    /// When the state was saved, as far as this host can tell.
+    saved: Window,
 }
 
 impl MachineDestination {
@@ -78,6 +89,7 @@ impl MachineDestination {
             started,
             machine: None,
             run: RunStateV1::Running,
+            saved: Window::default(),
         }
     }
 
@@ -175,16 +187,15 @@ impl DestinationVm for MachineDestination {
                 format!("the guest runs on {there} and cannot go on on {here}"),
             ));
         }
-        let have = cpuid::supported(&kvm).map_err(|e| observed(&e.into()))?;
-        for leaves in &spec.cpuid {
-            let missing = cpuid::missing(leaves, &have);
-            if !missing.is_empty() {
-                let message = "this host's CPU lacks what the guest may use";
-                return Err(refuse(
-                    "negotiate.cpu",
-                    format!("{message}: {}", missing.join(", ")),
-                ));
-            }
+        let cpu = HostCpu::probe(&kvm, self.arrival.cpu_limit.as_ref())
+            .map_err(|e| observed(&e.into()))?;
+        let missing = demands::missing(&spec, &kvm, &cpu).map_err(|e| observed(&e))?;
+        if !missing.is_empty() {
+            let (here, lacks) = (cpu.described(), missing.join(", "));
+            return Err(refuse(
+                "negotiate.cpu",
+                format!("{here} lacks what the guest's CPU has: {lacks}"),
+            ));
         }
         if let Some((id, _)) = self
             .arrival
@@ -210,7 +221,12 @@ impl DestinationVm for MachineDestination {
             self.arrival.dir.rename(&description.name)?;
         }
         let disks = self.disks(&spec);
-        let machine = Machine::build(
+        let ram = match self.arrival.reserve.take() {
+            Some(reserve) => reserve.take(spec.memory, spec.pages),
+            None => memory::allocate(spec.memory, spec.pages),
+        };
+        let machine = Machine::build_on(
+            ram.map_err(|e| observed(&e.into()))?,
             spec,
             &disks,
             DiskClaim::Successor,
@@ -226,8 +242,18 @@ impl DestinationVm for MachineDestination {
         Ok(self.built()?.ram().clone())
     }
 
+    fn saved_between(&mut self, earliest: Option<Instant>, latest: Instant) {
+        self.saved = Window {
+            earliest,
+            latest: Some(latest),
+        };
+    }
+
     fn load_state(&mut self, state: &[u8]) -> VmResult<()> {
-        self.run = self.built()?.load(state).map_err(|e| observed(&e))?;
+        self.run = self
+            .built()?
+            .load_saved(state, self.saved)
+            .map_err(|e| observed(&e))?;
         Ok(())
     }
 
@@ -253,6 +279,15 @@ impl DestinationVm for MachineDestination {
         self.start()
     }
 
+    fn warnings(&mut self) -> Vec<Observation> {
+        let failures = self.machine.iter().flat_map(|m| m.announcement_failures());
+        failures.map(|what| refuse("net.announce", what)).collect()
+    }
+
+    fn take_late(&mut self, late: &[u8]) -> VmResult<()> {
+        late::give(&self.built()?.devices().nets, late).map_err(|e| observed(&e))
+    }
+
     fn abandon(&mut self) {
         self.machine = None;
     }
@@ -275,6 +310,8 @@ mod tests {
             paths,
             faults: None,
             naming: Naming::Given,
+            reserve: None,
+            cpu_limit: None,
             dir: runtime.create(Some("guest"), "vm").unwrap(),
             console: ConsoleHub::start(ConsoleOutputs::default()).unwrap(),
             events: GuestEvents::new().0,
@@ -283,6 +320,7 @@ mod tests {
             memory: 16 << 20,
             pages: PageBacking::Small,
             cpuid: Vec::new(),
+            cpu: demands::CpuDemands::default(),
             backend: KvmBackend::Unknown,
             disks: vec![DiskSpec {
                 id: "root".into(),

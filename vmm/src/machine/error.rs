@@ -7,7 +7,7 @@ use migration::observation::{Observation, Side};
 use thiserror::Error;
 
 use crate::boot::BootError;
-use crate::cpuid::CpuidError;
+use crate::cpuid::{CpuidError, Unavailable};
 use crate::kvm::KvmError;
 use crate::memory::MemoryError;
 use crate::snapshot::codec::CodecError;
@@ -31,6 +31,9 @@ pub enum MachineError {
     /// CPUID cannot be made.
     #[error(transparent)]
     Cpuid(#[from] CpuidError),
+    /// This host lacks what the CPU model needs.
+    #[error(transparent)]
+    CpuModel(#[from] Unavailable),
     /// KVM refused a step of building.
     #[error("cannot {0}")]
     Build(&'static str, #[source] io::Error),
@@ -106,6 +109,7 @@ impl MachineError {
             Self::Boot(_) => "boot.kernel",
             Self::Unfit(_) => "guest.not-runnable",
             Self::Cpuid(_) => "machine.cpuid",
+            Self::CpuModel(_) => "host.cpu-model",
             Self::Build(..) => "machine.build",
             Self::Disk { .. } => "disk.open",
             Self::Claim { .. } => "disk.claim",

@@ -14,14 +14,16 @@ use migration::observation::{Observation, Side};
 use migration::transport::Listen;
 use migration::transport::socket::SocketListen;
 
-use super::debug;
 use super::destination::{Arrival, DiskPaths, MachineDestination, Naming};
 use super::events::GuestEvents;
 use super::inherited;
 use super::instance::VmInstance;
+use super::{MachineError, debug};
 use crate::config::ReceiveConfig;
 use crate::console::ConsoleHub;
+use crate::cpuid::Model;
 use crate::instance::VmState;
+use crate::memory::Reserve;
 use crate::runtime_dir::VmDir;
 
 /// Listens as configured and takes in one guest on a thread of its own.
@@ -35,6 +37,7 @@ use crate::runtime_dir::VmDir;
 pub(super) fn listen(
     config: &ReceiveConfig,
     dir: &VmDir,
+    cpu_limit: Option<Model>,
     console: &ConsoleHub,
     instance: &Arc<VmInstance>,
     events: GuestEvents,
@@ -64,6 +67,11 @@ pub(super) fn listen(
         _ => None,
     };
     instance.listens_at(listener.address(), socket);
+    let reserve = config
+        .reserve
+        .map(Reserve::new)
+        .transpose()
+        .map_err(|e| MachineError::from(e).observed(Side::Destination))?;
     let control = Control::new();
     instance.takes_in(control.clone());
 
@@ -77,6 +85,8 @@ pub(super) fn listen(
         } else {
             Naming::AsAtSource
         },
+        reserve,
+        cpu_limit,
         dir: dir.clone(),
         console: console.clone(),
         events,

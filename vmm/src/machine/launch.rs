@@ -9,6 +9,7 @@ use devices::virtio::net::Mac;
 use migration::observation::{Observation, Side};
 
 use super::build::{self, DiskClaim, DiskSource};
+use super::demands::CpuDemands;
 use super::events::GuestEvents;
 use super::instance::VmInstance;
 use super::net::NetSpec;
@@ -18,12 +19,13 @@ use super::{Machine, MachineError};
 use super::{debug, hang, incoming};
 use crate::boot::refusal::{self, KvmBackend};
 use crate::boot::{self, BootPlan, KernelSource};
-use crate::config::{DiskConfig, DiskFormat, ReceiveConfig, RunConfig};
+use crate::config::{DiskConfig, DiskFormat, ReceiveConfig, RunConfig, host_limit};
 use crate::console::ConsoleHub;
+use crate::cpuid::{HostCpu, Model};
 use crate::instance::{Instance, VmState};
 use crate::probe::PROBE_GUEST;
 use crate::runtime_dir::VmDir;
-use crate::{cpuid, kvm};
+use crate::{kvm, memory};
 
 /// Boots a guest as configured; it runs when this returns.
 ///
@@ -36,8 +38,10 @@ pub fn run(
 ) -> Result<Arc<dyn Instance>, Observation> {
     let (events, ends) = GuestEvents::new();
     let faults = debug::disk_faults(Side::Source)?;
-    let machine =
-        build_and_boot(config, faults, console, &events).map_err(|e| e.observed(Side::Source))?;
+    let limit = host_limit(&dir.host_cpu())?;
+    let model = config.cpu.resolve()?;
+    let machine = build_and_boot(config, faults, &model, limit.as_ref(), console, &events)
+        .map_err(|e| e.observed(Side::Source))?;
     let machine = Arc::new(machine);
     let instance = VmInstance::new(dir, VmState::Running);
     instance
@@ -64,18 +68,21 @@ pub fn receive(
     console: &ConsoleHub,
 ) -> Result<Arc<dyn Instance>, Observation> {
     kvm::open().map_err(|e| MachineError::from(e).observed(Side::Destination))?;
+    let cpu_limit = host_limit(&dir.host_cpu())?;
     let (events, ends) = GuestEvents::new();
     let instance = VmInstance::new(dir, VmState::Incoming);
     instance
         .follow(ends)
         .map_err(|e| Observation::from_error(Side::Destination, "machine.thread", &e))?;
-    incoming::listen(config, dir, console, &instance, events)?;
+    incoming::listen(config, dir, cpu_limit, console, &instance, events)?;
     Ok(Arc::new(instance))
 }
 
 fn build_and_boot(
     config: &RunConfig,
     faults: Option<ControlFile>,
+    model: &Model,
+    limit: Option<&Model>,
     console: &ConsoleHub,
     events: &GuestEvents,
 ) -> Result<Machine, MachineError> {
@@ -101,13 +108,19 @@ fn build_and_boot(
         };
         nets.push(NetSpec::of_tap(&net.id, &net.tap, mac, net.queues)?);
     }
-    let cpuid = (0..u32::from(config.cpus))
-        .map(|index| cpuid::build(&kvm, config.cpus.into(), index).map(|c| cpuid::leaves(&c)))
-        .collect::<Result<_, _>>()?;
+    let cpuid = HostCpu::probe(&kvm, limit)?.guest(
+        model,
+        config.cpus.into(),
+        memory::end(config.memory),
+    )?;
     let spec = MachineSpec {
         memory: config.memory,
         pages: config.pages,
         cpuid,
+        cpu: CpuDemands {
+            model: model.name().to_owned(),
+            ..CpuDemands::default()
+        },
         backend: KvmBackend::detect(),
         disks: specs,
         nets,

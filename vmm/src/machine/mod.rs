@@ -4,8 +4,11 @@
 mod announce;
 mod build;
 pub mod clock;
+#[cfg(test)]
+mod clock_tests;
 mod console_ports;
 mod debug;
+mod demands;
 mod destination;
 mod devices;
 mod error;
@@ -18,6 +21,7 @@ mod huge_page_tests;
 mod incoming;
 mod inherited;
 mod instance;
+mod late;
 mod launch;
 mod leaving;
 #[cfg(test)]
@@ -40,6 +44,7 @@ use migration::observation::Observation;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
 
+pub(crate) use build::DiskClaim;
 pub use build::DiskSource;
 pub use error::MachineError;
 pub use events::GuestEvents;
@@ -50,6 +55,7 @@ use spec::MachineSpec;
 use self::announce::Announcements;
 use self::devices::Devices;
 use crate::boot::{self, EntryPoint};
+use crate::kvm::tsc::TscRate;
 use crate::kvm::{ioctl, os_error};
 use crate::vcpu::VcpuSet;
 use crate::vcpu::state::VcpuStateCaps;
@@ -63,7 +69,7 @@ pub struct Machine {
     vm: VmFd,
     ram: GuestRam,
     vcpu_caps: VcpuStateCaps,
-    tsc_khz: u32,
+    tsc: TscRate,
     spec: MachineSpec,
     reasons: PauseReasons,
     events: GuestEvents,

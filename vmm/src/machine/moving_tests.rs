@@ -70,6 +70,7 @@ fn destination(host: &Host) -> Arc<dyn Instance> {
         name: None,
         disks: Vec::new(),
         nets: Vec::new(),
+        reserve: None,
     };
     receive(&config, &host.dir("incoming"), &hub()).unwrap()
 }

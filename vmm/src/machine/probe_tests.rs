@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::build::{DiskClaim, DiskSource, mmio_slots};
+use super::demands::CpuDemands;
 use super::power::PauseReason;
 use super::spec::{DiskAccess, DiskSpec, MachineSpec};
 use super::state::RunStateV1;
@@ -75,6 +76,7 @@ impl Probe {
             cpuid: (0..setup.cpus)
                 .map(|i| cpuid::leaves(&cpuid::build(&kvm, setup.cpus, i).unwrap()))
                 .collect(),
+            cpu: CpuDemands::default(),
             backend: KvmBackend::detect(),
             disks: disks
                 .iter()

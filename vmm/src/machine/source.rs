@@ -8,7 +8,7 @@ use migration::vm::{MachineDescription, RunState, SourceVm, VmResult};
 
 use super::power::PauseReason;
 use super::state::RunStateV1;
-use super::{DirtyLog, Machine, MachineError};
+use super::{DirtyLog, Machine, MachineError, late};
 
 /// A machine that may leave this host.
 pub(super) struct MachineSource {
@@ -112,6 +112,10 @@ impl SourceVm for MachineSource {
             RunState::Paused => RunStateV1::Paused,
         };
         self.machine.save(run).map_err(|e| observed(&e))
+    }
+
+    fn late(&self) -> Option<Vec<u8>> {
+        late::collect(&self.machine.devices().nets)
     }
 
     fn release(&self) {

@@ -6,6 +6,8 @@ use migration::observation::{Observation, Side};
 use migration::vm::MachineDescription;
 use serde::{Deserialize, Serialize};
 
+pub use super::demands::CpuDemands;
+use super::demands::MAX_MSRS;
 use super::net::NetSpec;
 use crate::boot::refusal::KvmBackend;
 use crate::config;
@@ -54,6 +56,8 @@ pub struct MachineSpec {
     pub pages: PageBacking,
     /// CPUID of each vCPU.
     pub cpuid: Vec<Vec<CpuidLeaf>>,
+    /// What the vCPUs need of a host beyond CPUID.
+    pub cpu: CpuDemands,
     /// KVM backend that the guest runs on.
     pub backend: KvmBackend,
     /// Disks, in the order of their slots.
@@ -125,6 +129,10 @@ impl MachineSpec {
                 "{leaves} CPUID leaves are more than {MAX_LEAVES}"
             )));
         }
+        let msrs = spec.cpu.msrs.len().max(spec.cpu.feature_msrs.len());
+        if msrs > MAX_MSRS {
+            return Err(refuse(format!("{msrs} MSRs are more than {MAX_MSRS}")));
+        }
         if description.ram != memory::layout(spec.memory) {
             return Err(refuse(
                 "the RAM layout is not one that this version makes".into(),
@@ -169,6 +177,13 @@ mod tests {
             memory: 5 << 30,
             pages: PageBacking::Small,
             cpuid: vec![vec![leaf]; 2],
+            cpu: CpuDemands {
+                model: "x86-64-v2".into(),
+                tsc_khz: 2_600_000,
+                xsave_bytes: 4096,
+                msrs: vec![0x174, 0x6e0],
+                feature_msrs: vec![(0x10a, 1)],
+            },
             backend: KvmBackend::Amd,
             disks: vec![disk("root"), disk("data")],
             nets: vec![net("net0"), net("net1")],
@@ -212,6 +227,7 @@ mod tests {
         assert!(
             refusal(|s| s.cpuid[1] = vec![s.cpuid[0][0]; MAX_LEAVES + 1]).contains("CPUID leaves")
         );
+        assert!(refusal(|s| s.cpu.msrs = vec![1; MAX_MSRS + 1]).contains("MSRs"));
         let mut description = spec().describe("guest").unwrap();
         description.ram[1].gpa += migration::PAGE_SIZE;
         assert!(MachineSpec::from_description(&description).is_err());

@@ -13,7 +13,7 @@ use kvm_bindings::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::clock::{self, ClockStateV1};
+use super::clock::{self, ClockStateV1, Passed, Window};
 use super::devices::DevicesStateV1;
 use super::{Machine, MachineError};
 use crate::kvm::os_error;
@@ -61,7 +61,8 @@ impl Machine {
     /// # Errors
     /// When KVM or a device refuses.
     pub fn save(&self, run: RunStateV1) -> Result<Vec<u8>, MachineError> {
-        let clock = clock::save(&self.vm).map_err(|e| MachineError::State("read the clock", e))?;
+        let clock = clock::save(&self.vm, self.tsc)
+            .map_err(|e| MachineError::State("read the clock", e))?;
         let mut irqchips = Vec::with_capacity(IRQCHIPS.len());
         for chip_id in IRQCHIPS {
             let mut chip = kvm_irqchip {
@@ -99,6 +100,14 @@ impl Machine {
     /// # Errors
     /// When the state is damaged, of another version or machine, or KVM or a device refuses it.
     pub fn load(&self, blob: &[u8]) -> Result<RunStateV1, MachineError> {
+        self.load_saved(blob, Window::default())
+    }
+
+    /// As [`Machine::load`], of a state of which this host can tell when it was saved.
+    ///
+    /// # Errors
+    /// As [`Machine::load`].
+    pub fn load_saved(&self, blob: &[u8], window: Window) -> Result<RunStateV1, MachineError> {
         let MachineStateV1 {
             run,
             clock: then,
@@ -113,18 +122,23 @@ impl Machine {
                 "it has {saved} vCPUs, not {here}"
             )));
         }
-        clock::load(&self.vm, &then).map_err(|e| MachineError::State("set the clock", e))?;
-        let now = clock::save(&self.vm).map_err(|e| MachineError::State("read the clock", e))?;
+        clock::load(&self.vm, &then, window)
+            .map_err(|e| MachineError::State("set the clock", e))?;
+        let now = clock::save(&self.vm, self.tsc)
+            .map_err(|e| MachineError::State("read the clock", e))?;
+        let passed = Passed::between(&then, &now, self.tsc);
+        tracing::debug!(
+            ns = passed.ns,
+            tsc_behind = passed.tsc_behind as i64,
+            "the guest's clocks moved on"
+        );
         self.load_irqchips(&irqchips)?;
         let pit: kvm_pit_state2 = bytes::to("the PIT", &pit).map_err(|e| mismatch(&e))?;
         self.vm
             .set_pit2(&pit)
             .map_err(|e| MachineError::State("set the PIT", os_error(e)))?;
         for (index, state) in vcpus.iter().enumerate() {
-            let offset = state
-                .tsc_offset
-                .map(|saved| clock::tsc_offset(saved, &then, &now, self.tsc_khz));
-            vcpu_state::load(&self.vcpus.fd(index), &self.vcpu_caps, state, offset)
+            vcpu_state::load(&self.vcpus.fd(index), &self.vcpu_caps, state, passed)
                 .map_err(|e| MachineError::Vcpu(index as u32, e))?;
         }
         self.devices.load(devices)?;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::build::{DiskClaim, mmio_slots};
+use super::demands::CpuDemands;
 use super::power::PauseReason;
 use super::spec::MachineSpec;
 use super::state::RunStateV1;
@@ -35,6 +36,7 @@ fn spec(cpus: u32) -> MachineSpec {
         cpuid: (0..cpus)
             .map(|i| cpuid::leaves(&cpuid::build(&kvm, cpus, i).unwrap()))
             .collect(),
+        cpu: CpuDemands::default(),
         backend: KvmBackend::detect(),
         disks: Vec::new(),
         nets: Vec::new(),

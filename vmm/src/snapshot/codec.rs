@@ -41,8 +41,27 @@ pub enum CodecError {
     Encode(#[source] bincode::error::EncodeError),
 }
 
-fn config() -> impl bincode::config::Config {
-    bincode::config::legacy().with_limit::<MAX_STATE>()
+fn config<const LIMIT: usize>() -> impl bincode::config::Config {
+    bincode::config::legacy().with_limit::<LIMIT>()
+}
+
+/// Reads `body`, and how much of it that took.
+///
+/// bincode makes room for as many bytes as a length in the state claims, up to a limit that is a
+/// constant. So the limit is chosen by the length of the state: a short one that claims to hold much
+/// is refused before room is made for it.
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<(T, usize), bincode::error::DecodeError> {
+    use bincode::serde::decode_from_slice as read;
+
+    const SHORT: usize = 16 << 10;
+    const MEDIUM: usize = 128 << 10;
+    const LONG: usize = 2 << 20;
+    match body.len() * 2 {
+        length if length <= SHORT => read(body, config::<SHORT>()),
+        length if length <= MEDIUM => read(body, config::<MEDIUM>()),
+        length if length <= LONG => read(body, config::<LONG>()),
+        _ => read(body, config::<MAX_STATE>()),
+    }
 }
 
 /// Writes `state` as version `version`.
@@ -53,7 +72,7 @@ pub fn encode<T: Serialize>(version: u32, state: &T) -> Result<Vec<u8>, CodecErr
     let mut blob = Vec::with_capacity(64 << 10);
     blob.extend_from_slice(&MAGIC);
     blob.extend_from_slice(&version.to_le_bytes());
-    bincode::serde::encode_into_std_write(state, &mut blob, config())
+    bincode::serde::encode_into_std_write(state, &mut blob, config::<MAX_STATE>())
         .map_err(CodecError::Encode)?;
     if blob.len() > MAX_STATE {
         return Err(CodecError::TooLong(blob.len()));
@@ -64,7 +83,7 @@ pub fn encode<T: Serialize>(version: u32, state: &T) -> Result<Vec<u8>, CodecErr
 /// Reads a state of exactly version `version`.
 ///
 /// # Errors
-/// When it is damaged, too long, or of another version; nothing is allocated beyond its length.
+/// When it is damaged, too long, or of another version; what is allocated is bounded by its length.
 pub fn decode<T: DeserializeOwned>(version: u32, blob: &[u8]) -> Result<T, CodecError> {
     if blob.len() > MAX_STATE {
         return Err(CodecError::TooLong(blob.len()));
@@ -81,10 +100,9 @@ pub fn decode<T: DeserializeOwned>(version: u32, blob: &[u8]) -> Result<T, Codec
             expected: version,
         });
     }
-    let (state, read) =
-        bincode::serde::decode_from_slice(body, config()).map_err(CodecError::Decode)?;
-    if read != body.len() {
-        return Err(CodecError::Trailing(body.len() - read));
+    let (state, taken) = read(body).map_err(CodecError::Decode)?;
+    if taken != body.len() {
+        return Err(CodecError::Trailing(body.len() - taken));
     }
     Ok(state)
 }

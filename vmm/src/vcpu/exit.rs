@@ -29,12 +29,6 @@ pub(super) fn internal_error(fd: &mut VcpuFd, ram: &GuestRam) -> String {
     refusal::describe_emulation_failure(&bytes, rip, KvmBackend::detect())
 }
 
-/// Explains `KVM_EXIT_SHUTDOWN`: a triple fault.
-pub(super) fn triple_fault(fd: &VcpuFd) -> String {
-    let rip = fd.get_regs().map_or(0, |regs| regs.rip);
-    refusal::describe_shutdown(rip, KvmBackend::detect())
-}
-
 /// Address and bytes of the instruction at which the vCPU stands.
 pub(super) fn instruction(fd: &VcpuFd, ram: &GuestRam) -> (u64, Vec<u8>) {
     let rip = fd.get_regs().map_or(0, |regs| regs.rip);

@@ -3,8 +3,11 @@
 mod exit;
 mod gate;
 mod kick;
+pub mod msrs;
 mod run;
+mod shutdown;
 pub mod state;
+mod timer;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;

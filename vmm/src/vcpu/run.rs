@@ -6,9 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use migration::observation::{Observation, Side};
 
+use crate::boot::refusal::KvmBackend;
+
 use super::exit;
 use super::gate::{Gate, Mode};
 use super::kick::ImmediateExit;
+use super::shutdown::Shutdown;
 use super::{ExitHandlers, GuestEvent};
 
 /// What is said of a guest whose exit could not be handled.
@@ -96,7 +99,10 @@ impl Worker {
 
     fn explain(&self, fd: &mut VcpuFd, end: End) -> GuestEvent {
         match end {
-            End::TripleFault => self.failed("guest.triple-fault", exit::triple_fault(fd)),
+            End::TripleFault => {
+                let shutdown = Shutdown::of(fd);
+                GuestEvent::Failed(shutdown.observation(self.index, KvmBackend::detect()))
+            }
             End::Internal => self.failed(
                 "guest.not-runnable",
                 exit::internal_error(fd, &self.handlers.ram),

@@ -17,7 +17,8 @@
 //! 3. XCRs before XSAVE: they decide which parts of the FPU state are on.
 //! 4. LAPIC before MSRs: `TSC_DEADLINE` is ignored unless the LAPIC timer is in that mode. The TSC
 //!    before both, as the deadline is one of the guest's TSC; by its offset, or, where this KVM has
-//!    none to set, by its MSR, which KVM lists before `TSC_DEADLINE`.
+//!    none to set, by its MSR, which KVM lists before `TSC_DEADLINE`. A guest that reads the host's TSC
+//!    finds another one on another host: there the deadline moves instead.
 //! 5. Events last: nothing after them may add or drop a pending exception or interrupt.
 
 // XSAVE areas are variable-sized structures of the kernel.
@@ -33,13 +34,20 @@ use kvm_ioctls::{Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::{msrs, timer};
+use crate::cpuid::CpuidLeaf;
 use crate::kvm::ioctl::{self, Sregs2};
 use crate::kvm::{XsaveArea, os_error};
+use crate::machine::clock::Passed;
 use crate::snapshot::bytes::{self, BytesError};
 
 /// `IA32_TSC`: carried as an offset where there is one, for its value has passed by the time it is
 /// loaded.
 const MSR_IA32_TSC: u32 = 0x10;
+/// `IA32_TSC_DEADLINE`: when the LAPIC's timer fires, in that mode; zero is never.
+const MSR_IA32_TSC_DEADLINE: u32 = 0x6e0;
+/// Leaf that tells of the XSAVE area.
+const CPUID_XSAVE: u32 = 0xd;
 /// Bound on what a peer may ask to load; KVM knows some hundreds.
 const MAX_MSRS: usize = 4096;
 /// MSRs that go to KVM at once; it takes fewer than 256.
@@ -93,21 +101,25 @@ pub enum VcpuStateError {
 /// What this host's KVM can read and write of a vCPU, found out once.
 #[derive(Debug, Clone)]
 pub struct VcpuStateCaps {
-    /// MSRs that can be read.
+    /// MSRs that can be read and that the guest may have used.
     msrs: Vec<u32>,
     sregs2: bool,
     xsave: XsaveArea,
+    /// Bytes of it that the guest can use.
+    guest_xsave: usize,
     tsc_offset: bool,
 }
 
 impl VcpuStateCaps {
-    /// Asks KVM and a vCPU; `tsc_offset` says whether the backend gives a guest a TSC of its own.
+    /// Asks KVM and a vCPU that sees `leaves`; `tsc` says whether the backend gives a guest a TSC of
+    /// its own.
     ///
     /// # Errors
     /// When the list of MSRs cannot be read.
     pub fn probe(
         kvm: &Kvm,
         vcpu: &VcpuFd,
+        leaves: &[CpuidLeaf],
         xsave: XsaveArea,
         tsc: GuestTsc,
     ) -> Result<Self, VcpuStateError> {
@@ -120,13 +132,14 @@ impl VcpuStateCaps {
             .iter()
             .copied()
             .filter(|i| *i != MSR_IA32_TSC || tsc_by_value)
+            .filter(|i| msrs::is_of_guest(*i, leaves))
             .collect();
         // KVM lists some that this vCPU's CPUID hides: reading stops at the first of them.
         let mut at = 0;
         while at < indices.len() {
             let chunk = indices.len().min(at + MSR_CHUNK);
-            let mut msrs = msr_request(&indices[at..chunk])?;
-            at += vcpu.get_msrs(&mut msrs).map_err(failed)?;
+            let mut request = msr_request(&indices[at..chunk])?;
+            at += vcpu.get_msrs(&mut request).map_err(failed)?;
             if at < chunk {
                 indices.remove(at);
             }
@@ -135,9 +148,29 @@ impl VcpuStateCaps {
             msrs: indices,
             sregs2: kvm.check_extension_raw(KVM_CAP_SREGS2.into()) > 0,
             xsave,
+            guest_xsave: guest_xsave(leaves),
             tsc_offset,
         })
     }
+
+    /// MSRs that are saved of this guest.
+    pub fn msrs(&self) -> &[u32] {
+        &self.msrs
+    }
+
+    /// Bytes of the XSAVE area that are saved of this guest.
+    pub fn xsave_bytes(&self) -> usize {
+        self.guest_xsave.min(self.xsave.size())
+    }
+}
+
+/// How much of an XSAVE area a guest with these leaves can use; at least what is always saved.
+fn guest_xsave(leaves: &[CpuidLeaf]) -> usize {
+    let told = leaves
+        .iter()
+        .find(|leaf| (leaf.function, leaf.index) == (CPUID_XSAVE, 0))
+        .map_or(0, |leaf| leaf.ecx as usize);
+    told.max(XsaveArea::Fixed.size()).next_multiple_of(4)
 }
 
 /// Where a guest's TSC comes from.
@@ -177,7 +210,8 @@ pub fn save(vcpu: &VcpuFd, caps: &VcpuStateCaps) -> Result<VcpuStateV1, VcpuStat
         bytes::of(&vcpu.get_sregs().map_err(get("SREGS"))?)
     };
     let xcrs = bytes::of(&vcpu.get_xcrs().map_err(get("the XCRs"))?);
-    let xsave = save_xsave(vcpu, caps.xsave)?;
+    let mut xsave = save_xsave(vcpu, caps.xsave)?;
+    xsave.truncate(caps.xsave_bytes());
     let debugregs = bytes::of(&vcpu.get_debug_regs().map_err(get("the debug registers"))?);
     let msrs = save_msrs(vcpu, &caps.msrs)?;
     let lapic = bytes::of(&vcpu.get_lapic().map_err(get("the LAPIC"))?);
@@ -203,8 +237,7 @@ pub fn save(vcpu: &VcpuFd, caps: &VcpuStateCaps) -> Result<VcpuStateV1, VcpuStat
 
 /// Loads a vCPU that never ran; see the module for the order.
 ///
-/// `tsc_offset` is the offset for this host, worked out from the saved one (see
-/// [`crate::machine::clock`]).
+/// `passed` is what went by since it was saved (see [`crate::machine::clock`]).
 ///
 /// # Errors
 /// When a structure has the wrong length or KVM refuses a value.
@@ -212,7 +245,7 @@ pub fn load(
     vcpu: &VcpuFd,
     caps: &VcpuStateCaps,
     state: &VcpuStateV1,
-    tsc_offset: Option<u64>,
+    passed: Passed,
 ) -> Result<(), VcpuStateError> {
     let VcpuStateV1 {
         mp_state,
@@ -224,7 +257,7 @@ pub fn load(
         lapic,
         msrs,
         events,
-        tsc_offset: _saved_on_the_source_host,
+        tsc_offset,
     } = state;
     let set = |what| move |e: kvm_ioctls::Error| VcpuStateError::Set(what, os_error(e));
     vcpu.set_mp_state(bytes::to::<kvm_mp_state>("MP_STATE", mp_state)?)
@@ -246,16 +279,33 @@ pub fn load(
         debugregs,
     )?)
     .map_err(set("the debug registers"))?;
-    vcpu.set_lapic(&bytes::to::<kvm_lapic_state>("the LAPIC", lapic)?)
+    let mut lapic = lapic.clone();
+    timer::move_on(&mut lapic, passed.ns);
+    vcpu.set_lapic(&bytes::to::<kvm_lapic_state>("the LAPIC", &lapic)?)
         .map_err(set("the LAPIC"))?;
     if let Some(offset) = tsc_offset {
-        ioctl::set_tsc_offset(vcpu, offset)
+        ioctl::set_tsc_offset(vcpu, offset.wrapping_add(passed.tsc_behind))
             .map_err(|e| VcpuStateError::Set("the TSC offset", e))?;
     }
-    load_msrs(vcpu, msrs)?;
+    load_msrs(vcpu, &moved_on(msrs, tsc_offset.is_some(), passed))?;
     vcpu.set_vcpu_events(&bytes::to::<kvm_vcpu_events>("the events", events)?)
         .map_err(set("the events"))?;
     Ok(())
+}
+
+/// MSRs that hold a moment, moved on by what passed; `has_offset` says that the TSC is set already.
+fn moved_on(msrs: &[(u32, u64)], has_offset: bool, passed: Passed) -> Vec<(u32, u64)> {
+    let by_value = msrs.iter().any(|(index, _)| *index == MSR_IA32_TSC);
+    let moved = |&(index, value): &(u32, u64)| match index {
+        MSR_IA32_TSC => (index, value.wrapping_add(passed.cycles)),
+        MSR_IA32_TSC_DEADLINE if value != 0 && !has_offset && !by_value => {
+            // Zero would be no deadline at all.
+            let later = (passed.tsc_behind as i64).wrapping_neg();
+            (index, value.saturating_add_signed(later).max(1))
+        }
+        _ => (index, value),
+    };
+    msrs.iter().map(moved).collect()
 }
 
 fn save_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<(u32, u64)>, VcpuStateError> {
@@ -372,4 +422,59 @@ fn load_xsave(vcpu: &VcpuFd, size: usize, saved: &[u8]) -> Result<(), VcpuStateE
     }
     // SAFETY: KVM reads at most the size that KVM_CAP_XSAVE2 reports, which is how long the area is.
     unsafe { vcpu.set_xsave2(&area) }.map_err(|e| VcpuStateError::Set("XSAVE", os_error(e)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PASSED: Passed = Passed {
+        ns: 10,
+        cycles: 20,
+        tsc_behind: 1000,
+    };
+
+    #[test]
+    fn a_tsc_that_is_saved_by_its_value_goes_on() {
+        let msrs = [
+            (0x174, 7),
+            (MSR_IA32_TSC, 100),
+            (MSR_IA32_TSC_DEADLINE, 5000),
+        ];
+        let moved = moved_on(&msrs, false, PASSED);
+        assert_eq!(
+            moved,
+            [
+                (0x174, 7),
+                (MSR_IA32_TSC, 120),
+                (MSR_IA32_TSC_DEADLINE, 5000)
+            ]
+        );
+    }
+
+    #[test]
+    fn a_deadline_moves_only_where_the_guest_reads_the_hosts_tsc() {
+        let msrs = [(MSR_IA32_TSC_DEADLINE, 5000)];
+        assert_eq!(moved_on(&msrs, true, PASSED), msrs);
+        assert_eq!(
+            moved_on(&msrs, false, PASSED),
+            [(MSR_IA32_TSC_DEADLINE, 4000)]
+        );
+        let none = [(MSR_IA32_TSC_DEADLINE, 0)];
+        assert_eq!(moved_on(&none, false, PASSED), none);
+        let exactly = [(MSR_IA32_TSC_DEADLINE, 1000)];
+        assert_eq!(moved_on(&exactly, false, PASSED)[0].1, 1);
+    }
+
+    #[test]
+    fn the_area_is_as_long_as_the_guest_can_use() {
+        let leaf = |ecx| CpuidLeaf {
+            function: CPUID_XSAVE,
+            ecx,
+            ..CpuidLeaf::default()
+        };
+        assert_eq!(guest_xsave(&[]), 4096);
+        assert_eq!(guest_xsave(&[leaf(2696)]), 4096);
+        assert_eq!(guest_xsave(&[leaf(11_008)]), 11_008);
+    }
 }

@@ -128,6 +128,7 @@ fn report(status: &str) -> Report {
         verified: status == "completed",
         forecast_downtime_ms: Some(7.0),
         run_state: RunState::Running,
+        warnings: Vec::new(),
         error: None,
     }
 }

@@ -12,6 +12,7 @@ pub mod mac;
 mod state;
 pub mod tap;
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
@@ -97,6 +98,9 @@ struct Inner {
     offloads: AtomicU32,
     /// Whether packets pass now; locked while the backend changes, or is used beside the queues.
     passing: Mutex<bool>,
+    /// Packets that waited for the guest elsewhere; whether there are any spares a lock per packet.
+    late: Mutex<VecDeque<Vec<u8>>>,
+    has_late: AtomicBool,
     notifier: OnceLock<ConfigNotifier>,
     wakers: OnceLock<Vec<QueueWaker>>,
     complaints: AtomicU32,
@@ -158,6 +162,8 @@ impl Net {
             announcing: AtomicBool::new(false),
             offloads: AtomicU32::new(0),
             passing: Mutex::new(false),
+            late: Mutex::default(),
+            has_late: AtomicBool::new(false),
             notifier: OnceLock::new(),
             wakers: OnceLock::new(),
             complaints: AtomicU32::new(0),
@@ -217,6 +223,54 @@ impl NetPort {
             inner.backend.send(0, &[Buffer::new(&mut packet)])?;
         }
         Ok(*passing)
+    }
+
+    /// Takes the packets that wait for a paused guest, which is known to go on elsewhere: at most so
+    /// many bytes of them, each with its header.
+    pub fn take_waiting(&self, most: usize) -> Vec<Vec<u8>> {
+        let mut packets = Vec::new();
+        let Some(inner) = self.0.upgrade() else {
+            return packets;
+        };
+        let passing = locked(&inner.passing);
+        if *passing || !inner.live.load(Ordering::SeqCst) {
+            return packets;
+        }
+        let mut memory = vec![0; LARGEST as usize];
+        let mut bytes = 0;
+        for pair in 0..inner.pairs.load(Ordering::SeqCst) {
+            while bytes + memory.len() <= most {
+                let Ok(len) = inner.backend.receive(pair, &[Buffer::new(&mut memory)]) else {
+                    break;
+                };
+                let packet = memory[..len.min(memory.len())].to_vec();
+                bytes += packet.len();
+                packets.push(packet);
+            }
+        }
+        packets
+    }
+
+    /// Gives the guest packets that waited for it elsewhere, before those that wait here.
+    ///
+    /// # Errors
+    /// When one of them is none, and then none is given.
+    pub fn give(&self, packets: Vec<Vec<u8>>) -> Result<()> {
+        let fits = |packet: &Vec<u8>| (HEADER..=LARGEST).contains(&(packet.len() as u64));
+        if !packets.iter().all(fits) {
+            return Err(Error::BadState {
+                device: DeviceKind::Net.name(),
+                reason: "a packet is too short or too long".into(),
+            });
+        }
+        if let Some(inner) = self.0.upgrade() {
+            locked(&inner.late).extend(packets);
+            inner.has_late.store(true, Ordering::SeqCst);
+            if let Some(waker) = inner.wakers.get().and_then(|wakers| wakers.first()) {
+                waker.wake();
+            }
+        }
+        Ok(())
     }
 
     /// Asks the guest to announce itself, if its driver can be asked: it knows its IP addresses.
@@ -294,6 +348,13 @@ impl Inner {
         }
     }
 
+    fn next_late(&self) -> Option<Vec<u8>> {
+        let mut late = locked(&self.late);
+        let packet = late.pop_front();
+        self.has_late.store(!late.is_empty(), Ordering::SeqCst);
+        packet
+    }
+
     fn config_space(&self) -> [u8; CONFIG] {
         let announcing = self.announcing.load(Ordering::SeqCst);
         let announce = if announcing { VIRTIO_NET_S_ANNOUNCE } else { 0 };
@@ -349,9 +410,7 @@ impl Packets for Receiver {
         if self.pair >= self.inner.pairs.load(Ordering::SeqCst) {
             return Err(io::ErrorKind::NotConnected.into());
         }
-        let (buffers, room) = lent.buffers();
-        let len = self.inner.backend.receive(self.pair, buffers)? as u64;
-        lent.mark_written(len.min(room));
+        let (len, room) = self.fetch(lent)?;
         if len > room || len < HEADER {
             self.inner
                 .complain(&format_args!("{len} bytes for {room} bytes of buffers"));
@@ -372,6 +431,24 @@ impl Packets for Receiver {
 }
 
 impl Receiver {
+    /// Puts the next packet into the lent memory: its length, and that of the memory.
+    fn fetch(&self, lent: &mut Lent<'_>) -> io::Result<(u64, u64)> {
+        if self.pair == 0
+            && self.inner.has_late.load(Ordering::SeqCst)
+            && let Some(packet) = self.inner.next_late()
+        {
+            let (len, room) = (packet.len() as u64, lent.len());
+            if len <= room {
+                lent.write_at(0, &packet).map_err(io::Error::other)?;
+            }
+            return Ok((len, room));
+        }
+        let (buffers, room) = lent.buffers();
+        let len = self.inner.backend.receive(self.pair, buffers)? as u64;
+        lent.mark_written(len.min(room));
+        Ok((len, room))
+    }
+
     /// Whether the driver wants the packet that was put into the lent memory.
     fn is_wanted(&self, lent: &Lent<'_>, len: u64) -> bool {
         let mut to = [0; 6];

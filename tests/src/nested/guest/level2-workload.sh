@@ -1,9 +1,10 @@
 #!/bin/busybox sh
 # First process on the ext4 root of level 2: one writer per CPU writes files, fsyncs each and logs its
-# checksum, until the power button is pressed; then all of it is verified and the guest powers off.
+# checksum, and the witness watches registers, timers and clocks, until the power button is pressed; then
+# all of it is verified and the guest powers off.
 
 /bin/busybox --install -s /bin
-export PATH=/bin
+export PATH=/bin:/usr/bin
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev 2>/dev/null
@@ -12,7 +13,8 @@ most_files=700
 
 fail() {
     echo "guest: FAILED: $*"
-    : >/tmp/failed
+    # Read from the disk too: the serial log goes with a VM that ends.
+    echo "$*" >>/tmp/failed
 }
 
 # The power button is an input device; any event of it asks for the end.
@@ -48,6 +50,8 @@ writer() {
         fi
         n=$((n + 1))
         write_file "$1" $n
+        # An emulated CPU is to have time for the others too.
+        sleep 0.1
     done
 }
 
@@ -59,23 +63,43 @@ verify() {
     done
     cd /
     # What a broken disk, clock or CPU state makes the kernel say.
-    dmesg | grep -E 'BUG:|Oops|general protection|I/O error|EXT4-fs error|JBD2: .*error|soft lockup' >/tmp/complaints
+    for complaint in 'BUG:' 'WARNING: CPU' 'Oops' 'general protection' 'I/O error' 'EXT4-fs error' \
+        'JBD2: .*error' 'soft lockup' 'blocked for more than' 'rcu.*stall' 'rcu.*kthread starved' \
+        'clocksource.*(unstable|skew|too long|pushed)' 'clock.*backwards' 'NETDEV WATCHDOG'; do
+        dmesg | grep -E "$complaint"
+    done >/tmp/complaints
     while read -r line; do fail "kernel: $line"; done </tmp/complaints
 }
 
+# Takes the address on the kernel's command line, where there is one; the witness then serves sessions.
+set_up_network() {
+    address=$(sed -n 's/.*network=\([^ ]*\).*/\1/p' /proc/cmdline)
+    [ -n "$address" ] || return 0
+    ip link set lo up
+    ip link set eth0 up && ip address add "$address" dev eth0 || fail "no network on eth0"
+    port=7000
+    # The driver's side of what was negotiated: one digit for each feature bit, from bit 0 on.
+    echo "guest: network $(ls -d /sys/class/net/eth0/queues/rx-* | wc -l) $(cat /sys/class/net/eth0/device/features)"
+}
+
 mkdir -p /data
+port=
+set_up_network
 echo "guest: up, $(uname -r), $(nproc) CPUs"
+witness guest /tmp/stop $port &
+witness=$!
 writers=
 for cpu in $(seq "$(nproc)"); do
     writer "$cpu" &
     writers="$writers $!"
 done
 wait $writers
+wait $witness || fail "the witness found a fault"
 echo "guest: verifying"
 verify
 files=$(cat /data/sums-* | wc -l)
 if [ -e /tmp/failed ]; then
-    echo "failed" >/result
+    { echo "failed:" && cat /tmp/failed && dmesg | tail -n 100; } >/result
 else
     echo "verified $files" >/result
     echo "guest: verified $files files"

@@ -1,7 +1,11 @@
 #!/bin/sh
 # Runs in level 1, the machine with kvm_amd: a stock kernel on an ext4 root is started by `vmm run` on
 # one host, moves to another and back while it writes and fsyncs files, and powers off; then the disk is
-# checked. Two run-time directories are two hosts. Once for each number of vCPUs given as an argument.
+# checked. Two run-time directories are two hosts. Once for each pair of a kernel and a number of vCPUs
+# in the settings. What the test looks at later are the lines `report: SCENARIO JSON` and `seen: SCENARIO
+# STAGE SECONDS JSON`, the latter with the time of level 1 and what the witness in the guest told then,
+# `lateness: SCENARIO MS`, how late a process of level 1 ran at worst, `network: SCENARIO QUEUES FEATURES` of
+# the guest's driver, and `session: SCENARIO JSON` for each stage.
 
 a=/tmp/host-a
 b=/tmp/host-b
@@ -9,6 +13,13 @@ disk=/tmp/disk.img
 # Emulation twice over is slow; these limits only end what hangs.
 long=300
 move="--downtime-limit 20s --timeout 200s --on-timeout stop"
+
+# Both hosts' taps are on one bridge, whose own end is level 1's.
+here=10.9.0.1
+there=10.9.0.2
+mac=52:54:00:09:00:02
+tap_a=tap-a
+tap_b=tap-b
 
 say() { echo "scenario: $*"; }
 
@@ -67,18 +78,64 @@ has_written() {
 
 is_gone() { ! on "$1" status guest; }
 
-# move FROM TO: live migration; the guest must go on writing at the destination.
+# By path: the shell prefers its own program of that name, which makes no taps.
+ip() { /usr/bin/ip "$@" || fail "ip $*"; }
+
+make_bridge() {
+    ip link add bridge type bridge forward_delay 0
+    ip address add $here/24 dev bridge
+    ip link set bridge up
+}
+
+make_taps() {
+    for tap in $tap_a $tap_b; do
+        ip tuntap add $tap mode tap multi_queue vnet_hdr
+        ip link set $tap master bridge up
+    done
+}
+
+remove_taps() { for tap in $tap_a $tap_b; do ip link delete $tap; done; }
+
+# The sessions tell what they saw since they were last told a stage.
+stage() {
+    echo "$1" >/tmp/stage.next
+    mv /tmp/stage.next /tmp/stage
+}
+
+start_sessions() {
+    stage before
+    witness sessions $there:7000 /tmp/stage $tap_a $tap_b >/tmp/output/sessions &
+    sessions=$!
+}
+
+end_sessions() {
+    stage end
+    wait $sessions || fail "a session: $(cat /tmp/output/sessions)"
+    sed -n "s/^session: {/session: $name {/p" /tmp/output/sessions
+}
+
+# move FROM TO TAP: live migration; the guest must go on writing at the destination.
 move() {
     written=$(last_file "$1")
-    on "$2" receive --listen "unix:/tmp/socket" --name guest --detach || fail "vmm receive: $(cat $output.errors)"
+    on "$2" receive --listen "unix:/tmp/socket" --name guest --net net0="$3" --detach || fail "vmm receive: $(cat $output.errors)"
     on "$1" migrate guest --to "unix:/tmp/socket" $move --json || fail "vmm migrate ended with $?: $(cat $output $output.errors)"
     report=$(tail -n 1 $output)
-    echo "report: $report"
+    echo "report: $name $report"
     eventually "the source to end" is_gone "$1"
     [ ! -e "$1/guest" ] || say "left at the source: $(ls -a "$1/guest")"
     # Files that were not reported before it left the source: those 8 may have been on their way.
     eventually "the guest to write on" has_written "$2" $((written + 8))
     rm -f /tmp/socket
+}
+
+witness_lines() { serial "$1" | grep -c '^witness: '; }
+has_seen() { has_written "$1" 0 && [ "$(witness_lines "$1")" -ge "$2" ]; }
+
+# see HOST STAGE: what the witness tells now. The last line may still be on its way.
+see() {
+    eventually "the guest's witness" has_seen "$1" $(($(witness_lines "$1") + 2))
+    told=$(serial "$1" | sed -n 's/^witness: //p' | tail -n 2 | head -n 1)
+    echo "seen: $name $2 $(date +%s) $told"
 }
 
 # What the guest reported as verified must be what is on the disk, seen by another kernel.
@@ -93,27 +150,50 @@ check_disk() {
     say "$files files are right, e2fsck is clean"
 }
 
+# scenario KERNEL CPUS
 scenario() {
-    cpus=$1
-    say "begins with $cpus vCPUs"
+    cpus=$2
+    name=$1-$2
+    started=$(cut -d. -f1 /proc/uptime)
+    say "$name begins"
     mkdir -p $a $b /tmp/output /mnt
     rm -f $disk
-    # By path: the shell prefers its own program of that name.
+    make_taps
+    # By path, as ip.
     /usr/bin/mke2fs -q -F -t ext4 -d root $disk "$DISK_SIZE" || fail "mke2fs"
 
-    on $a run guest --kernel vmlinuz --initrd level2.cpio --cmdline "$CMDLINE" --cpus "$cpus" \
-        --memory 256MiB --disk $disk --detach || fail "vmm run: $(cat $output.errors)"
+    rm -f /tmp/stop-lateness
+    witness lateness /tmp/stop-lateness >/tmp/lateness &
+    lateness=$!
+
+    on $a run guest --kernel "$1.vmlinuz" --initrd "$1.cpio" --cmdline "$CMDLINE network=$there/24" \
+        --cpus "$cpus" --memory 256MiB --disk $disk --net tap=$tap_a,mac=$mac,queues="$cpus" --detach || fail "vmm run: $(cat $output.errors)"
     eventually "the guest to write" has_written $a 5
     serial $a | grep "guest: up, .* $cpus CPUs" || fail "not all CPUs are up"
-    move $a $b
-    move $b $a
+    serial $a | sed -n "s/^guest: network /network: $name /p"
+    start_sessions
+    see $a before
+    stage moving
+    move $a $b $tap_b
+    stage moved
+    see $b moved
+    stage moving-back
+    move $b $a $tap_a
+    stage back
+    see $a back
+    end_sessions
+    : >/tmp/stop-lateness
+    wait $lateness || fail "a sleep in level 1 ended early"
+    echo "lateness: $name $(cat /tmp/lateness)"
 
     # The power button, and the end of the VM with the guest's.
     on $a stop guest || fail "vmm stop: $(cat $output.errors)"
     eventually "the VM to end" is_gone $a
     check_disk
-    say "done with $cpus vCPUs"
+    remove_taps
+    say "$name passed, $(($(cut -d. -f1 /proc/uptime) - started)) s"
 }
 
 . ./settings
-for cpus in $CPUS; do scenario "$cpus"; done
+make_bridge
+for pair in $SCENARIOS; do scenario "${pair%-*}" "${pair#*-}"; done

@@ -1,0 +1,266 @@
+//! The control socket: HTTP as it comes in, and the JSON of requests and answers.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use migration::observation::{Observation, Side};
+use migration::progress::{Event, Report};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use vmm::api::ControlServer;
+use vmm::api::body::{LimitsBody, MigrateBody, StopBody, WaitQuery};
+use vmm::instance::{
+    Instance, LimitChange, MigrateRequest, MigrationStatus, StopMode, VmState, VmStatus,
+};
+
+use super::texts;
+use crate::{Memory, Target};
+
+const MEMORY: Memory = Memory {
+    base: 8 << 20,
+    per_byte: 1 << 10,
+};
+
+/// Bytes that a client sends.
+pub(super) const HTTP: Target = Target {
+    name: "http",
+    run: http,
+    seeds: http_seeds,
+    words: &[
+        "GET ",
+        "POST ",
+        "PATCH ",
+        "/vm",
+        "/vm/migration",
+        "/vm/wait?seen=running&timeout_ms=0",
+        " HTTP/1.1\r\n",
+        "\r\n\r\n",
+        "content-length: ",
+        "transfer-encoding: chunked\r\n",
+        "accept: application/x-ndjson\r\n",
+        "expect: 100-continue\r\n",
+        "%00",
+        "0\r\n\r\n",
+    ],
+    longest: 2048,
+    memory: MEMORY,
+};
+
+/// Bodies of requests and of answers.
+pub(super) const JSON: Target = Target {
+    name: "json",
+    run: json,
+    seeds: json_seeds,
+    words: &[
+        "\"to\":",
+        "\"causes\":[",
+        "\"downtime_limit_ms\":",
+        "\"mode\":\"force\"",
+        "null",
+        "1e999",
+        "\"event\":",
+        "\"phase\"",
+        "\"report\":",
+        "18446744073709551615",
+        "-0.0",
+    ],
+    longest: 4096,
+    memory: MEMORY,
+};
+
+/// A VM that agrees to everything at once.
+struct Agreeable;
+
+impl Instance for Agreeable {
+    fn status(&self) -> VmStatus {
+        VmStatus {
+            name: "guest".into(),
+            state: VmState::Running,
+            pid: 1,
+            cpus: 1,
+            memory_bytes: 1 << 20,
+            uptime_ms: 5,
+            listen: None,
+            migration: None,
+            error: None,
+        }
+    }
+
+    fn pause(&self) -> Result<(), Observation> {
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<(), Observation> {
+        Err(Observation::new(Side::Source, "vm.busy", "not now"))
+    }
+
+    fn stop(&self, _: StopMode) -> Result<(), Observation> {
+        Ok(())
+    }
+
+    fn migrate(&self, request: MigrateRequest) -> Result<String, Observation> {
+        assert!(
+            request
+                .streams
+                .is_none_or(|streams| (1..=16).contains(&streams))
+        );
+        Ok("0".repeat(32))
+    }
+
+    fn migration_events(&self) -> Option<Receiver<Event>> {
+        let (events, receiver) = channel();
+        let _ = events.send(Event::Completed(Report::default()));
+        Some(receiver)
+    }
+
+    fn cancel_migration(&self) -> Result<(), Observation> {
+        Ok(())
+    }
+
+    fn set_limits(&self, _: LimitChange) -> Result<(), Observation> {
+        Ok(())
+    }
+
+    fn resolve(&self) -> Result<VmState, Observation> {
+        Ok(VmState::Paused)
+    }
+
+    fn wait_change(&self, seen: VmState, _: Duration) -> VmState {
+        // Never the one that was seen, so that no request waits.
+        if seen == VmState::Running {
+            VmState::Stopped
+        } else {
+            VmState::Running
+        }
+    }
+}
+
+/// The socket of a server that lives as long as this process.
+fn socket() -> &'static PathBuf {
+    static SOCKET: OnceLock<PathBuf> = OnceLock::new();
+    SOCKET.get_or_init(|| {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("control.sock");
+        let listener = UnixListener::bind(&path).expect("a socket");
+        let mut server = ControlServer::start(listener).expect("a server");
+        server.serve(Arc::new(Agreeable));
+        // The server ends with the process; its folder goes when its last user does.
+        FOLDER.set(folder).expect("set once");
+        static SERVER: OnceLock<std::sync::Mutex<ControlServer>> = OnceLock::new();
+        let _ = SERVER.set(std::sync::Mutex::new(server));
+        path
+    })
+}
+
+static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
+
+fn http(bytes: &[u8]) {
+    let mut stream = UnixStream::connect(socket()).expect("the server listens");
+    let _ = stream.set_read_timeout(Some(Duration::from_secs(5)));
+    // It may have closed already.
+    let _ = stream.write_all(bytes);
+    let _ = stream.shutdown(Shutdown::Write);
+    let mut answer = Vec::new();
+    let read = stream.read_to_end(&mut answer);
+    if let Err(error) = read
+        && error.kind() == std::io::ErrorKind::WouldBlock
+    {
+        panic!("the server neither answers nor closes");
+    }
+    if let Some(status) = answer.strip_prefix(b"HTTP/1.1 ") {
+        assert!(!status.starts_with(b"5") || status.starts_with(b"503"));
+    }
+}
+
+fn request(line: &str, headers: &str, body: &str) -> Vec<u8> {
+    let length = body.len();
+    let head = format!("{line} HTTP/1.1\r\nhost: vmm\r\ncontent-length: {length}\r\n{headers}\r\n");
+    [head.as_bytes(), body.as_bytes()].concat()
+}
+
+fn http_seeds() -> Vec<Vec<u8>> {
+    let follow = "accept: application/x-ndjson\r\n";
+    vec![
+        request("GET /vm", "", ""),
+        request("POST /vm/pause", "", ""),
+        request("POST /vm/resume", "", ""),
+        request("POST /vm/stop", "", r#"{"mode":"force"}"#),
+        request("GET /vm/wait?seen=running&timeout_ms=5", "", ""),
+        request("POST /vm/migration", "", r#"{"to":"h:1","streams":4}"#),
+        request("POST /vm/migration", follow, r#"{"to":"h:1"}"#),
+        request("GET /vm/migration/events", follow, ""),
+        request("POST /vm/migration/cancel", "", ""),
+        request("POST /vm/migration/resolve", "", ""),
+        request(
+            "PATCH /vm/migration/limits",
+            "",
+            r#"{"downtime_limit_ms":5}"#,
+        ),
+        request("GET /openapi.json", "", ""),
+        b"POST /vm/stop HTTP/1.1\r\nhost: v\r\ntransfer-encoding: chunked\r\n\r\n\
+          5\r\n{\"mod\r\nb\r\ne\":\"force\"}\r\n0\r\n\r\n"
+            .to_vec(),
+    ]
+}
+
+/// What is read is written as the same again.
+fn again<T: Serialize + DeserializeOwned>(text: &[u8]) -> Option<T> {
+    let value: T = serde_json::from_slice(text).ok()?;
+    let written = serde_json::to_value(&value).expect("what was read can be written");
+    let read: T = serde_json::from_value(written.clone()).expect("what was written can be read");
+    let rewritten = serde_json::to_value(&read).expect("what was read can be written");
+    assert_eq!(rewritten, written);
+    Some(value)
+}
+
+fn json(bytes: &[u8]) {
+    if let Some(body) = again::<MigrateBody>(bytes) {
+        let _ = MigrateRequest::from(body);
+    }
+    if let Some(body) = again::<LimitsBody>(bytes) {
+        let _ = LimitChange::from(body);
+    }
+    again::<StopBody>(bytes);
+    again::<WaitQuery>(bytes);
+    again::<VmStatus>(bytes);
+    again::<Event>(bytes);
+    if let Some(observation) = again::<Observation>(bytes) {
+        let _ = (observation.root().id.len(), observation.to_string());
+        let _ = vmm::api::http_status(&observation);
+        let _ = vmm::fuzzing::explain(&observation);
+    }
+}
+
+fn json_seeds() -> Vec<Vec<u8>> {
+    let cause = Observation::new(Side::Source, "disk.open", "no such file");
+    let failure = Observation::new(Side::Client, "vm.failed", "it failed").caused_by(cause);
+    let report = Report {
+        error: Some(failure.clone()),
+        ..Report::default()
+    };
+    let status = VmStatus {
+        migration: Some(MigrationStatus {
+            id: Some("0".repeat(32)),
+            last: Some(Event::Cancelled(report.clone())),
+        }),
+        ..Agreeable.status()
+    };
+    let mut seeds = texts(&[
+        r#"{"to":"h:1","downtime_limit_ms":50,"bandwidth_bytes_per_s":5,"streams":4,"timeout_ms":7,"on_timeout":"stop","verify":"full","insecure":true,"plan":true}"#,
+        r#"{"downtime_limit_ms":5,"bandwidth_bytes_per_s":0}"#,
+        r#"{"mode":"graceful"}"#,
+        r#"{"seen":"paused","timeout_ms":3}"#,
+    ]);
+    let values = [
+        serde_json::to_vec(&failure),
+        serde_json::to_vec(&status),
+        serde_json::to_vec(&Event::Failed(report)),
+    ];
+    seeds.extend(values.into_iter().flatten());
+    seeds
+}

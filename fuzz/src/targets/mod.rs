@@ -1,0 +1,70 @@
+//! The targets, by what they read.
+
+mod api;
+mod command_line;
+mod config;
+mod description;
+mod journal;
+mod kernel;
+mod legacy;
+mod machine;
+mod network;
+mod script;
+mod session;
+mod source;
+mod state;
+mod text;
+mod virtio;
+mod wire;
+
+use crate::{Memory, Target};
+
+/// All targets.
+pub static ALL: &[Target] = &[
+    wire::HELLO,
+    wire::CONTROL,
+    wire::BATCH,
+    session::SESSION,
+    source::SOURCE,
+    journal::JOURNAL,
+    state::STATE,
+    machine::MACHINE,
+    description::DESCRIPTION,
+    kernel::KERNEL,
+    virtio::BLOCK,
+    virtio::CONSOLE,
+    virtio::RNG,
+    virtio::NET,
+    legacy::LEGACY,
+    api::HTTP,
+    api::JSON,
+    config::CONFIG,
+    command_line::COMMAND_LINE,
+    text::UNITS,
+    text::PROBE,
+    text::KEYS,
+];
+
+/// The target called `name`.
+///
+/// # Errors
+/// When there is none.
+pub fn find(name: &str) -> Result<&'static Target, String> {
+    let found = ALL.iter().find(|target| target.name == name);
+    found.ok_or_else(|| format!("there is no target {name:?}; fuzz-input --list names them"))
+}
+
+/// Enough for decoders of small things.
+const SMALL: Memory = Memory {
+    base: 256 << 10,
+    per_byte: 128,
+};
+
+fn no_seeds() -> Vec<Vec<u8>> {
+    Vec::new()
+}
+
+/// Texts as seeds.
+fn texts(texts: &[&str]) -> Vec<Vec<u8>> {
+    texts.iter().map(|text| text.as_bytes().to_vec()).collect()
+}

@@ -1,0 +1,280 @@
+//! What a scenario of the nested job told, read from the log of level 1, and what must hold in it.
+
+use serde_json::Value;
+
+use super::level1::Run;
+
+/// How much later than the longest downtime a timer may be seen in the guest, and an answer over the
+/// network: as level 1's own timers, several times over, because the guest's processes wait for the
+/// guest's CPU, and that for level 1's, and that for this machine's. A timer that was lost is never
+/// seen at all.
+const TIMES_LEVEL1_LATENESS: f64 = 8.0;
+const LATENESS_MS: f64 = 3_000.0;
+
+/// Share of this machine's CPU from which on lateness says something about the migration. With less,
+/// a guest emulated twice over hardly gets beyond its own timer interrupts.
+const ENOUGH_CPU: f64 = 0.6;
+
+/// How far the guest's clocks may get ahead of level 1's, or fall behind, by a move.
+const CLOCK_NS: i64 = 5_000_000;
+
+/// What the guest and level 1 tell of the time is read from the serial log, now and then.
+const DATE_S: i64 = 10;
+
+/// Largest Ethernet frame without segmentation offload, with a VLAN tag.
+const LARGEST_FRAME: f64 = 1518.0;
+
+/// Features of virtio-net (virtio 1.2, 5.1.3) that a stock driver takes where they are offered.
+const NETWORK_FEATURES: &[(usize, &str)] = &[
+    (0, "CSUM"),
+    (1, "GUEST_CSUM"),
+    (5, "MAC"),
+    (7, "GUEST_TSO4"),
+    (11, "HOST_TSO4"),
+    (15, "MRG_RXBUF"),
+    (16, "STATUS"),
+    (17, "CTRL_VQ"),
+    (21, "GUEST_ANNOUNCE"),
+    (32, "VERSION_1"),
+];
+/// `VIRTIO_NET_F_MQ`, offered where there is more than one pair of queues.
+const MULTI_QUEUE: usize = 22;
+
+/// What one scenario, a kernel and a number of vCPUs written `stock-2`, told.
+#[derive(Debug)]
+pub struct Outcome {
+    name: String,
+    /// The last line of each `vmm migrate`.
+    reports: Vec<Value>,
+    seen: Vec<Seen>,
+    /// What the sessions told of each stage.
+    sessions: Vec<Value>,
+    /// How late a process of level 1 ran at worst.
+    level1_latest_ms: f64,
+    /// See [`Run::cpu_share`].
+    cpu_share: f64,
+    /// Pairs of queues and feature bits of the guest's network driver.
+    network: String,
+}
+
+/// What the witness in the guest told at one stage.
+#[derive(Debug)]
+struct Seen {
+    stage: String,
+    level1_s: i64,
+    told: Value,
+}
+
+impl Outcome {
+    /// Reads what the scenario `name` told.
+    ///
+    /// # Panics
+    /// When a line is not what the scenario prints; every failed check panics too.
+    #[must_use]
+    pub fn from_log(name: &str, run: &Run) -> Self {
+        let lines = |prefix| {
+            let of_this = |line: &str| {
+                let (scenario, rest) = line.split_once(' ')?;
+                (scenario == name).then(|| rest.to_owned())
+            };
+            run.lines_after(prefix)
+                .filter_map(of_this)
+                .collect::<Vec<_>>()
+        };
+        let only = |prefix| {
+            let lines = lines(prefix);
+            assert_eq!(lines.len(), 1, "{name}: {prefix}{lines:?}");
+            lines.concat()
+        };
+        Self {
+            name: name.to_owned(),
+            reports: lines("report: ").iter().map(|line| parsed(line)).collect(),
+            seen: lines("seen: ")
+                .iter()
+                .map(|line| Seen::parse(line))
+                .collect(),
+            sessions: lines("session: ").iter().map(|line| parsed(line)).collect(),
+            level1_latest_ms: only("lateness: ").parse().expect("milliseconds"),
+            cpu_share: run.cpu_share,
+            network: only("network: "),
+        }
+    }
+
+    /// Checks all that the guest could not see alone. Prints what was measured.
+    ///
+    /// # Panics
+    /// With what does not hold.
+    pub fn check(&self) {
+        self.check_reports();
+        self.check_witness();
+        self.check_lateness();
+        self.check_network();
+        self.check_sessions();
+        self.check_clocks();
+    }
+
+    fn check_reports(&self) {
+        assert_eq!(self.reports.len(), 2, "{}: two moves", self.name);
+        for report in &self.reports {
+            assert_eq!(report["event"], "completed", "{report}");
+            assert_eq!(report["verified"], true, "{report}");
+            assert!(number(report, "/downtime_ms") > 0.0, "{report}");
+        }
+    }
+
+    /// Faults the guest tells itself; that it was watched is seen here.
+    fn check_witness(&self) {
+        let stages: Vec<_> = self.seen.iter().map(|seen| seen.stage.as_str()).collect();
+        assert_eq!(stages, ["before", "moved", "back"], "{}", self.name);
+        for pair in self.seen.windows(2) {
+            for field in [
+                "/avx_holds",
+                "/clock_readings",
+                "/timerfd/expired",
+                "/sleep/expired",
+                "/alarm/expired",
+                "/requests",
+                "/received",
+                "/sent",
+            ] {
+                let (before, after) = (&pair[0].told, &pair[1].told);
+                assert!(
+                    number(before, field) < number(after, field),
+                    "{}: {field} stands still: {before} {after}",
+                    self.name,
+                );
+            }
+        }
+        for seen in &self.seen {
+            let guest_s = number(&seen.told, "/wall_ns") as i64 / 1_000_000_000;
+            assert!(
+                guest_s.abs_diff(seen.level1_s) <= DATE_S.unsigned_abs(),
+                "{}: level 1 has {} s, the guest {}",
+                self.name,
+                seen.level1_s,
+                seen.told
+            );
+        }
+    }
+
+    fn check_lateness(&self) {
+        let downtimes = self.reports.iter().map(|it| number(it, "/downtime_ms"));
+        let downtime = downtimes.fold(0.0, f64::max);
+        let allowed = downtime + LATENESS_MS + TIMES_LEVEL1_LATENESS * self.level1_latest_ms;
+        let last = &self.seen.last().expect("stages were checked").told;
+        let timers = ["timerfd", "sleep", "alarm"]
+            .map(|timer| (timer, number(last, &format!("/{timer}/latest_ms"))));
+        let answers = self.sessions.iter().map(|it| number(it, "/longest_ms"));
+        let answer = ("an answer", answers.fold(0.0, f64::max));
+        println!(
+            "{}: downtime {downtime:.0} ms; at most late: {timers:?}, {answer:?}, level 1 {} ms",
+            self.name, self.level1_latest_ms
+        );
+        if self.cpu_share < ENOUGH_CPU {
+            println!(
+                "{}: lateness is not held against the downtime: the emulator had a CPU for {:.0} % of \
+                 the time that it wanted one",
+                self.name,
+                self.cpu_share * 100.0
+            );
+            return;
+        }
+        for (what, latest) in timers.into_iter().chain([answer]) {
+            assert!(
+                latest <= allowed,
+                "{}: {what} was {latest} ms late, and {allowed} ms are allowed with a downtime of \
+                 {downtime} ms",
+                self.name
+            );
+        }
+    }
+
+    fn check_network(&self) {
+        let (queues, features) = self.network.split_once(' ').expect("queues and features");
+        let taken = |bit: usize| features.as_bytes().get(bit) == Some(&b'1');
+        for (bit, feature) in NETWORK_FEATURES {
+            assert!(taken(*bit), "{}: no {feature}: {}", self.name, self.network);
+        }
+        let cpus = self.name.rsplit('-').next().expect("a number of vCPUs");
+        assert_eq!(
+            queues, cpus,
+            "{}: a pair of queues for each vCPU",
+            self.name
+        );
+        assert_eq!(taken(MULTI_QUEUE), cpus != "1", "{}: {features}", self.name);
+        for way in ["/largest_frame_to_guest", "/largest_frame_from_guest"] {
+            let frames = self.sessions.iter().map(|stage| number(stage, way));
+            let largest = frames.fold(0.0, f64::max);
+            println!("{}: {way} {largest}", self.name);
+            assert!(
+                largest > LARGEST_FRAME,
+                "{}: no segmentation offload, {way} is {largest}",
+                self.name
+            );
+        }
+    }
+
+    fn check_sessions(&self) {
+        let stages: Vec<_> = self
+            .sessions
+            .iter()
+            .map(|it| it["stage"].as_str())
+            .collect();
+        assert_eq!(
+            stages,
+            ["before", "moving", "moved", "moving-back", "back"].map(Some),
+            "{}",
+            self.name
+        );
+        for pair in self.sessions.windows(2) {
+            for field in ["/to_guest", "/from_guest"] {
+                assert!(
+                    number(&pair[0], field) < number(&pair[1], field),
+                    "{}: {field} stands still: {pair:?}",
+                    self.name
+                );
+            }
+        }
+    }
+
+    /// Between level 1's clocks and the guest's there is a difference that must stay.
+    fn check_clocks(&self) {
+        for clock in ["/monotonic_ahead_ns", "/wall_ahead_ns"] {
+            let bounds: Vec<[i64; 2]> = self
+                .sessions
+                .iter()
+                .map(|session| {
+                    let pair = [0, 1].map(|i| session.pointer(&format!("{clock}/{i}")));
+                    pair.map(|bound| bound.and_then(Value::as_i64).expect("a bound"))
+                })
+                .collect();
+            let lowest = bounds.iter().map(|[low, _]| *low).max().expect("stages");
+            let highest = bounds.iter().map(|[_, high]| *high).min().expect("stages");
+            // Bounds that contradict each other tell by how much it has changed at least.
+            let changed = lowest.saturating_sub(highest).max(0);
+            println!("{}: {clock} changed by at least {changed} ns", self.name);
+            assert!(changed <= CLOCK_NS, "{}: {clock} {bounds:?}", self.name);
+        }
+    }
+}
+
+impl Seen {
+    fn parse(line: &str) -> Self {
+        let mut parts = line.splitn(3, ' ');
+        let mut part = || parts.next().unwrap_or_else(|| panic!("{line}"));
+        Self {
+            stage: part().to_owned(),
+            level1_s: part().parse().expect("seconds"),
+            told: parsed(part()),
+        }
+    }
+}
+
+fn parsed(line: &str) -> Value {
+    serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
+}
+
+fn number(value: &Value, field: &str) -> f64 {
+    let number = value.pointer(field).and_then(Value::as_f64);
+    number.unwrap_or_else(|| panic!("no {field} in {value}"))
+}

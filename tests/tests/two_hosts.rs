@@ -1,0 +1,307 @@
+//! A guest moves between two hosts over a network: with little bandwidth, with latency, with stalls
+//! and breaks.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::thread::{sleep, spawn};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tests::blackbox::relay::{Fate, Link, Relay, Toward, Trap};
+use tests::blackbox::wire::kind;
+use tests::blackbox::{Console, Ended, Guest, Migration, Vms, fails, gate};
+use tests::network::two_hosts::CLIENT;
+use tests::network::{Site, TwoHosts};
+
+/// One way of a link that is slow to answer, as between two continents.
+const LATENCY: Duration = Duration::from_millis(20);
+/// More than anything here takes.
+const LONG: Duration = Duration::from_secs(60);
+
+/// Moves the guest and checks what everybody may see of it.
+#[track_caller]
+fn moves(from: &Site, to: &Site, via: &str, console: &mut Console, more: &[&str]) -> Value {
+    let mut options = vec!["--insecure"];
+    options.extend(more);
+    let report = Migration::start(&from.host, "guest", via, &options)
+        .finish()
+        .completed();
+    assert_eq!(to.host.status("guest")["state"], "running");
+    from.is_clean();
+    console.moves_to(&to.host, "guest");
+    console.verifies_ledger();
+    report
+}
+
+/// The guest runs where it ran, as if nothing had been tried; the other host has nothing left.
+#[track_caller]
+fn stays(from: &Site, to: &Site, console: &mut Console, ended: &Ended) -> String {
+    let why = ended.ended(1, "failed");
+    assert_eq!(ended.report["status"], "failed", "{:#}", ended.report);
+    assert_eq!(from.host.status("guest")["state"], "running");
+    to.host.is_clean();
+    console.wait_tick();
+    console.is_unharmed();
+    why
+}
+
+#[test]
+fn guest_goes_there_and_back_between_networks_with_consent() {
+    let Some(_gate) = gate() else { return };
+    let Some(hosts) = TwoHosts::new() else { return };
+    let mut console = hosts.a.host.run("guest", &Guest::dirtying().cpus(2));
+    for (from, to) in [(&hosts.a, &hosts.b), (&hosts.b, &hosts.a)] {
+        let address = to.receive("guest");
+        let run = from.host.vmm(["migrate", "guest", "--to", &address]);
+        fails(run, 2, &["--insecure"]);
+        // Nobody was asked: the receiver still waits, and takes the guest.
+        assert_eq!(to.host.status("guest")["state"], "incoming");
+        let report = moves(from, to, &address, &mut console, &[]);
+        assert_eq!(report["verified"], true, "{report:#}");
+    }
+    hosts.a.host.stop("guest");
+    hosts.is_clean();
+}
+
+#[test]
+fn hosts_reach_each_other_by_the_line_only() {
+    let Some(hosts) = TwoHosts::new() else { return };
+    // A port at which nobody listens: somebody has to be there to refuse it.
+    let closed = hosts.b.namespace.enter(|| TcpListener::bind("0.0.0.0:0"));
+    let port = closed.and_then(|l| l.local_addr()).expect("port").port();
+    let tries = |to: Ipv4Addr| {
+        let connect = || TcpStream::connect_timeout(&(to, port).into(), LONG);
+        let error = hosts.a.namespace.enter(connect).err();
+        error.map(|error| error.kind())
+    };
+    assert_eq!(tries(hosts.b.address), Some(ErrorKind::ConnectionRefused));
+    assert_eq!(tries(CLIENT), Some(ErrorKind::NetworkUnreachable));
+    hosts.is_clean();
+}
+
+/// Sends `bytes` from host A to a reader at host B and waits for its answer of one byte.
+fn round_trip(hosts: &TwoHosts, bytes: usize, via: impl Fn(&str) -> Option<Relay>) -> Duration {
+    let listen = || TcpListener::bind((hosts.b.address, 0));
+    let listener = hosts.b.namespace.enter(listen).expect("listener");
+    let address = listener.local_addr().expect("address").to_string();
+    let relay = via(&address);
+    let to = relay.as_ref().map_or(address, Relay::address);
+    let reader = spawn(move || {
+        let (mut stream, _) = listener.accept().expect("connection");
+        let mut all = vec![0; bytes];
+        stream.read_exact(&mut all).expect("bytes");
+        stream.write_all(&[1]).expect("answer");
+    });
+    let mut stream = hosts
+        .a
+        .namespace
+        .enter(|| TcpStream::connect(to))
+        .expect("stream");
+    let begin = Instant::now();
+    stream.write_all(&vec![7; bytes]).expect("bytes");
+    stream.read_exact(&mut [0]).expect("answer");
+    reader.join().expect("reader");
+    begin.elapsed()
+}
+
+#[test]
+fn line_is_as_narrow_and_as_long_as_asked() {
+    let Some(hosts) = TwoHosts::new() else { return };
+    hosts.limit(8_000_000);
+    // A second's worth, less what the burst lets through at once.
+    let took = round_trip(&hosts, 8_000_000, |_| None);
+    assert!(took >= Duration::from_millis(900), "{took:?} for 8 MB");
+    hosts.unlimit();
+    let took = round_trip(&hosts, 1000, |to| {
+        Some(hosts.relay(to, Link::with_delay(LATENCY)))
+    });
+    assert!(took >= 2 * LATENCY, "{took:?} there and back");
+    // A delay is no stop-and-wait: what is under way does not keep the next from starting.
+    let took = round_trip(&hosts, 16 << 20, |to| {
+        Some(hosts.relay(to, Link::with_delay(LATENCY)))
+    });
+    let one_by_one = LATENCY * (16 << 20 >> 18);
+    assert!(took < one_by_one, "{took:?} for 64 pieces");
+}
+
+#[test]
+fn guest_moves_over_a_narrow_and_a_long_line() {
+    let Some(_gate) = gate() else { return };
+    let Some(hosts) = TwoHosts::new() else { return };
+    let mut console = hosts.a.host.run("guest", &Guest::slow_to_move());
+    let (mut from, mut to) = (&hosts.a, &hosts.b);
+    let long = Link::with_delay(LATENCY);
+    let (narrow, short) = (Some(16_000_000), Link::default());
+    let cases = [
+        ("narrow", narrow, None),
+        ("narrow, by a relay", narrow, Some(short)),
+        ("long", None, Some(long)),
+        ("narrow and long", narrow, Some(long)),
+    ];
+    for (what, rate, link) in cases {
+        println!("{what}");
+        rate.inspect(|rate| hosts.limit(*rate));
+        let address = to.receive("guest");
+        let relay = link.map(|link| hosts.relay(&address, link));
+        let via = relay.as_ref().map_or(address, Relay::address);
+        let report = moves(from, to, &via, &mut console, &[]);
+        let wire = report["wire_bytes"].as_u64().expect("wire_bytes");
+        if let Some(relay) = &relay {
+            // What the report counts is what went over the line, short of keep-alives.
+            let passed = relay.passed(Toward::Destination);
+            assert!(
+                wire.abs_diff(passed) < 64 << 10,
+                "{wire} reported, {passed} passed"
+            );
+        }
+        if let Some(rate) = rate {
+            let least = 1000 * (wire - (256 << 10)) / rate * 9 / 10;
+            let total = report["total_ms"].as_f64().expect("total_ms");
+            assert!(total >= least as f64, "{total} ms for {wire} bytes");
+            hosts.unlimit();
+        }
+        std::mem::swap(&mut from, &mut to);
+    }
+    hosts.a.host.stop("guest");
+    hosts.is_clean();
+}
+
+#[test]
+fn stall_shorter_than_patience_delays_and_a_longer_one_ends_the_migration() {
+    let Some(_gate) = gate() else { return };
+    let Some(hosts) = TwoHosts::new() else { return };
+    let mut console = hosts.a.host.run("guest", &Guest::slow_to_move());
+    let stalled = |toward: &[Toward]| {
+        let address = hosts.b.receive("guest");
+        let relay = hosts.relay(&address, Link::with_delay(Duration::from_millis(2)));
+        let options = ["--insecure", "--bandwidth", "16MiB/s"];
+        let mut migration = Migration::start(&hosts.a.host, "guest", &relay.address(), &options);
+        migration.wait_progress();
+        toward.iter().for_each(|way| relay.stall_toward(*way));
+        (relay, migration)
+    };
+    let both = [Toward::Destination, Toward::Source];
+    for toward in [&both[..], &both[..1], &both[1..]] {
+        println!("for good: {toward:?}");
+        let (relay, migration) = stalled(toward);
+        let ended = migration.finish();
+        drop(relay);
+        let why = stays(&hosts.a, &hosts.b, &mut console, &ended);
+        assert!(why.contains("precopy"), "{why}");
+    }
+    println!("for a moment");
+    let (relay, migration) = stalled(&both);
+    // Not a wait for something: the stall itself. Either side gives up after 10 s.
+    sleep(Duration::from_secs(4));
+    relay.go_on();
+    migration.finish().completed();
+    hosts.a.is_clean();
+    console.moves_to(&hosts.b.host, "guest");
+    console.verifies_ledger();
+}
+
+#[test]
+fn guest_stays_when_the_line_breaks_before_the_commit() {
+    let Some(_gate) = gate() else { return };
+    let Some(hosts) = TwoHosts::new() else { return };
+    let mut console = hosts.a.host.run("guest", &Guest::dirtying());
+    // So that something is under way when the line breaks.
+    let link = Link::with_delay(Duration::from_millis(5));
+    let frames = [
+        (Toward::Source, kind::WELCOME),
+        (Toward::Destination, kind::NEGOTIATE),
+        (Toward::Source, kind::NEGOTIATED),
+        (Toward::Destination, kind::PREPARE),
+        (Toward::Source, kind::PREPARED),
+        (Toward::Destination, kind::EXTENTS),
+        (Toward::Destination, kind::LAST_PASS),
+        (Toward::Destination, kind::STATE),
+        (Toward::Source, kind::READY),
+    ];
+    let frames = frames.iter().flat_map(|&(toward, kind)| {
+        [Fate::Cut, Fate::HalfClose].map(|fate| {
+            let trap = Trap { toward, kind, fate };
+            (format!("{trap:?}"), link.and_trap(trap))
+        })
+    });
+    // From the middle of the first frame to the middle of the memory.
+    let bytes = [
+        (Toward::Destination, 150),
+        (Toward::Destination, 1 << 20),
+        (Toward::Destination, 7 << 20),
+        (Toward::Source, 50),
+        (Toward::Source, 250),
+    ];
+    let bytes = bytes.iter().map(|&at| {
+        let cut_after = Some(at);
+        (format!("cut after {at:?}"), Link { cut_after, ..link })
+    });
+    for (what, link) in frames.chain(bytes) {
+        println!("{what}");
+        let address = hosts.b.receive("guest");
+        let relay = hosts.relay(&address, link);
+        let options = ["--insecure"];
+        let ended = Migration::start(&hosts.a.host, "guest", &relay.address(), &options).finish();
+        assert!(
+            relay.is_sprung() || relay.is_cut_at_bytes(),
+            "did not break: {:#}",
+            ended.report
+        );
+        let _ = stays(&hosts.a, &hosts.b, &mut console, &ended);
+    }
+    console.verifies_ledger();
+    println!("in the hello");
+    let address = hosts.b.receive("guest");
+    let cut_after = Some((Toward::Destination, 40));
+    let relay = hosts.relay(&address, Link { cut_after, ..link });
+    let options = ["--insecure"];
+    let ended = Migration::start(&hosts.a.host, "guest", &relay.address(), &options).finish();
+    let _ = ended.ended(1, "failed");
+    assert!(relay.is_cut_at_bytes());
+    // Nobody had asked for anything yet, so the receiver waits on, and nothing of all this is in the
+    // way of the next.
+    moves(&hosts.a, &hosts.b, &address, &mut console, &[]);
+}
+
+#[test]
+fn guest_is_held_when_the_line_breaks_at_the_commit_until_it_can_be_asked() {
+    let Some(_gate) = gate() else { return };
+    let breaks = [
+        ("the answer is lost", Toward::Source, kind::COMMITTED, true),
+        (
+            "the commit is lost",
+            Toward::Destination,
+            kind::COMMIT,
+            false,
+        ),
+    ];
+    for (what, toward, kind, ran) in breaks {
+        println!("{what}");
+        let Some(hosts) = TwoHosts::new() else { return };
+        let mut console = hosts.a.host.run("guest", &Guest::dirtying());
+        let address = hosts.b.receive("guest");
+        let fate = Fate::Cut;
+        let link = Link::with_delay(Duration::from_millis(5)).and_trap(Trap { toward, kind, fate });
+        let relay = hosts.relay(&address, link);
+        let options = ["--insecure"];
+        let ended = Migration::start(&hosts.a.host, "guest", &relay.address(), &options).finish();
+        let _ = ended.ended(3, "failed");
+        assert_eq!(hosts.a.host.status("guest")["state"], "handover-unknown");
+        if !ran {
+            // The receiver has given up; whoever listens there now has its journal.
+            hosts.b.host.is_clean();
+            hosts.b.host.receive("guest", &address);
+        }
+        relay.go_on();
+        let resolve = ["migrate", "guest", "--resolve"];
+        let _ = hosts.a.host.vmm(resolve).success();
+        if ran {
+            hosts.a.is_clean();
+            console.moves_to(&hosts.b.host, "guest");
+        } else {
+            assert_eq!(hosts.a.host.status("guest")["state"], "running");
+        }
+        console.wait_tick();
+        console.verifies_ledger();
+    }
+}

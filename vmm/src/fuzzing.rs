@@ -1,0 +1,70 @@
+//! What the fuzz targets need beyond the public interface: decoders that are private because nobody
+//! else calls them, each behind a function that does nothing more.
+
+use std::path::Path;
+
+use migration::observation::Observation;
+
+use crate::boot::refusal::KvmBackend;
+use crate::cli::{self, Keys};
+use crate::config::RunOptions;
+use crate::console::{ConsoleHub, ConsoleOutputs};
+use crate::cpuid::{HostCpu, Model};
+use crate::machine::spec::{CpuDemands, MachineSpec};
+use crate::machine::{DiskClaim, GuestEvents, Machine, MachineError};
+use crate::memory::PageBacking;
+use crate::{kvm, memory};
+
+/// Reads a configuration file's text, whose relative paths are relative to `/srv`.
+///
+/// # Errors
+/// A sentence for the user.
+pub fn options_from_toml(text: &str) -> Result<RunOptions, String> {
+    RunOptions::from_toml(text, Path::new("/srv"))
+}
+
+/// What people are told of an observation, which may be a peer's.
+pub fn explain(observation: &Observation) -> String {
+    cli::explain(observation)
+}
+
+/// What was typed: the bytes for the guest up to the first escape, and whether there was one.
+pub fn typed(bytes: &[u8], terminal: bool) -> (Vec<u8>, bool) {
+    let mut kept = Vec::new();
+    let mut escaped = false;
+    cli::hand_on(bytes, terminal, &mut |keys| match keys {
+        Keys::Bytes(keys) => {
+            kept.extend_from_slice(keys);
+            true
+        }
+        Keys::Escape => {
+            escaped = true;
+            false
+        }
+    });
+    (kept, escaped)
+}
+
+/// A machine of one vCPU and 16 MiB without disks, which never ran: one that a saved state is loaded
+/// into.
+///
+/// # Errors
+/// When this host cannot build it.
+pub fn machine() -> Result<Machine, MachineError> {
+    let opened = kvm::open()?;
+    let size = 16 << 20;
+    let cpuid = HostCpu::probe(&opened, None)?.guest(&Model::host(), 1, memory::end(size))?;
+    let spec = MachineSpec {
+        memory: size,
+        pages: PageBacking::Small,
+        cpuid,
+        cpu: CpuDemands::default(),
+        backend: KvmBackend::detect(),
+        disks: Vec::new(),
+        nets: Vec::new(),
+    };
+    let console = ConsoleHub::start(ConsoleOutputs::default())
+        .map_err(|e| MachineError::Build("start the console", e))?;
+    let (events, _ends) = GuestEvents::new();
+    Machine::build(spec, &[], DiskClaim::Owner, &console, &events)
+}

@@ -314,6 +314,7 @@ impl Take<'_> {
             if let (Some(last), Some(loaded)) = (last, &state)
                 && placed == last
             {
+                session.pages_complete();
                 let sum = done
                     .iter()
                     .fold(0u64, |sum, &(_, digest)| sum.wrapping_add(digest));
@@ -416,9 +417,7 @@ impl Take<'_> {
             Message::Commit => {}
             other => return Err(before_commit(unexpected(&other, "commit"))),
         }
-        if !self.control.enter_commit() {
-            return Err(before_commit(Error::Cancelled));
-        }
+        self.control.enter_commit().map_err(before_commit)?;
         self.enter(Phase::Commit);
         let ran = {
             let _nobody_asks = self.reception.hand_over();

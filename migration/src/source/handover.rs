@@ -62,9 +62,7 @@ impl Run<'_> {
 
     /// Records the decision, sends it, and waits until the guest runs at the destination.
     pub(super) fn commit(&mut self, link: &Link) -> Result<(), Error> {
-        if !self.control.enter_commit() {
-            return Err(Error::Cancelled);
-        }
+        self.control.enter_commit()?;
         self.record(Handover::CommitSent)?;
         // From here on the commit may have arrived, even if sending it fails.
         self.undo.commit_sent = true;

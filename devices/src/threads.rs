@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 /// What a thread of a device does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Serves a queue of a disk.
+    /// Serves a queue of a disk, or flushes it.
     Disk,
     /// Serves a queue of a network interface.
     Net,

@@ -23,7 +23,7 @@ pub(super) struct Call {
     pub(super) any_of: &'static [&'static [Condition]],
 }
 
-/// What the low 32 bits of an argument must be.
+/// What an argument, or its low 32 bits, must be.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Condition {
     pub(super) argument: u8,
@@ -38,6 +38,8 @@ pub(super) enum Value {
     Is(u32),
     /// The id of this process.
     OwnProcess,
+    /// Null, in all 64 bits.
+    Null,
 }
 
 pub(super) const fn masked(argument: u8, mask: u32, value: u32) -> Condition {
@@ -65,6 +67,13 @@ pub(super) const OWN: Condition = Condition {
     argument: 0,
     mask: u32::MAX,
     value: Value::OwnProcess,
+};
+
+/// No address to send to.
+pub(super) const CONNECTED: Condition = Condition {
+    argument: 4,
+    mask: u32::MAX,
+    value: Value::Null,
 };
 
 /// A descriptor that the guest's RAM is mapped from, or none: never a page that can be executed.

@@ -7,7 +7,8 @@
 use libc::CLONE_THREAD;
 
 use super::call::{
-    A_THREAD, Call, Group, NOT_EXECUTABLE, OWN, calls, domain, ioctl, is, kind, kvm, masked,
+    A_THREAD, CONNECTED, Call, Group, NOT_EXECUTABLE, OWN, calls, domain, ioctl, is, kind, kvm,
+    masked,
 };
 
 pub(super) const THREAD: Group = Group {
@@ -35,6 +36,7 @@ pub(super) const THREAD: Group = Group {
         SYS_gettid,
         SYS_getpid,
         SYS_getrandom,
+        SYS_sendto where &[&[CONNECTED]], // in a handler of a signal, which any thread may get
         SYS_rt_sigprocmask,
         SYS_rt_sigreturn,
         SYS_sigaltstack,

@@ -93,6 +93,14 @@ fn compile<'a>(
                     let value = match condition.value {
                         Value::Is(value) => value,
                         Value::OwnProcess => std::process::id(),
+                        Value::Null => {
+                            return SeccompCondition::new(
+                                condition.argument,
+                                SeccompCmpArgLen::Qword,
+                                SeccompCmpOp::Eq,
+                                0,
+                            );
+                        }
                     };
                     SeccompCondition::new(
                         condition.argument,

@@ -12,7 +12,7 @@ use super::calls::{
 pub enum Kind {
     /// Runs a vCPU and the register accesses of its guest.
     Vcpu,
-    /// Serves a queue of a disk.
+    /// Serves a queue of a disk, or flushes it.
     Disk,
     /// Serves a queue of a network interface.
     Net,
@@ -104,7 +104,7 @@ impl Kind {
             Self::Queue | Self::Helper | Self::Hash => &[&EVENTS],
             Self::Console => &[&EVENTS, &ACCEPT, &TRANSFER],
             Self::Keyboard => &[&EVENTS, &TERMINAL],
-            Self::Caretaker => &[&EVENTS, &MACHINE_STATE, &CLAIMS, &CANCEL, &TAP],
+            Self::Caretaker => &[&EVENTS, &MACHINE_STATE, &CLAIMS, &CANCEL, &TAP, &SPAWN],
             Self::Control => &[&EVENTS, &API, &ACCEPT, &TRANSFER, &SPAWN, &FILES],
             Self::Migration => &[
                 &EVENTS,
@@ -139,13 +139,17 @@ impl Kind {
     /// Kinds of threads that it starts: a thread can never do more than the one that started it.
     pub(super) fn starts(self) -> &'static [Self] {
         match self {
-            Self::Control => &[Self::Migration, Self::Helper],
+            Self::Control => &[Self::Migration, Self::Disk, Self::Helper],
+            // Whoever stops the machine flushes its disks.
+            Self::Caretaker => &[Self::Disk],
             Self::Migration => &[
                 Self::Link,
                 Self::Stream,
                 Self::LookUp,
                 Self::Hash,
+                Self::Disk,
                 Self::Helper,
+                Self::Caretaker,
             ],
             Self::Incoming => &[
                 Self::Vcpu,
@@ -179,7 +183,6 @@ impl Kind {
             | Self::Helper
             | Self::Console
             | Self::Keyboard
-            | Self::Caretaker
             | Self::Reception
             | Self::Link
             | Self::Stream

@@ -145,8 +145,12 @@ fn attempt(kind: Kind, what: &str, mut log: RotatingFile) {
 
 /// The error of a call; `None` when it succeeds.
 fn call(number: libc::c_long, [a, b, c, d]: [u64; 4]) -> Option<i32> {
+    call_with(number, [a, b, c, d, 0, 0])
+}
+
+fn call_with(number: libc::c_long, [a, b, c, d, e, f]: [u64; 6]) -> Option<i32> {
     // SAFETY: calls that reach the kernel have no valid address and no open descriptor to act on.
-    let result = unsafe { libc::syscall(number, a, b, c, d, 0, 0) };
+    let result = unsafe { libc::syscall(number, a, b, c, d, e, f) };
     (result < 0).then(|| std::io::Error::last_os_error().raw_os_error().unwrap())
 }
 
@@ -162,7 +166,7 @@ fn particular(kind: Kind) {
     const NO_FD: u64 = u64::MAX;
     let exec = (libc::PROT_READ | libc::PROT_EXEC) as u64;
     let private = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
-    let coordinators = [Control, Migration, Incoming, Process];
+    let coordinators = [Caretaker, Control, Migration, Incoming, Process];
     let openers = [
         Control, Migration, Incoming, Reception, LookUp, Main, Process,
     ];
@@ -234,6 +238,13 @@ fn particular(kind: Kind) {
         let was_refused = refused::count() > before;
         assert_eq!(was_refused, !allowed.contains(&kind), "{what}: {errno:?}");
         assert!(errno.is_some(), "{what} succeeds");
+    }
+    // The least address whose low half is zero, too.
+    for (address, everybody) in [(0, true), (1 << 32, false)] {
+        let before = refused::count();
+        let errno = call_with(libc::SYS_sendto, [NO_FD, 0, 0, 0, address, 16]);
+        let may = everybody || kind.groups().iter().any(|g| g.name == "transfer");
+        assert_eq!(refused::count() == before, may, "send: {errno:?}");
     }
     let before = refused::count();
     let thread = std::thread::Builder::new().spawn(|| ());

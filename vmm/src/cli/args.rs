@@ -96,8 +96,7 @@ pub enum Command {
     },
     /// Press the power button and wait until the guest has powered off.
     ///
-    /// A guest that does not power off within a minute goes on. The probe guest has no power button
-    /// and needs --force.
+    /// A guest that does not power off within a minute goes on.
     Stop {
         /// Name of the VM.
         name: String,
@@ -341,7 +340,8 @@ fn parse_peer(text: &str) -> Result<String, String> {
 
 fn parse_state(text: &str) -> Result<VmState, String> {
     serde_json::from_value(text.into()).map_err(|_| {
-        "states are incoming, running, paused, handover-unknown, migrated, stopped and failed"
+        "states are incoming, running, paused, handing-over, handover-unknown, migrated, stopped and \
+         failed"
             .into()
     })
 }

@@ -9,6 +9,7 @@
 
 pub mod buffer;
 pub mod claim;
+pub mod control_file;
 pub mod device;
 pub mod error;
 pub mod fault;

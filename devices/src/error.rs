@@ -1,6 +1,7 @@
 //! What can go wrong with a device.
 
 use std::io;
+use std::time::Duration;
 
 /// Result of an operation on a device.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -60,6 +61,14 @@ pub enum Error {
         disk: String,
         /// Cause.
         source: block::Error,
+    },
+    /// What is behind a device does not end its work, as a disk whose storage has gone away.
+    #[error("{device} has not ended its requests for {waited:?}: its storage does not answer")]
+    Hangs {
+        /// The device and what is behind it.
+        device: String,
+        /// How long it was waited for.
+        waited: Duration,
     },
     /// State was asked of, or given to, a device that runs.
     #[error("{operation} state of {device}: the device is not paused")]

@@ -4,16 +4,36 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use crate::error::Error;
 use crate::id::MigrationId;
 use crate::observation::Observation;
 use crate::progress::{Event, Limits, Phase, Report};
 use crate::session::Session;
 
+/// Why a migration is to end before its commit, though nothing of it failed.
+#[derive(Debug, Clone)]
+enum Stop {
+    /// Someone asked for it.
+    Cancelled,
+    /// There is no guest any more that could be moved.
+    GuestEnded(Box<Observation>),
+}
+
+impl Stop {
+    fn error(&self) -> Error {
+        match self {
+            Self::Cancelled => Error::Cancelled,
+            Self::GuestEnded(why) => Error::GuestEnded(why.clone()),
+        }
+    }
+}
+
 #[derive(Default)]
 struct State {
     id: Option<MigrationId>,
     limits: Option<Limits>,
-    cancelled: bool,
+    /// The first one counts.
+    stop: Option<Stop>,
     committing: bool,
     sessions: Vec<Weak<Session>>,
     history: Vec<Event>,
@@ -41,46 +61,63 @@ impl Control {
     /// Asks the migration to stop. `false` when that is no longer possible: the commit is under way,
     /// or it has ended.
     pub fn cancel(&self) -> bool {
-        let sessions = {
+        self.stop(Stop::Cancelled)
+    }
+
+    /// Ends the migration of a guest that has ended, as `why` says. `false` as for
+    /// [`Control::cancel`].
+    pub fn guest_ended(&self, why: Observation) -> bool {
+        self.stop(Stop::GuestEnded(Box::new(why)))
+    }
+
+    fn stop(&self, stop: Stop) -> bool {
+        let (sessions, stop) = {
             let mut state = self.lock();
             if state.committing || state.ended {
                 return false;
             }
-            state.cancelled = true;
-            state.sessions.clone()
+            let stop = state.stop.get_or_insert(stop).clone();
+            (state.sessions.clone(), stop)
         };
         for session in sessions.iter().filter_map(Weak::upgrade) {
-            session.fail(crate::Error::Cancelled);
+            session.fail(stop.error());
         }
         self.limits_changed.notify_all();
         true
     }
 
-    /// Whether someone asked to stop.
-    pub fn is_cancelled(&self) -> bool {
-        self.lock().cancelled
+    /// Whether the migration is to end, for [`Control::check`]'s reason.
+    pub fn is_stopped(&self) -> bool {
+        self.lock().stop.is_some()
     }
 
-    /// Passes the point after which a cancel is refused; `false` when one came before.
-    pub(crate) fn enter_commit(&self) -> bool {
+    /// The reason to end, if there is one: someone asked for it, or the guest ended.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        match &self.lock().stop {
+            Some(stop) => Err(stop.error()),
+            None => Ok(()),
+        }
+    }
+
+    /// Passes the point after which a cancel is refused; the reason to end when one came before.
+    pub(crate) fn enter_commit(&self) -> Result<(), Error> {
         let mut state = self.lock();
-        if state.cancelled {
-            return false;
+        if let Some(stop) = &state.stop {
+            return Err(stop.error());
         }
         state.committing = true;
-        true
+        Ok(())
     }
 
     /// Ends `session` when a cancel comes.
     pub(crate) fn attach(&self, session: &Arc<Session>) {
-        let cancelled = {
+        {
             let mut state = self.lock();
             state.sessions.retain(|other| other.strong_count() > 0);
             state.sessions.push(Arc::downgrade(session));
-            state.cancelled
-        };
-        if cancelled {
-            session.fail(crate::Error::Cancelled);
+        }
+        if let Err(stop) = self.check() {
+            session.fail(stop);
         }
     }
 

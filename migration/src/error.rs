@@ -118,6 +118,9 @@ pub enum Error {
     /// Someone asked to stop.
     #[error("cancelled on request")]
     Cancelled,
+    /// There is no guest any more that could be moved.
+    #[error("the guest ended while it was being migrated")]
+    GuestEnded(#[source] Box<Observation>),
     /// A thread of the engine ended unexpectedly.
     #[error("a worker of the engine ended unexpectedly")]
     Worker,
@@ -132,6 +135,16 @@ fn side_name(side: Side) -> &'static str {
         Side::Destination => "destination",
         Side::Client => "client",
     }
+}
+
+/// Whether the other end, or something between, has ended the connection: so it looks when its
+/// process was killed.
+fn is_closed(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(
+        error.kind(),
+        BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
+    )
 }
 
 fn answering(answered: &Option<HostId>) -> String {
@@ -163,6 +176,7 @@ impl Error {
             Self::NoRecord { .. } => "migration.no-record",
             Self::TimedOut(_) => "migration.timed-out",
             Self::Cancelled => "migration.cancelled",
+            Self::GuestEnded(_) => "guest.ended",
             Self::Worker => "migration.worker",
             Self::Random(_) => "migration.random",
         }
@@ -178,7 +192,14 @@ impl Error {
     pub fn observe(&self, side: Side) -> Observation {
         let observation = Observation::new(side, self.id(), self.to_string());
         let cause = match self {
-            Self::Peer(cause) | Self::Vm { source: cause, .. } => Some((**cause).clone()),
+            Self::Peer(cause) | Self::Vm { source: cause, .. } | Self::GuestEnded(cause) => {
+                Some((**cause).clone())
+            }
+            Self::Link { source, .. } if is_closed(source) => Some(Observation::new(
+                side,
+                "link.closed",
+                "the connection was closed by the peer, or with its process",
+            )),
             _ => std::error::Error::source(self)
                 .map(|source| Observation::from_error(side, self.id(), source)),
         };

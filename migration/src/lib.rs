@@ -17,6 +17,7 @@ pub mod error;
 pub mod id;
 pub mod journal;
 pub mod observation;
+pub mod os;
 mod outcome;
 mod pages;
 pub mod progress;

@@ -5,6 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::os;
+
 /// Most observations that a peer's failure may consist of.
 const MOST_TOLD: usize = 32;
 /// Deepest chain of a peer's failure. It is passed on as the cause of failures of this side, in JSON
@@ -66,11 +68,16 @@ impl Observation {
         }
     }
 
-    /// Records a failed operation whose error chain becomes the chain of causes.
+    /// Records a failed operation whose error chain becomes the chain of causes. One that the
+    /// operating system reported has an identifier of its own, see [`crate::os`].
     pub fn from_error(side: Side, id: impl Into<String>, error: &dyn Error) -> Self {
         let id = id.into();
         let mut observation = Self::new(side, id.clone(), error.to_string());
         if let Some(source) = error.source() {
+            let id = source
+                .downcast_ref()
+                .and_then(os::condition)
+                .map_or(id, str::to_owned);
             observation.causes.push(Self::from_error(side, id, source));
         }
         observation
@@ -88,6 +95,11 @@ impl Observation {
     pub fn in_phase(mut self, phase: impl Into<String>) -> Self {
         self.phase = Some(phase.into());
         self
+    }
+
+    /// Whether it, or anything that explains it, has this identifier.
+    pub fn mentions(&self, id: &str) -> bool {
+        self.id == id || self.causes.iter().any(|cause| cause.mentions(id))
     }
 
     /// What a peer told, cut to what can be shown to people and passed on to programs: a peer may send

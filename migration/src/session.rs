@@ -53,8 +53,10 @@ pub(crate) struct Session {
     failure: Mutex<Option<Error>>,
     notes: Sender<Note>,
     stopped: AtomicBool,
-    /// The coordinating thread knows that nothing more comes on the control connection.
-    ended: AtomicBool,
+    /// No page is to come any more.
+    pages_complete: AtomicBool,
+    /// The peer has said all that it will ever say.
+    control_ended: AtomicBool,
     began: Instant,
     round_trip_us: AtomicU64,
     control_bytes: AtomicU64,
@@ -80,7 +82,8 @@ impl Session {
             failure: Mutex::default(),
             notes,
             stopped: AtomicBool::new(false),
-            ended: AtomicBool::new(false),
+            pages_complete: AtomicBool::new(false),
+            control_ended: AtomicBool::new(false),
             began: Instant::now(),
             round_trip_us: AtomicU64::new(0),
             control_bytes: AtomicU64::new(0),
@@ -149,9 +152,19 @@ impl Session {
         Ok(())
     }
 
+    /// From now on the end of a data stream is no failure. A source that dies right after its commit
+    /// ends them too, and they may be seen before the commit, which counts all the same.
+    pub fn pages_complete(&self) {
+        self.pages_complete.store(true, Ordering::Release);
+    }
+
     /// Records the failure, unless one came first, and ends the data streams. The control
     /// connection stands, so that both sides can still say why.
     pub fn fail(&self, error: Error) {
+        if matches!(error, Error::Link { .. }) && self.pages_complete.load(Ordering::Acquire) {
+            tracing::debug!("after the last page: {}", error.observe(self.side));
+            return;
+        }
         {
             let mut failure = lock(&self.failure);
             if self.is_stopped() && failure.is_none() {
@@ -193,10 +206,7 @@ impl Session {
             Err(RecvTimeoutError::Timeout) => return Ok(None),
             Err(RecvTimeoutError::Disconnected) => Error::Worker,
             Ok(Note::Failed) => lock(&self.failure).take().unwrap_or(Error::Worker),
-            Ok(Note::ControlEnded(error)) => {
-                self.ended.store(true, Ordering::Relaxed);
-                error
-            }
+            Ok(Note::ControlEnded(error)) => error,
             Ok(Note::Message(Message::Failure(observation))) => Error::Peer(observation),
             Ok(note) => return Ok(Some(note)),
         };
@@ -205,10 +215,16 @@ impl Session {
 
     /// Looks for the peer's account of a failure that it may have caused.
     pub fn explain(&self, notes: &Receiver<Note>, error: Error) -> Error {
-        if !error.may_be_explained_by_peer() || self.ended.load(Ordering::Relaxed) {
+        if !error.may_be_explained_by_peer() {
             return error;
         }
-        let deadline = Instant::now() + EXPLANATION;
+        // What was said last stands in the notes, if the end of it is known already.
+        let patience = if self.control_ended.load(Ordering::Acquire) {
+            Duration::ZERO
+        } else {
+            EXPLANATION
+        };
+        let deadline = Instant::now() + patience;
         loop {
             match notes.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(Note::Message(Message::Failure(observation))) => {
@@ -257,6 +273,7 @@ impl Session {
         };
         // A peer that is silent, or broke the protocol, blocks nobody: data streams end too.
         self.stop_data();
+        self.control_ended.store(true, Ordering::Release);
         self.note(Note::ControlEnded(error));
     }
 
@@ -272,7 +289,8 @@ impl Session {
                 let message = Message::receive(&*self.control)?;
                 heard = Instant::now();
                 match message {
-                    Message::Ping(number) => self.send(&Message::Pong(number))?,
+                    // What the peer sent before it went is still to be read, a commit perhaps.
+                    Message::Ping(number) => drop(self.send(&Message::Pong(number))),
                     Message::Pong(number) => {
                         let us = self.now_us().saturating_sub(number).max(1);
                         let known = self.round_trip_us.load(Ordering::Relaxed);
@@ -290,7 +308,8 @@ impl Session {
                 // Whoever holds the lock is sending, which tells as much as a ping.
                 if let Ok(free) = self.sending.try_lock() {
                     drop(free);
-                    self.ping()?;
+                    // As for the pong: reading tells whether the peer is there.
+                    let _ = self.ping();
                 }
             }
         }

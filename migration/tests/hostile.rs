@@ -393,7 +393,7 @@ fn a_destination_that_hangs_up_or_falls_silent_leaves_the_guest_running() {
             });
             let (id, _) = root(&outcome);
             let expected = [
-                "migration.peer-lost",
+                "link.closed",
                 "migration.no-answer",
                 "migration.peer-silent",
             ];

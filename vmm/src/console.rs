@@ -294,7 +294,7 @@ impl Carrier {
         for client in &mut self.clients {
             client.push(bytes);
         }
-        self.clients.retain(|client| client.alive);
+        self.part();
         self.recent.extend(bytes);
         let old = self.recent.len().saturating_sub(REPLAY);
         self.recent.drain(..old);
@@ -312,7 +312,7 @@ impl Carrier {
                 client.receive(&self.shared);
             }
         }
-        self.clients.retain(|client| client.alive);
+        self.part();
         if ready.listener {
             self.accept();
         }
@@ -334,9 +334,20 @@ impl Carrier {
             alive: true,
         };
         client.push(self.recent.make_contiguous());
-        if client.alive {
-            self.clients.push(client);
-        }
+        self.clients.push(client);
+        self.part();
+    }
+
+    /// Parts with clients that are gone, after hearing what they typed before they went: one that
+    /// types and leaves need not wait to be shown anything.
+    fn part(&mut self) {
+        let shared = &self.shared;
+        self.clients.retain_mut(|client| {
+            if !client.alive {
+                client.receive(shared);
+            }
+            client.alive
+        });
     }
 
     fn print(&mut self) {
@@ -447,6 +458,22 @@ mod tests {
             b"before\nafter\n"
         );
         hub.close();
+    }
+
+    #[test]
+    fn keys_of_one_who_leaves_at_once_reach_the_guest() {
+        let dir = tempfile::tempdir().unwrap();
+        let (hub, path) = hub_with_socket(dir.path());
+        let (keys, typed) = mpsc::channel();
+        hub.set_input(Box::new(move |bytes| {
+            let _ = keys.send(bytes.to_vec());
+        }));
+        hub.write(b"something to show\n");
+        for _ in 0..20 {
+            viewer(&path).write_all(b"q").unwrap();
+            let key = typed.recv_timeout(Duration::from_secs(60)).unwrap();
+            assert_eq!(key, b"q");
+        }
     }
 
     #[test]

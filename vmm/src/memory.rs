@@ -16,7 +16,7 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vm_memory::bitmap::AtomicBitmap;
-use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
+use vm_memory::mmap::{MmapRegion, MmapRegionBuilder, MmapRegionError};
 use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
 
 pub use self::reserve::Reserve;
@@ -161,7 +161,10 @@ fn map(file: &Arc<File>, offset: u64, len: u64) -> io::Result<MmapRegion<AtomicB
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
             .build()
-            .map_err(io::Error::other)
+            .map_err(|e| match e {
+                MmapRegionError::Mmap(e) => e,
+                e => io::Error::other(e),
+            })
     };
     let mapping = any()?;
     let excess = mapping.as_ptr() as usize % HUGE_PAGE;

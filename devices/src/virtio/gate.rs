@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::locked::locked;
 
@@ -51,14 +52,30 @@ impl Gate {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Closes the gate and waits until all threads stand still. `wake` wakes them.
-    pub(super) fn hold(&self, wake: impl Fn()) {
+    /// Closes the gate; threads come to stand still one by one. `wake` wakes them.
+    pub(super) fn close(&self, wake: impl Fn()) {
         let mut state = locked(&self.state);
         state.holds += 1;
         self.closed.store(true, Ordering::Release);
         drop(state);
         wake();
-        state = locked(&self.state);
+    }
+
+    /// Waits until all threads stand still behind the gate that was closed; whether they do in time.
+    pub(super) fn drained_within(&self, patience: Duration) -> bool {
+        let state = locked(&self.state);
+        let moving = |state: &mut State| state.parked < state.threads;
+        let (state, _) = self
+            .changed
+            .wait_timeout_while(state, patience, moving)
+            .unwrap_or_else(PoisonError::into_inner);
+        state.parked >= state.threads
+    }
+
+    /// Closes the gate and waits until all threads stand still. `wake` wakes them.
+    pub(super) fn hold(&self, wake: impl Fn()) {
+        self.close(wake);
+        let mut state = locked(&self.state);
         while state.parked < state.threads {
             state = self
                 .changed
@@ -132,7 +149,7 @@ mod tests {
                     let passenger = gate.enter();
                     while passenger.pass() {
                         // Long enough to be met in the middle.
-                        std::thread::sleep(std::time::Duration::from_micros(200));
+                        std::thread::sleep(Duration::from_micros(200));
                         rounds.fetch_add(1, Ordering::SeqCst);
                     }
                 })
@@ -149,7 +166,7 @@ mod tests {
             gate.hold(|| {});
             gate.release();
             let held = rounds.load(Ordering::SeqCst);
-            std::thread::sleep(std::time::Duration::from_micros(500));
+            std::thread::sleep(Duration::from_micros(500));
             assert_eq!(rounds.load(Ordering::SeqCst), held);
             gate.release();
             while rounds.load(Ordering::SeqCst) == held {
@@ -173,6 +190,35 @@ mod tests {
         }
         // Nobody is left to wait for.
         gate.hold(|| {});
+    }
+
+    #[test]
+    fn a_thread_that_does_not_come_is_told_of_and_kept_behind_the_gate() {
+        let gate = Arc::new(Gate::default());
+        gate.expect();
+        let (go_on, wait) = std::sync::mpsc::channel::<()>();
+        let (passed, passes) = std::sync::mpsc::channel::<()>();
+        let rounds = Arc::new(AtomicUsize::new(0));
+        let thread = std::thread::spawn({
+            let (gate, rounds) = (Arc::clone(&gate), Arc::clone(&rounds));
+            move || {
+                let passenger = gate.enter();
+                while passenger.pass() {
+                    let _ = passed.send(());
+                    let _ = wait.recv();
+                    rounds.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+        });
+        passes.recv().unwrap();
+        gate.close(|| {});
+        assert!(!gate.drained_within(Duration::from_millis(20)));
+        go_on.send(()).unwrap();
+        assert!(gate.drained_within(Duration::from_secs(60)));
+        assert_eq!(rounds.load(Ordering::SeqCst), 1);
+        gate.stop();
+        drop(go_on);
+        thread.join().unwrap();
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use migration::GuestRam;
 use virtio_bindings::virtio_config::{
@@ -16,6 +17,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::flusher::Flusher;
 use super::state::{QueueStateV1, TransportStateV1};
 use super::worker::Shared;
 use super::{ConfigNotifier, QueueWaker, VirtioDevice, queue};
@@ -34,6 +36,12 @@ const MAGIC: u32 = 0x7472_6976;
 const VERSION: u32 = 2;
 /// `vmm` in ASCII.
 const VENDOR: u32 = 0x006d_6d76;
+
+/// How long a device that is being paused may take to end its requests, and again to flush: the guest
+/// stands still meanwhile.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a flush may take while the guest runs.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Features of the transport.
 const TRANSPORT_FEATURES: u64 =
@@ -62,6 +70,7 @@ pub struct MmioTransport {
     registers: Mutex<Registers>,
     /// Whether [`MmioTransport::pause`] holds the gate.
     paused: Mutex<bool>,
+    flusher: Flusher,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -103,6 +112,7 @@ impl MmioTransport {
             features,
             registers: Mutex::default(),
             paused: Mutex::new(false),
+            flusher: Flusher::default(),
             threads: Vec::new(),
         };
         for index in 0..transport.shared.queues.len() {
@@ -145,24 +155,28 @@ impl MmioTransport {
     /// device. Idempotent; vCPUs are stopped before.
     ///
     /// # Errors
-    /// When the flush is not confirmed; the device is paused all the same.
+    /// When the flush is not confirmed; the device is paused all the same. When a request does not end
+    /// in time: the device takes no other, and [`MmioTransport::resume`] lets it go on.
     pub fn pause(&self) -> Result<()> {
         let mut paused = locked(&self.paused);
         if !*paused {
-            self.shared.gate.hold(|| self.shared.kick_all());
-            self.shared.device.stand();
+            self.shared.gate.close(|| self.shared.kick_all());
             *paused = true;
         }
-        self.shared.device.flush()
+        if !self.shared.gate.drained_within(DRAIN_PATIENCE) {
+            return Err(self.shared.hangs(DRAIN_PATIENCE));
+        }
+        self.shared.device.stand();
+        self.flusher.flush(&self.shared, DRAIN_PATIENCE)
     }
 
     /// Makes durable what was completed, while the device runs, so that [`MmioTransport::pause`] finds
     /// less to do.
     ///
     /// # Errors
-    /// When the flush is not confirmed.
+    /// When the flush is not confirmed, or not in time.
     pub fn flush(&self) -> Result<()> {
-        self.shared.device.flush()
+        self.flusher.flush(&self.shared, FLUSH_PATIENCE)
     }
 
     /// Lets the device go on where it was paused, or where the saved one was. Idempotent.

@@ -8,6 +8,7 @@ pub mod block;
 pub mod chain;
 pub mod console;
 mod fill;
+mod flusher;
 mod gate;
 pub mod lent;
 pub mod mmio;
@@ -182,6 +183,11 @@ pub trait VirtioDevice: Send + Sync {
     /// When durability is not confirmed.
     fn flush(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// The storage behind it, which may take without end for what it is asked.
+    fn storage(&self) -> Option<String> {
+        None
     }
 
     /// The driver has reset the device.

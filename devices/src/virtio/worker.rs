@@ -20,6 +20,7 @@ use super::gate::Gate;
 use super::lent::{Lent, Packets};
 use super::poll::poll;
 use super::{DeviceKind, VirtioDevice};
+use crate::Error;
 use crate::interrupt::Interrupt;
 use crate::locked::locked;
 
@@ -104,6 +105,15 @@ impl Shared {
         self.status
             .fetch_or(VIRTIO_CONFIG_S_NEEDS_RESET, Ordering::SeqCst);
         self.raise(VIRTIO_MMIO_INT_CONFIG);
+    }
+
+    /// What was asked of the device has not ended in `waited`.
+    pub(super) fn hangs(&self, waited: Duration) -> Error {
+        let storage = self.device.storage();
+        Error::Hangs {
+            device: storage.unwrap_or_else(|| self.kind.name().into()),
+            waited,
+        }
     }
 
     /// Counts a change of the configuration space and tells a driver that has started.

@@ -84,8 +84,8 @@ pub fn receive(
         scope.spawn(|| reception.run_guarded(scope));
         let _closing = reception.stop_on_drop();
         loop {
-            if control.is_cancelled() {
-                break stopped(Error::Cancelled, Fate::AtSourceByRequest);
+            if let Err(stop) = control.check() {
+                break stopped(stop, Fate::AtSourceByRequest);
             }
             let taken = match incoming.recv_timeout(SLICE) {
                 Ok(Incoming::Control {

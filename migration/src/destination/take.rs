@@ -26,8 +26,8 @@ use crate::session::{CloseOnDrop, Note, Session, Timing};
 use crate::transport::Connection;
 use crate::vm::{DestinationVm, MachineDescription, RunState};
 use crate::wire::control::{
-    Committed, Extents, Intent, MAX_WARNINGS, Message, Negotiate, PassPlaced, Prepared, Ready,
-    Resolution, Welcome,
+    Answer, Committed, Extents, Intent, MAX_WARNINGS, Message, Negotiate, PassPlaced, Prepared,
+    Ready, Resolution, Welcome,
 };
 
 /// How long the source is waited for after the guest runs here.
@@ -314,6 +314,7 @@ impl Take<'_> {
             if let (Some(last), Some(loaded)) = (last, &state)
                 && placed == last
             {
+                session.pages_complete();
                 let sum = done
                     .iter()
                     .fold(0u64, |sum, &(_, digest)| sum.wrapping_add(digest));
@@ -416,14 +417,17 @@ impl Take<'_> {
             Message::Commit => {}
             other => return Err(before_commit(unexpected(&other, "commit"))),
         }
-        if !self.control.enter_commit() {
-            return Err(before_commit(Error::Cancelled));
-        }
+        self.control.enter_commit().map_err(before_commit)?;
         self.enter(Phase::Commit);
-        let committed = {
+        let ran = {
             let _nobody_asks = self.reception.hand_over();
-            self.run_guest(run_state)?
+            self.run_guest(run_state)
         };
+        let committed = ran.inspect_err(|(_, fate)| {
+            if *fate == Fate::AtSource {
+                self.refuse_commit(session);
+            }
+        })?;
         // The source compared the digests before it decided.
         self.report.verified = has_digest;
         self.report.downtime.commit = committed.journal_ms + committed.start_ms;
@@ -497,6 +501,17 @@ impl Take<'_> {
             }
             Err(error) => Err((error, self.take_back())),
         }
+    }
+
+    /// Tells the source, which cannot know it otherwise once it sent the commit, that the guest never
+    /// ran here and never will, as the journal says: it need not ask.
+    fn refuse_commit(&self, session: &Session) {
+        let answer = Answer {
+            resolution: Resolution::NeverRan,
+            host: (self.version > 1).then(|| self.journal.identity()),
+        };
+        // If it does not reach the source, that asks.
+        let _ = session.send(&Message::Resolution(answer));
     }
 
     /// Takes a recorded commit back, for a guest that has not executed anything here; possible

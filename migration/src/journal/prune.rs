@@ -1,4 +1,5 @@
-//! Records of migrations that ended long ago go, so that a host's journal does not grow for ever.
+//! Records of migrations that ended long ago, or before many others, go, so that a host's journal does
+//! not grow for ever.
 //!
 //! A record that somebody may still need stays, however old: a commit that was sent and not answered,
 //! and a commit whose source has not let go, for that source may ask.
@@ -17,19 +18,30 @@ use crate::wire::control::Resolution;
 
 /// How long the record of a migration that ended is kept, for people.
 const KEEP: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How many files are kept for that: of more, the oldest go.
+const MOST: usize = 256;
 
 /// Removes from `directory` what is old at `now`. What cannot be judged stays.
 pub(super) fn prune(directory: &Path, now: SystemTime) {
     let Ok(entries) = directory.read_dir() else {
         return;
     };
-    let names = entries.flatten().filter_map(|entry| {
-        let name = entry.file_name().into_string().ok()?;
-        let (id, kind) = name.split_once('.')?;
-        Some((id.parse().ok()?, kind.to_owned()))
-    });
-    let pruning = Pruning { directory, now };
-    for (id, kind) in names {
+    let mut names: Vec<(SystemTime, MigrationId, String)> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let (id, kind) = name.split_once('.')?;
+            let changed = entry.metadata().and_then(|m| m.modified()).ok()?;
+            Some((changed, id.parse().ok()?, kind.to_owned()))
+        })
+        .collect();
+    names.sort_by(|(one, ..), (other, ..)| other.cmp(one));
+    for (newer, (_, id, kind)) in names.into_iter().enumerate() {
+        let pruning = Pruning {
+            directory,
+            now,
+            crowded: newer >= MOST,
+        };
         match kind.as_str() {
             "source" => pruning.source(id),
             "destination" => pruning.destination(id),
@@ -42,6 +54,19 @@ pub(super) fn prune(directory: &Path, now: SystemTime) {
 struct Pruning<'a> {
     directory: &'a Path,
     now: SystemTime,
+    /// Enough newer ones are there: age does not count.
+    crowded: bool,
+}
+
+/// What a record is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Worth {
+    /// Somebody may ask for it.
+    Needed,
+    /// Nothing was decided: its migration may be under way.
+    Open,
+    /// It tells people what was.
+    History,
 }
 
 impl Pruning<'_> {
@@ -50,9 +75,14 @@ impl Pruning<'_> {
     }
 
     fn source(&self, id: MigrationId) {
-        self.remove_if(&self.path(id, "source"), |record: Option<SourceRecord>| {
-            record.is_none_or(|record| record.handover != Handover::CommitSent)
-        });
+        self.remove(
+            &self.path(id, "source"),
+            |record: Option<SourceRecord>| match record.map(|record| record.handover) {
+                None | Some(Handover::Begun) => Worth::Open,
+                Some(Handover::CommitSent) => Worth::Needed,
+                Some(Handover::Gone | Handover::Kept) => Worth::History,
+            },
+        );
     }
 
     /// The decision goes first: what is left then says nothing, and goes too.
@@ -62,9 +92,13 @@ impl Pruning<'_> {
             File::open(&answer)
                 .is_ok_and(|file| matches!(read(&file, &answer), Ok(Some(Resolution::NeverRan))))
         };
-        self.remove_if(&self.path(id, "destination"), |record| match record {
-            None | Some(Decision::GiveUp) => true,
-            Some(Decision::Commit) => self.path(id, "finished").exists() || never_ran(),
+        self.remove(&self.path(id, "destination"), |record| match record {
+            None => Worth::Open,
+            Some(Decision::GiveUp) => Worth::History,
+            Some(Decision::Commit) if self.path(id, "finished").exists() || never_ran() => {
+                Worth::History
+            }
+            Some(Decision::Commit) => Worth::Needed,
         });
         for kind in ["answer", "finished"] {
             self.orphan(id, kind);
@@ -73,15 +107,15 @@ impl Pruning<'_> {
 
     fn orphan(&self, id: MigrationId, kind: &str) {
         if !self.path(id, "destination").exists() {
-            self.remove_if(&self.path(id, kind), |_: Option<Resolution>| true);
+            self.remove(&self.path(id, kind), |_: Option<Resolution>| Worth::History);
         }
     }
 
-    /// Removes the file if it is old, nobody is at it, and its record allows that.
-    fn remove_if<T: for<'de> Deserialize<'de>>(
+    /// Removes the file if nobody is at it, and it is old or crowded for what it is worth.
+    fn remove<T: for<'de> Deserialize<'de>>(
         &self,
         path: &Path,
-        may_go: impl FnOnce(Option<T>) -> bool,
+        worth: impl FnOnce(Option<T>) -> Worth,
     ) {
         let Ok(file) = File::open(path) else { return };
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
@@ -91,7 +125,15 @@ impl Pruning<'_> {
             .metadata()
             .and_then(|metadata| metadata.modified())
             .is_ok_and(|changed| self.now.duration_since(changed).is_ok_and(|age| age > KEEP));
-        if is_old && read(&file, path).is_ok_and(may_go) {
+        if !(is_old || self.crowded) {
+            return;
+        }
+        let may_go = read(&file, path).is_ok_and(|record| match worth(record) {
+            Worth::Needed => false,
+            Worth::Open => is_old,
+            Worth::History => true,
+        });
+        if may_go {
             // It stays for the next time if that fails.
             let _ = std::fs::remove_file(path);
         }
@@ -159,6 +201,35 @@ mod tests {
         expected.sort();
         assert_eq!(left, expected);
         assert_eq!(journal.decision(id(10)).unwrap(), Some(Decision::Commit));
+    }
+
+    #[test]
+    fn of_many_records_the_oldest_go_unless_they_are_needed() {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = FileJournal::open(directory.path()).unwrap();
+        let id = |number: u32| {
+            let mut bytes = [0; 16];
+            bytes[..4].copy_from_slice(&number.to_le_bytes());
+            MigrationId(bytes)
+        };
+        // The oldest of all: not answered, not decided, and one that is history.
+        journal.decide(id(1), Decision::Commit).unwrap();
+        journal.reserve(id(2), Side::Destination).unwrap();
+        journal.decide(id(3), Decision::GiveUp).unwrap();
+        let old = SystemTime::now() - Duration::from_secs(3600);
+        for number in 1..=3 {
+            let path = journal.path(id(number), "destination");
+            File::open(path).unwrap().set_modified(old).unwrap();
+        }
+        for number in 0..MOST as u32 {
+            journal.decide(id(100 + number), Decision::GiveUp).unwrap();
+        }
+        prune(directory.path(), SystemTime::now());
+        assert_eq!(journal.decision(id(1)).unwrap(), Some(Decision::Commit));
+        assert!(journal.path(id(2), "destination").exists());
+        assert!(!journal.path(id(3), "destination").exists());
+        let kept = std::fs::read_dir(directory.path()).unwrap().count();
+        assert_eq!(kept, MOST + 2 + 1, "with the identity");
     }
 
     #[test]

@@ -241,6 +241,20 @@ pub struct Span {
     pub pages: u64,
 }
 
+impl Span {
+    /// The first `pages` of it, or all, and the rest.
+    pub fn split_at(self, pages: u64) -> (Self, Self) {
+        let pages = pages.min(self.pages);
+        let first = Self { pages, ..self };
+        let rest = Self {
+            page: self.page + pages,
+            pages: self.pages - pages,
+            ..self
+        };
+        (first, rest)
+    }
+}
+
 /// Guest RAM, page by page.
 pub struct Ram {
     regions: Vec<Region>,

@@ -62,15 +62,26 @@ impl Run<'_> {
 
     /// Records the decision, sends it, and waits until the guest runs at the destination.
     pub(super) fn commit(&mut self, link: &Link) -> Result<(), Error> {
-        if !self.control.enter_commit() {
-            return Err(Error::Cancelled);
-        }
+        self.control.enter_commit()?;
         self.record(Handover::CommitSent)?;
         // From here on the commit may have arrived, even if sending it fails.
         self.undo.commit_sent = true;
         link.session.send(&Message::Commit)?;
         match self.answer(link, "committing", self.options.io_timeout)? {
             Message::Committed(committed) => self.report.warnings = committed.warnings,
+            // It cannot run the guest, and has recorded that it never will; why comes next.
+            Message::Resolution(Answer {
+                resolution: Resolution::NeverRan,
+                host,
+            }) if host == self.host => {
+                self.undo.commit_sent = false;
+                return Err(
+                    match self.answer(link, "committing", self.options.io_timeout) {
+                        Ok(other) => unexpected(&other, "failure"),
+                        Err(error) => error,
+                    },
+                );
+            }
             other => return Err(unexpected(&other, "committed")),
         }
         self.gone();

@@ -232,6 +232,12 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Whether the migration is still to go on: nobody ended it, and there is time.
+    fn check_wanted(&self) -> Result<(), Error> {
+        self.control.check()?;
+        self.check_time()
+    }
+
     /// Waits for the next message from the destination, other notes aside.
     fn answer(
         &self,

@@ -140,16 +140,15 @@ impl<'a> Run<'a> {
 
     /// Connects and says hello.
     fn connect(&self, role: Role) -> Result<Box<dyn Connection>, Error> {
-        let give_up = || self.control.is_cancelled() || self.check_time().is_err();
+        let give_up = || self.check_wanted().is_err();
         let connection = self
             .to
             .connect(Patience {
                 timeout: self.options.io_timeout,
                 give_up: &give_up,
             })
-            .map_err(|source| match self.check_time() {
-                _ if self.control.is_cancelled() => Error::Cancelled,
-                Err(timed_out) => timed_out,
+            .map_err(|source| match self.check_wanted() {
+                Err(unwanted) => unwanted,
                 Ok(()) => Error::Connect {
                     address: self.to.address(),
                     source,
@@ -172,10 +171,7 @@ impl<'a> Run<'a> {
     fn wait_for_welcome(&self, connection: &dyn Connection) -> Result<(), Error> {
         let until = Instant::now() + self.options.io_timeout;
         loop {
-            if self.control.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
-            self.check_time()?;
+            self.check_wanted()?;
             let readable = connection
                 .wait_readable(Duration::from_millis(20))
                 .map_err(Error::link("waiting for a welcome"))?;

@@ -192,17 +192,7 @@ fn boot_cpu() -> ! {
     let options = Options::parse(line, &mut out);
     let clock = Clock::find(start, options.tsc_khz);
     if options.crash != Crash::No {
-        let reason = if options.crash == Crash::Triple {
-            "crash-triple"
-        } else {
-            "crash-reset"
-        };
-        out.line(format_args!("bye reason={reason}"));
-        out.flush();
-        if options.crash == Crash::Triple {
-            gate::triple_fault();
-        }
-        power::reset(&clock);
+        crash(options.crash, &clock, &mut out);
     }
     let cpus = start_cpus(&info, &options, &clock);
     info.map_high();
@@ -237,6 +227,20 @@ fn boot_cpu() -> ! {
         net.introduce(&mut out);
     }
     run(&clock, &options, worker, &mut devices, &mut out)
+}
+
+fn crash(how: Crash, clock: &Clock, out: &mut Serial) -> ! {
+    let reason = if how == Crash::Triple {
+        "crash-triple"
+    } else {
+        "crash-reset"
+    };
+    out.line(format_args!("bye reason={reason}"));
+    out.flush();
+    if how == Crash::Triple {
+        gate::triple_fault();
+    }
+    power::reset(clock)
 }
 
 fn start_cpus(info: &BootInfo, options: &Options, clock: &Clock) -> usize {
@@ -335,6 +339,8 @@ fn run(
             match serial::input() {
                 Some(b's') => tick = true,
                 Some(b'q') => reason = Some("asked"),
+                Some(b'r') => crash(Crash::Reset, clock, out),
+                Some(b't') => crash(Crash::Triple, clock, out),
                 Some(b'g') => {
                     take_gap();
                     gaps = Gaps::default();

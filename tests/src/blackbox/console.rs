@@ -45,6 +45,8 @@ impl Line {
 pub struct Console {
     file: File,
     text: Vec<u8>,
+    /// Its disk was made to fail, of which it may have been told.
+    disk_failed: bool,
 }
 
 impl Console {
@@ -57,7 +59,14 @@ impl Console {
         Self {
             file: open(host, vm),
             text: Vec::new(),
+            disk_failed: false,
         }
+    }
+
+    /// Its disk failed, or refused what the guest wanted, on purpose: that the guest was told so is
+    /// no harm.
+    pub fn knows_of_disk_faults(&mut self) {
+        self.disk_failed = true;
     }
 
     /// The guest has moved, and what it prints now is read there: the text goes on where it was.
@@ -74,6 +83,14 @@ impl Console {
         self.file
             .read_to_end(&mut self.text)
             .expect("serial.log is readable");
+    }
+
+    /// Forgets what was read, which must hold no fault: what is read takes long when it is much.
+    #[track_caller]
+    pub fn forgets(&mut self) {
+        self.is_unharmed();
+        let whole = self.text.iter().rposition(|&byte| byte == b'\n');
+        self.text.drain(..whole.map_or(0, |end| end + 1));
     }
 
     /// Everything printed until now.
@@ -129,16 +146,38 @@ impl Console {
         });
     }
 
+    /// The guest has counted its ticks without a gap and none twice, wherever it printed them.
+    ///
+    /// # Panics
+    /// When it went on from where it had been before, as one that runs in two places does.
+    #[track_caller]
+    pub fn ticks_once(&mut self) {
+        let ticks = self.lines();
+        let ticks: Vec<u64> = ticks
+            .iter()
+            .filter(|line| line.kind == "tick")
+            .filter_map(|line| line.number("n"))
+            .collect();
+        let broken = ticks.windows(2).find(|two| two[1] != two[0] + 1);
+        assert!(broken.is_none(), "tick {broken:?} of {ticks:?}");
+    }
+
     /// The guest has found nothing wrong.
     ///
     /// # Panics
     /// When it has.
     #[track_caller]
     pub fn is_unharmed(&mut self) {
+        let told = |line: &Line| {
+            let kind = line.fields.get("kind").map(String::as_str);
+            matches!(kind, Some("block-write" | "block-flush"))
+        };
+        let disk_failed = self.disk_failed;
         let faults: Vec<_> = self
             .lines()
             .into_iter()
             .filter(|l| l.kind == "fault" || l.kind == "panic")
+            .filter(|line| !(disk_failed && told(line)))
             .collect();
         assert!(faults.is_empty(), "the guest found {faults:?}");
     }
@@ -153,6 +192,20 @@ impl Console {
             let pages = self.last("ledger_pages")?;
             assert!(pages > 0, "the guest has no ledger");
             (self.last("ledger_verified")? >= before + pages).then_some(())
+        });
+        self.is_unharmed();
+    }
+}
+
+impl Console {
+    /// Waits until the guest has verified as many blocks of its disk as it has written since now, and
+    /// found nothing wrong.
+    #[track_caller]
+    pub fn verifies_blocks(&mut self) {
+        let before = self.last("blocks_verified").unwrap_or(0);
+        eventually("the guest verifies its disk", || {
+            self.is_unharmed();
+            (self.last("blocks_verified")? > before).then_some(())
         });
         self.is_unharmed();
     }

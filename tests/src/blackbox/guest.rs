@@ -22,6 +22,16 @@ impl Guest {
         }
     }
 
+    /// Small enough that many fit beside each other, and yet with all that can go wrong.
+    pub fn small() -> Self {
+        Self {
+            memory: "32MiB",
+            cmdline: "ledger=2M fill=random fill_size=1M tick_ms=50 dirty_rate=500 dirty_set=512K idle=halt"
+                .into(),
+            ..Self::idle()
+        }
+    }
+
     /// Changes a part of its ledger all the time while it verifies the whole.
     pub fn dirtying() -> Self {
         Self {

@@ -189,6 +189,8 @@ impl Ended {
         let report = self.report;
         assert_eq!(report["event"], "completed", "{report:#}");
         assert_eq!(report["status"], "completed", "{report:#}");
+        // Also one that was recovered from is no part of a success.
+        assert!(report["error"].is_null(), "{report:#}");
         check_figures(&report);
         let phases: Vec<_> = self
             .events

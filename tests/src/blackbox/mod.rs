@@ -10,6 +10,7 @@ pub mod leftovers;
 pub mod migration;
 pub mod pair;
 pub mod relay;
+pub mod vitals;
 pub mod vms;
 pub mod wait;
 pub mod wire;

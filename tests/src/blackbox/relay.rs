@@ -11,7 +11,7 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::spawn;
+use std::thread::{sleep, spawn};
 use std::time::Duration;
 
 use self::outlet::Outlet;
@@ -93,6 +93,13 @@ impl Link {
     }
 }
 
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Carries {
+    Control,
+    Pages,
+}
+
 /// What is so for either direction.
 #[derive(Debug, Clone, Copy, Default)]
 struct Way {
@@ -105,12 +112,22 @@ struct State {
     down: bool,
     sprung: bool,
     cut_at_bytes: bool,
+    /// What is stalled holds back no connection but the control connection.
+    pages_pass: bool,
+    /// Data connections that the source has not ended.
+    pages: usize,
+    /// Bytes of pages that pass in a second; as many as can where it is `None`.
+    pace: Option<u64>,
     to_destination: Way,
     to_source: Way,
     ends: Vec<TcpStream>,
 }
 
 impl State {
+    fn holds_back(&mut self, carries: Carries, toward: Toward) -> bool {
+        self.way(toward).stalled && (carries == Carries::Control || !self.pages_pass)
+    }
+
     fn way(&mut self, toward: Toward) -> &mut Way {
         match toward {
             Toward::Destination => &mut self.to_destination,
@@ -203,6 +220,11 @@ impl Relay {
         self.shared.cut();
     }
 
+    /// Lets no more than so many bytes of pages pass in a second, on each connection.
+    pub fn pace(&self, bytes_per_second: u64) {
+        self.shared.state().pace = Some(bytes_per_second);
+    }
+
     /// Holds everything back.
     pub fn stall(&self) {
         self.stall_toward(Toward::Destination);
@@ -221,6 +243,25 @@ impl Relay {
         state.to_destination.stalled = false;
         state.to_source.stalled = false;
         self.shared.changed.notify_all();
+    }
+
+    /// As [`Relay::go_on`] for ends that were closed, but those of the data connections arrive before
+    /// what the control connection still holds: nothing orders them.
+    ///
+    /// # Panics
+    /// When the data connections do not end.
+    pub fn go_on_pages_first(&self) {
+        self.shared.state().pages_pass = true;
+        self.shared.changed.notify_all();
+        super::wait::holds("the data connections end", || {
+            self.shared.state().pages == 0
+        });
+        self.go_on();
+    }
+
+    /// Whether it is cut.
+    pub fn is_down(&self) -> bool {
+        self.shared.state().down
     }
 
     /// Whether the trap was sprung.
@@ -301,27 +342,43 @@ impl Shared {
         let back = Outlet::new(back_to, delay(Toward::Source));
         let mut hello = [0; HELLO_LEN];
         source.read_exact(&mut hello)?;
-        self.pass(Toward::Destination, &hello, &mut there)?;
-        let control = role_of(&hello) == Some(1);
+        let carries = if role_of(&hello) == Some(1) {
+            Carries::Control
+        } else {
+            Carries::Pages
+        };
+        self.pass(carries, Toward::Destination, &hello, &mut there)?;
+        if carries == Carries::Pages {
+            self.state().pages += 1;
+        }
         let shared = self.clone();
-        spawn(move || shared.pump(control, Toward::Source, back_from, back));
-        self.pump(control, Toward::Destination, source, there);
+        spawn(move || shared.pump(carries, Toward::Source, back_from, back));
+        self.pump(carries, Toward::Destination, source, there);
         Ok(())
     }
 
-    fn pump(&self, control: bool, toward: Toward, mut from: TcpStream, mut to: Outlet) {
-        let _ = if control {
-            self.frames(toward, &mut from, &mut to)
-        } else {
-            self.bytes(toward, &mut from, &mut to)
+    fn pump(&self, carries: Carries, toward: Toward, mut from: TcpStream, mut to: Outlet) {
+        let _ = match carries {
+            Carries::Control => self.frames(toward, &mut from, &mut to),
+            Carries::Pages => self.bytes_up_to(u64::MAX, carries, toward, &mut from, &mut to),
         };
-        // One end closed: so does the other, after what it was sent.
+        // One end closed: so does the other, after what it was sent; an end is held back too.
+        let _ = self.wait_while_stalled(carries, toward);
         to.end();
+        if carries == Carries::Pages && toward == Toward::Destination {
+            self.state().pages -= 1;
+        }
     }
 
     /// Passes bytes on, when and as far as they may.
-    fn pass(&self, toward: Toward, bytes: &[u8], to: &mut Outlet) -> io::Result<()> {
-        self.wait_while_stalled(toward)?;
+    fn pass(
+        &self,
+        carries: Carries,
+        toward: Toward,
+        bytes: &[u8],
+        to: &mut Outlet,
+    ) -> io::Result<()> {
+        self.wait_while_stalled(carries, toward)?;
         let may = self.count(toward, bytes.len());
         to.write_all(&bytes[..may])?;
         if may < bytes.len() {
@@ -349,13 +406,10 @@ impl Shared {
         may
     }
 
-    fn bytes(&self, toward: Toward, from: &mut TcpStream, to: &mut Outlet) -> io::Result<()> {
-        self.bytes_up_to(u64::MAX, toward, from, to)
-    }
-
     fn bytes_up_to(
         &self,
         limit: u64,
+        carries: Carries,
         toward: Toward,
         from: &mut TcpStream,
         to: &mut Outlet,
@@ -367,7 +421,11 @@ impl Shared {
             if n == 0 {
                 return Ok(());
             }
-            self.pass(toward, &piece[..n], to)?;
+            self.pass(carries, toward, &piece[..n], to)?;
+            let pace = self.state().pace.filter(|_| carries == Carries::Pages);
+            if let Some(pace) = pace {
+                sleep(Duration::from_secs_f64(n as f64 / pace as f64));
+            }
         }
     }
 
@@ -395,8 +453,8 @@ impl Shared {
                 }
                 Some(Fate::PassAndCut) | None => {}
             }
-            self.pass(toward, &header, to)?;
-            self.bytes_up_to(length as u64, toward, from, to)?;
+            self.pass(Carries::Control, toward, &header, to)?;
+            self.bytes_up_to(length as u64, Carries::Control, toward, from, to)?;
             if fate == Some(Fate::PassAndCut) {
                 self.hang_up_after(from, to);
                 return Ok(());
@@ -422,9 +480,9 @@ impl Shared {
         (!std::mem::replace(&mut state.sprung, true)).then_some(trap.fate)
     }
 
-    fn wait_while_stalled(&self, toward: Toward) -> io::Result<()> {
+    fn wait_while_stalled(&self, carries: Carries, toward: Toward) -> io::Result<()> {
         let mut state = self.state();
-        while state.way(toward).stalled && !state.down {
+        while state.holds_back(carries, toward) && !state.down {
             state = self
                 .changed
                 .wait(state)

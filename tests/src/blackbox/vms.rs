@@ -1,6 +1,9 @@
 //! What a test does with the VMs of a host.
 
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -8,7 +11,7 @@ use serde_json::Value;
 use super::console::Console;
 use super::guest::Guest;
 use super::leftovers;
-use super::wait::{eventually, holds};
+use super::wait::{PATIENCE, eventually, holds};
 use crate::Host;
 use crate::process::Outcome;
 
@@ -26,7 +29,12 @@ pub trait Vms {
     fn folder(&self, vm: &str) -> PathBuf;
 
     /// Starts a guest and follows its console; it has set everything up when this returns.
-    fn run(&self, vm: &str, guest: &Guest) -> Console;
+    fn run(&self, vm: &str, guest: &Guest) -> Console {
+        self.run_with(vm, guest, |_| ())
+    }
+
+    /// As [`Vms::run`], with a command that is changed before.
+    fn run_with(&self, vm: &str, guest: &Guest, change: impl FnOnce(&mut Command)) -> Console;
 
     /// Waits for a guest at `listen` under the name `vm`; the address to send it to.
     fn receive(&self, vm: &str, listen: &str) -> String {
@@ -48,6 +56,9 @@ pub trait Vms {
     /// Process of a VM.
     fn pid(&self, vm: &str) -> u32;
 
+    /// Types a byte on the guest's console.
+    fn press(&self, vm: &str, key: u8);
+
     /// Ends a VM by force.
     fn stop(&self, vm: &str);
 
@@ -67,8 +78,11 @@ impl Vms for Host {
     }
 
     #[track_caller]
-    fn run(&self, vm: &str, guest: &Guest) -> Console {
-        let _ = self.vmm(guest.run_args(vm)).success();
+    fn run_with(&self, vm: &str, guest: &Guest, change: impl FnOnce(&mut Command)) -> Console {
+        let mut command = self.command(guest.run_args(vm));
+        change(&mut command);
+        let run = self.start(command).finish(PATIENCE);
+        let _ = run.unwrap_or_else(|e| panic!("{e:#}")).success();
         let mut console = Console::of(self, vm);
         console.wait_ready();
         console
@@ -112,6 +126,13 @@ impl Vms for Host {
             .as_u64()
             .and_then(|pid| u32::try_from(pid).ok())
             .expect("pid")
+    }
+
+    #[track_caller]
+    fn press(&self, vm: &str, key: u8) {
+        let mut console =
+            UnixStream::connect(self.folder(vm).join("console.sock")).expect("console");
+        console.write_all(&[key]).expect("console takes a key");
     }
 
     #[track_caller]

@@ -126,7 +126,10 @@ pub(super) fn print_ended(name: &str, report: &Report) {
                 "vmm: {}",
                 reason.unwrap_or_else(|| "the migration failed\n".into())
             );
-            eprintln!("vmm: {name} was not moved");
+            match report.error.as_ref() {
+                Some(error) if error.mentions("guest.ended") => eprintln!("vmm: {name} has ended"),
+                _ => eprintln!("vmm: {name} was not moved"),
+            }
         }
     }
 }

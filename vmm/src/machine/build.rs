@@ -7,6 +7,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use block::control_file::ControlFile;
 use block::{Access, BlockDevice, Claim, Content, RawImage};
 use devices::bus::{Bus, BusDevice};
 use devices::interrupt::{EventFdInterrupt, Interrupt};
@@ -23,6 +24,7 @@ use migration::GuestRam;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::announce::Announcements;
+use super::claims::Claims;
 use super::console_ports::{ActivePort, Port};
 use super::demands::CpuDemands;
 use super::devices::{Devices, VirtioSlot};
@@ -70,6 +72,8 @@ pub struct DiskSource {
     pub content: Content,
     /// Size that it must have, when the guest knows it already.
     pub expected_size: Option<u64>,
+    /// What orders faults of it, for tests of this program.
+    pub faults: Option<ControlFile>,
 }
 
 /// As whom a machine claims its disks.
@@ -98,8 +102,11 @@ fn open_disk(disk: &DiskSource) -> Result<RawImage, MachineError> {
         DiskAccess::ReadWrite => Access::ReadWrite,
         DiskAccess::ReadOnly => Access::ReadOnly,
     };
-    let image =
-        RawImage::open(&disk.path, access, disk.content).map_err(|source| MachineError::Disk {
+    let faults = disk.faults.as_ref();
+    let image = faults
+        .map_or(Ok(()), |faults| faults.opening(&disk.id, &disk.path))
+        .and_then(|()| RawImage::open(&disk.path, access, disk.content))
+        .map_err(|source| MachineError::Disk {
             id: disk.id.clone(),
             path: disk.path.clone(),
             source,
@@ -325,7 +332,12 @@ impl BusBuilder<'_> {
                 serial: disk.id.clone(),
                 queues: self.cpus,
             };
-            let device = Block::new(Arc::new(image), config);
+            let image: Arc<dyn BlockDevice> = Arc::new(image);
+            let image = match &disk.faults {
+                Some(faults) => faults.over(&disk.id, image),
+                None => image,
+            };
+            let device = Block::new(image, config);
             plug(self, &disk.id, Box::new(device))?;
         }
         let out = active.track(Port::Virtio, console.writer());
@@ -357,7 +369,7 @@ impl BusBuilder<'_> {
             i8042,
             acpi,
             virtio,
-            claims,
+            claims: Claims::new(claims),
             nets: ports,
         })
     }

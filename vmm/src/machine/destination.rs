@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use block::Content;
+use block::control_file::ControlFile;
 use migration::GuestRam;
 use migration::observation::{Observation, Side};
 use migration::vm::{DestinationVm, MachineDescription, VmResult};
@@ -34,6 +35,8 @@ pub(super) struct Arrival {
     pub(super) taps: NetOverrides,
     /// Whether the source may say where the other disks lie.
     pub(super) paths: DiskPaths,
+    /// What orders faults of disks, for tests of this program.
+    pub(super) faults: Option<ControlFile>,
     /// Whether the VM keeps the name that it was given here, or takes the guest's.
     pub(super) naming: Naming,
     /// Memory in waiting.
@@ -102,6 +105,7 @@ impl MachineDestination {
                     // The guest may have written anything into its first sector.
                     content: Content::Raw,
                     expected_size: Some(disk.size),
+                    faults: self.arrival.faults.clone(),
                 }
             })
             .collect()
@@ -261,10 +265,7 @@ impl DestinationVm for MachineDestination {
         machine
             .resume(PauseReason::NotStarted)
             .map_err(|e| observed(&e))?;
-        if let Err(e) = machine.devices().complete_claims() {
-            // The successor's part alone keeps everybody else out.
-            tracing::warn!(error = %e, "the disks' claims stay incomplete");
-        }
+        machine.devices().claims.complete();
         (self.started)(&machine);
         Ok(())
     }
@@ -304,6 +305,7 @@ mod tests {
             overrides,
             taps: Vec::new(),
             paths,
+            faults: None,
             naming: Naming::Given,
             reserve: None,
             cpu_limit: None,

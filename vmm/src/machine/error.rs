@@ -114,6 +114,14 @@ impl MachineError {
             Self::Disk { .. } => "disk.open",
             Self::Claim { .. } => "disk.claim",
             Self::DiskSize { .. } => "disk.size",
+            Self::Device {
+                source: devices::Error::Hangs { .. },
+                ..
+            } => "disk.hangs",
+            Self::Device {
+                source: devices::Error::Flush { .. },
+                ..
+            } => "disk.flush",
             Self::Net { .. } => "net.open",
             Self::Device { .. } | Self::TooManyDevices => "machine.device",
             Self::Vcpu(..) | Self::State(..) | Self::Codec(_) | Self::Mismatch(_) => {

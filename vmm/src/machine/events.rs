@@ -1,10 +1,10 @@
 //! How a guest's end reaches whoever holds the machine.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock};
 
 use devices::power::PowerControl;
+use migration::observation::{Observation, Side};
 
 use crate::vcpu::GuestEvent;
 
@@ -12,7 +12,7 @@ use crate::vcpu::GuestEvent;
 #[derive(Debug, Clone)]
 pub struct GuestEvents {
     sender: Sender<GuestEvent>,
-    ended: Arc<AtomicBool>,
+    end: Arc<OnceLock<Observation>>,
 }
 
 impl GuestEvents {
@@ -22,7 +22,7 @@ impl GuestEvents {
         (
             Self {
                 sender,
-                ended: Arc::new(AtomicBool::new(false)),
+                end: Arc::default(),
             },
             receiver,
         )
@@ -30,7 +30,7 @@ impl GuestEvents {
 
     /// Tells the guest's end; only the first one counts.
     pub fn tell(&self, event: GuestEvent) {
-        if !self.ended.swap(true, Ordering::SeqCst) {
+        if self.end.set(observed(&event)).is_ok() {
             // Without a receiver the machine is being dropped, and nobody asks any more.
             let _ = self.sender.send(event);
         }
@@ -38,7 +38,25 @@ impl GuestEvents {
 
     /// Whether an end was told; true before the machine can be seen paused after it.
     pub fn ended(&self) -> bool {
-        self.ended.load(Ordering::SeqCst)
+        self.end.get().is_some()
+    }
+
+    /// How it ended.
+    pub(super) fn end(&self) -> Option<&Observation> {
+        self.end.get()
+    }
+}
+
+/// What a guest did, for whoever wanted to go on with it.
+pub(super) fn observed(event: &GuestEvent) -> Observation {
+    let at_source = |id: &str, message: &str| Observation::new(Side::Source, id, message);
+    match event {
+        GuestEvent::PowerOff => at_source("guest.powered-off", "the guest powered off"),
+        GuestEvent::Reset => at_source(
+            "guest.reset",
+            "the guest asked for a reset, which ends its VM",
+        ),
+        GuestEvent::Failed(why) => why.clone(),
     }
 }
 

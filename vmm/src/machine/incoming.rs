@@ -14,11 +14,11 @@ use migration::observation::{Observation, Side};
 use migration::transport::Listen;
 use migration::transport::socket::SocketListen;
 
-use super::MachineError;
 use super::destination::{Arrival, DiskPaths, MachineDestination, Naming};
 use super::events::GuestEvents;
 use super::inherited;
 use super::instance::VmInstance;
+use super::{MachineError, debug};
 use crate::config::ReceiveConfig;
 use crate::console::ConsoleHub;
 use crate::cpuid::Model;
@@ -79,6 +79,7 @@ pub(super) fn listen(
         overrides: config.disks.clone(),
         taps: config.nets.clone(),
         paths: disk_paths(&listener.address()),
+        faults: debug::disk_faults(Side::Destination)?,
         naming: if config.name.is_some() {
             Naming::Given
         } else {

@@ -3,7 +3,8 @@
 //! # States
 //! `incoming → running | paused | failed`, `running ⇄ paused`, `running | paused → handover-unknown`,
 //! `handover-unknown → running | paused | migrated`, and from any of them `stopped`, `migrated` or
-//! `failed`, which are final. Only the thread that made a transition true records it.
+//! `failed`, which are final. Only the thread that made a transition true records it. `handing-over` is
+//! how `running` and `paused` are told while a migration holds the guest still.
 
 use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
@@ -17,6 +18,7 @@ use migration::control::Control;
 use migration::observation::{Observation, Side};
 use migration::progress::Event;
 
+use super::events::observed;
 use super::power::PauseReason;
 use super::{Machine, MachineError};
 use crate::instance::{
@@ -164,7 +166,7 @@ impl VmInstance {
                 // What is left cannot be migrated; the engine notices by itself at the latest when it
                 // stops the guest.
                 if let Some(control) = control {
-                    control.cancel();
+                    control.guest_ended(observed(&event));
                     instance.wait_idle(CANCEL_PATIENCE);
                 }
                 match event {
@@ -222,6 +224,20 @@ impl Core {
         self.state = state;
     }
 
+    /// The state as it is told: a guest that its migration has stopped runs here no longer, and may run
+    /// at the destination already.
+    fn shown(&self) -> VmState {
+        let stopped = |machine: &Arc<Machine>| machine.paused_for(PauseReason::Migration);
+        match self.state {
+            VmState::Running | VmState::Paused
+                if self.active().is_some() && self.machine.as_ref().is_some_and(stopped) =>
+            {
+                VmState::HandingOver
+            }
+            state => state,
+        }
+    }
+
     pub(super) fn active(&self) -> Option<&Migration> {
         self.migration.as_ref().filter(|m| m.stage == Stage::Active)
     }
@@ -265,6 +281,9 @@ pub(super) fn is_final(state: VmState) -> bool {
 pub(super) fn wrong_state(state: VmState) -> Observation {
     let message = match state {
         VmState::Incoming => "the guest has not come in yet",
+        VmState::HandingOver => {
+            "the guest is being handed over: ask the host that has it when that is done"
+        }
         VmState::HandoverUnknown => {
             "it is not known whether the destination runs the guest: use `vmm migrate NAME --resolve`"
         }
@@ -282,7 +301,7 @@ impl Instance for Arc<VmInstance> {
         let core = self.lock();
         VmStatus {
             name: self.dir.name(),
-            state: core.state,
+            state: core.shown(),
             pid: std::process::id(),
             cpus: core.machine.as_ref().map_or(0, |m| m.spec().cpus()),
             memory_bytes: core.machine.as_ref().map_or(0, |m| m.spec().memory),
@@ -356,10 +375,11 @@ impl Instance for Arc<VmInstance> {
 
     fn cancel_migration(&self) -> Result<(), Observation> {
         match self.lock().active() {
-            Some(migration) => {
-                migration.control.cancel();
-                Ok(())
-            }
+            Some(migration) if migration.control.cancel() => Ok(()),
+            Some(_) => Err(refuse(
+                "migration.committing",
+                "it is too late: the commit is on its way, or the migration is ending",
+            )),
             None => Err(refuse("migration.none", "no migration is running")),
         }
     }
@@ -392,7 +412,9 @@ impl Instance for Arc<VmInstance> {
     fn wait_change(&self, seen: VmState, timeout: Duration) -> VmState {
         let deadline = Instant::now() + timeout;
         let mut core = self.lock();
-        while core.state == seen {
+        // That the guest is being handed over is not told by itself: it is over in a moment, or its end
+        // is told.
+        while core.shown() == seen {
             let Some(left) = deadline.checked_duration_since(Instant::now()) else {
                 break;
             };
@@ -402,7 +424,7 @@ impl Instance for Arc<VmInstance> {
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
-        core.state
+        core.shown()
     }
 }
 
@@ -417,29 +439,33 @@ impl VmInstance {
 
     /// Ends the guest without asking it, unless it is, or may be, somebody else's.
     fn stop_now(&self) -> Result<(), Observation> {
-        let control = {
+        let (state, control) = {
             let mut core = self.lock();
             if matches!(core.state, VmState::HandoverUnknown | VmState::Migrated) {
                 return Err(wrong_state(core.state));
             }
             // A migration that began from here on would carry away what is being ended.
             core.stopping = true;
-            core.active().map(|m| m.control.clone())
+            (core.state, core.active().map(|m| m.control.clone()))
         };
-        let stopped = self.stop_after(control.as_deref());
+        if let Some(control) = &control {
+            match state {
+                // There is no guest yet: who sends it keeps it.
+                VmState::Incoming => control.cancel(),
+                _ => control.guest_ended(refuse("vm.stopped", "its user ended the guest")),
+            };
+        }
+        let stopped = self.stop_after(control.is_some());
         if stopped.is_err() {
             self.lock().stopping = false;
         }
         stopped
     }
 
-    fn stop_after(&self, migration: Option<&Control>) -> Result<(), Observation> {
-        if let Some(control) = migration {
-            control.cancel();
-            if !self.wait_idle(CANCEL_PATIENCE) {
-                let message = "the migration does not end; the guest goes on";
-                return Err(refuse("migration.active", message));
-            }
+    fn stop_after(&self, migrating: bool) -> Result<(), Observation> {
+        if migrating && !self.wait_idle(CANCEL_PATIENCE) {
+            let message = "the migration does not end; the guest goes on";
+            return Err(refuse("migration.active", message));
         }
         // The migration may have been past its commit: then the guest is no longer ours.
         let (state, machine) = {

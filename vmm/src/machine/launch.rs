@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use block::Content;
+use block::control_file::ControlFile;
 use devices::virtio::net::Mac;
 use migration::observation::{Observation, Side};
 
@@ -15,7 +16,7 @@ use super::net::NetSpec;
 use super::power::PauseReason;
 use super::spec::{DiskAccess, DiskSpec, MachineSpec};
 use super::{Machine, MachineError};
-use super::{hang, incoming};
+use super::{debug, hang, incoming};
 use crate::boot::refusal::{self, KvmBackend};
 use crate::boot::{self, BootPlan, KernelSource};
 use crate::config::{DiskConfig, DiskFormat, ReceiveConfig, RunConfig, host_limit};
@@ -36,9 +37,10 @@ pub fn run(
     console: &ConsoleHub,
 ) -> Result<Arc<dyn Instance>, Observation> {
     let (events, ends) = GuestEvents::new();
+    let faults = debug::disk_faults(Side::Source)?;
     let limit = host_limit(&dir.host_cpu())?;
     let model = config.cpu.resolve()?;
-    let machine = build_and_boot(config, &model, limit.as_ref(), console, &events)
+    let machine = build_and_boot(config, faults, &model, limit.as_ref(), console, &events)
         .map_err(|e| e.observed(Side::Source))?;
     let machine = Arc::new(machine);
     let instance = VmInstance::new(dir, VmState::Running);
@@ -78,6 +80,7 @@ pub fn receive(
 
 fn build_and_boot(
     config: &RunConfig,
+    faults: Option<ControlFile>,
     model: &Model,
     limit: Option<&Model>,
     console: &ConsoleHub,
@@ -87,7 +90,7 @@ fn build_and_boot(
     let mut disks = Vec::with_capacity(config.disks.len());
     let mut specs = Vec::with_capacity(config.disks.len());
     for disk in &config.disks {
-        let source = disk_source(disk);
+        let source = disk_source(disk, faults.clone());
         let size = build::check_disk(&source)?;
         specs.push(DiskSpec {
             id: source.id.clone(),
@@ -145,7 +148,7 @@ fn build_and_boot(
     Ok(machine)
 }
 
-fn disk_source(disk: &DiskConfig) -> DiskSource {
+fn disk_source(disk: &DiskConfig, faults: Option<ControlFile>) -> DiskSource {
     DiskSource {
         id: disk.id.clone(),
         path: disk.path.clone(),
@@ -159,6 +162,7 @@ fn disk_source(disk: &DiskConfig) -> DiskSource {
             DiskFormat::Raw => Content::Raw,
         },
         expected_size: None,
+        faults,
     }
 }
 

@@ -3,10 +3,12 @@
 
 mod announce;
 mod build;
+mod claims;
 pub mod clock;
 #[cfg(test)]
 mod clock_tests;
 mod console_ports;
+mod debug;
 mod demands;
 mod destination;
 mod devices;
@@ -26,6 +28,8 @@ mod leaving;
 #[cfg(test)]
 mod moving_tests;
 pub mod net;
+#[cfg(test)]
+mod net_tests;
 pub mod power;
 #[cfg(test)]
 mod probe_tests;
@@ -39,6 +43,7 @@ use std::path::PathBuf;
 
 use kvm_ioctls::VmFd;
 use migration::GuestRam;
+use migration::observation::Observation;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
 
@@ -98,6 +103,11 @@ impl Machine {
     /// Whether the guest ended itself: powered off, asked for a reset, or crashed.
     pub fn ended(&self) -> bool {
         self.events.ended()
+    }
+
+    /// How the guest ended itself, if it did.
+    fn end(&self) -> Option<&Observation> {
+        self.events.end()
     }
 
     /// Whether this reason keeps it paused.

@@ -39,7 +39,8 @@ impl PauseReasons {
         }
     }
 
-    /// Adds a reason; `stop` is called when it is the first.
+    /// Adds a reason; `stop` is called also when it is not the first, for the one before may have
+    /// found a device that did not stand still.
     pub fn add<E>(
         &self,
         reason: PauseReason,
@@ -99,8 +100,8 @@ impl PauseReasons {
         reason: PauseReason,
         stop: impl FnOnce() -> Result<(), E>,
     ) -> Result<(), E> {
-        let before = self.bits.fetch_or(reason as u8, Ordering::SeqCst);
-        if before == 0 { stop() } else { Ok(()) }
+        self.bits.fetch_or(reason as u8, Ordering::SeqCst);
+        stop()
     }
 
     fn removed<E>(

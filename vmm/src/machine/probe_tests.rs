@@ -64,6 +64,7 @@ impl Probe {
                     access: DiskAccess::ReadWrite,
                     content: block::Content::Raw,
                     expected_size: Some(size),
+                    faults: None,
                 }
             })
             .into_iter()

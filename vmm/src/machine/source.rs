@@ -49,14 +49,16 @@ impl SourceVm for MachineSource {
     fn offer_disks(&self) -> VmResult<()> {
         self.machine
             .devices()
-            .offer_disks()
+            .claims
+            .offer()
             .map_err(|e| observed(&e))
     }
 
     fn reclaim_disks(&self) -> VmResult<()> {
         self.machine
             .devices()
-            .reclaim_disks()
+            .claims
+            .reclaim()
             .map_err(|e| observed(&e))
     }
 
@@ -90,11 +92,14 @@ impl SourceVm for MachineSource {
         self.machine
             .pause(PauseReason::Migration)
             .map_err(|e| observed(&e))?;
-        if self.machine.ended() {
-            let message = "the guest ended while it was being migrated";
-            return Err(Observation::new(Side::Source, "guest.ended", message));
+        match self.machine.end() {
+            Some(why) => {
+                let message = "the guest ended while it was being migrated";
+                let ended = Observation::new(Side::Source, "guest.ended", message);
+                Err(ended.caused_by(why.clone()))
+            }
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn resume(&self) -> VmResult<()> {
@@ -116,6 +121,6 @@ impl SourceVm for MachineSource {
     }
 
     fn release(&self) {
-        self.machine.devices().release_disks();
+        self.machine.devices().claims.release();
     }
 }

@@ -278,6 +278,10 @@ impl VirtioDevice for Block {
         })
     }
 
+    fn storage(&self) -> Option<String> {
+        Some(format!("disk {}", self.disk.identity()))
+    }
+
     fn save(&self) -> DeviceStateV1 {
         DeviceStateV1::Block(BlockStateV1 {
             capacity_sectors: self.disk.size() / SECTOR_SIZE,

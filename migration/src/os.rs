@@ -1,0 +1,45 @@
+//! Conditions that the operating system reports, under names that do not change.
+
+use std::io;
+
+/// Stable identifier of the condition, where it is one that a user can do something about.
+pub fn condition(error: &io::Error) -> Option<&'static str> {
+    let id = match error.raw_os_error()? {
+        libc::ENOSPC | libc::EDQUOT | libc::EFBIG => "os.no-space",
+        libc::ENOMEM => "os.no-memory",
+        libc::EMFILE | libc::ENFILE => "os.no-descriptors",
+        libc::EIO => "os.input-output",
+        libc::EROFS => "os.read-only",
+        libc::EACCES | libc::EPERM => "os.denied",
+        libc::ENOENT => "os.not-found",
+        libc::ECONNREFUSED => "link.refused",
+        libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH => "link.unreachable",
+        _ => return None,
+    };
+    Some(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observation::{Observation, Side};
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot write the record")]
+    struct Outer(#[source] io::Error);
+
+    #[test]
+    fn root_of_a_failed_operation_names_the_systems_condition() {
+        let full = Outer(io::Error::from_raw_os_error(libc::ENOSPC));
+        let seen = Observation::from_error(Side::Source, "migration.journal", &full);
+        assert_eq!(seen.id, "migration.journal");
+        assert_eq!(seen.root().id, "os.no-space");
+    }
+
+    #[test]
+    fn condition_without_a_name_keeps_the_operations() {
+        let odd = Outer(io::Error::from_raw_os_error(libc::EXDEV));
+        let seen = Observation::from_error(Side::Source, "migration.journal", &odd);
+        assert_eq!(seen.root().id, "migration.journal");
+    }
+}

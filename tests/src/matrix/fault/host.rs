@@ -1,0 +1,147 @@
+//! The destination lacks something.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+
+use super::Fault;
+use crate::blackbox::Pair;
+use crate::matrix::scene::{NAME, SetUp};
+use crate::matrix::{Cell, Phase, Scene, Whereabouts};
+
+const IN_PREPARE: &str = "memory is allocated in prepare; a host that lacks it later kills a side";
+
+/// Lacks of a host.
+pub fn all() -> Vec<Fault> {
+    vec![
+        Fault {
+            lacks: lacks_mounts,
+            set_up: small_state_dir,
+            ..Fault::new(
+                "no space for records",
+                fill_state_dir,
+                |phase| match phase {
+                    // What is recorded later was reserved.
+                    Phase::Negotiate => Cell::stays(
+                        &[
+                            "migration.failed",
+                            "migration.peer-failed",
+                            "migration.journal",
+                            "os.no-space",
+                        ],
+                        &["migration.failed", "migration.journal", "os.no-space"],
+                    ),
+                    _ => Cell::completes(Whereabouts::Destination),
+                },
+            )
+        },
+        Fault {
+            set_up: little_memory,
+            ..Fault::new("no memory", nothing, |phase| match phase {
+                Phase::Prepare => Cell::stays(
+                    &["migration.peer-failed", "machine.memory", "os.no-memory"],
+                    &["migration.failed", "machine.memory", "os.no-memory"],
+                ),
+                _ => Cell::Not(IN_PREPARE),
+            })
+        },
+    ]
+}
+
+fn nothing(scene: &mut Scene) {
+    scene.ended();
+}
+
+/// Less than the guest's memory is left of the receiver's address space.
+fn little_memory(_: &Pair, _: &tempfile::TempDir) -> SetUp {
+    let around = |command: Command| {
+        let mut wrapped = Command::new("prlimit");
+        wrapped.args(["--as=600000000", "--"]);
+        inherit(&mut wrapped, &command);
+        wrapped
+    };
+    SetUp {
+        memory: Some("512MiB"),
+        around_receiver: Some(Box::new(around)),
+        strikes_by_itself: true,
+        ..SetUp::default()
+    }
+}
+
+fn state_dir(pair: &Pair) -> std::path::PathBuf {
+    pair.destination.path().join("state")
+}
+
+fn lacks_mounts() -> Option<String> {
+    let tried = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "true"])
+        .output();
+    match tried {
+        Ok(output) if output.status.success() => None,
+        Ok(output) => Some(format!(
+            "no mount namespace can be made: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        )),
+        Err(error) => Some(format!("unshare cannot be started: {error}")),
+    }
+}
+
+/// The destination's records lie on a file system of their own, which only its process sees.
+fn small_state_dir(pair: &Pair, _: &tempfile::TempDir) -> SetUp {
+    let dir = state_dir(pair);
+    std::fs::create_dir(&dir).expect("state directory");
+    let around = move |command: Command| {
+        let script = "mount -t tmpfs -o size=256k,mode=700 none \"$VMM_STATE_DIR\" && exec \"$@\"";
+        let mut wrapped = Command::new("unshare");
+        wrapped.args([
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            script,
+            "sh",
+        ]);
+        inherit(&mut wrapped, &command);
+        wrapped.env("VMM_STATE_DIR", &dir);
+        wrapped
+    };
+    SetUp {
+        around_receiver: Some(Box::new(around)),
+        ..SetUp::default()
+    }
+}
+
+/// Makes `wrapped` run `command`.
+fn inherit(wrapped: &mut Command, command: &Command) {
+    wrapped.arg(command.get_program()).args(command.get_args());
+    for (key, value) in command.get_envs() {
+        match value {
+            Some(value) => wrapped.env(key, value),
+            None => wrapped.env_remove(key),
+        };
+    }
+}
+
+fn fill_state_dir(scene: &mut Scene) {
+    let pid = {
+        use crate::blackbox::Vms;
+        scene.pair.destination.pid(NAME)
+    };
+    let inside = Path::new("/proc").join(pid.to_string()).join("root");
+    let dir = state_dir(&scene.pair);
+    let path = inside
+        .join(dir.strip_prefix("/").expect("absolute"))
+        .join("filler");
+    let mut filler = File::create(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let full = loop {
+        if let Err(error) = filler.write_all(&[0; 4096]) {
+            break error;
+        }
+    };
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull, "{full}");
+    drop(filler);
+    scene.go_on();
+    scene.ended();
+}

@@ -1,0 +1,149 @@
+//! A side is killed, or the link between both misbehaves.
+
+use super::Fault;
+use crate::blackbox::{Vms, holds, kill};
+use crate::matrix::scene::{NAME, SetUp};
+use crate::matrix::{Cell, Phase, Receiver, Scene, Whereabouts};
+
+/// How each side sees that the other's connection is gone.
+const LOST: &[&str] = &["migration.failed", "migration.peer-lost", "link.closed"];
+/// How each side sees that the other says nothing.
+const SILENT: &[&str] = &[
+    "migration.failed",
+    "migration.peer-silent|migration.no-answer",
+];
+/// How the source tells that it does not know who runs the guest.
+const NO_ANSWER: &[&str] = &[
+    "migration.handover-unknown",
+    "migration.peer-lost",
+    "link.closed",
+];
+const NOTHING_HEARD: &[&str] = &[
+    "migration.handover-unknown",
+    "migration.peer-silent|migration.no-answer",
+];
+/// So slow that a move takes a while, so fast that it ends.
+const SLOW: u64 = 2 << 20;
+
+/// Kills, cuts, stalls and slowness.
+pub fn all() -> Vec<Fault> {
+    vec![
+        Fault::new("kill -9 source", kill_source, |phase| {
+            if phase.is_before_commit() {
+                Cell::source_killed(Receiver::Ends(1, LOST), Whereabouts::Nowhere)
+            } else {
+                // The commit is on its way: it counts, whoever sent it.
+                Cell::source_killed(Receiver::Holds, Whereabouts::Destination)
+            }
+        }),
+        Fault {
+            waits: |phase| !phase.is_before_commit(),
+            ..Fault::new(
+                "kill -9 destination",
+                kill_destination,
+                |phase| match phase {
+                    Phase::Commit => {
+                        Cell::unknown(NO_ANSWER, Receiver::Killed, Whereabouts::UnknownNever)
+                    }
+                    Phase::Finish => Cell::unknown(
+                        NO_ANSWER,
+                        Receiver::Killed,
+                        Whereabouts::UnknownRanAndKilled,
+                    ),
+                    _ => Cell::fails(LOST, Receiver::Killed, Whereabouts::Source),
+                },
+            )
+        },
+        Fault {
+            waits: |phase| !phase.is_before_commit(),
+            ..Fault::new("link cut", cut, |phase| match phase {
+                Phase::Commit => Cell::unknown(
+                    NO_ANSWER,
+                    Receiver::Ends(1, LOST),
+                    Whereabouts::UnknownNever,
+                ),
+                Phase::Finish => Cell::unknown(NO_ANSWER, Receiver::Holds, Whereabouts::UnknownRan),
+                _ => Cell::stays(LOST, LOST),
+            })
+        },
+        Fault {
+            waits: |_| true,
+            ..Fault::new("link stalls", stall, |phase| match phase {
+                Phase::Commit => Cell::unknown(
+                    NOTHING_HEARD,
+                    Receiver::Ends(1, SILENT),
+                    Whereabouts::UnknownNever,
+                ),
+                Phase::Finish => {
+                    Cell::unknown(NOTHING_HEARD, Receiver::Holds, Whereabouts::UnknownRan)
+                }
+                _ => Cell::stays(SILENT, SILENT),
+            })
+        },
+        Fault::new("link cut, soon back", cut_briefly, |phase| match phase {
+            // Asked who has it, the destination can tell: the loss is no part of the success.
+            Phase::Finish => Cell::completes(Whereabouts::Destination),
+            _ => Cell::stays(LOST, LOST),
+        }),
+        Fault {
+            set_up: |_, _| SetUp {
+                migrate: ["--downtime-limit", "30s"].map(str::to_owned).to_vec(),
+                ..SetUp::default()
+            },
+            ..Fault::new("slow link", slow, |_| {
+                Cell::completes(Whereabouts::Destination)
+            })
+        },
+    ]
+}
+
+fn kill_source(scene: &mut Scene) {
+    kill(scene.pair.source.pid(NAME));
+    scene.source_killed = true;
+    // What it had sent arrives all the same, in the worst order.
+    if scene.relay.is_sprung() {
+        scene.relay.go_on_pages_first();
+    }
+    scene.ended();
+}
+
+fn kill_destination(scene: &mut Scene) {
+    kill(scene.pair.destination.pid(NAME));
+    if scene.relay.is_sprung() {
+        // What is held must not arrive any more: the source would enter another phase.
+        scene.relay.cut();
+    }
+    scene.ended();
+}
+
+fn cut(scene: &mut Scene) {
+    scene.relay.cut();
+    scene.ended();
+}
+
+fn cut_briefly(scene: &mut Scene) {
+    scene.relay.cut();
+    if scene.phase == Phase::Commit {
+        // The receiver gives up with its source; another one answers from its journal.
+        holds("the receiver ends", || !scene.receiver.is_running());
+        let destination = &scene.pair.destination;
+        destination.receive("answers", &scene.address);
+        scene.relay.go_on();
+        scene.ended();
+        scene.pair.destination.stop("answers");
+    } else {
+        scene.relay.go_on();
+        scene.ended();
+    }
+}
+
+fn stall(scene: &mut Scene) {
+    scene.relay.stall();
+    scene.ended();
+}
+
+fn slow(scene: &mut Scene) {
+    scene.relay.pace(SLOW);
+    scene.go_on();
+    scene.ended();
+}

@@ -1,0 +1,209 @@
+//! Checks what became of a migration: the reports of both sides, the guest, and what is left.
+
+use serde_json::Value;
+
+use super::scene::{NAME, Scene};
+use super::{End, Receiver, Whereabouts, standing};
+use crate::blackbox::wait::PATIENCE;
+use crate::blackbox::{Vms, holds, leftovers};
+use crate::process::Outcome;
+
+/// Checks everything, and ends what still runs.
+///
+/// # Panics
+/// When anything is not as `end` says.
+pub fn check(mut scene: Scene, end: &End) {
+    reported(&mut scene, end);
+    resolve(&mut scene, end.guest);
+    let mut scene = received(scene, end);
+    lives(&mut scene, end.guest);
+    scene.pair.is_clean();
+    // A process is gone before the kernel has closed its locks.
+    holds("nobody claims the disk any more", || {
+        !leftovers::is_locked(&scene.disk)
+    });
+}
+
+/// Identifiers of an error and of all that explains it, outermost first.
+pub fn chain(error: &Value) -> Vec<String> {
+    let mut ids = Vec::new();
+    collect(error, &mut ids);
+    ids
+}
+
+fn collect(error: &Value, ids: &mut Vec<String>) {
+    if let Some(id) = error["id"].as_str() {
+        ids.push(id.to_owned());
+    }
+    for cause in error["causes"].as_array().into_iter().flatten() {
+        collect(cause, ids);
+    }
+}
+
+/// Checks that an error names these, in this order and the root cause last.
+#[track_caller]
+pub fn names(error: &Value, wanted: &[&str]) {
+    let ids = chain(error);
+    let mut found = ids.iter();
+    // `a|b`: either will do.
+    let fits = |wanted: &str, found: &String| wanted.split('|').any(|id| id == found);
+    for id in wanted {
+        assert!(
+            found.any(|found| fits(id, found)),
+            "{id} is missing, or out of order, in {ids:?} of {error:#}"
+        );
+    }
+    if let Some(root) = wanted.last() {
+        let last = ids.last();
+        assert!(
+            last.is_some_and(|last| fits(root, last)),
+            "{root} is not the root cause, in {ids:?} of {error:#}"
+        );
+    }
+    assert_eq!(
+        wanted.is_empty(),
+        ids.is_empty(),
+        "an error where none was, or none where one was: {error:#}"
+    );
+}
+
+fn reported(scene: &mut Scene, end: &End) {
+    let ended = scene.ended();
+    assert_eq!(ended.code, end.code, "{:#} {}", ended.report, ended.err);
+    assert!(!ended.err.contains("panicked"), "{}", ended.err);
+    if let Some(status) = end.status {
+        assert_eq!(ended.report["status"], status, "{:#}", ended.report);
+    }
+    names(&ended.report["error"], end.chain);
+    if end.code == 0 {
+        let report = ended.completed();
+        // Nor one of which the user heard while it lasted.
+        assert!(report["warnings"].is_null(), "{report:#}");
+    }
+}
+
+fn unknown(scene: &Scene) {
+    let status = scene.pair.source.status(NAME);
+    assert_eq!(status["state"], "handover-unknown", "{status:#}");
+    // The guest cannot be let run, moved or ended by accident.
+    for args in [
+        &["resume", NAME][..],
+        &["stop", NAME, "--force"],
+        &["migrate", NAME, "--to", "127.0.0.1:1"],
+    ] {
+        crate::blackbox::fails(scene.pair.source.vmm(args), 1, &["--resolve"]);
+    }
+}
+
+/// Resolves what is not known.
+fn resolve(scene: &mut Scene, guest: Whereabouts) {
+    let again = match guest {
+        Whereabouts::UnknownRan => false,
+        Whereabouts::UnknownNever | Whereabouts::UnknownRanAndKilled => true,
+        _ => return,
+    };
+    unknown(scene);
+    // While nobody can be asked, it stays unknown.
+    if scene.relay.is_down() {
+        let _ = scene
+            .pair
+            .source
+            .vmm(["migrate", NAME, "--resolve"])
+            .expect_code(3);
+        unknown(scene);
+    }
+    if again {
+        // The receiver is gone; whoever listens there now has its journal.
+        holds("the receiver ends", || !scene.receiver.is_running());
+        if matches!(guest, Whereabouts::UnknownRanAndKilled) {
+            scene.pair.destination.is_swept();
+        }
+        let listen = scene.address.clone();
+        scene.pair.destination.receive("answers", &listen);
+    }
+    scene.relay.go_on();
+    let resolved = ["migrate", NAME, "--resolve"];
+    let _ = scene.pair.source.vmm(resolved).success();
+    if again {
+        scene.pair.destination.stop("answers");
+    }
+}
+
+/// Checks what the receiver said, if it ended.
+fn received(mut scene: Scene, end: &End) -> Scene {
+    let (code, ids) = match end.receiver {
+        Receiver::Holds => {
+            assert!(scene.receiver.is_running(), "{}", scene.receiver.stderr());
+            return scene;
+        }
+        Receiver::Killed => (128 + 9, None),
+        Receiver::Ends(code, ids) => (code, Some(ids)),
+    };
+    holds("the receiver ends", || !scene.receiver.is_running());
+    let idle = scene.pair.destination.spawn(["list"]);
+    let receiver = std::mem::replace(&mut scene.receiver, idle);
+    let outcome = receiver
+        .finish(PATIENCE)
+        .unwrap_or_else(|e| panic!("{e:#}"));
+    let outcome = outcome.expect_code(code);
+    assert!(!outcome.stderr.contains("panicked"), "{outcome}");
+    if let Some(ids) = ids {
+        names(&last_error(&outcome), ids);
+    }
+    scene
+}
+
+/// The error with which a command ended that prints JSON.
+fn last_error(outcome: &Outcome) -> Value {
+    let last = outcome.json_lines().pop().unwrap_or_default();
+    last["error"].clone()
+}
+
+/// Checks that the guest lives where it must and nowhere else, and ends it.
+fn lives(scene: &mut Scene, guest: Whereabouts) {
+    let ended = scene.ended();
+    let Scene {
+        pair,
+        console,
+        source_killed,
+        before,
+        disk,
+        ..
+    } = scene;
+    let there = match guest {
+        Whereabouts::Source | Whereabouts::UnknownNever => &pair.source,
+        Whereabouts::Destination | Whereabouts::PausedThere | Whereabouts::UnknownRan => {
+            &pair.destination
+        }
+        Whereabouts::Nowhere | Whereabouts::UnknownRanAndKilled => {
+            pair.source.is_swept();
+            return pair.destination.is_swept();
+        }
+    };
+    if std::ptr::eq(there, &pair.destination) {
+        if *source_killed {
+            pair.source.is_swept();
+        } else {
+            pair.source.is_clean();
+        }
+        console.moves_to(there, NAME);
+        if guest == Whereabouts::PausedThere {
+            assert_eq!(there.status(NAME)["state"], "paused");
+            let _ = there.vmm(["resume", NAME]).success();
+        }
+        standing::settles(there, disk, None);
+        standing::is_remembered(&there.status(NAME), None);
+    } else {
+        pair.destination.is_swept();
+        standing::settles(there, disk, Some(before));
+        standing::is_remembered(&there.status(NAME), Some(&ended.report));
+    }
+    let status = there.status(NAME);
+    assert_eq!(status["state"], "running", "{status:#}");
+    standing::is_listed(there);
+    console.wait_tick();
+    console.verifies_ledger();
+    console.verifies_blocks();
+    console.ticks_once();
+    there.stop(NAME);
+}

@@ -11,6 +11,9 @@ use super::call::{
     masked,
 };
 
+/// Gives what the kernel gave the program when it started it (Linux 6.4; linux/prctl.h).
+const PR_GET_AUXV: u32 = 0x4155_5856;
+
 pub(super) const THREAD: Group = Group {
     name: "thread",
     why: "memory that cannot be executed, locks, clocks, signals, the thread's own end, what a panic looks up",
@@ -42,7 +45,11 @@ pub(super) const THREAD: Group = Group {
         SYS_sigaltstack,
         SYS_restart_syscall,
         SYS_tgkill where &[&[OWN]],
-        SYS_prctl where &[&[is(0, libc::PR_SET_NAME as u32)], &[is(0, libc::PR_GET_NAME as u32)]],
+        SYS_prctl where &[
+            &[is(0, libc::PR_SET_NAME as u32)],
+            &[is(0, libc::PR_GET_NAME as u32)],
+            &[is(0, PR_GET_AUXV)], // where the kernel's own code for clocks lies
+        ],
         SYS_exit,
         SYS_exit_group,
         SYS_getcwd,

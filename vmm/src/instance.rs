@@ -18,6 +18,9 @@ pub enum VmState {
     Running,
     /// vCPUs are stopped by request.
     Paused,
+    /// Stopped to be handed over; soon the destination runs it, or it goes on here. Of the two hosts of
+    /// a migration, never more than one says `running`.
+    HandingOver,
     /// Paused because it is not known whether the destination runs the guest; needs `--resolve`.
     HandoverUnknown,
     /// The guest lives on at another host; this process is about to end.

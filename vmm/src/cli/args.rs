@@ -341,7 +341,8 @@ fn parse_peer(text: &str) -> Result<String, String> {
 
 fn parse_state(text: &str) -> Result<VmState, String> {
     serde_json::from_value(text.into()).map_err(|_| {
-        "states are incoming, running, paused, handover-unknown, migrated, stopped and failed"
+        "states are incoming, running, paused, handing-over, handover-unknown, migrated, stopped and \
+         failed"
             .into()
     })
 }

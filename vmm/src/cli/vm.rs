@@ -27,6 +27,7 @@ pub(crate) fn state_name(state: VmState) -> &'static str {
         VmState::Incoming => "incoming",
         VmState::Running => "running",
         VmState::Paused => "paused",
+        VmState::HandingOver => "handing-over",
         VmState::HandoverUnknown => "handover-unknown",
         VmState::Migrated => "migrated",
         VmState::Stopped => "stopped",

@@ -24,6 +24,7 @@ use migration::GuestRam;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::announce::Announcements;
+use super::claims::Claims;
 use super::console_ports::{ActivePort, Port};
 use super::demands::CpuDemands;
 use super::devices::{Devices, VirtioSlot};
@@ -368,7 +369,7 @@ impl BusBuilder<'_> {
             i8042,
             acpi,
             virtio,
-            claims,
+            claims: Claims::new(claims),
             nets: ports,
         })
     }

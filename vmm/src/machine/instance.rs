@@ -3,7 +3,8 @@
 //! # States
 //! `incoming → running | paused | failed`, `running ⇄ paused`, `running | paused → handover-unknown`,
 //! `handover-unknown → running | paused | migrated`, and from any of them `stopped`, `migrated` or
-//! `failed`, which are final. Only the thread that made a transition true records it.
+//! `failed`, which are final. Only the thread that made a transition true records it. `handing-over` is
+//! how `running` and `paused` are told while a migration holds the guest still.
 
 use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
@@ -223,6 +224,20 @@ impl Core {
         self.state = state;
     }
 
+    /// The state as it is told: a guest that its migration has stopped runs here no longer, and may run
+    /// at the destination already.
+    fn shown(&self) -> VmState {
+        let stopped = |machine: &Arc<Machine>| machine.paused_for(PauseReason::Migration);
+        match self.state {
+            VmState::Running | VmState::Paused
+                if self.active().is_some() && self.machine.as_ref().is_some_and(stopped) =>
+            {
+                VmState::HandingOver
+            }
+            state => state,
+        }
+    }
+
     pub(super) fn active(&self) -> Option<&Migration> {
         self.migration.as_ref().filter(|m| m.stage == Stage::Active)
     }
@@ -266,6 +281,9 @@ pub(super) fn is_final(state: VmState) -> bool {
 pub(super) fn wrong_state(state: VmState) -> Observation {
     let message = match state {
         VmState::Incoming => "the guest has not come in yet",
+        VmState::HandingOver => {
+            "the guest is being handed over: ask the host that has it when that is done"
+        }
         VmState::HandoverUnknown => {
             "it is not known whether the destination runs the guest: use `vmm migrate NAME --resolve`"
         }
@@ -283,7 +301,7 @@ impl Instance for Arc<VmInstance> {
         let core = self.lock();
         VmStatus {
             name: self.dir.name(),
-            state: core.state,
+            state: core.shown(),
             pid: std::process::id(),
             cpus: core.machine.as_ref().map_or(0, |m| m.spec().cpus()),
             memory_bytes: core.machine.as_ref().map_or(0, |m| m.spec().memory),
@@ -394,7 +412,9 @@ impl Instance for Arc<VmInstance> {
     fn wait_change(&self, seen: VmState, timeout: Duration) -> VmState {
         let deadline = Instant::now() + timeout;
         let mut core = self.lock();
-        while core.state == seen {
+        // That the guest is being handed over is not told by itself: it is over in a moment, or its end
+        // is told.
+        while core.shown() == seen {
             let Some(left) = deadline.checked_duration_since(Instant::now()) else {
                 break;
             };
@@ -404,7 +424,7 @@ impl Instance for Arc<VmInstance> {
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
-        core.state
+        core.shown()
     }
 }
 

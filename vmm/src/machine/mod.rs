@@ -3,6 +3,7 @@
 
 mod announce;
 mod build;
+mod claims;
 pub mod clock;
 #[cfg(test)]
 mod clock_tests;

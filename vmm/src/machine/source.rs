@@ -49,14 +49,16 @@ impl SourceVm for MachineSource {
     fn offer_disks(&self) -> VmResult<()> {
         self.machine
             .devices()
-            .offer_disks()
+            .claims
+            .offer()
             .map_err(|e| observed(&e))
     }
 
     fn reclaim_disks(&self) -> VmResult<()> {
         self.machine
             .devices()
-            .reclaim_disks()
+            .claims
+            .reclaim()
             .map_err(|e| observed(&e))
     }
 
@@ -119,6 +121,6 @@ impl SourceVm for MachineSource {
     }
 
     fn release(&self) {
-        self.machine.devices().release_disks();
+        self.machine.devices().claims.release();
     }
 }

@@ -146,6 +146,32 @@ impl Console {
         });
     }
 
+    /// Waits until the guest goes on but its disk does not.
+    #[track_caller]
+    pub fn waits_for_disk(&mut self) {
+        eventually("the guest waits for its disk", || {
+            let before = self.last("blocks_written");
+            self.wait_tick();
+            (self.last("blocks_written") == before).then_some(())
+        });
+    }
+
+    /// The guest has counted its ticks without a gap and none twice, wherever it printed them.
+    ///
+    /// # Panics
+    /// When it went on from where it had been before, as one that runs in two places does.
+    #[track_caller]
+    pub fn ticks_once(&mut self) {
+        let ticks = self.lines();
+        let ticks: Vec<u64> = ticks
+            .iter()
+            .filter(|line| line.kind == "tick")
+            .filter_map(|line| line.number("n"))
+            .collect();
+        let broken = ticks.windows(2).find(|two| two[1] != two[0] + 1);
+        assert!(broken.is_none(), "tick {broken:?} of {ticks:?}");
+    }
+
     /// The guest has found nothing wrong.
     ///
     /// # Panics

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Everything in the runtime directory that belongs to a VM.
@@ -74,6 +75,40 @@ pub fn is_locked(path: &Path) -> bool {
         .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     // The lock goes with the file.
     rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err()
+}
+
+/// Parts of an image that are locked, as the kernel lists them: first and last byte of each.
+///
+/// # Panics
+/// When there is no such file.
+pub fn locks(path: &Path) -> Vec<(u64, u64)> {
+    let inode = fs::metadata(path)
+        .unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+        .ino();
+    let listed = fs::read_to_string("/proc/locks").expect("locks of the kernel");
+    // `1: OFDLCK ADVISORY WRITE -1 fe:00:7332367 4611686016279955712 4611686016279955713`
+    let lock = |line: &str| {
+        let mut words = line.split_ascii_whitespace().rev();
+        let (last, first, file) = (words.next()?, words.next()?, words.next()?);
+        let found = file.rsplit(':').next()?.parse::<u64>().ok()?;
+        let ends = (first.parse().ok()?, last.parse().unwrap_or(u64::MAX));
+        (found == inode).then_some(ends)
+    };
+    listed.lines().filter_map(lock).collect()
+}
+
+/// States of the TCP connections that the process has, as the kernel numbers them; those that only
+/// listen do not count.
+pub fn connections(pid: u32) -> Vec<String> {
+    let open = open_files(pid);
+    let table = fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap_or_default();
+    let state = |line: &str| {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        let (state, inode) = (words.get(3)?, words.get(9)?);
+        let socket = PathBuf::from(format!("socket:[{inode}]"));
+        (*state != "0A" && open.contains(&socket)).then(|| (*state).to_owned())
+    };
+    table.lines().skip(1).filter_map(state).collect()
 }
 
 /// Names of the process's threads.

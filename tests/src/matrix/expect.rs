@@ -87,11 +87,15 @@ impl Cell {
     }
 
     /// The answer to the commit is lost.
-    pub const fn unknown(receiver: Receiver, guest: Whereabouts) -> Self {
+    pub const fn unknown(
+        chain: &'static [&'static str],
+        receiver: Receiver,
+        guest: Whereabouts,
+    ) -> Self {
         Self::Run(End {
             code: 3,
             status: Some("handover-unknown"),
-            chain: &["migration.handover-unknown"],
+            chain,
             receiver,
             guest,
         })

@@ -10,6 +10,7 @@ pub mod fault;
 pub mod phase;
 pub mod run;
 pub mod scene;
+pub mod standing;
 pub mod verdict;
 
 pub use expect::{Cell, End, Receiver, Whereabouts};

@@ -57,6 +57,14 @@ impl Phase {
         }
     }
 
+    /// The phase that the destination tells of when the migration stands here.
+    pub fn as_destination_tells(self) -> &'static str {
+        match self {
+            Self::Commit => "ready",
+            other => other.name(),
+        }
+    }
+
     /// Whether any failure leaves the guest at its source.
     pub fn is_before_commit(self) -> bool {
         self < Self::Commit

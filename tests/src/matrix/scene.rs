@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use super::Phase;
+use super::standing::{self, Holdings};
 use crate::blackbox::relay::Relay;
 use crate::blackbox::{Console, Ended, Guest, Migration, Pair, Vms, holds, images};
 use crate::process::Process;
@@ -52,6 +53,8 @@ pub struct Scene {
     pub phase: Phase,
     /// `vmm receive`.
     pub receiver: Process,
+    /// What the guest's process held before the migration.
+    pub before: Holdings,
     /// The source was killed, so that it tidies nothing.
     pub source_killed: bool,
     migration: Option<Migration>,
@@ -77,9 +80,12 @@ impl Scene {
         }
         let orders = orders(&files);
         File::create(&orders).expect("orders of faults");
-        let console = pair.source.run_with(NAME, &guest, |command| {
+        let mut console = pair.source.run_with(NAME, &guest, |command| {
             command.env(DISK_FAULTS_VARIABLE, &orders);
         });
+        // It is ready before it uses its disk.
+        console.verifies_blocks();
+        let before = Holdings::of(pair.source.pid(NAME), &disk);
         let mut command = pair.destination.command(
             [
                 "receive",
@@ -118,7 +124,7 @@ impl Scene {
         if phase == Phase::Finish {
             pair.destination.wait_state(NAME, "running");
         }
-        Self {
+        let scene = Self {
             pair,
             files,
             disk,
@@ -127,10 +133,15 @@ impl Scene {
             address,
             phase,
             receiver,
+            before,
             source_killed: false,
             migration: Some(migration),
             ended: None,
+        };
+        if !strikes_by_itself {
+            standing::is_told(&scene);
         }
+        scene
     }
 
     /// Makes operations of the disk that both hosts share fail from now on, or hang.

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::scene::{NAME, Scene};
-use super::{End, Receiver, Whereabouts};
+use super::{End, Receiver, Whereabouts, standing};
 use crate::blackbox::wait::PATIENCE;
 use crate::blackbox::{Vms, holds, leftovers};
 use crate::process::Outcome;
@@ -40,17 +40,24 @@ fn collect(error: &Value, ids: &mut Vec<String>) {
     }
 }
 
-/// Checks that an error names these, in this order, and that each has a message.
+/// Checks that an error names these, in this order and the root cause last.
 #[track_caller]
 pub fn names(error: &Value, wanted: &[&str]) {
     let ids = chain(error);
     let mut found = ids.iter();
+    // `a|b`: either will do.
+    let fits = |wanted: &str, found: &String| wanted.split('|').any(|id| id == found);
     for id in wanted {
-        // `a|b`: either will do.
-        let fits = |found: &String| id.split('|').any(|id| id == found);
         assert!(
-            found.any(fits),
+            found.any(|found| fits(id, found)),
             "{id} is missing, or out of order, in {ids:?} of {error:#}"
+        );
+    }
+    if let Some(root) = wanted.last() {
+        let last = ids.last();
+        assert!(
+            last.is_some_and(|last| fits(root, last)),
+            "{root} is not the root cause, in {ids:?} of {error:#}"
         );
     }
     assert_eq!(
@@ -69,7 +76,9 @@ fn reported(scene: &mut Scene, end: &End) {
     }
     names(&ended.report["error"], end.chain);
     if end.code == 0 {
-        ended.completed();
+        let report = ended.completed();
+        // Nor one of which the user heard while it lasted.
+        assert!(report["warnings"].is_null(), "{report:#}");
     }
 }
 
@@ -152,10 +161,13 @@ fn last_error(outcome: &Outcome) -> Value {
 
 /// Checks that the guest lives where it must and nowhere else, and ends it.
 fn lives(scene: &mut Scene, guest: Whereabouts) {
+    let ended = scene.ended();
     let Scene {
         pair,
         console,
         source_killed,
+        before,
+        disk,
         ..
     } = scene;
     let there = match guest {
@@ -179,13 +191,19 @@ fn lives(scene: &mut Scene, guest: Whereabouts) {
             assert_eq!(there.status(NAME)["state"], "paused");
             let _ = there.vmm(["resume", NAME]).success();
         }
+        standing::settles(there, disk, None);
+        standing::is_remembered(&there.status(NAME), None);
     } else {
         pair.destination.is_swept();
+        standing::settles(there, disk, Some(before));
+        standing::is_remembered(&there.status(NAME), Some(&ended.report));
     }
     let status = there.status(NAME);
     assert_eq!(status["state"], "running", "{status:#}");
+    standing::is_listed(there);
     console.wait_tick();
     console.verifies_ledger();
     console.verifies_blocks();
+    console.ticks_once();
     there.stop(NAME);
 }

@@ -1,9 +1,7 @@
 //! The disk that both hosts share fails.
 
 use super::Fault;
-use crate::matrix::{Cell, Phase, Scene};
-
-const AT_REST: &str = "the guest stands still and its disk is flushed: nothing is asked of it";
+use crate::matrix::{Cell, Phase, Scene, Whereabouts};
 
 /// What both sides say of it: the source first, then the destination.
 struct Said {
@@ -80,28 +78,40 @@ pub fn all() -> Vec<Fault> {
         Fault::new("disk: no space", no_space, |phase| fails(phase, &NO_SPACE)),
         Fault::new("disk: i/o error", io_error, |phase| fails(phase, &IO_ERROR)),
         Fault {
-            waits: |_| true,
-            ..Fault::new("disk hangs", hangs, |phase| match phase {
-                // The destination's machine begins at rest, too.
-                Phase::Negotiate => Cell::stays(
-                    &["migration.peer-failed", "migration.vm", "disk.hangs"],
-                    &["migration.failed", "migration.vm", "disk.hangs"],
-                ),
-                phase if phase.runs_at_source() => Cell::stays(
-                    &["migration.failed", "migration.vm", "disk.hangs"],
-                    &["migration.peer-failed", "migration.vm", "disk.hangs"],
-                ),
-                _ => Cell::Not(AT_REST),
+            waits: Phase::runs_at_source,
+            ..Fault::new("disk hangs", hangs, hanging)
+        },
+        Fault {
+            waits: Phase::runs_at_source,
+            ..Fault::new("disk's writes hang", writes_hang, |phase| match phase {
+                phase if phase.runs_at_source() => Cell::stays(HANGS_HERE[0], HANGS_HERE[1]),
+                _ => Cell::completes(Whereabouts::Destination),
             })
         },
     ]
+}
+
+const HANGS_HERE: [&[&str]; 2] = [
+    &["migration.failed", "migration.vm", "disk.hangs"],
+    &["migration.peer-failed", "migration.vm", "disk.hangs"],
+];
+
+fn hanging(phase: Phase) -> Cell {
+    match phase {
+        // The destination's machine begins at rest, too.
+        Phase::Negotiate => Cell::stays(HANGS_HERE[1], HANGS_HERE[0]),
+        phase if phase.runs_at_source() => Cell::stays(HANGS_HERE[0], HANGS_HERE[1]),
+        // Nothing is asked of the disk until the guest is there, and then it is the guest who waits.
+        _ => Cell::completes(Whereabouts::Destination),
+    }
 }
 
 fn fails(phase: Phase, said: &Said) -> Cell {
     match phase {
         Phase::Negotiate => Cell::stays(said.opening[0], said.opening[1]),
         Phase::Prepare | Phase::Precopy => Cell::stays(said.flushing[0], said.flushing[1]),
-        _ => Cell::Not(AT_REST),
+        // The guest stands still with its disk flushed; where it runs then, it is told.
+        _ => Cell::completes(Whereabouts::Destination),
     }
 }
 
@@ -124,6 +134,18 @@ fn all_fail(scene: &mut Scene, effect: &str) {
 
 fn hangs(scene: &mut Scene) {
     scene.order_disk_faults(&[("flush", "hang")]);
+    run_on(scene);
+}
+
+fn writes_hang(scene: &mut Scene) {
+    scene.order_disk_faults(&[("write", "hang")]);
+    if scene.phase.runs_at_source() {
+        scene.console.waits_for_disk();
+    }
+    run_on(scene);
+}
+
+fn run_on(scene: &mut Scene) {
     scene.go_on();
     scene.ended();
     scene.order_disk_faults(&[]);

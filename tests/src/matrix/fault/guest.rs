@@ -37,14 +37,20 @@ const RESET: Said = Said {
     there: Receiver::Ends(0, &[]),
 };
 const TRIPLE_FAULT: Said = Said {
-    source: &["migration.failed", "guest.ended", "guest.triple-fault"],
+    source: &[
+        "migration.failed",
+        "guest.ended",
+        "guest.triple-fault",
+        "guest.registers",
+    ],
     destination: &[
         "migration.failed",
         "migration.peer-failed",
         "guest.ended",
         "guest.triple-fault",
+        "guest.registers",
     ],
-    there: Receiver::Ends(1, &["guest.triple-fault"]),
+    there: Receiver::Ends(1, &["guest.triple-fault", "guest.registers"]),
 };
 
 /// Ways in which a guest ends.

@@ -1,7 +1,7 @@
 //! A side is killed, or the link between both misbehaves.
 
 use super::Fault;
-use crate::blackbox::{Vms, kill};
+use crate::blackbox::{Vms, holds, kill};
 use crate::matrix::scene::{NAME, SetUp};
 use crate::matrix::{Cell, Phase, Receiver, Scene, Whereabouts};
 
@@ -10,6 +10,16 @@ const LOST: &[&str] = &["migration.failed", "migration.peer-lost", "link.closed"
 /// How each side sees that the other says nothing.
 const SILENT: &[&str] = &[
     "migration.failed",
+    "migration.peer-silent|migration.no-answer",
+];
+/// How the source tells that it does not know who runs the guest.
+const NO_ANSWER: &[&str] = &[
+    "migration.handover-unknown",
+    "migration.peer-lost",
+    "link.closed",
+];
+const NOTHING_HEARD: &[&str] = &[
+    "migration.handover-unknown",
     "migration.peer-silent|migration.no-answer",
 ];
 /// So slow that a move takes a while, so fast that it ends.
@@ -32,10 +42,14 @@ pub fn all() -> Vec<Fault> {
                 "kill -9 destination",
                 kill_destination,
                 |phase| match phase {
-                    Phase::Commit => Cell::unknown(Receiver::Killed, Whereabouts::UnknownNever),
-                    Phase::Finish => {
-                        Cell::unknown(Receiver::Killed, Whereabouts::UnknownRanAndKilled)
+                    Phase::Commit => {
+                        Cell::unknown(NO_ANSWER, Receiver::Killed, Whereabouts::UnknownNever)
                     }
+                    Phase::Finish => Cell::unknown(
+                        NO_ANSWER,
+                        Receiver::Killed,
+                        Whereabouts::UnknownRanAndKilled,
+                    ),
                     _ => Cell::fails(LOST, Receiver::Killed, Whereabouts::Source),
                 },
             )
@@ -43,21 +57,34 @@ pub fn all() -> Vec<Fault> {
         Fault {
             waits: |phase| !phase.is_before_commit(),
             ..Fault::new("link cut", cut, |phase| match phase {
-                Phase::Commit => Cell::unknown(Receiver::Ends(1, LOST), Whereabouts::UnknownNever),
-                Phase::Finish => Cell::unknown(Receiver::Holds, Whereabouts::UnknownRan),
+                Phase::Commit => Cell::unknown(
+                    NO_ANSWER,
+                    Receiver::Ends(1, LOST),
+                    Whereabouts::UnknownNever,
+                ),
+                Phase::Finish => Cell::unknown(NO_ANSWER, Receiver::Holds, Whereabouts::UnknownRan),
                 _ => Cell::stays(LOST, LOST),
             })
         },
         Fault {
             waits: |_| true,
             ..Fault::new("link stalls", stall, |phase| match phase {
-                Phase::Commit => {
-                    Cell::unknown(Receiver::Ends(1, SILENT), Whereabouts::UnknownNever)
+                Phase::Commit => Cell::unknown(
+                    NOTHING_HEARD,
+                    Receiver::Ends(1, SILENT),
+                    Whereabouts::UnknownNever,
+                ),
+                Phase::Finish => {
+                    Cell::unknown(NOTHING_HEARD, Receiver::Holds, Whereabouts::UnknownRan)
                 }
-                Phase::Finish => Cell::unknown(Receiver::Holds, Whereabouts::UnknownRan),
                 _ => Cell::stays(SILENT, SILENT),
             })
         },
+        Fault::new("link cut, soon back", cut_briefly, |phase| match phase {
+            // Asked who has it, the destination can tell: the loss is no part of the success.
+            Phase::Finish => Cell::completes(Whereabouts::Destination),
+            _ => Cell::stays(LOST, LOST),
+        }),
         Fault {
             set_up: |_, _| SetUp {
                 migrate: ["--downtime-limit", "30s"].map(str::to_owned).to_vec(),
@@ -92,6 +119,22 @@ fn kill_destination(scene: &mut Scene) {
 fn cut(scene: &mut Scene) {
     scene.relay.cut();
     scene.ended();
+}
+
+fn cut_briefly(scene: &mut Scene) {
+    scene.relay.cut();
+    if scene.phase == Phase::Commit {
+        // The receiver gives up with its source; another one answers from its journal.
+        holds("the receiver ends", || !scene.receiver.is_running());
+        let destination = &scene.pair.destination;
+        destination.receive("answers", &scene.address);
+        scene.relay.go_on();
+        scene.ended();
+        scene.pair.destination.stop("answers");
+    } else {
+        scene.relay.go_on();
+        scene.ended();
+    }
 }
 
 fn stall(scene: &mut Scene) {

@@ -53,7 +53,15 @@ pub fn all() -> Vec<Fault> {
                 let gone = Receiver::Ends(0, &[]);
                 match phase {
                     // The source sends its commit to a destination that is just giving up.
-                    Phase::Ready | Phase::Commit => Cell::unknown(gone, Whereabouts::UnknownNever),
+                    Phase::Ready | Phase::Commit => Cell::unknown(
+                        &[
+                            "migration.handover-unknown",
+                            "migration.peer-failed",
+                            "migration.cancelled",
+                        ],
+                        gone,
+                        Whereabouts::UnknownNever,
+                    ),
                     // It was moved, and then ended where it was.
                     Phase::Finish => Cell::Run(End {
                         code: 0,
@@ -71,6 +79,12 @@ pub fn all() -> Vec<Fault> {
                 Whereabouts::PausedThere
             } else {
                 Whereabouts::Destination
+            })
+        }),
+        Fault::new("pause at destination", pause_there, |phase| {
+            Cell::completes(match phase {
+                Phase::Finish => Whereabouts::PausedThere,
+                _ => Whereabouts::Destination,
             })
         }),
         Fault::new("second migration", second_migration, |_| {
@@ -131,6 +145,18 @@ fn pause(scene: &mut Scene) {
         assert_eq!(scene.pair.source.status(NAME)["state"], "paused");
     } else {
         fails(run, 1, &["handed over"]);
+    }
+    scene.go_on();
+    scene.ended();
+}
+
+fn pause_there(scene: &mut Scene) {
+    let run = scene.pair.destination.vmm(["pause", NAME]);
+    if scene.phase == Phase::Finish {
+        let _ = run.success();
+        assert_eq!(scene.pair.destination.status(NAME)["state"], "paused");
+    } else {
+        fails(run, 1, &["has not come in yet"]);
     }
     scene.go_on();
     scene.ended();

@@ -80,9 +80,11 @@ impl Scene {
         }
         let orders = orders(&files);
         File::create(&orders).expect("orders of faults");
-        let console = pair.source.run_with(NAME, &guest, |command| {
+        let mut console = pair.source.run_with(NAME, &guest, |command| {
             command.env(DISK_FAULTS_VARIABLE, &orders);
         });
+        // It is ready before it uses its disk.
+        console.verifies_blocks();
         let before = Holdings::of(pair.source.pid(NAME), &disk);
         let mut command = pair.destination.command(
             [

@@ -10,8 +10,6 @@ use crate::blackbox::{Pair, Vms};
 use crate::matrix::scene::{NAME, SetUp};
 use crate::matrix::{Cell, Phase, Scene, Whereabouts};
 
-const IN_PREPARE: &str = "memory is allocated in prepare; a host that lacks it later kills a side";
-
 const NO_MEMORY: [&[&str]; 2] = [
     &["migration.peer-failed", "machine.memory", "os.no-memory"],
     &["migration.failed", "machine.memory", "os.no-memory"],
@@ -50,15 +48,8 @@ pub fn all() -> Vec<Fault> {
                 },
             )
         },
-        Fault {
-            set_up: little_memory,
-            ..Fault::new("no memory", nothing, |phase| match phase {
-                Phase::Prepare => Cell::stays(NO_MEMORY[0], NO_MEMORY[1]),
-                _ => Cell::Not(IN_PREPARE),
-            })
-        },
         Fault::new(
-            "source gets no more",
+            "no memory at source",
             no_more_at_source,
             |phase| match phase {
                 Phase::Negotiate | Phase::Prepare => Cell::stays(
@@ -70,7 +61,7 @@ pub fn all() -> Vec<Fault> {
             },
         ),
         Fault::new(
-            "destination gets no more",
+            "no memory at destination",
             no_more_there,
             |phase| match phase {
                 Phase::Negotiate => Cell::stays(NO_MEMORY[0], NO_MEMORY[1]),
@@ -118,26 +109,6 @@ fn limit_memory(pid: u32, bytes: &str) -> std::process::Output {
         .args(["--pid", &pid.to_string(), &limit])
         .output()
         .expect("prlimit starts")
-}
-
-fn nothing(scene: &mut Scene) {
-    scene.ended();
-}
-
-/// Less than the guest's memory is left of the receiver's address space.
-fn little_memory(_: &Pair, _: &tempfile::TempDir) -> SetUp {
-    let around = |command: Command| {
-        let mut wrapped = Command::new("prlimit");
-        wrapped.args(["--as=600000000", "--"]);
-        inherit(&mut wrapped, &command);
-        wrapped
-    };
-    SetUp {
-        memory: Some("512MiB"),
-        around_receiver: Some(Box::new(around)),
-        strikes_by_itself: true,
-        ..SetUp::default()
-    }
 }
 
 fn state_dir(pair: &Pair) -> std::path::PathBuf {

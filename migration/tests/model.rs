@@ -117,12 +117,18 @@ impl Handover {
                     state.committed = Some(true);
                     state.destination = Destination::Starting;
                 }
-                Some(_) => state.destination = Destination::Empty,
+                Some(_) => {
+                    state.destination = Destination::Empty;
+                    let refusal = self.answer(state);
+                    state.network.insert(refusal);
+                }
             },
             (Message::Committed, Source::CommitSent, _) | (Message::Ran, Source::Unknown, _) => {
                 state.source = Source::Released;
             }
-            (Message::NeverRan, Source::Unknown, _) => state.source = Source::Runs,
+            (Message::NeverRan, Source::CommitSent | Source::Unknown, _) => {
+                state.source = Source::Runs;
+            }
             // A question waits while the guest starts, and nobody answers when the process is gone.
             (Message::Resolve, _, Destination::Starting | Destination::Down) => return None,
             (Message::Resolve, _, _) => {
@@ -170,6 +176,11 @@ impl Handover {
                 // Takes the commit back, unless someone was told that it ran.
                 state.answered.get_or_insert(false);
                 state.destination = Destination::Empty;
+                // Told unless someone was told otherwise, unasked.
+                if state.answered == Some(false) {
+                    let refusal = self.answer(state);
+                    state.network.insert(refusal);
+                }
             }
             SourceCrashes => {
                 state.crashes += 1;

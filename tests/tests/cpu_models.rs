@@ -124,6 +124,8 @@ fn model_of_a_file_is_what_the_guest_needs_everywhere() {
         "{said}"
     );
     assert!(!said.contains("lahf_lm"), "{said}");
+    // Its name is free when the process that had it is gone.
+    pair.destination.is_clean();
     // The operator allows one more.
     limit(
         &pair.destination,

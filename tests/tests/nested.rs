@@ -63,10 +63,10 @@ fn distribution_kernels_move_there_and_back_and_lose_nothing() {
     let backports = rig.backports_kernel();
     let scenarios = match (std::env::var(SCENARIOS_VARIABLE), &backports) {
         (Ok(chosen), _) => chosen,
-        (Err(_), Ok(_)) => "stock-1 stock-2 backports-2".into(),
+        (Err(_), Ok(_)) => "stock-1 stock-2 backports-2-x86-64-v2".into(),
         (Err(_), Err(reason)) => {
             println!("{}", skip::line(format_args!("backports kernel: {reason}")));
-            "stock-1 stock-2".into()
+            "stock-1 stock-2 stock-2-x86-64-v2".into()
         }
     };
     let run = run_scenarios(&rig, backports.as_ref().ok(), &scenarios).unwrap();

@@ -27,8 +27,8 @@ use crate::threads;
 use crate::transport::Connection;
 use crate::vm::{DestinationVm, MachineDescription, RunState};
 use crate::wire::control::{
-    Committed, Extents, Intent, MAX_WARNINGS, Message, Negotiate, PassPlaced, Prepared, Ready,
-    Resolution, Welcome,
+    Answer, Committed, Extents, Intent, MAX_WARNINGS, Message, Negotiate, PassPlaced, Prepared,
+    Ready, Resolution, Welcome,
 };
 
 /// How long the source is waited for after the guest runs here.
@@ -423,10 +423,15 @@ impl Take<'_> {
         }
         self.control.enter_commit().map_err(before_commit)?;
         self.enter(Phase::Commit);
-        let committed = {
+        let ran = {
             let _nobody_asks = self.reception.hand_over();
-            self.run_guest(run_state)?
+            self.run_guest(run_state)
         };
+        let committed = ran.inspect_err(|(_, fate)| {
+            if *fate == Fate::AtSource {
+                self.refuse_commit(session);
+            }
+        })?;
         // The source compared the digests before it decided.
         self.report.verified = has_digest;
         self.report.downtime.commit = committed.journal_ms + committed.start_ms;
@@ -500,6 +505,17 @@ impl Take<'_> {
             }
             Err(error) => Err((error, self.take_back())),
         }
+    }
+
+    /// Tells the source, which cannot know it otherwise once it sent the commit, that the guest never
+    /// ran here and never will, as the journal says: it need not ask.
+    fn refuse_commit(&self, session: &Session) {
+        let answer = Answer {
+            resolution: Resolution::NeverRan,
+            host: (self.version > 1).then(|| self.journal.identity()),
+        };
+        // If it does not reach the source, that asks.
+        let _ = session.send(&Message::Resolution(answer));
     }
 
     /// Takes a recorded commit back, for a guest that has not executed anything here; possible

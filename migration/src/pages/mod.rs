@@ -1,5 +1,6 @@
 //! The page pipeline: what is dirty, how it is sent, how it is placed.
 
+mod cheaper;
 pub(crate) mod dirty;
 pub(crate) mod full;
 pub(crate) mod populate;

@@ -1,22 +1,19 @@
 //! Making destination memory present before data lands in it, and only there.
 //!
 //! First touch costs the destination more than receiving: a fault for each small page. A stripe that
-//! is announced to be full of data is backed by a huge page instead, by whoever comes to it first: a
-//! thread that goes ahead of the data, or the stream whose data arrives.
+//! is announced to be full of data is backed by a huge page instead, where that is cheaper, by whoever
+//! comes to it first: a thread that goes ahead of the data, or the stream whose data arrives.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use super::cheaper::{Cheaper, Way, thread_time};
 use crate::PAGE_SIZE;
 use crate::raw::{Ram, STRIPE_PAGES, Span};
 
 /// A stretch of data shorter than this (in pages) is not worth a call of its own.
 const WORTH: u64 = 16;
-/// Failures in a row after which no further huge page is asked for: each may cost the kernel a
-/// search for memory that it does not have.
-const HUGE_FAILURES: u32 = 16;
-
-/// Stripes that are made huge by one call: each call costs the kernel some housekeeping of its own.
+/// Stripes that are made present by one call: each call costs the kernel some housekeeping of its own.
 const RUN: u64 = 8;
 
 /// The stripe will be full of data.
@@ -30,7 +27,7 @@ pub(crate) struct Populate {
     /// Held while a run of stripes is made present, by the number of the run: data that arrives for
     /// it meanwhile waits, as filling pages that are being replaced costs more.
     runs: [Mutex<()>; 16],
-    huge_failures: AtomicU32,
+    cheaper: Cheaper,
     stop: AtomicBool,
 }
 
@@ -39,7 +36,7 @@ impl Populate {
         Self {
             stripes: (0..ram.stripes()).map(|_| AtomicU8::new(0)).collect(),
             runs: Default::default(),
-            huge_failures: AtomicU32::new(0),
+            cheaper: Cheaper::default(),
             stop: AtomicBool::new(false),
         }
     }
@@ -119,10 +116,7 @@ impl Populate {
                 pages: page.min(pages) - from,
                 ..stripe
             };
-            if !self.make_huge(ram, span) {
-                // On failure the pages are made present one by one as they are filled.
-                let _ = ram.slice(span).populate();
-            }
+            self.back(ram, span);
             for page in (from..page).step_by(STRIPE_PAGES as usize) {
                 let state = self.state(ram, Span { page, ..stripe });
                 state.fetch_or(DONE, Ordering::Relaxed);
@@ -130,20 +124,33 @@ impl Populate {
         }
     }
 
-    fn make_huge(&self, ram: &Ram, span: Span) -> bool {
-        let failures = &self.huge_failures;
-        if !span.pages.is_multiple_of(STRIPE_PAGES)
-            || failures.load(Ordering::Relaxed) >= HUGE_FAILURES
-        {
-            return false;
+    /// Makes `span`, a row of stripes, present. Where that fails, the pages become so one by one as
+    /// they are filled.
+    fn back(&self, ram: &Ram, span: Span) {
+        let mut rest = span;
+        while rest.pages >= STRIPE_PAGES {
+            let (way, stripes) = self.cheaper.next(rest.pages / STRIPE_PAGES);
+            let (part, after) = rest.split_at(stripes * STRIPE_PAGES);
+            let slice = ram.slice(part);
+            let before = thread_time();
+            let made = match way {
+                Way::Huge => slice.make_huge(),
+                Way::Small => slice.populate(),
+            };
+            let took = thread_time().saturating_sub(before);
+            match (way, made) {
+                (_, Ok(())) => self.cheaper.learn(way, stripes, took),
+                (Way::Huge, Err(_)) => {
+                    self.cheaper.huge_failed();
+                    let _ = slice.populate();
+                }
+                (Way::Small, Err(_)) => {}
+            }
+            rest = after;
         }
-        let made = ram.slice(span).make_huge().is_ok();
-        if made {
-            failures.store(0, Ordering::Relaxed);
-        } else {
-            failures.fetch_add(1, Ordering::Relaxed);
+        if rest.pages > 0 {
+            let _ = ram.slice(rest).populate();
         }
-        made
     }
 }
 

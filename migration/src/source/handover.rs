@@ -69,6 +69,19 @@ impl Run<'_> {
         link.session.send(&Message::Commit)?;
         match self.answer(link, "committing", self.options.io_timeout)? {
             Message::Committed(committed) => self.report.warnings = committed.warnings,
+            // It cannot run the guest, and has recorded that it never will; why comes next.
+            Message::Resolution(Answer {
+                resolution: Resolution::NeverRan,
+                host,
+            }) if host == self.host => {
+                self.undo.commit_sent = false;
+                return Err(
+                    match self.answer(link, "committing", self.options.io_timeout) {
+                        Ok(other) => unexpected(&other, "failure"),
+                        Err(error) => error,
+                    },
+                );
+            }
             other => return Err(unexpected(&other, "committed")),
         }
         self.gone();

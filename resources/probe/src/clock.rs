@@ -1,6 +1,6 @@
 //! Time: the TSC, and kvmclock where it is offered.
 
-use core::arch::x86_64::_rdtsc;
+use core::arch::x86_64::{_mm_lfence, _rdtsc};
 use core::ptr::{read_volatile, write_volatile};
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 
@@ -65,6 +65,14 @@ pub struct Clock {
 pub fn tsc() -> u64 {
     // SAFETY: every x86-64 CPU has it, and CR4.TSD is clear.
     unsafe { _rdtsc() }
+}
+
+/// The TSC after everything that was read before: a CPU may read it ahead of older loads, so that a time
+/// which another CPU has told would seem to lie in the future (Intel SDM volume 2B, RDTSC).
+fn tsc_in_order() -> u64 {
+    // SAFETY: every x86-64 CPU has the instruction.
+    unsafe { _mm_lfence() };
+    tsc()
 }
 
 /// TSC and APIC timer at the same moment: the closest of a few readings, since a busy host may
@@ -160,7 +168,7 @@ impl Clock {
     /// The same on CPU `cpu`, and whether all CPUs see one time.
     pub fn mono_ns_of(&self, cpu: usize) -> (u64, bool) {
         if !self.kvmclock {
-            let ns = u128::from(tsc() - self.start) * 1_000_000 / u128::from(self.tsc_khz);
+            let ns = u128::from(tsc_in_order() - self.start) * 1_000_000 / u128::from(self.tsc_khz);
             return (ns as u64, false);
         }
         let clock = page(cpu);
@@ -173,7 +181,7 @@ impl Clock {
                 let time = read_volatile(&raw const (*clock).system_time);
                 let flags = read_volatile(&raw const (*clock).flags);
                 let (mul, shift) = pv_scale(clock);
-                let delta = tsc().wrapping_sub(stamp);
+                let delta = tsc_in_order().wrapping_sub(stamp);
                 fence(Ordering::SeqCst);
                 if before & 1 == 0 && before == read_volatile(&raw const (*clock).version) {
                     let delta = if shift < 0 {

@@ -7,14 +7,16 @@ use std::path::{Path, PathBuf};
 
 /// Everything in the runtime directory that belongs to a VM.
 ///
-/// The lock file and the journals of hand-overs outlive VMs by design.
+/// The lock file and the journals of hand-overs outlive VMs by design; what the host offers of its CPU
+/// is written there by its operator.
 pub fn folders(root: &Path) -> Vec<PathBuf> {
+    const OF_THE_HOST: [&str; 3] = [".lock", "migrations", "host-cpu.toml"];
     let Ok(entries) = fs::read_dir(root) else {
         return Vec::new();
     };
     entries
         .flatten()
-        .filter(|entry| entry.file_name() != ".lock" && entry.file_name() != "migrations")
+        .filter(|entry| !OF_THE_HOST.iter().any(|name| entry.file_name() == *name))
         .map(|entry| entry.path())
         .collect()
 }

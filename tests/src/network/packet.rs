@@ -102,13 +102,47 @@ impl Frame {
 
     /// The payload of a UDP packet from this port; `None` for anything else.
     pub fn udp(&self, from: u16) -> Option<&[u8]> {
-        const IPV4: u16 = 0x0800;
-        const UDP: u8 = 17;
-        let packet = self.bytes.get(14..).filter(|_| self.kind() == IPV4)?;
-        let header = usize::from(packet.first()? & 15) * 4;
-        let datagram = packet.get(header..).filter(|_| packet[9] == UDP)?;
+        let (datagram, _) = self.ipv4(17)?;
         let (head, payload) = datagram.split_at_checked(8)?;
         (head[..2] == from.to_be_bytes()).then_some(payload)
+    }
+
+    /// What a TCP segment from this port brings; `None` for anything else, and for one that brings nothing.
+    pub fn tcp(&self, from: u16) -> Option<Segment> {
+        let (segment, length) = self.ipv4(6)?;
+        let head = segment.get(..20)?;
+        let number = u32::from_be_bytes([head[4], head[5], head[6], head[7]]);
+        // Of a large one, as offloads make them, not all was kept: the lengths in its headers count.
+        let bytes = length.checked_sub(usize::from(head[12] >> 4) * 4)?;
+        let end = number.wrapping_add(u32::try_from(bytes).ok()?);
+        (head[..2] == from.to_be_bytes() && bytes > 0).then_some(Segment { at: self.at, end })
+    }
+
+    /// What an IPv4 packet of this protocol carries: what was kept of it, and how long it is.
+    fn ipv4(&self, protocol: u8) -> Option<(&[u8], usize)> {
+        const IPV4: u16 = 0x0800;
+        let packet = self.bytes.get(14..).filter(|_| self.kind() == IPV4)?;
+        let header = usize::from(packet.first()? & 15) * 4;
+        let carried = packet.get(header..)?;
+        let total = usize::from(u16::from_be_bytes([*packet.get(2)?, *packet.get(3)?]));
+        (*packet.get(9)? == protocol).then_some((carried, total.checked_sub(header)?))
+    }
+}
+
+/// A TCP segment with content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// When it passed, since 1970.
+    pub at: Duration,
+    /// Number of the byte after its last.
+    end: u32,
+}
+
+impl Segment {
+    /// Whether it brings bytes that `other`, of the same stream, has not.
+    pub fn goes_beyond(&self, other: &Self) -> bool {
+        // Numbers of bytes go round (RFC 9293, 3.4).
+        self.end.wrapping_sub(other.end).cast_signed() > 0
     }
 }
 

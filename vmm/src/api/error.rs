@@ -14,7 +14,7 @@ pub fn http_status(observation: &Observation) -> StatusCode {
         (_, "usage.body-size") => StatusCode::PAYLOAD_TOO_LARGE,
         ("usage", _) => StatusCode::BAD_REQUEST,
         (_, "migration.none") => StatusCode::NOT_FOUND,
-        (_, "api.busy" | "vm.starting") => StatusCode::SERVICE_UNAVAILABLE,
+        (_, "api.busy") => StatusCode::SERVICE_UNAVAILABLE,
         ("vm" | "migration" | "guest", _) => StatusCode::CONFLICT,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }

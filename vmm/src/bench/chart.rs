@@ -74,6 +74,7 @@ pub(super) fn svg(figures: &ScenarioFigures, title: &str) -> String {
 fn colour(role: Role) -> &'static str {
     match role {
         Role::Engine => "#0b6e4f",
+        Role::PreparedEngine => "#85b7a7",
         Role::Peer => "#c06014",
         Role::PreparedPeer => "#e2b68d",
         Role::ColdLimit | Role::PopulatedLimit => "#7a869a",
@@ -86,10 +87,8 @@ fn legend() -> String {
     for (role, label) in [
         (Role::Engine, "vmm"),
         (Role::Peer, "QEMU"),
-        (
-            Role::PreparedPeer,
-            "QEMU, memory populated before the clock starts",
-        ),
+        (Role::PreparedEngine, "vmm, memory ready before"),
+        (Role::PreparedPeer, "QEMU, memory ready before"),
         (Role::ColdLimit, "plain copy over sockets"),
     ] {
         let _ = writeln!(
@@ -151,7 +150,7 @@ fn draw_panel(text: &mut String, panel: &Panel, figures: &ScenarioFigures, top: 
     }
     for (index, (contender, samples)) in rows.iter().enumerate() {
         let middle = first + ROW * (index as f64 + 0.5);
-        let weight = if contender.role == Role::Engine {
+        let weight = if matches!(contender.role, Role::Engine | Role::PreparedEngine) {
             " font-weight=\"bold\""
         } else {
             ""

@@ -33,6 +33,8 @@ pub(super) struct Terms<'a> {
 pub enum Role {
     /// This engine.
     Engine,
+    /// This engine at a destination that had the memory ready before the time was taken.
+    PreparedEngine,
     /// Another VMM.
     Peer,
     /// Another VMM that did part of its work before the time was taken.
@@ -46,8 +48,9 @@ pub enum Role {
 /// One contender.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Contender {
-    /// This engine, over so many streams; `None` is what it chooses.
-    Engine { streams: Option<u8> },
+    /// This engine, over so many streams; `None` is what it chooses. Populated memory is what the
+    /// destination reserved beforehand.
+    Engine { streams: Option<u8>, pages: Pages },
     /// A QEMU.
     Qemu { qemu: Qemu, variant: Variant },
     /// The plain copy.
@@ -85,7 +88,10 @@ impl Contender {
     /// Its name in tables.
     pub fn name(&self) -> String {
         match self {
-            Self::Engine { .. } => "vmm".to_owned(),
+            Self::Engine { pages, .. } => match pages {
+                Pages::Cold => "vmm".to_owned(),
+                Pages::Populated => "vmm, memory reserved before".to_owned(),
+            },
             Self::Qemu { qemu, variant } => format!("QEMU {} {variant}", qemu.version),
             Self::Limit { pages, .. } => match pages {
                 Pages::Cold => "limit, cold memory".to_owned(),
@@ -97,7 +103,10 @@ impl Contender {
     /// What it is to the comparison.
     pub fn role(&self) -> Role {
         match self {
-            Self::Engine { .. } => Role::Engine,
+            Self::Engine { pages, .. } => match pages {
+                Pages::Cold => Role::Engine,
+                Pages::Populated => Role::PreparedEngine,
+            },
             Self::Qemu { variant, .. } if variant.works_beforehand() => Role::PreparedPeer,
             Self::Qemu { .. } => Role::Peer,
             Self::Limit { pages, .. } => match pages {
@@ -115,8 +124,8 @@ impl Contender {
         terms: &Terms<'_>,
     ) -> Result<Turn, BenchError> {
         match self {
-            Self::Engine { streams } => {
-                engine::run(hosts, workload, terms, *streams).map(Turn::Moved)
+            Self::Engine { streams, pages } => {
+                engine::run(hosts, workload, terms, *streams, *pages).map(Turn::Moved)
             }
             Self::Qemu { qemu, variant } => {
                 qemu::run(hosts, workload, terms, qemu, *variant).map(Turn::Moved)

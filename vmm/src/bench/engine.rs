@@ -12,8 +12,9 @@ use super::cpu::CpuWindow;
 use super::error::BenchError;
 use super::guest::{ANSWER, Guest, Workload};
 use super::hosts::{Host, Hosts};
+use super::mapping::Pages;
 use super::moved::{EngineParts, Move};
-use super::process::POLL;
+use super::process::{POLL, Running};
 use super::{interrupt, mapping};
 use crate::api::body::MigrateBody;
 use crate::api::client::Client;
@@ -23,6 +24,8 @@ use crate::units::ByteSize;
 const VCPU_SAMPLE: Duration = Duration::from_millis(10);
 /// Longest that the source may take to end once its guest is gone.
 const SOURCE_END: Duration = Duration::from_secs(30);
+/// Longest that a destination may take to have its reserve ready.
+const RESERVE: Duration = Duration::from_secs(120);
 /// How the names of vCPU threads begin.
 const VCPU_THREADS: &str = "vcpu";
 /// How pages that carry data are called in a report.
@@ -53,7 +56,7 @@ pub(super) fn start(
     Ok(guest)
 }
 
-fn guest_of(host: &Host, name: &'static str, process: super::process::Running) -> Guest {
+fn guest_of(host: &Host, name: &'static str, process: Running) -> Guest {
     let runtime = host.runtime.clone();
     let console = Box::new(move || runtime.connect_console(name));
     Guest::new(process, name, host.runtime.serial_log(name), console)
@@ -64,9 +67,14 @@ fn receive(
     hosts: &Hosts,
     name: &'static str,
     terms: &Terms<'_>,
+    reserve: Option<u64>,
 ) -> Result<(Guest, String), BenchError> {
     let listen = format!("{}:0", terms.link.destination_address());
-    let arguments = ["receive", "--listen", &listen, "--name", name];
+    let mut arguments = vec!["receive", "--listen", &listen, "--name", name];
+    let size = reserve.map(|bytes| ByteSize(bytes).to_string());
+    if let Some(size) = &size {
+        arguments.extend(["--reserve", size]);
+    }
     let host = &hosts.destination;
     let mut process = hosts.start(host, &arguments, Stdio::null())?;
     let client = Client::new(&host.runtime, name);
@@ -84,6 +92,18 @@ fn receive(
             sleep(POLL).await;
         }
     })?;
+    let has_reserve = |process: &Running| match reserve {
+        Some(bytes) => Ok::<_, BenchError>(process.proc().memfd_bytes()? >= bytes),
+        None => Ok(true),
+    };
+    let deadline = Instant::now() + RESERVE;
+    while !has_reserve(&process)? {
+        process.check()?;
+        if Instant::now() >= deadline {
+            return Err(process.deadline("the memory that it reserves", RESERVE));
+        }
+        std::thread::sleep(POLL);
+    }
     Ok((guest_of(host, name, process), address))
 }
 
@@ -93,11 +113,18 @@ pub(super) fn run(
     workload: &Workload,
     terms: &Terms<'_>,
     streams: Option<u8>,
+    pages: Pages,
 ) -> Result<Move, BenchError> {
     let name = "moved";
+    let reserve = match pages {
+        Pages::Cold => None,
+        Pages::Populated => Some(workload.memory_bytes),
+    };
     let mut guest = terms.link.at_source(|| start(hosts, name, workload))?;
     let asked = Instant::now();
-    let (mut arrived, to) = terms.link.at_destination(|| receive(hosts, name, terms))?;
+    let (mut arrived, to) = terms
+        .link
+        .at_destination(|| receive(hosts, name, terms, reserve))?;
     let prepare_ms = asked.elapsed().as_secs_f64() * 1000.0;
     let source_memfd_bytes = guest.process.proc().memfd_bytes()?;
     mapping::warm(terms.warm_bytes)?;

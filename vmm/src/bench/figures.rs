@@ -30,6 +30,9 @@ pub struct ScenarioFigures {
     pub best_peer: Option<String>,
     /// The peer with the smallest median of `guest_gap_ms`, prepared ones aside.
     pub smallest_gap_peer: Option<String>,
+    /// Where memory was ready before the time was taken: median of this engine's `total_ms` over the
+    /// smallest of a peer.
+    pub prepared_total_to_prepared_peer: Option<f64>,
 }
 
 /// Figures of one contender. What it does not tell or was not measured is `null`.
@@ -97,16 +100,18 @@ pub struct EngineFigures {
 impl ScenarioFigures {
     /// Compares the contenders.
     pub(super) fn new(plan: &Plan, link: &Link, mut contenders: Vec<ContenderFigures>) -> Self {
-        let best = |figure: fn(&ContenderFigures) -> Option<f64>| {
+        let best_of = |role, figure: fn(&ContenderFigures) -> Option<f64>| {
             contenders
                 .iter()
-                .filter(|c| c.role == Role::Peer)
+                .filter(|c| c.role == role)
                 .filter_map(|c| Some((figure(c)?, c)))
                 .min_by(|(a, _), (b, _)| a.total_cmp(b))
                 .map(|(_, contender)| contender.clone())
         };
-        let best_peer = best(|c| median(&c.total_ms));
-        let smallest_gap_peer = best(|c| median(&c.guest_gap_ms));
+        let best_peer = best_of(Role::Peer, |c| median(&c.total_ms));
+        let smallest_gap_peer = best_of(Role::Peer, |c| median(&c.guest_gap_ms));
+        let prepared = [Role::PreparedEngine, Role::PreparedPeer]
+            .map(|role| best_of(role, |c| median(&c.total_ms)).and_then(|c| median(&c.total_ms)));
         let total_of = |role| {
             let limit = contenders.iter().find(|c| c.role == role)?;
             median(&limit.total_ms)
@@ -141,12 +146,22 @@ impl ScenarioFigures {
             contenders,
             best_peer: best_peer.map(|c| c.name),
             smallest_gap_peer: smallest_gap_peer.map(|c| c.name),
+            prepared_total_to_prepared_peer: ratio(prepared[0], prepared[1]),
         }
     }
 
     /// This engine.
     pub fn engine(&self) -> Option<&ContenderFigures> {
-        self.contenders.iter().find(|c| c.role == Role::Engine)
+        self.of(Role::Engine)
+    }
+
+    /// This engine where the destination had the memory ready.
+    pub fn prepared_engine(&self) -> Option<&ContenderFigures> {
+        self.of(Role::PreparedEngine)
+    }
+
+    fn of(&self, role: Role) -> Option<&ContenderFigures> {
+        self.contenders.iter().find(|c| c.role == role)
     }
 }
 
@@ -234,7 +249,10 @@ mod tests {
     }
 
     fn figures(role: Role, name: &str, turns: &[Turn]) -> ContenderFigures {
-        let engine = Contender::Engine { streams: None };
+        let engine = Contender::Engine {
+            streams: None,
+            pages: Pages::Cold,
+        };
         ContenderFigures {
             role,
             name: name.to_owned(),
@@ -263,6 +281,7 @@ mod tests {
             figures(Role::Peer, "fast", &[moved(1000.0, 30.0)]),
             figures(Role::Peer, "gentle", &[moved(2000.0, 20.0)]),
             figures(Role::PreparedPeer, "prepared", &[moved(10.0, 1.0)]),
+            figures(Role::PreparedEngine, "vmm, prepared", &[moved(5.0, 1.0)]),
             figures(Role::Peer, "absent", &[]),
             ContenderFigures::new(&limit, &[copied], None),
         ];
@@ -276,7 +295,8 @@ mod tests {
         assert_eq!(engine.cpu_to_best_peer, Some(1.0));
         assert_eq!(engine.share_of_cold_limit, Some(400.0 / 600.0));
         assert_eq!(engine.share_of_populated_limit, None);
-        assert_eq!(figures.contenders[4].total_ms, None);
-        assert_eq!(figures.contenders[5].total_to_best_peer, None);
+        assert_eq!(figures.prepared_total_to_prepared_peer, Some(0.5));
+        assert_eq!(figures.contenders[5].total_ms, None);
+        assert_eq!(figures.contenders[6].total_to_best_peer, None);
     }
 }

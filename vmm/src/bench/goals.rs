@@ -69,6 +69,7 @@ pub(super) fn of(figures: &ScenarioFigures) -> Vec<Goal> {
     let Some(vmm) = figures.engine() else {
         return Vec::new();
     };
+    let prepared = figures.prepared_engine();
     let gap = vmm.guest_gap_ms.as_ref().map(|samples| samples.median);
     let own = |of: fn(&EngineFigures) -> &Samples| vmm.engine.as_ref().map(|own| of(own).median);
     // Name, value, on which side, of what, unit.
@@ -82,10 +83,25 @@ pub(super) fn of(figures: &ScenarioFigures) -> Vec<Goal> {
                 Ratio,
             ),
             (
-                "share_of_populated_limit",
-                vmm.share_of_populated_limit,
+                "share_of_cold_limit",
+                vmm.share_of_cold_limit,
                 AtLeast,
                 0.85,
+                Ratio,
+            ),
+            // Both at a destination whose memory is there before.
+            (
+                "reserved_share_of_populated_limit",
+                prepared.and_then(|prepared| prepared.share_of_populated_limit),
+                AtLeast,
+                0.85,
+                Ratio,
+            ),
+            (
+                "reserved_total_to_prepared_peer",
+                figures.prepared_total_to_prepared_peer,
+                AtMost,
+                0.9,
                 Ratio,
             ),
             ("cpu_to_best_peer", vmm.cpu_to_best_peer, AtMost, 0.7, Ratio),

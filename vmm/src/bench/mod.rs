@@ -141,11 +141,16 @@ impl BenchOptions {
 
     /// Who takes part in a scenario.
     fn contenders(&self, plan: &Plan, found: &Found) -> Vec<Contender> {
-        let mut contenders = vec![Contender::Engine {
+        let engine = |pages| Contender::Engine {
             streams: self.streams,
-        }];
+            pages,
+        };
+        let mut contenders = vec![engine(Pages::Cold)];
         if !plan.compared {
             return contenders;
+        }
+        if plan.further_variants {
+            contenders.push(engine(Pages::Populated));
         }
         contenders.extend(
             [Pages::Cold, Pages::Populated].map(|pages| Contender::Limit {

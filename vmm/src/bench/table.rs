@@ -144,7 +144,9 @@ fn best_marked(contender: &ContenderFigures, figures: &ScenarioFigures) -> Strin
     let ratio = contender.total_to_best_peer;
     match ratio.map(|ratio| Unit::Ratio.show(ratio)) {
         Some(_) if figures.best_peer.as_deref() == Some(&contender.name) => "best".to_owned(),
-        Some(ratio) if contender.role == Role::PreparedPeer => format!("({ratio})"),
+        Some(ratio) if matches!(contender.role, Role::PreparedPeer | Role::PreparedEngine) => {
+            format!("({ratio})")
+        }
         Some(ratio) => ratio,
         None => none(),
     }

@@ -96,8 +96,7 @@ pub enum Command {
     },
     /// Press the power button and wait until the guest has powered off.
     ///
-    /// A guest that does not power off within a minute goes on. The probe guest has no power button
-    /// and needs --force.
+    /// A guest that does not power off within a minute goes on.
     Stop {
         /// Name of the VM.
         name: String,

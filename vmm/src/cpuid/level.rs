@@ -24,10 +24,11 @@ pub enum Level {
     V4,
 }
 
-/// What a kernel and this platform use at any level; KVM provides the virtual ones on every CPU.
+/// What a kernel and this platform use at any level; KVM provides the virtual ones on every CPU. Not VME,
+/// which speeds up 16-bit programs only, and which not every host has: an emulated CPU has not.
 #[rustfmt::skip]
 const PLATFORM: &[&str] = &[
-    "vme", "de", "pse", "tsc", "msr", "pae", "mce", "apic", "sep", "mtrr", "pge", "mca", "pat",
+    "de", "pse", "tsc", "msr", "pae", "mce", "apic", "sep", "mtrr", "pge", "mca", "pat",
     "pse36", "clflush",
     "x2apic", "tsc_deadline_timer", "hypervisor", "arat", "tsc_adjust",
     "nx", "lm",

@@ -6,7 +6,7 @@ use super::build::DiskClaim;
 use super::clock::{self, ClockStateV1, Window};
 use super::power::PauseReason;
 use super::state::{MachineStateV1, RunStateV1, STATE_VERSION};
-use super::tests::{COUNTING, has_kvm, machine, wait_for_count_beyond};
+use super::tests::{COUNTING, count, has_kvm, machine, wait_for_count_beyond};
 use super::{GuestEvents, Machine};
 use crate::console::{ConsoleHub, ConsoleOutputs};
 use crate::snapshot::codec;
@@ -50,15 +50,19 @@ fn moved(
     to
 }
 
+/// What the engine knows of when the state was saved.
+fn known(before: Instant, after: Instant) -> Window {
+    Window {
+        earliest: Some(before),
+        latest: Some(after),
+    }
+}
+
 #[test]
 fn the_clock_goes_on_by_the_real_time_whatever_the_wall_clocks_say() {
     if !has_kvm() {
         return;
     }
-    let known = |before, after| Window {
-        earliest: Some(before),
-        latest: Some(after),
-    };
     type Shift = fn(u64) -> Option<u64>;
     let shifts: [(&str, Shift); 5] = [
         ("as they are", Some),
@@ -123,4 +127,43 @@ fn the_same_host_keeps_the_offset_of_the_tsc() {
             "the same host keeps it to the cycle"
         );
     }
+}
+
+/// Cycles of the PIT, at 1.193182 MHz, from one tick of [`PIT_TICKS`] to the next: 10 ms.
+const PIT_CYCLES: u32 = 11_932;
+const PIT_PERIOD: Duration = Duration::from_millis(10);
+
+/// 32-bit code that counts the ticks of a PIT: it lets through nothing but IRQ 0, has channel 0 tick every
+/// [`PIT_CYCLES`] (mode 2), and polls the interrupt controller (8259A, OCW3), which acknowledges.
+#[rustfmt::skip]
+const PIT_TICKS: [u8; 50] = [
+    0xb0, 0x11, 0xe6, 0x20, 0xb0, 0x20, 0xe6, 0x21, 0xb0, 0x04, 0xe6, 0x21, 0xb0, 0x01, 0xe6, 0x21,
+    0xb0, 0xfe, 0xe6, 0x21,
+    0xb0, 0x34, 0xe6, 0x43, 0xb0, 0x9c, 0xe6, 0x40, 0xb0, 0x2e, 0xe6, 0x40,
+    0xb0, 0x0c, 0xe6, 0x20, 0xe4, 0x20, 0xa8, 0x07, 0x75, 0xf6,
+    0xff, 0x05, 0, 0, 0x30, 0, 0xeb, 0xee,
+];
+
+#[test]
+fn the_timer_of_a_pit_goes_on_at_its_pace() {
+    if !has_kvm() {
+        return;
+    }
+    let (mut machine, _ends) = machine(&PIT_TICKS);
+    let began = Instant::now();
+    machine.resume(PauseReason::NotStarted).unwrap();
+    for _ in 0..10 {
+        wait_for_count_beyond(&machine, count(&machine) + 2);
+        machine.pause(PauseReason::Migration).unwrap();
+        machine = moved(machine, Some, known);
+        let channel = machine.vm.get_pit2().unwrap().channels[0];
+        assert_eq!((channel.count, channel.mode), (PIT_CYCLES, 2));
+        machine.resume(PauseReason::NotStarted).unwrap();
+    }
+    wait_for_count_beyond(&machine, count(&machine) + 2);
+    machine.pause(PauseReason::Migration).unwrap();
+    let due = began.elapsed().as_micros() / PIT_PERIOD.as_micros();
+    let ticks = u128::from(count(&machine));
+    println!("{ticks} ticks, {due} were due");
+    assert!(ticks <= due + 1, "{ticks} ticks, {due} were due");
 }

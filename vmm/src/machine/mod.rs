@@ -28,6 +28,8 @@ mod leaving;
 #[cfg(test)]
 mod moving_tests;
 pub mod net;
+#[cfg(test)]
+mod net_tests;
 pub mod power;
 #[cfg(test)]
 mod probe_tests;

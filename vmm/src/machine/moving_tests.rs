@@ -21,13 +21,13 @@ use crate::instance::{Instance, MigrateRequest, StopMode, VmState};
 use crate::memory::PageBacking;
 use crate::runtime_dir::{RuntimeDir, VmDir};
 
-struct Host {
+pub(super) struct Host {
     _files: tempfile::TempDir,
     runtime: RuntimeDir,
 }
 
 impl Host {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let files = tempfile::tempdir().unwrap();
         let runtime = RuntimeDir::at(files.path()).unwrap();
         Self {
@@ -36,12 +36,12 @@ impl Host {
         }
     }
 
-    fn dir(&self, name: &str) -> VmDir {
+    pub(super) fn dir(&self, name: &str) -> VmDir {
         self.runtime.create(Some(name), "vm").unwrap()
     }
 }
 
-fn hub() -> ConsoleHub {
+pub(super) fn hub() -> ConsoleHub {
     ConsoleHub::start(ConsoleOutputs::default()).unwrap()
 }
 
@@ -75,7 +75,7 @@ fn destination(host: &Host) -> Arc<dyn Instance> {
     receive(&config, &host.dir("incoming"), &hub()).unwrap()
 }
 
-fn request(to: &str) -> MigrateRequest {
+pub(super) fn request(to: &str) -> MigrateRequest {
     MigrateRequest {
         to: to.into(),
         limits: Limits::default(),
@@ -89,7 +89,7 @@ fn request(to: &str) -> MigrateRequest {
 }
 
 /// Waits for the last event of the migration and returns it.
-fn last_event(source: &dyn Instance) -> Event {
+pub(super) fn last_event(source: &dyn Instance) -> Event {
     let events = source.migration_events().unwrap();
     let deadline = Instant::now() + Duration::from_secs(30);
     let mut last = None;

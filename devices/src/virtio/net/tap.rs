@@ -34,21 +34,23 @@ pub enum TapError {
     )]
     Name(String),
     /// There is none of this name.
-    #[error("there is no interface {0}: make it with `ip tuntap add {0} mode tap`")]
+    #[error("there is no interface {0}: make it with `ip tuntap add dev {0} mode tap`")]
     Missing(String),
     /// It exists and is no tap.
     #[error("interface {0} is no tap")]
     NoTap(String),
     /// It was made for one pair of queues.
     #[error(
-        "tap {0} has one queue: make it with `ip tuntap add {0} mode tap multi_queue` to have more"
+        "tap {0} has one queue: make it with `ip tuntap add dev {0} mode tap multi_queue` to have more"
     )]
     OneQueue(String),
     /// Somebody has it.
     #[error("tap {0} is in use by another process")]
     Busy(String),
     /// It may not be used by this user.
-    #[error("tap {0} belongs to another user: make it with `ip tuntap add {0} mode tap user USER`")]
+    #[error(
+        "tap {0} belongs to another user: make it with `ip tuntap add dev {0} mode tap user USER`"
+    )]
     Denied(String),
     /// It is down, so that nothing would come through.
     #[error("tap {0} is down: `ip link set {0} up`")]
@@ -217,9 +219,10 @@ impl Tap {
 
     /// Throws away what came while nobody was to hear it.
     fn forget_packets(&self) -> io::Result<()> {
-        let mut byte = [0];
+        // Of each no more than the header, for which the kernel refuses to have no room.
+        let mut header = [0; HEADER as usize];
         for _ in 0..MOST_STALE {
-            match self.receive(0, &[Buffer::new(&mut byte)]) {
+            match self.receive(0, &[Buffer::new(&mut header)]) {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),

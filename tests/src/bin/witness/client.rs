@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::clocks::Bounds;
-use super::frames::{Frames, Largest};
+use super::frames::{Announcements, Frames, Largest};
 use super::pattern::{MOST, Pattern};
 use super::server::{ANSWER, BETWEEN_SENDS, Kind, PIECE, REQUEST};
 use super::sys::Clock;
@@ -52,8 +52,8 @@ impl Stage {
     }
 
     /// The fields: requests answered, the longest wait for an answer, slow answers, and between which bounds the
-    /// guest's clocks were ahead of this machine's, in nanoseconds. Bytes and largest frames are those
-    /// since the beginning.
+    /// guest's clocks were ahead of this machine's, in nanoseconds. Bytes, largest frames and the guest's
+    /// announcements are those since the beginning.
     fn tell(&self, bulk: &Bulk) {
         let line = json!({
             "stage": self.name,
@@ -66,6 +66,7 @@ impl Stage {
             "from_guest": bulk.from_guest.load(Relaxed),
             "largest_frame_to_guest": bulk.largest.sent.load(Relaxed),
             "largest_frame_from_guest": bulk.largest.received.load(Relaxed),
+            "announced": bulk.announced.load(Relaxed),
         });
         println!("session: {line}");
     }
@@ -77,6 +78,7 @@ struct Bulk {
     to_guest: AtomicU64,
     from_guest: AtomicU64,
     largest: Largest,
+    announced: AtomicU64,
     enough: AtomicBool,
 }
 
@@ -87,11 +89,18 @@ struct Bulk {
 /// When a session broke or carried a wrong byte; told by then.
 pub fn run(address: &str, stage: &Path, taps: &[&str]) -> Result<(), String> {
     let bulk = &Bulk::default();
-    let frames = Frames::of(taps).map_err(|error| format!("watch {taps:?}: {error}"))?;
+    let failed = |error: io::Error| format!("watch {taps:?}: {error}");
+    let frames = Frames::of(taps).map_err(failed)?;
+    let announcements = Announcements::begin().map_err(failed)?;
     let ended = thread::scope(|scope| {
         scope.spawn(|| {
             while !bulk.enough.load(Relaxed) {
                 frames.look(&bulk.largest);
+            }
+        });
+        scope.spawn(|| {
+            while !bulk.enough.load(Relaxed) {
+                announcements.look(&bulk.announced);
             }
         });
         let to_guest = scope.spawn(|| send(address, bulk));

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Runs in level 1, the machine with kvm_amd: a stock kernel on an ext4 root is started by `vmm run` on
 # one host, moves to another and back while it writes and fsyncs files, and powers off; then the disk is
-# checked. Two run-time directories are two hosts. Once for each pair of a kernel and a number of vCPUs
-# in the settings. What the test looks at later are the lines `report: SCENARIO JSON` and `seen: SCENARIO
+# checked. Two run-time directories are two hosts. Once for each kernel, number of vCPUs and, where given,
+# model of their CPU in the settings. What the test looks at later are the lines `report: SCENARIO JSON` and `seen: SCENARIO
 # STAGE SECONDS JSON`, the latter with the time of level 1 and what the witness in the guest told then,
 # `lateness: SCENARIO MS`, how late a process of level 1 ran at worst, `network: SCENARIO QUEUES FEATURES` of
 # the guest's driver, and `session: SCENARIO JSON` for each stage.
@@ -150,10 +150,30 @@ check_disk() {
     say "$files files are right, e2fsck is clean"
 }
 
-# scenario KERNEL CPUS
+# offers HOST MODEL: the most of its CPU that a host offers to guests; without a model, all of it.
+offers() {
+    rm -f "$1/host-cpu.toml"
+    [ -z "$2" ] || echo "base = \"$2\"" >"$1/host-cpu.toml"
+}
+
+# A guest with all that this CPU has is refused, with what is missing, by a host that is limited to a level.
+check_refusal() {
+    offers $b x86-64-v2
+    on $b receive --listen unix:/tmp/socket --name guest --net net0=$tap_b --detach || fail "vmm receive: $(cat $output.errors)"
+    on $a migrate guest --to unix:/tmp/socket --plan && fail "a host of x86-64-v2 takes the guest: $(cat $output)"
+    grep -q "avx2 (cpuid 0x7:0 ebx bit 5)" $output.errors || fail "not said what is missing: $(cat $output.errors)"
+    on $b stop guest --force
+    eventually "the receiver to end" is_gone $b
+    rm -f /tmp/socket
+    offers $b
+}
+
+# scenario NAME KERNEL CPUS MODEL
 scenario() {
-    cpus=$2
-    name=$1-$2
+    name=$1
+    kernel=$2
+    cpus=$3
+    model=$4
     started=$(cut -d. -f1 /proc/uptime)
     say "$name begins"
     mkdir -p $a $b /tmp/output /mnt
@@ -166,11 +186,14 @@ scenario() {
     witness lateness /tmp/stop-lateness >/tmp/lateness &
     lateness=$!
 
-    on $a run guest --kernel "$1.vmlinuz" --initrd "$1.cpio" --cmdline "$CMDLINE network=$there/24" \
-        --cpus "$cpus" --memory 256MiB --disk $disk --net tap=$tap_a,mac=$mac,queues="$cpus" --detach || fail "vmm run: $(cat $output.errors)"
+    # Above the level of the guest, the hosts differ.
+    offers $b "$model"
+    on $a run guest --kernel "$kernel.vmlinuz" --initrd "$kernel.cpio" --cmdline "$CMDLINE network=$there/24" \
+        --cpus "$cpus" --cpu "${model:-host}" --memory 256MiB --disk $disk --net tap=$tap_a,mac=$mac,queues="$cpus" --detach || fail "vmm run: $(cat $output.errors)"
     eventually "the guest to write" has_written $a 5
     serial $a | grep "guest: up, .* $cpus CPUs" || fail "not all CPUs are up"
     serial $a | sed -n "s/^guest: network /network: $name /p"
+    [ -n "$model" ] || check_refusal
     start_sessions
     see $a before
     stage moving
@@ -196,4 +219,9 @@ scenario() {
 
 . ./settings
 make_bridge
-for pair in $SCENARIOS; do scenario "${pair%-*}" "${pair#*-}"; done
+for each in $SCENARIOS; do
+    rest=${each#*-}
+    cpus=${rest%%-*}
+    model=${rest#"$cpus"}
+    scenario "$each" "${each%%-*}" "$cpus" "${model#-}"
+done

@@ -1,6 +1,6 @@
 //! Time: the TSC, and kvmclock where it is offered.
 
-use core::arch::x86_64::_rdtsc;
+use core::arch::x86_64::{_mm_lfence, _rdtsc};
 use core::ptr::{read_volatile, write_volatile};
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 
@@ -173,6 +173,9 @@ impl Clock {
                 let time = read_volatile(&raw const (*clock).system_time);
                 let flags = read_volatile(&raw const (*clock).flags);
                 let (mul, shift) = pv_scale(clock);
+                // What other CPUs have told is read before the counter is: nothing else keeps the two in order
+                // (SDM volume 2, RDTSC).
+                _mm_lfence();
                 let delta = tsc().wrapping_sub(stamp);
                 fence(Ordering::SeqCst);
                 if before & 1 == 0 && before == read_volatile(&raw const (*clock).version) {

@@ -5,7 +5,8 @@
 #   fuzz/run.sh all [SECONDS]        every target, one after the other
 #
 # Needs a C++ compiler (libFuzzer is built from source); the compiler is the workspace's own, a stable
-# one. An input that fails is left in fuzz/found/ and named; put it into the corpus with the fix.
+# one. An input that fails is left in fuzz/found/ and named; with the fix it goes into the corpus, as
+# fuzz/corpus/TARGET/found-WHAT, which stays there for good.
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
@@ -42,13 +43,14 @@ fuzz_one() {
         return 1
     }
     grep -E '^(#[0-9]+.*(DONE|INITED)|stat::(number_of|average))' "$work/log" || true
-    # The fewest inputs that reach all of it; those that were kept before come first, and stay.
-    VMM_FUZZ_TARGET=$name "$guided" -merge=1 -max_len="$longest" \
-        "$work/kept" "fuzz/corpus/$name" "$work/grown" >"$work/log" 2>&1 || {
+    # The fewest inputs that reach all edges; how often they pass one is not worth megabytes.
+    VMM_FUZZ_TARGET=$name "$guided" -set_cover_merge=1 -use_counters=0 -max_len="$longest" \
+        "$work/kept" "$work/grown" >"$work/log" 2>&1 || {
         tail -20 "$work/log"
         return 1
     }
-    rm -f "fuzz/corpus/$name"/*
+    # What once found a defect stays, whether or not it reaches something new.
+    find "fuzz/corpus/$name" -type f ! -name 'found-*' -delete
     for input in "$work/kept"/*; do
         cp "$input" "fuzz/corpus/$name/$(basename "$input")"
     done

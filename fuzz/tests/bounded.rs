@@ -57,6 +57,7 @@ bounded! {
     http: "http",
     json: "json",
     config: "config",
+    cpu_model: "cpu-model",
     command_line: "command-line",
     units: "units",
     probe: "probe",

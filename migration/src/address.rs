@@ -75,7 +75,10 @@ impl FromStr for Address {
         let host = bare.unwrap_or(host);
         // Without brackets, `::1:80` would silently mean another host.
         let odd = |c: char| c.is_whitespace() || c.is_control();
-        if host.is_empty() || host.chars().any(odd) || (bare.is_none() && host.contains([':', '[']))
+        if host.is_empty()
+            || host.chars().any(odd)
+            || host.contains(['[', ']'])
+            || (bare.is_none() && host.contains(':'))
         {
             return Err(wrong());
         }
@@ -127,6 +130,8 @@ mod tests {
             "fd:-1",
             "fd:1",
             "[::1:7",
+            "[][]:7",
+            "a]:7",
             "a b:7",
             "fd:x",
         ] {

@@ -9,7 +9,7 @@ use crate::boot::refusal::KvmBackend;
 use crate::cli::{self, Keys};
 use crate::config::RunOptions;
 use crate::console::{ConsoleHub, ConsoleOutputs};
-use crate::cpuid::{HostCpu, Model};
+use crate::cpuid::{CpuidLeaf, HostCpu, Model};
 use crate::machine::spec::{CpuDemands, MachineSpec};
 use crate::machine::{DiskClaim, GuestEvents, Machine, MachineError};
 use crate::memory::PageBacking;
@@ -21,6 +21,25 @@ use crate::{kvm, memory};
 /// A sentence for the user.
 pub fn options_from_toml(text: &str) -> Result<RunOptions, String> {
     RunOptions::from_toml(text, Path::new("/srv"))
+}
+
+/// Reads the text of a CPU model's file.
+///
+/// # Errors
+/// A sentence for the user.
+pub fn cpu_model(text: &str) -> Result<Model, String> {
+    Model::from_toml(text, "pool")
+}
+
+/// What a host with `leaves` offers when `model` is the most that it is to offer, and what a guest of
+/// `model` with RAM up to `ram_end` is given there, if the host has it all.
+pub fn cpuid_of(
+    model: &Model,
+    leaves: &[CpuidLeaf],
+    ram_end: u64,
+) -> (Vec<CpuidLeaf>, Option<Vec<CpuidLeaf>>) {
+    let guest = model.leaves(leaves, "the host", ram_end);
+    (model.limit(leaves), guest.ok())
 }
 
 /// What people are told of an observation, which may be a peer's.

@@ -3,6 +3,7 @@
 mod api;
 mod command_line;
 mod config;
+mod cpu_model;
 mod description;
 mod journal;
 mod kernel;
@@ -39,6 +40,7 @@ pub static ALL: &[Target] = &[
     api::HTTP,
     api::JSON,
     config::CONFIG,
+    cpu_model::CPU_MODEL,
     command_line::COMMAND_LINE,
     text::UNITS,
     text::PROBE,

@@ -155,6 +155,7 @@ impl<'a> Sender<'a> {
         let base = ram.regions()[stripe.region].gpa();
         // A run of pages that travel alike: its first page and encoding.
         let mut run: Option<(u64, Encoding)> = None;
+        let mut zero = 0;
         for page in first..end {
             let slice = ram.slice(Span {
                 region: stripe.region,
@@ -163,6 +164,7 @@ impl<'a> Sender<'a> {
             });
             let local = (stripe.local * crate::raw::STRIPE_PAGES + page - stripe.first) as usize;
             let encoding = self.classify(local, base + page * PAGE_SIZE, slice);
+            zero += u64::from(encoding != Some(Encoding::Raw));
             if run.map(|(_, encoding)| encoding) != encoding {
                 self.push(stripe, run, page);
                 run = encoding.map(|encoding| (page, encoding));
@@ -174,6 +176,9 @@ impl<'a> Sender<'a> {
             }
         }
         self.push(stripe, run, end);
+        let counters = &self.shared.counters;
+        Counters::add(&counters.zero_pages, zero);
+        Counters::add(&counters.raw_pages, end - first - zero);
         Ok(())
     }
 
@@ -182,10 +187,8 @@ impl<'a> Sender<'a> {
         let (word, bit) = (local / 64, 1u64 << (local % 64));
         let encoding = if !page.is_zero() {
             self.placed[word] |= bit;
-            Counters::add(&self.shared.counters.raw_pages, 1);
             Some(Encoding::Raw)
         } else {
-            Counters::add(&self.shared.counters.zero_pages, 1);
             let was_placed = self.placed[word] & bit != 0;
             self.placed[word] &= !bit;
             was_placed.then_some(Encoding::Zero)

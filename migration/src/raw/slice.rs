@@ -138,6 +138,10 @@ impl<'a> RamSlice<'a> {
     }
 }
 
+/// Stretches of data that are remembered in a region: of a guest that has more, the older ones are
+/// asked for again.
+const KNOWN_DATA: usize = 16;
+
 /// A region of guest RAM.
 pub struct Region {
     gpa: u64,
@@ -146,9 +150,10 @@ pub struct Region {
     first_stripe: u64,
     host: *mut u8,
     file: Option<FileOffset>,
-    /// A stretch of pages known to hold data. To ask for its end costs the kernel a walk over all of
-    /// it, so that is not done for each piece. Only data is remembered: a hole may be filled any time.
-    known_data: Mutex<(u64, u64)>,
+    /// Stretches of pages known to hold data, the newest last. To ask for the end of one costs the
+    /// kernel a walk over all of it, so that is not done for each piece. Only data is remembered: a
+    /// hole may be filled any time.
+    known_data: Mutex<Vec<(u64, u64)>>,
 }
 
 // SAFETY: `host` is only dereferenced through `RamSlice`; the mapping is kept by `Ram`.
@@ -195,8 +200,12 @@ impl Region {
             .known_data
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if (known.0..known.1).contains(&from) {
-            return Some((from, known.1.min(to)));
+        let of = known
+            .iter()
+            .rev()
+            .find(|(first, end)| (*first..*end).contains(&from));
+        if let Some((_, end)) = of {
+            return Some((from, to.min(*end)));
         }
         let fd = file.file().as_fd();
         let base = file.start();
@@ -212,8 +221,12 @@ impl Region {
         let first = first.max(from);
         let end = rustix::fs::seek(fd, SeekFrom::Hole(base + first * PAGE_SIZE))
             .map_or(to, |hole| (hole - base.min(hole)).div_ceil(PAGE_SIZE));
-        *known = (first, end.max(first + 1));
-        Some((first, known.1.min(to)))
+        let end = end.max(first + 1);
+        if known.len() == KNOWN_DATA {
+            known.remove(0);
+        }
+        known.push((first, end));
+        Some((first, end.min(to)))
     }
 
     /// Gives the pages back to the system, so that they read as zero; `false` if that is not
@@ -291,7 +304,7 @@ impl Ram {
                 first_stripe: stripes,
                 host: region.as_ptr(),
                 file: region.file_offset().cloned(),
-                known_data: Mutex::default(),
+                known_data: Mutex::new(Vec::with_capacity(KNOWN_DATA)),
             };
             pages += made.pages;
             stripes += made.stripes();

@@ -67,6 +67,14 @@ pub fn tsc() -> u64 {
     unsafe { _rdtsc() }
 }
 
+/// The TSC after everything that was read before: a CPU may read it ahead of older loads, so that a time
+/// which another CPU has told would seem to lie in the future (Intel SDM volume 2B, RDTSC).
+fn tsc_in_order() -> u64 {
+    // SAFETY: every x86-64 CPU has the instruction.
+    unsafe { _mm_lfence() };
+    tsc()
+}
+
 /// TSC and APIC timer at the same moment: the closest of a few readings, since a busy host may
 /// stop the CPU between the two.
 fn sample() -> (u64, u32) {
@@ -160,7 +168,7 @@ impl Clock {
     /// The same on CPU `cpu`, and whether all CPUs see one time.
     pub fn mono_ns_of(&self, cpu: usize) -> (u64, bool) {
         if !self.kvmclock {
-            let ns = u128::from(tsc() - self.start) * 1_000_000 / u128::from(self.tsc_khz);
+            let ns = u128::from(tsc_in_order() - self.start) * 1_000_000 / u128::from(self.tsc_khz);
             return (ns as u64, false);
         }
         let clock = page(cpu);
@@ -173,10 +181,7 @@ impl Clock {
                 let time = read_volatile(&raw const (*clock).system_time);
                 let flags = read_volatile(&raw const (*clock).flags);
                 let (mul, shift) = pv_scale(clock);
-                // What other CPUs have told is read before the counter is: nothing else keeps the two in order
-                // (SDM volume 2, RDTSC).
-                _mm_lfence();
-                let delta = tsc().wrapping_sub(stamp);
+                let delta = tsc_in_order().wrapping_sub(stamp);
                 fence(Ordering::SeqCst);
                 if before & 1 == 0 && before == read_volatile(&raw const (*clock).version) {
                     let delta = if shift < 0 {

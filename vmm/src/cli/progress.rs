@@ -124,6 +124,10 @@ fn describe_progress(event: &Event) -> String {
     else {
         return String::new();
     };
+    // A forecast from no rate would be one of months.
+    if *mib_per_s <= 0.0 && *iteration > 0 {
+        return format!("pass {iteration}, nothing was sent just now");
+    }
     let left = match eta_ms {
         Some(ms) => format!("{} left", human_ms(*ms)),
         None if *iteration <= 1 => "no forecast yet".into(),
@@ -186,5 +190,35 @@ impl Interrupts {
             _ = self.0.recv() => {}
             _ = self.1.recv() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_standstill_is_told_without_a_forecast() {
+        let told = |mib_per_s| {
+            describe_event(&Event::Progress {
+                phase: Phase::Precopy,
+                iteration: 1,
+                sent_bytes: 1 << 20,
+                remaining_bytes: 1 << 20,
+                mib_per_s,
+                dirty_pages_per_s: 0.0,
+                eta_ms: Some(1e10),
+                forecast_downtime_ms: 1e10,
+            })
+        };
+        assert_eq!(
+            told(0.0),
+            "precopy: 1.00 MiB sent, 1.00 MiB to go, pass 1, nothing was sent just now"
+        );
+        assert!(
+            told(1.0).contains("left, downtime forecast"),
+            "{}",
+            told(1.0)
+        );
     }
 }

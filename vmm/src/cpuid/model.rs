@@ -96,7 +96,7 @@ impl Model {
     /// What a guest of this model has on a host with `supported`, which may lack some of it.
     fn wanted(&self, supported: &Features) -> Features {
         let mut wanted = match self.base {
-            Base::Host => supported.clone(),
+            Base::Host => supported.clone().within(supported.xcr0()),
             Base::Level(level) => level.features(),
         };
         for (bit, _) in &self.add {
@@ -127,14 +127,14 @@ impl Model {
     }
 
     /// What is left of a host's leaves where the model is the most that the host is to offer.
-    pub(super) fn limit(&self, supported: &[CpuidLeaf]) -> Vec<CpuidLeaf> {
+    pub(crate) fn limit(&self, supported: &[CpuidLeaf]) -> Vec<CpuidLeaf> {
         if self.is_plain_host() {
             return supported.to_vec();
         }
         let has = Features::of(supported);
         let mut wanted = self.wanted(&has);
         repeat_for_amd(&mut wanted, supported);
-        let left = wanted.and(&has).consistent();
+        let left = wanted.and(&has).within(has.xcr0()).consistent();
         let mut leaves = supported.to_vec();
         write_features(&mut leaves, &left);
         write_xsave(&mut leaves, supported, left.xcr0());
@@ -145,7 +145,7 @@ impl Model {
     ///
     /// # Errors
     /// The host that is called `host` has not all that the model needs.
-    pub(super) fn leaves(
+    pub(crate) fn leaves(
         &self,
         supported: &[CpuidLeaf],
         host: &str,

@@ -57,7 +57,11 @@ impl Model {
         Self::from_toml(&text, &name.unwrap_or_default()).map_err(wrong)
     }
 
-    fn from_toml(text: &str, file_name: &str) -> Result<Self, String> {
+    /// Reads a model from the text of such a file; `file_name` is its name where it gives itself none.
+    ///
+    /// # Errors
+    /// A sentence for the user.
+    pub(crate) fn from_toml(text: &str, file_name: &str) -> Result<Self, String> {
         let file: FileModel = toml::from_str(text).map_err(|e| {
             let message = e.message().lines().collect::<Vec<_>>().join(", ");
             match e.span() {

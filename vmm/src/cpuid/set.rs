@@ -157,6 +157,20 @@ impl Features {
         both
     }
 
+    /// The set without what has its state in XSAVE components that `xcr0` lacks.
+    ///
+    /// KVM tells of AMX on a host whose processes may not use its state: it is no feature of guests
+    /// there.
+    #[must_use]
+    pub(super) fn within(mut self, xcr0: u32) -> Self {
+        for (states, feature) in COMPONENTS {
+            if let (Some(feature), true) = (Bit::named(feature), states & !xcr0 != 0) {
+                self.remove(feature);
+            }
+        }
+        self
+    }
+
     /// The set without what cannot work in it, and with the states that its features have.
     #[must_use]
     pub(super) fn consistent(mut self) -> Self {
@@ -273,6 +287,19 @@ mod tests {
 
     fn set(names: &[&str]) -> Features {
         Features::NONE.with(names)
+    }
+
+    #[test]
+    fn feature_whose_state_is_not_there_goes_with_what_needs_it() {
+        let some = set(&["xsave", "avx", "amx_tile", "amx_int8", "sse2"]);
+        let left = some.within(0x7).consistent();
+        assert_eq!(left.xcr0(), 0x7);
+        assert!(
+            left.has_named("avx") && !left.has_named("amx_tile") && !left.has_named("amx_int8")
+        );
+        let none = left.within(0).consistent();
+        assert_eq!(none.xcr0(), 0);
+        assert!(none.has_named("sse2") && !none.has_named("xsave"));
     }
 
     #[test]

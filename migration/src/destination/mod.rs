@@ -19,6 +19,7 @@ use crate::observation::{Observation, Side};
 use crate::outcome::Outcome;
 use crate::progress::{Event, Phase, Report};
 use crate::session::SLICE;
+use crate::threads;
 use crate::transport::Listen;
 use crate::vm::DestinationVm;
 
@@ -81,11 +82,14 @@ pub fn receive(
     let (sender, incoming) = channel();
     let reception = Reception::new(from, journal, options, Some(sender));
     let taken = thread::scope(|scope| {
-        scope.spawn(|| reception.run_guarded(scope));
+        let mut accepts = threads::start(scope, "connections", || reception.run_guarded(scope));
         let _closing = reception.stop_on_drop();
         loop {
             if let Err(stop) = control.check() {
                 break stopped(stop, Fate::AtSourceByRequest);
+            }
+            if let Err(error) = std::mem::replace(&mut accepts, Ok(())) {
+                break stopped(error, Fate::AtSource);
             }
             let taken = match incoming.recv_timeout(SLICE) {
                 Ok(Incoming::Control {

@@ -13,6 +13,7 @@ use crate::id::MigrationId;
 use crate::journal::{Decision, Journal};
 use crate::observation::{Observation, Side};
 use crate::session::{Note, Session};
+use crate::threads;
 use crate::transport::{Connection, Listen};
 use crate::wire::VERSION;
 use crate::wire::control::{Answer, Message, Resolution};
@@ -159,13 +160,18 @@ impl<'a> Reception<'a> {
             self.pending.fetch_sub(1, Ordering::AcqRel);
             return Ok(());
         }
-        scope.spawn(move || {
+        let hears = move || {
             let heard = catch_unwind(AssertUnwindSafe(|| self.hear(connection)));
             if let Err(error) = heard.unwrap_or(Err(Error::Worker)) {
                 tracing::debug!("refused a connection: {}", error.observe(Side::Destination));
             }
             self.pending.fetch_sub(1, Ordering::AcqRel);
-        });
+        };
+        if let Err(error) = threads::start(scope, "a connection", hears) {
+            // The connection is gone with what was to hear it; another one may find the host better.
+            tracing::warn!("lost a connection: {}", error.observe(Side::Destination));
+            self.pending.fetch_sub(1, Ordering::AcqRel);
+        }
         Ok(())
     }
 

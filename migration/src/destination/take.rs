@@ -23,6 +23,7 @@ use crate::pages::{self, Counters, digest_text, full};
 use crate::progress::{Phase, Report, Verify};
 use crate::raw::{HashKey, Ram};
 use crate::session::{CloseOnDrop, Note, Session, Timing};
+use crate::threads;
 use crate::transport::Connection;
 use crate::vm::{DestinationVm, MachineDescription, RunState};
 use crate::wire::control::{
@@ -110,8 +111,11 @@ pub(super) fn take(
     };
     let result = thread::scope(|scope| {
         let _closing = CloseOnDrop(&session);
-        scope.spawn(|| session.run_control());
-        let result = take.negotiate(&session, &notes);
+        let heard = threads::start(scope, "the control connection", || session.run_control());
+        let result = match heard {
+            Ok(()) => take.negotiate(&session, &notes),
+            Err(error) => Err((error, Fate::AtSource)),
+        };
         let result = result.and_then(|wanted| match wanted {
             Some(wanted) => take.build_and_run(&session, &notes, wanted, &counters),
             None => Ok(Step::Planned),
@@ -342,10 +346,10 @@ impl Take<'_> {
                         stream: u64::from(stream),
                         streams: streams as u64,
                     };
-                    scope.spawn(move || {
+                    threads::start(scope, "receiving pages", move || {
                         pages::step_back();
                         session.guard(|| Receiver::new(receiving, share, connection).run());
-                    });
+                    })?;
                 }
                 Some(Note::PassDone {
                     stream,
@@ -353,10 +357,10 @@ impl Take<'_> {
                     digest,
                 }) => done[usize::from(stream)] = (pass, digest),
                 Some(Note::Message(Message::Extents(Extents { extents }))) => {
-                    scope.spawn(move || {
+                    threads::start(scope, "making memory present", move || {
                         pages::step_back();
                         session.guard(|| receiving.populate.run(receiving.ram, &extents));
-                    });
+                    })?;
                 }
                 Some(Note::Message(Message::State(bytes))) if state.is_none() => {
                     placings.state_is_here();

@@ -10,6 +10,7 @@ use migration::observation::{Observation, Side};
 use migration::vm::{DestinationVm, MachineDescription, VmResult};
 
 use super::build::{self, DiskClaim, DiskSource};
+use super::claims::Completion;
 use super::clock::Window;
 use super::demands;
 use super::events::GuestEvents;
@@ -77,6 +78,8 @@ pub(super) struct MachineDestination {
     arrival: Arrival,
     started: Started,
     machine: Option<Arc<Machine>>,
+    /// Takes what is left of the disks' claims when the guest runs.
+    completion: Option<Completion>,
     run: RunStateV1,
     /// When the state was saved, as far as this host can tell.
     saved: Window,
@@ -88,6 +91,7 @@ impl MachineDestination {
             arrival,
             started,
             machine: None,
+            completion: None,
             run: RunStateV1::Running,
             saved: Window::default(),
         }
@@ -234,6 +238,8 @@ impl DestinationVm for MachineDestination {
             &self.arrival.events,
         )
         .map_err(|e| observed(&e))?;
+        let completion = machine.devices().claims.complete_later();
+        self.completion = Some(completion.map_err(|e| observed(&e))?);
         self.machine = Some(Arc::new(machine));
         Ok(())
     }
@@ -265,7 +271,9 @@ impl DestinationVm for MachineDestination {
         machine
             .resume(PauseReason::NotStarted)
             .map_err(|e| observed(&e))?;
-        machine.devices().claims.complete();
+        if let Some(completion) = self.completion.take() {
+            completion.begin();
+        }
         (self.started)(&machine);
         Ok(())
     }
@@ -286,6 +294,7 @@ impl DestinationVm for MachineDestination {
     }
 
     fn abandon(&mut self) {
+        self.completion = None;
         self.machine = None;
     }
 }

@@ -35,7 +35,7 @@ fuzz_one() {
     "$input" --seeds "$name" "$work/grown"
     cp "fuzz/corpus/$name"/* "$work/grown/" 2>/dev/null || true
     echo "== $name"
-    VMM_FUZZ_TARGET=$name "$guided" "$work/grown" -max_total_time="$seconds" \
+    VMM_FUZZ_TARGET=$name "$guided" "$work/grown" -max_total_time="$seconds" -len_control=0 \
         -max_len="$longest" -timeout=20 -rss_limit_mb=4096 -artifact_prefix="$found/$name-" \
         -print_final_stats=1 -verbosity=1 >"$work/log" 2>&1 || {
         tail -40 "$work/log"

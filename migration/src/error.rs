@@ -124,6 +124,14 @@ pub enum Error {
     /// A thread of the engine ended unexpectedly.
     #[error("a worker of the engine ended unexpectedly")]
     Worker,
+    /// No thread can be had.
+    #[error("cannot start a thread for {what}")]
+    Thread {
+        /// What it was for.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
     /// The system has no random numbers.
     #[error("cannot make a secret")]
     Random(#[source] io::Error),
@@ -178,6 +186,7 @@ impl Error {
             Self::Cancelled => "migration.cancelled",
             Self::GuestEnded(_) => "guest.ended",
             Self::Worker => "migration.worker",
+            Self::Thread { .. } => "migration.thread",
             Self::Random(_) => "migration.random",
         }
     }
@@ -205,8 +214,7 @@ impl Error {
                 "link.closed",
                 "the connection was closed by the peer, or with its process",
             )),
-            _ => std::error::Error::source(self)
-                .map(|source| Observation::from_source(side, self.id(), source)),
+            _ => return Observation::from_error(side, self.id(), self),
         };
         match cause {
             Some(cause) => observation.caused_by(cause),

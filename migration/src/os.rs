@@ -22,8 +22,23 @@ pub(crate) fn explanation(side: Side, error: &io::Error) -> Option<Observation> 
     Some(Observation::new(side, "sandbox.refused", why))
 }
 
+/// The system cannot start a thread: it has no memory for it, or allows no more of them.
+#[derive(Debug, thiserror::Error)]
+#[error("the system has no memory or no room for another thread: {0}")]
+struct NoThread(io::Error);
+
+/// Says of an error that it came of the start of a thread, where the system's own words (try again)
+/// say nothing.
+pub fn no_thread(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), NoThread(error))
+}
+
 /// Stable identifier of the condition, where it is one that a user can do something about.
 pub fn condition(error: &io::Error) -> Option<&'static str> {
+    let inner = error.get_ref();
+    if inner.is_some_and(<dyn std::error::Error + Send + Sync>::is::<NoThread>) {
+        return Some("os.no-threads");
+    }
     let id = match error.raw_os_error()? {
         libc::ENOSPC | libc::EDQUOT | libc::EFBIG => "os.no-space",
         libc::ENOMEM => "os.no-memory",
@@ -53,6 +68,13 @@ mod tests {
         let seen = Observation::from_error(Side::Source, "migration.journal", &full);
         assert_eq!(seen.id, "migration.journal");
         assert_eq!(seen.root().id, "os.no-space");
+    }
+
+    #[test]
+    fn thread_that_cannot_be_started_is_told_apart_from_trying_again() {
+        let again = || io::Error::from_raw_os_error(libc::EAGAIN);
+        assert_eq!(condition(&again()), None);
+        assert_eq!(condition(&no_thread(again())), Some("os.no-threads"));
     }
 
     #[test]

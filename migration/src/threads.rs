@@ -1,9 +1,14 @@
-//! What the threads of this crate do, told to whoever confines them.
+//! The threads of this crate: what they do, told to whoever confines them, and what becomes of a migration
+//! whose host has no room for one.
 //!
 //! A thread says its role first of all. The engine knows nothing of confinement; the process that it
 //! runs in may give each role no more rights than it needs.
 
 use std::sync::OnceLock;
+use std::thread::{Builder, Scope};
+
+use crate::error::Error;
+use crate::os;
 
 /// What a thread of the engine does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,4 +38,21 @@ pub(crate) fn begin(role: Role) {
     if let Some(hook) = HOOK.get() {
         hook(role);
     }
+}
+
+/// Runs `work` on a thread of `scope` that does `role`; `what` it is for, should there be none.
+pub(crate) fn start<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    role: Role,
+    what: &'static str,
+    work: impl FnOnce() + Send + 'scope,
+) -> Result<(), Error> {
+    let started = Builder::new().spawn_scoped(scope, move || {
+        begin(role);
+        work();
+    });
+    started.map(drop).map_err(|source| Error::Thread {
+        what,
+        source: os::no_thread(source),
+    })
 }

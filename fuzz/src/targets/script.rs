@@ -12,8 +12,28 @@ use migration::wire::control::{CONTROL_LEN, Message};
 
 use super::wire::{Bytes, kind_of};
 
-/// How long a script waits for its turn before it goes on regardless.
-const TURN: Duration = Duration::from_millis(20);
+/// How long the two sides wait for each other.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pace {
+    /// How long a script waits for its turn before it goes on regardless.
+    turn: Duration,
+    /// How long the side under test waits for what is said.
+    pub peer: Duration,
+}
+
+impl Pace {
+    /// Of fuzzing: most inputs wait for what never comes.
+    pub const SHORT: Self = Self {
+        turn: Duration::from_millis(20),
+        peer: Duration::from_millis(200),
+    };
+    /// Of scripts that get to their end, however busy the machine is.
+    #[cfg(test)]
+    pub const LONG: Self = Self {
+        turn: Duration::from_secs(10),
+        peer: Duration::from_secs(30),
+    };
+}
 
 /// Kinds of frames that scripts wait for or with.
 pub(super) mod kind {
@@ -49,17 +69,31 @@ impl Seen {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Session {
+    pace: Pace,
     seen: Mutex<Seen>,
     changed: Condvar,
 }
 
 /// A session, shared by its connections.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Watch(Arc<Session>);
 
 impl Watch {
+    pub fn new(pace: Pace) -> Self {
+        Self(Arc::new(Session {
+            pace,
+            seen: Mutex::default(),
+            changed: Condvar::new(),
+        }))
+    }
+
+    /// Waits for the turn of a script; whether it came.
+    fn wait_turn(&self, done: impl Fn(&Seen) -> bool) -> bool {
+        self.wait(self.0.pace.turn, done)
+    }
+
     pub fn seen(&self) -> MutexGuard<'_, Seen> {
         self.0.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -170,7 +204,7 @@ impl Scripted {
             }
         };
         if let Some(turn) = turn {
-            self.watch.wait(TURN, |seen| seen.closed || turn(seen));
+            self.watch.wait_turn(|seen| seen.closed || turn(seen));
         }
         true
     }
@@ -256,7 +290,7 @@ impl Connection for Scripted {
             Part::Stranger => Ok(true),
             Part::Control => {
                 let idle = |seen: &Seen| seen.busy == 0 || seen.closed;
-                self.watch.wait(TURN, idle);
+                self.watch.wait_turn(idle);
                 Ok(true)
             }
             Part::Data => {

@@ -17,7 +17,7 @@ use migration::{GuestRam, MigrationId, Outcome, PAGE_SIZE};
 use vm_memory::GuestAddress;
 use zerocopy::IntoBytes;
 
-use super::script::{Line, Part, Scripted, Seen, Watch, kind};
+use super::script::{Line, Pace, Part, Scripted, Seen, Watch, kind};
 use super::wire::{every_message, frame, kind_of, negotiate, seal};
 use crate::input::counted;
 use crate::{Input, Memory, Target};
@@ -233,17 +233,17 @@ fn pages(input: &mut Input<'_>) -> Vec<u8> {
 }
 
 fn run(bytes: &[u8]) {
-    receive(bytes);
+    receive(bytes, Pace::SHORT);
 }
 
 /// A destination against the source that an input means; how it ended.
-fn receive(bytes: &[u8]) -> Outcome {
+fn receive(bytes: &[u8], pace: Pace) -> Outcome {
     let Plan {
         control,
         data,
         strangers,
     } = Plan::read(&mut Input::new(bytes));
-    let watch = Watch::default();
+    let watch = Watch::new(pace);
     let mut first = vec![Scripted::new(&watch, Part::Control, control)];
     for stranger in strangers {
         first.push(Scripted::new(&watch, Part::Stranger, [Line::now(stranger)]));
@@ -262,10 +262,10 @@ fn receive(bytes: &[u8]) -> Outcome {
         data: Mutex::new(data),
     };
     let options = Options {
-        io_timeout: Duration::from_millis(200),
-        peer_timeout: Duration::from_millis(200),
-        hello_timeout: Duration::from_millis(200),
-        progress_timeout: Duration::from_millis(400),
+        io_timeout: pace.peer,
+        peer_timeout: pace.peer,
+        hello_timeout: pace.peer,
+        progress_timeout: pace.peer * 2,
     };
     let journal = MemoryJournal::default();
     let mut vm = Vm::default();
@@ -316,13 +316,18 @@ fn seeds() -> Vec<Vec<u8>> {
     two.extend(&state);
     two.extend([usual(7), usual(10)].concat());
     let spelled = message(Message::Negotiate(Box::new(negotiate(1))));
-    let mut stranger = vec![7];
-    stranger.extend(Hello::new(Role::Resolve, ID, [0; 16]).encode());
-    stranger.extend(counted(b""));
+    let asks = |id| {
+        let mut stranger = vec![7];
+        stranger.extend(Hello::new(Role::Resolve, id, [0; 16]).encode());
+        stranger.extend(counted(b""));
+        stranger
+    };
     vec![
         whole.clone(),
         two,
-        [&stranger[..], &whole].concat(),
+        [asks(MigrationId([5; 16])), whole.clone()].concat(),
+        // Who asks before the commit is answered "never ran", and that holds.
+        [asks(ID), whole.clone()].concat(),
         say(1),
         [say(1), whole].concat(),
         spelled,
@@ -337,7 +342,7 @@ mod tests {
     #[test]
     fn scripts_of_a_good_source_get_to_the_end() {
         for seed in &seeds()[..3] {
-            let outcome = receive(seed);
+            let outcome = receive(seed, Pace::LONG);
             assert!(matches!(outcome, Outcome::Completed(_)), "{outcome:?}");
         }
     }

@@ -15,7 +15,7 @@ use migration::wire::control::{CONTROL_LEN, Message, Ready, Welcome};
 use migration::{GuestRam, HostId, MigrationId, Outcome};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::script::{Line, Part, Scripted, Watch, kind};
+use super::script::{Line, Pace, Part, Scripted, Watch, kind};
 use super::wire::{every_message, frame, kind_of, negotiate};
 use crate::input::counted;
 use crate::{Input, Memory, Target};
@@ -204,11 +204,11 @@ fn usual(which: u8) -> Vec<u8> {
 }
 
 fn run(bytes: &[u8]) {
-    migrate(bytes);
+    migrate(bytes, Pace::SHORT);
 }
 
 /// A source against the destination that an input means; how it ended.
-fn migrate(bytes: &[u8]) -> Outcome {
+fn migrate(bytes: &[u8], pace: Pace) -> Outcome {
     let mut input = Input::new(bytes);
     let options = input.u8();
     let streams = 1 + options % 2;
@@ -231,7 +231,7 @@ fn migrate(bytes: &[u8]) -> Outcome {
         }
     }
     let peer = Peer {
-        watch: Watch::default(),
+        watch: Watch::new(pace),
         control: Mutex::new(lines),
         answers: Mutex::new(answers),
         made: Mutex::new(0),
@@ -244,9 +244,9 @@ fn migrate(bytes: &[u8]) -> Outcome {
             Verify::Stream
         },
         plan: options & 8 != 0,
-        io_timeout: Duration::from_millis(200),
-        peer_timeout: Duration::from_millis(200),
-        prepare_timeout: Duration::from_millis(200),
+        io_timeout: pace.peer,
+        peer_timeout: pace.peer,
+        prepare_timeout: pace.peer,
         resolve_for: Duration::ZERO,
         ..Options::new(ID)
     };
@@ -336,7 +336,10 @@ mod tests {
 
     #[test]
     fn scripts_of_a_destination_lead_to_every_end() {
-        let ends: Vec<_> = seeds().iter().map(|seed| migrate(seed)).collect();
+        let ends: Vec<_> = seeds()
+            .iter()
+            .map(|seed| migrate(seed, Pace::LONG))
+            .collect();
         assert!(matches!(ends[0], Outcome::Completed(_)), "{:?}", ends[0]);
         assert!(matches!(ends[1], Outcome::Completed(_)), "{:?}", ends[1]);
         assert!(

@@ -36,11 +36,7 @@ pub(super) const CONSOLE: Target = target(
     || plain_seeds(2),
 );
 /// A network interface with a control queue and two pairs.
-pub(super) const NET: Target = target(
-    "virtio-net",
-    |bytes| run(Kind::Net, bytes),
-    || plain_seeds(5),
-);
+pub(super) const NET: Target = target("virtio-net", |bytes| run(Kind::Net, bytes), network::seeds);
 /// An entropy source.
 pub(super) const RNG: Target = target(
     "virtio-rng",
@@ -428,7 +424,7 @@ fn run(kind: Kind, bytes: &[u8]) {
 }
 
 /// The bytes of a descriptor as [`Guest::descriptor`] reads them.
-fn describe(queue: u8, index: u8, gpa: u16, len: u8, flags: u8) -> Vec<u8> {
+pub(super) fn describe(queue: u8, index: u8, gpa: u16, len: u8, flags: u8) -> Vec<u8> {
     let mut bytes = vec![4, queue, index];
     bytes.extend((gpa / 4).to_le_bytes());
     bytes.extend([len, flags, index + 1]);
@@ -436,7 +432,7 @@ fn describe(queue: u8, index: u8, gpa: u16, len: u8, flags: u8) -> Vec<u8> {
 }
 
 /// Descriptors, request and notification of a queue, once for each of `queues`.
-fn plain_seeds(queues: u8) -> Vec<Vec<u8>> {
+pub(super) fn plain_seeds(queues: u8) -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
     for queue in 0..queues {
         // Odd queues are for output; a fifth one takes commands.

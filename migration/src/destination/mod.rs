@@ -82,14 +82,16 @@ pub fn receive(
     let (sender, incoming) = channel();
     let reception = Reception::new(from, journal, options, Some(sender));
     let taken = thread::scope(|scope| {
-        scope.spawn(|| {
-            threads::begin(Role::Reception);
+        let mut accepts = threads::start(scope, Role::Reception, "connections", || {
             reception.run_guarded(scope);
         });
         let _closing = reception.stop_on_drop();
         loop {
             if let Err(stop) = control.check() {
                 break stopped(stop, Fate::AtSourceByRequest);
+            }
+            if let Err(error) = std::mem::replace(&mut accepts, Ok(())) {
+                break stopped(error, Fate::AtSource);
             }
             let taken = match incoming.recv_timeout(SLICE) {
                 Ok(Incoming::Control {

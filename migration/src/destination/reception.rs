@@ -160,14 +160,18 @@ impl<'a> Reception<'a> {
             self.pending.fetch_sub(1, Ordering::AcqRel);
             return Ok(());
         }
-        scope.spawn(move || {
-            threads::begin(ThreadRole::Reception);
+        let hears = move || {
             let heard = catch_unwind(AssertUnwindSafe(|| self.hear(connection)));
             if let Err(error) = heard.unwrap_or(Err(Error::Worker)) {
                 tracing::debug!("refused a connection: {}", error.observe(Side::Destination));
             }
             self.pending.fetch_sub(1, Ordering::AcqRel);
-        });
+        };
+        if let Err(error) = threads::start(scope, ThreadRole::Reception, "a connection", hears) {
+            // The connection is gone with what was to hear it; another one may find the host better.
+            tracing::warn!("lost a connection: {}", error.observe(Side::Destination));
+            self.pending.fetch_sub(1, Ordering::AcqRel);
+        }
         Ok(())
     }
 

@@ -111,11 +111,13 @@ pub(super) fn take(
     };
     let result = thread::scope(|scope| {
         let _closing = CloseOnDrop(&session);
-        scope.spawn(|| {
-            threads::begin(Role::Link);
+        let heard = threads::start(scope, Role::Link, "the control connection", || {
             session.run_control();
         });
-        let result = take.negotiate(&session, &notes);
+        let result = match heard {
+            Ok(()) => take.negotiate(&session, &notes),
+            Err(error) => Err((error, Fate::AtSource)),
+        };
         let result = result.and_then(|wanted| match wanted {
             Some(wanted) => take.build_and_run(&session, &notes, wanted, &counters),
             None => Ok(Step::Planned),
@@ -346,11 +348,10 @@ impl Take<'_> {
                         stream: u64::from(stream),
                         streams: streams as u64,
                     };
-                    scope.spawn(move || {
-                        threads::begin(Role::Stream);
+                    threads::start(scope, Role::Stream, "receiving pages", move || {
                         pages::step_back();
                         session.guard(|| Receiver::new(receiving, share, connection).run());
-                    });
+                    })?;
                 }
                 Some(Note::PassDone {
                     stream,
@@ -358,11 +359,10 @@ impl Take<'_> {
                     digest,
                 }) => done[usize::from(stream)] = (pass, digest),
                 Some(Note::Message(Message::Extents(Extents { extents }))) => {
-                    scope.spawn(move || {
-                        threads::begin(Role::Stream);
+                    threads::start(scope, Role::Stream, "making memory present", move || {
                         pages::step_back();
                         session.guard(|| receiving.populate.run(receiving.ram, &extents));
-                    });
+                    })?;
                 }
                 Some(Note::Message(Message::State(bytes))) if state.is_none() => {
                     placings.state_is_here();

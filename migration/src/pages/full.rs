@@ -1,6 +1,7 @@
 //! The digest of all memory of a paused guest.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::Builder;
 
 use crate::PAGE_SIZE;
 use crate::raw::{Ram, STRIPE_PAGES, Span};
@@ -14,19 +15,21 @@ pub(crate) fn full_digest(ram: &Ram) -> String {
         .min(16);
     let next = AtomicU64::new(0);
     let sum = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads)
-            .map(|_| {
-                scope.spawn(|| {
-                    threads::begin(Role::Hash);
-                    hash_share(ram, &next)
-                })
-            })
+        let next = &next;
+        let worker = move || {
+            threads::begin(Role::Hash);
+            hash_share(ram, next)
+        };
+        // This thread does the work of those that cannot be had.
+        let workers: Vec<_> = (1..threads)
+            .filter_map(|_| Builder::new().spawn_scoped(scope, worker).ok())
             .collect();
+        let own = hash_share(ram, next);
         workers
             .into_iter()
             // A worker that panicked makes the sum wrong, which fails the comparison: safe.
             .map(|worker| worker.join().unwrap_or(1))
-            .fold(0u128, u128::wrapping_add)
+            .fold(own, u128::wrapping_add)
     });
     format!("blake3-sum128:{sum:032x}")
 }

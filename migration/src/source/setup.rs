@@ -59,11 +59,10 @@ impl<'a> Run<'a> {
         let result = thread::scope(|scope| {
             let _closing = CloseOnDrop(&link.session);
             let session = &link.session;
-            scope.spawn(|| {
-                threads::begin(ThreadRole::Link);
+            let heard = threads::start(scope, ThreadRole::Link, "the control connection", || {
                 session.run_control();
             });
-            let result = self.phases(scope, &link, description, &ram, &key);
+            let result = heard.and_then(|()| self.phases(scope, &link, description, &ram, &key));
             let result = result.or_else(|error| self.fail(&link, error));
             self.report.wire_bytes = self.counters.wire_bytes() + session.control_bytes();
             result
@@ -121,7 +120,6 @@ impl<'a> Run<'a> {
             return Ok(End::Planned);
         }
         self.enter(Phase::Prepare);
-        self.record(Handover::Begun)?;
         self.prepare(link)?;
         let key = (self.options.verify == Verify::Stream).then_some(key);
         let mut streams = self.open_streams(scope, link, ram, key, streams)?;
@@ -221,6 +219,8 @@ impl<'a> Run<'a> {
             .offer_disks()
             .map_err(Error::vm("offer the disks"))?;
         link.session.send(&Message::Prepare)?;
+        // While the destination builds the machine: both wait for their disks.
+        self.record(Handover::Begun)?;
         let ours = self.journal.reserve(self.options.id, Side::Source)?;
         match self.answer(link, "preparing", self.options.prepare_timeout)? {
             Message::Prepared(prepared) => {
@@ -262,11 +262,10 @@ impl<'a> Run<'a> {
             let (job, passes) = channel();
             let sender = Sender::new(self.sending(link, ram, key), share, connection);
             let session: &Session = &link.session;
-            scope.spawn(move || {
-                threads::begin(ThreadRole::Stream);
+            threads::start(scope, ThreadRole::Stream, "sending pages", move || {
                 pages::step_back();
                 session.guard(|| sender.run(&passes));
-            });
+            })?;
             jobs.push(job);
         }
         Ok(Streams {

@@ -1,7 +1,7 @@
 //! TCP and unix sockets.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockop
 
 use super::{Connect, Connection, Listen, Patience};
 use crate::address::Address;
+use crate::os;
 use crate::raw::{RamSlice, receive_all, send_all};
 use crate::threads::{self, Role};
 
@@ -155,6 +156,9 @@ impl Connect for SocketConnect {
 /// The addresses of `host`. The system's look-up cannot be bounded, so it is left to itself when it
 /// takes too long or is no longer wanted.
 fn look_up(host: &str, port: u16, patience: Patience<'_>) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Ok(vec![(address, port).into()]);
+    }
     let (found, addresses) = channel();
     let name = host.to_owned();
     std::thread::Builder::new()
@@ -164,7 +168,8 @@ fn look_up(host: &str, port: u16, patience: Patience<'_>) -> io::Result<Vec<Sock
             let looked_up = (name.as_str(), port).to_socket_addrs();
             // Nobody may be waiting any more.
             let _ = found.send(looked_up.map(Iterator::collect));
-        })?;
+        })
+        .map_err(os::no_thread)?;
     let deadline = Instant::now() + patience.timeout;
     loop {
         if (patience.give_up)() {

@@ -146,6 +146,16 @@ impl Console {
         });
     }
 
+    /// Waits until the guest goes on but its disk does not.
+    #[track_caller]
+    pub fn waits_for_disk(&mut self) {
+        eventually("the guest waits for its disk", || {
+            let before = self.last("blocks_written");
+            self.wait_tick();
+            (self.last("blocks_written") == before).then_some(())
+        });
+    }
+
     /// The guest has counted its ticks without a gap and none twice, wherever it printed them.
     ///
     /// # Panics

@@ -23,16 +23,12 @@ fn orders(files: &tempfile::TempDir) -> PathBuf {
 /// Set-up that a fault needs before the migration begins.
 #[derive(Default)]
 pub struct SetUp {
-    /// Another size of the guest's memory.
-    pub memory: Option<&'static str>,
     /// More arguments of `vmm receive`.
     pub receive: Vec<String>,
     /// More arguments of `vmm migrate`.
     pub migrate: Vec<String>,
     /// Makes another command of the one that receives.
     pub around_receiver: Option<Box<dyn FnOnce(Command) -> Command>>,
-    /// Stands in `vmm receive` when it begins, and not in a phase: the migration ends by itself.
-    pub strikes_by_itself: bool,
 }
 
 /// Two hosts, a guest that checks itself, and its migration.
@@ -68,21 +64,18 @@ impl Scene {
         let files = tempfile::tempdir().expect("folder for the disk");
         let disk = images::sparse(files.path(), "data.raw", 4 << 20);
         let SetUp {
-            memory,
             receive,
             mut migrate,
             around_receiver,
-            strikes_by_itself,
         } = set_up(&pair, &files);
-        let mut guest = Guest::small().disk(&disk);
-        if let Some(memory) = memory {
-            guest = guest.memory(memory);
-        }
+        let guest = Guest::small().disk(&disk);
         let orders = orders(&files);
         File::create(&orders).expect("orders of faults");
-        let console = pair.source.run_with(NAME, &guest, |command| {
+        let mut console = pair.source.run_with(NAME, &guest, |command| {
             command.env(DISK_FAULTS_VARIABLE, &orders);
         });
+        // It is ready before it uses its disk.
+        console.verifies_blocks();
         let before = Holdings::of(pair.source.pid(NAME), &disk);
         let mut command = pair.destination.command(
             [
@@ -112,9 +105,7 @@ impl Scene {
         let migrate: Vec<&str> = migrate.iter().map(String::as_str).collect();
         let mut migration = Migration::start(&pair.source, NAME, &relay.address(), &migrate);
         migration.wait_phase(phase.as_source_tells());
-        if strikes_by_itself {
-            // Nothing to wait for.
-        } else if phase == Phase::Precopy {
+        if phase == Phase::Precopy {
             migration.wait_progress();
         } else {
             holds("the link is held", || relay.is_sprung());
@@ -136,9 +127,7 @@ impl Scene {
             migration: Some(migration),
             ended: None,
         };
-        if !strikes_by_itself {
-            standing::is_told(&scene);
-        }
+        standing::is_told(&scene);
         scene
     }
 

@@ -51,7 +51,7 @@ impl Holdings {
 
     /// Whether nothing of a migration is left in it.
     fn is_settled(&self) -> bool {
-        let passing = ["migration", "disk-claims", "flush", "populate"];
+        let passing = ["migration", "disk-claims", "flush"];
         let passes = |name: &&String| passing.iter().any(|passing| name.starts_with(passing));
         // Whoever received the guest answers for ever who has it.
         let incoming = self.threads.iter().filter(|name| *name == "incoming");

@@ -1,4 +1,5 @@
-//! The page of a recorded run: tables between two marks of a Markdown file, and pictures beside it.
+//! The page of a recorded run: tables between two marks of a Markdown file, and beside it pictures and
+//! all figures as JSON.
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -29,7 +30,7 @@ pub(super) fn check(path: &Path) -> Result<(), BenchError> {
         .map_err(failed)
 }
 
-/// Writes the figures to the page at `path`, and a picture of each scenario beside it.
+/// Writes the figures to the page at `path`, and beside it a picture of each scenario and the JSON.
 ///
 /// # Errors
 /// When a file cannot be read or written. The page is replaced as a whole or not at all.
@@ -46,12 +47,15 @@ pub(super) fn write(path: &Path, summary: &Summary) -> Result<(), BenchError> {
         replace(&path.with_file_name(&name), &svg).map_err(failed)?;
         pictures.push(name);
     }
+    let json = serde_json::to_string_pretty(summary).map_err(|e| failed(e.into()))?;
+    let figures = format!("{stem}.json");
+    replace(&path.with_file_name(&figures), &format!("{json}\n")).map_err(failed)?;
     let old = match fs::read_to_string(path) {
         Ok(text) => text,
         Err(e) if e.kind() == ErrorKind::NotFound => "# Benchmarks\n".to_owned(),
         Err(e) => return Err(failed(e)),
     };
-    let text = with_record(&old, &record(summary, &pictures));
+    let text = with_record(&old, &record(summary, &pictures, &figures));
     replace(path, &text).map_err(failed)
 }
 
@@ -82,8 +86,11 @@ fn with_record(page: &str, record: &str) -> String {
 }
 
 /// The recorded run as Markdown.
-fn record(summary: &Summary, pictures: &[String]) -> String {
-    let mut text = format!("```\n{}```\n", summary.heading());
+fn record(summary: &Summary, pictures: &[String], figures: &str) -> String {
+    let mut text = format!(
+        "```\n{}```\n\nAll values: [{figures}]({figures}).\n",
+        summary.heading()
+    );
     for (figures, picture) in summary.scenarios.iter().zip(pictures) {
         text += &format!(
             "\n### {}\n{}\n\n![{1}]({picture})\n\n{}",
@@ -134,9 +141,12 @@ mod tests {
         write(&page, &summary).unwrap();
         let text = fs::read_to_string(&page).unwrap();
         assert!(text.starts_with("# Benchmarks\n") && text.contains(&summary.host.cpu_model));
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        let json = fs::read_to_string(dir.path().join("figures.json")).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json["version"], summary.version);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
         check(&page).unwrap();
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
         for wrong in [dir.path(), &dir.path().join("no/such/page.md")] {
             assert!(check(wrong).is_err() && write(wrong, &summary).is_err());
         }

@@ -1,5 +1,7 @@
 //! The claims on the disks of a machine, as they change hands with its guest.
 
+use std::io;
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -63,7 +65,7 @@ impl Claims {
     fn reclaim_later(&self) {
         let offers = self.offers.clone();
         let ours = *offers.lock().unwrap_or_else(PoisonError::into_inner);
-        self.in_background(move |claim| {
+        let reclaim = move |claim: &Claim| {
             let last = offers.lock().unwrap_or_else(PoisonError::into_inner);
             if *last != ours {
                 return Ok(true);
@@ -73,7 +75,10 @@ impl Claims {
                 Err(block::Error::InUse { .. }) => Ok(false),
                 Err(error) => Err(error),
             }
-        });
+        };
+        if let Err(e) = self.in_background(reclaim, || true) {
+            tracing::warn!(error = %e, "the disks' claims stay incomplete");
+        }
     }
 
     /// Lets go of the disks: they are the destination's now.
@@ -84,25 +89,38 @@ impl Claims {
         }
     }
 
-    /// Takes the former owner's part of the claims as it lets go, in the background.
-    pub(super) fn complete(&self) {
-        self.in_background(Claim::complete);
+    /// Takes the former owner's part of the claims as it lets go, in the background, from when
+    /// [`Completion::begin`] says so. The thread exists from now on: once the guest runs, a host that
+    /// has no memory for one must not be its end.
+    pub(super) fn complete_later(&self) -> Result<Completion, MachineError> {
+        let (begin, begun) = channel::<()>();
+        let complete = move |claim: &Claim| claim.complete();
+        self.in_background(complete, move || begun.recv().is_ok())
+            .map_err(|e| MachineError::Build("start the thread that completes claims", e))?;
+        Ok(Completion(begin))
     }
 
-    /// Acts on every claim again and again until each is done, on a thread of its own. One part of a
-    /// claim keeps everybody else out, so nothing depends on it.
-    fn in_background(&self, act: impl Fn(&Claim) -> block::Result<bool> + Send + 'static) {
+    /// Acts on every claim again and again until each is done, on a thread of its own, if `wanted` says
+    /// so. One part of a claim keeps everybody else out, so nothing depends on it.
+    fn in_background(
+        &self,
+        act: impl Fn(&Claim) -> block::Result<bool> + Send + 'static,
+        wanted: impl FnOnce() -> bool + Send + 'static,
+    ) -> io::Result<()> {
         let mut left: Vec<(String, Weak<Claim>)> = self
             .all
             .iter()
             .map(|(id, claim)| (id.clone(), Arc::downgrade(claim)))
             .collect();
         if left.is_empty() {
-            return;
+            return Ok(());
         }
         let thread = thread::Builder::new().name("disk-claims".into());
-        let spawned = thread.spawn(move || {
+        thread.spawn(move || {
             sandbox::begin(Kind::Caretaker);
+            if !wanted() {
+                return;
+            }
             loop {
                 left.retain(|(id, claim)| match claim.upgrade().map(|c| act(&c)) {
                     Some(Ok(done)) => !done,
@@ -117,10 +135,8 @@ impl Claims {
                 }
                 thread::sleep(LOOK_AGAIN);
             }
-        });
-        if let Err(e) = spawned {
-            tracing::warn!(error = %e, "the disks' claims stay incomplete");
-        }
+        })?;
+        Ok(())
     }
 
     /// Acts on every claim, also after one failed; the first failure.
@@ -134,6 +150,16 @@ impl Claims {
             first = first.and(acted.map(drop));
         }
         first
+    }
+}
+
+/// Claims that are to be completed once their guest runs; dropped, they stay as they are.
+pub(super) struct Completion(Sender<()>);
+
+impl Completion {
+    pub(super) fn begin(self) {
+        // The thread waits for this and nothing else.
+        let _ = self.0.send(());
     }
 }
 

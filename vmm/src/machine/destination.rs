@@ -10,6 +10,7 @@ use migration::observation::{Observation, Side};
 use migration::vm::{DestinationVm, MachineDescription, VmResult};
 
 use super::build::{self, DiskClaim, DiskSource};
+use super::claims::Completion;
 use super::clock::Window;
 use super::demands;
 use super::events::GuestEvents;
@@ -78,6 +79,8 @@ pub(super) struct MachineDestination {
     arrival: Arrival,
     started: Started,
     machine: Option<Arc<Machine>>,
+    /// Takes what is left of the disks' claims when the guest runs.
+    completion: Option<Completion>,
     run: RunStateV1,
     /// When the state was saved, as far as this host can tell.
     saved: Window,
@@ -89,6 +92,7 @@ impl MachineDestination {
             arrival,
             started,
             machine: None,
+            completion: None,
             run: RunStateV1::Running,
             saved: Window::default(),
         }
@@ -238,7 +242,10 @@ impl DestinationVm for MachineDestination {
         .map_err(|e| observed(&e));
         // Everything that the guest was given is open.
         opener::close();
-        self.machine = Some(Arc::new(machine?));
+        let machine = machine?;
+        let completion = machine.devices().claims.complete_later();
+        self.completion = Some(completion.map_err(|e| observed(&e))?);
+        self.machine = Some(Arc::new(machine));
         Ok(())
     }
 
@@ -269,7 +276,9 @@ impl DestinationVm for MachineDestination {
         machine
             .resume(PauseReason::NotStarted)
             .map_err(|e| observed(&e))?;
-        machine.devices().claims.complete();
+        if let Some(completion) = self.completion.take() {
+            completion.begin();
+        }
         (self.started)(&machine);
         Ok(())
     }
@@ -290,6 +299,7 @@ impl DestinationVm for MachineDestination {
     }
 
     fn abandon(&mut self) {
+        self.completion = None;
         self.machine = None;
     }
 }

@@ -133,15 +133,19 @@ fn all_fail(scene: &mut Scene, effect: &str) {
 }
 
 fn hangs(scene: &mut Scene) {
-    all_hang(scene, "flush");
+    scene.order_disk_faults(&[("flush", "hang")]);
+    run_on(scene);
 }
 
 fn writes_hang(scene: &mut Scene) {
-    all_hang(scene, "write");
+    scene.order_disk_faults(&[("write", "hang")]);
+    if scene.phase.runs_at_source() {
+        scene.console.waits_for_disk();
+    }
+    run_on(scene);
 }
 
-fn all_hang(scene: &mut Scene, operation: &str) {
-    scene.order_disk_faults(&[(operation, "hang")]);
+fn run_on(scene: &mut Scene) {
     scene.go_on();
     scene.ended();
     scene.order_disk_faults(&[]);

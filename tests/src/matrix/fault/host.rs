@@ -6,11 +6,23 @@ use std::path::Path;
 use std::process::Command;
 
 use super::Fault;
-use crate::blackbox::Pair;
+use crate::blackbox::{Pair, Vms};
 use crate::matrix::scene::{NAME, SetUp};
 use crate::matrix::{Cell, Phase, Scene, Whereabouts};
 
-const IN_PREPARE: &str = "memory is allocated in prepare; a host that lacks it later kills a side";
+const NO_MEMORY: [&[&str]; 2] = [
+    &["migration.peer-failed", "machine.memory", "os.no-memory"],
+    &["migration.failed", "machine.memory", "os.no-memory"],
+];
+/// What the destination says of a source that lacks a thread.
+const LEFT: &[&str] = &[
+    "migration.failed",
+    "migration.peer-failed",
+    "migration.thread",
+    "os.no-threads",
+];
+/// What a process that gets no more may still use: enough for small things, too little for a thread.
+const CRUMBS: u64 = 1 << 20;
 
 /// Lacks of a host.
 pub fn all() -> Vec<Fault> {
@@ -36,37 +48,67 @@ pub fn all() -> Vec<Fault> {
                 },
             )
         },
-        Fault {
-            set_up: little_memory,
-            ..Fault::new("no memory", nothing, |phase| match phase {
-                Phase::Prepare => Cell::stays(
-                    &["migration.peer-failed", "machine.memory", "os.no-memory"],
-                    &["migration.failed", "machine.memory", "os.no-memory"],
+        Fault::new(
+            "no memory at source",
+            no_more_at_source,
+            |phase| match phase {
+                Phase::Negotiate | Phase::Prepare => Cell::stays(
+                    &["migration.failed", "migration.thread", "os.no-threads"],
+                    LEFT,
                 ),
-                _ => Cell::Not(IN_PREPARE),
-            })
-        },
+                // All that is needed is there.
+                _ => Cell::completes(Whereabouts::Destination),
+            },
+        ),
+        Fault::new(
+            "no memory at destination",
+            no_more_there,
+            |phase| match phase {
+                Phase::Negotiate => Cell::stays(NO_MEMORY[0], NO_MEMORY[1]),
+                Phase::Prepare => Cell::stays(
+                    &["migration.peer-failed", "migration.thread", "os.no-threads"],
+                    &["migration.failed", "migration.thread", "os.no-threads"],
+                ),
+                _ => Cell::completes(Whereabouts::Destination),
+            },
+        ),
     ]
 }
 
-fn nothing(scene: &mut Scene) {
-    scene.ended();
+fn no_more_at_source(scene: &mut Scene) {
+    run_on_without(scene, scene.pair.source.pid(NAME));
 }
 
-/// Less than the guest's memory is left of the receiver's address space.
-fn little_memory(_: &Pair, _: &tempfile::TempDir) -> SetUp {
-    let around = |command: Command| {
-        let mut wrapped = Command::new("prlimit");
-        wrapped.args(["--as=600000000", "--"]);
-        inherit(&mut wrapped, &command);
-        wrapped
-    };
-    SetUp {
-        memory: Some("512MiB"),
-        around_receiver: Some(Box::new(around)),
-        strikes_by_itself: true,
-        ..SetUp::default()
-    }
+fn no_more_there(scene: &mut Scene) {
+    run_on_without(scene, scene.pair.destination.pid(NAME));
+}
+
+/// The process gets no more memory until the migration has ended.
+fn run_on_without(scene: &mut Scene, pid: u32) {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+    let size = status
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix("VmSize:")?
+                .split_ascii_whitespace()
+                .next()
+        })
+        .and_then(|kib| kib.parse::<u64>().ok())
+        .expect("VmSize");
+    let limited = limit_memory(pid, &((size << 10) + CRUMBS).to_string());
+    assert!(limited.status.success(), "{limited:?}");
+    scene.go_on();
+    scene.ended();
+    // The process may have ended.
+    let _ = limit_memory(pid, "unlimited");
+}
+
+fn limit_memory(pid: u32, bytes: &str) -> std::process::Output {
+    let limit = format!("--as={bytes}:unlimited");
+    Command::new("prlimit")
+        .args(["--pid", &pid.to_string(), &limit])
+        .output()
+        .expect("prlimit starts")
 }
 
 fn state_dir(pair: &Pair) -> std::path::PathBuf {
@@ -125,10 +167,7 @@ fn inherit(wrapped: &mut Command, command: &Command) {
 }
 
 fn fill_state_dir(scene: &mut Scene) {
-    let pid = {
-        use crate::blackbox::Vms;
-        scene.pair.destination.pid(NAME)
-    };
+    let pid = scene.pair.destination.pid(NAME);
     let inside = Path::new("/proc").join(pid.to_string()).join("root");
     let dir = state_dir(&scene.pair);
     let path = inside

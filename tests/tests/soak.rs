@@ -7,9 +7,9 @@ use tests::blackbox::wire::kind;
 use tests::blackbox::{Guest, Migration, Pair, Vms, gate, holds, images};
 
 const MOVES: usize = 200;
-const FAILURES: usize = 60;
-/// After so many, whatever is made once has been made.
-const WARM_UP: usize = 10;
+const FAILURES: usize = 80;
+/// After so many, whatever is made once has been made, and the allocator has what it keeps.
+const WARM_UP: usize = 30;
 /// Records of past migrations that a host may keep for its users, and those under way.
 const MOST_RECORDS: usize = 256 + 8;
 
@@ -34,6 +34,7 @@ fn guest_that_moves_two_hundred_times_is_unharmed_and_nothing_grows() {
         if hop % 20 == 0 {
             console.verifies_ledger();
             console.verifies_blocks();
+            console.ticks_once();
             console.forgets();
         }
     }
@@ -92,12 +93,15 @@ fn source_whose_migrations_fail_again_and_again_does_not_grow() {
 
 /// What the process holds when the threads of its last migration are gone.
 fn settled(pid: u32) -> Vitals {
-    let passing = ["migration", "incoming-", "disk-claims", "flush", "populate"];
+    let passing = ["migration", "disk-claims", "flush"];
     holds("threads of the migration end", || {
         let threads = leftovers::threads(pid);
-        !threads
-            .iter()
-            .any(|name| passing.iter().any(|passing| name.starts_with(passing)))
+        // Whoever received the guest answers for ever who has it.
+        let incoming = threads.iter().filter(|name| *name == "incoming");
+        incoming.count() <= 1
+            && !threads
+                .iter()
+                .any(|name| passing.iter().any(|passing| name.starts_with(passing)))
     });
     Vitals::of(pid)
 }

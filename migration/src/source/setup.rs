@@ -118,7 +118,6 @@ impl<'a> Run<'a> {
             return Ok(End::Planned);
         }
         self.enter(Phase::Prepare);
-        self.record(Handover::Begun)?;
         self.prepare(link)?;
         let key = (self.options.verify == Verify::Stream).then_some(key);
         let mut streams = self.open_streams(scope, link, ram, key, streams)?;
@@ -218,6 +217,8 @@ impl<'a> Run<'a> {
             .offer_disks()
             .map_err(Error::vm("offer the disks"))?;
         link.session.send(&Message::Prepare)?;
+        // While the destination builds the machine: both wait for their disks.
+        self.record(Handover::Begun)?;
         let ours = self.journal.reserve(self.options.id, Side::Source)?;
         match self.answer(link, "preparing", self.options.prepare_timeout)? {
             Message::Prepared(prepared) => {

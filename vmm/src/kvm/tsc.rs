@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::sync::OnceLock;
 
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 
@@ -45,14 +46,19 @@ impl HostTsc {
         }
     }
 
-    /// What this host has, asked of a VM that is made for it and dropped.
+    /// What this host has, asked of a VM that is made for it and dropped. That takes tens of
+    /// milliseconds, and the answer stays the same: only the first call asks.
     ///
     /// # Errors
     /// When no VM can be made.
     pub fn probe(kvm: &Kvm) -> io::Result<Self> {
+        static KNOWN: OnceLock<HostTsc> = OnceLock::new();
+        if let Some(known) = KNOWN.get() {
+            return Ok(*known);
+        }
         let vm = create_vm(kvm).map_err(io::Error::other)?;
         let vcpu = vm.create_vcpu(0).map_err(os_error)?;
-        Ok(Self::of(kvm, &vcpu))
+        Ok(*KNOWN.get_or_init(|| Self::of(kvm, &vcpu)))
     }
 
     /// How a guest of `khz` runs here; `None` if it cannot.

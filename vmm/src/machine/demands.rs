@@ -50,6 +50,18 @@ pub struct CpuDemands {
     pub feature_msrs: Vec<(u32, u64)>,
 }
 
+/// Asks this host what takes long to answer, so that no guest waits for it later.
+///
+/// # Errors
+/// When KVM gives no answer: no guest could be taken in.
+pub fn ask_beforehand(kvm: &Kvm) -> Result<(), MachineError> {
+    host_tsc(kvm).map(drop)
+}
+
+fn host_tsc(kvm: &Kvm) -> Result<HostTsc, MachineError> {
+    HostTsc::probe(kvm).map_err(|e| MachineError::Build("read the rate of the TSC", e))
+}
+
 /// What a host has beyond CPUID.
 #[derive(Debug)]
 struct Host {
@@ -204,7 +216,7 @@ pub(super) fn missing(
         .get_msr_index_list()
         .map_err(|e| MachineError::State("read the list of MSRs", os_error(e)))?;
     let host = Host {
-        tsc: HostTsc::probe(kvm).map_err(|e| MachineError::Build("read the rate of the TSC", e))?,
+        tsc: host_tsc(kvm)?,
         xsave_bytes: XsaveArea::of_host(kvm).size(),
         msrs: list.as_slice().to_vec(),
         promises: host_promises(kvm)?,

@@ -9,7 +9,7 @@ use devices::virtio::net::Mac;
 use migration::observation::{Observation, Side};
 
 use super::build::{self, DiskClaim, DiskSource};
-use super::demands::CpuDemands;
+use super::demands::{self, CpuDemands};
 use super::events::GuestEvents;
 use super::instance::VmInstance;
 use super::net::NetSpec;
@@ -67,7 +67,10 @@ pub fn receive(
     dir: &VmDir,
     console: &ConsoleHub,
 ) -> Result<Arc<dyn Instance>, Observation> {
-    kvm::open().map_err(|e| MachineError::from(e).observed(Side::Destination))?;
+    kvm::open()
+        .map_err(MachineError::from)
+        .and_then(|kvm| demands::ask_beforehand(&kvm))
+        .map_err(|e| e.observed(Side::Destination))?;
     let cpu_limit = host_limit(&dir.host_cpu())?;
     let (events, ends) = GuestEvents::new();
     let instance = VmInstance::new(dir, VmState::Incoming);

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use migration::progress::Event;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType};
 
-use super::moving_tests::{Host, hub, last_event, request};
+use super::moving_tests::{Host, hub, last_event, request, wait_for};
 use super::tests::has_kvm;
 use super::{receive, run};
 use crate::config::{CpuModel, NetConfig, ReceiveConfig, RunConfig};
@@ -247,8 +247,7 @@ fn connections_to_a_guest_stay_while_it_moves() {
             tcp.shutdown(std::net::Shutdown::Write).unwrap();
             assert_eq!(tcp.read(&mut [0]).unwrap(), 0, "both ends are done");
             target.stop(StopMode::Force).unwrap();
-            let state = source.wait_change(VmState::Running, PATIENCE);
-            assert_eq!(state, VmState::Migrated);
+            wait_for(&*source, VmState::Migrated);
         });
     }
 }

@@ -31,7 +31,8 @@ pub(super) fn move_on(lapic: &mut [u8], ns: u64) {
     ) else {
         return;
     };
-    // Zero is a timer that was stopped, or one that fired: KVM fires it again, which a guest bears.
+    // Zero is a timer that was stopped, or one that fired. Whether the guest has had its interrupt by then is
+    // not told, so KVM is let fire it again: a guest bears one too many, and not one too few.
     if entry >> 17 & 3 == MODE_TSC_DEADLINE || initial == 0 || current == 0 {
         return;
     }

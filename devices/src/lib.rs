@@ -43,6 +43,7 @@ mod output;
 pub mod power;
 pub mod rtc;
 pub mod serial;
+pub mod threads;
 pub mod virtio;
 
 pub use bus::{Bus, BusDevice};

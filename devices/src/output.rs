@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::locked::locked;
+use crate::threads::{self, Role};
 use crate::{Error, Result};
 
 /// A line that does not end is written after this time, so that a prompt appears.
@@ -55,7 +56,10 @@ impl Output {
             .stack_size(128 << 10)
             .spawn({
                 let shared = Arc::clone(&shared);
-                move || shared.run(device, out)
+                move || {
+                    threads::begin(Role::Helper);
+                    shared.run(device, out);
+                }
             })
             .map_err(|source| Error::Thread { device, source })?;
         Ok(Self {

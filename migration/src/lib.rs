@@ -24,7 +24,7 @@ pub mod progress;
 pub mod raw;
 mod session;
 pub mod source;
-mod threads;
+pub mod threads;
 pub mod transport;
 mod tripwires;
 pub mod vm;

@@ -12,6 +12,8 @@ pub mod probe;
 pub mod process;
 pub mod skip;
 pub mod target;
+pub mod unprivileged;
 
 pub use eventually::eventually;
 pub use host::Host;
+pub use unprivileged::Unprivileged;

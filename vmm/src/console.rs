@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use crate::rotating_file::RotatingFile;
+use crate::sandbox::{self, Kind};
 
 /// Bytes that wait for the console thread.
 const PENDING_LIMIT: usize = 1 << 20;
@@ -113,7 +114,10 @@ impl ConsoleHub {
         };
         std::thread::Builder::new()
             .name("console".into())
-            .spawn(move || carrier.run())?;
+            .spawn(move || {
+                sandbox::begin(Kind::Console);
+                carrier.run();
+            })?;
         Ok(Self { shared })
     }
 

@@ -18,6 +18,7 @@ pub mod memory;
 pub mod probe;
 pub mod rotating_file;
 pub mod runtime_dir;
+pub mod sandbox;
 pub mod snapshot;
 mod state_dir;
 pub mod units;

@@ -2,16 +2,20 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
 
-/// A file that is moved to `NAME.1` and begun anew when it would exceed its limit.
+/// Bytes that are copied at once.
+const PIECE: usize = 64 << 10;
+
+/// A file that is copied to `NAME.1` and begun anew when it would exceed its limit.
 ///
-/// It follows its folder when that is renamed only until the next rotation, so rotation goes by the
-/// open file's present path.
+/// Both files are open from the beginning: whoever writes, perhaps a thread that may open nothing, can
+/// do so, and a folder that is renamed meanwhile does not matter.
 #[derive(Debug)]
 pub struct RotatingFile {
     file: File,
+    older: File,
     written: u64,
     limit: u64,
 }
@@ -20,44 +24,47 @@ impl RotatingFile {
     /// Begins `path`, mode 0600; at most `2 * limit` bytes are on disk.
     ///
     /// # Errors
-    /// What opening it gives.
+    /// What opening it, or its older half, gives.
     pub fn create(path: &Path, limit: u64) -> io::Result<Self> {
+        let mut older = path.to_owned().into_os_string();
+        older.push(".1");
+        let mut options = OpenOptions::new();
+        options.read(true).create(true).mode(0o600);
         Ok(Self {
-            file: open(path)?,
+            file: options.clone().append(true).open(path)?,
+            older: options.write(true).truncate(false).open(older)?,
             written: 0,
             limit,
         })
     }
 
-    /// The file as it is now, for `dup`.
-    pub fn file(&self) -> &File {
-        &self.file
-    }
-
     fn rotate(&mut self) -> io::Result<()> {
-        use std::os::fd::AsRawFd;
-        let path = std::fs::read_link(format!("/proc/self/fd/{}", self.file.as_raw_fd()))?;
-        let mut older = path.clone().into_os_string();
-        older.push(".1");
-        std::fs::rename(&path, PathBuf::from(older))?;
-        self.file = open(&path)?;
+        let copied = self.keep();
+        // Bounded also where there was no room for the copy.
+        self.file.set_len(0)?;
         self.written = 0;
-        Ok(())
+        copied
     }
-}
 
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(path)
+    fn keep(&self) -> io::Result<()> {
+        self.older.set_len(0)?;
+        let mut piece = vec![0; PIECE];
+        let mut at = 0;
+        loop {
+            let len = self.file.read_at(&mut piece, at)?;
+            if len == 0 {
+                return Ok(());
+            }
+            self.older.write_all_at(&piece[..len], at)?;
+            at += len as u64;
+        }
+    }
 }
 
 impl Write for RotatingFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.written > 0 && self.written + bytes.len() as u64 > self.limit {
-            // A folder that is gone is no reason to lose the process that logs.
+            // A full disk is no reason to lose the process that logs.
             let _ = self.rotate();
         }
         let n = self.file.write(bytes)?;

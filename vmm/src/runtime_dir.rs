@@ -32,6 +32,7 @@ use rustix::fs::{FlockOperation, flock};
 use crate::instance::VmStatus;
 use crate::state_dir::{self, HOST_CPU, MIGRATIONS};
 
+const LOCK: &str = ".lock";
 const PID: &str = "pid";
 const CONTROL: &str = "control.sock";
 const CONSOLE: &str = "console.sock";
@@ -118,6 +119,11 @@ impl RuntimeDir {
     /// Its path.
     pub fn path(&self) -> &Path {
         &self.root
+    }
+
+    /// The file whose lock is held while folders come and go.
+    pub(crate) fn lock_file(&self) -> PathBuf {
+        self.root.join(LOCK)
     }
 
     /// Takes `name` (or `PREFIX-1`, `PREFIX-2`, …, the first that is free) for this process.
@@ -308,7 +314,7 @@ impl RuntimeDir {
     }
 
     fn lock(&self) -> Result<File, Observation> {
-        let path = self.root.join(".lock");
+        let path = self.lock_file();
         let file = OpenOptions::new()
             .write(true)
             .create(true)

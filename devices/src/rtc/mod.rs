@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::bus::BusDevice;
 use crate::interrupt::Interrupt;
 use crate::locked::locked;
+use crate::threads::{self, Role};
 use crate::{Error, Result};
 use calendar::DateTime;
 use registers::{
@@ -84,7 +85,10 @@ impl Rtc {
             .stack_size(64 << 10)
             .spawn({
                 let shared = Arc::clone(&shared);
-                move || shared.run()
+                move || {
+                    threads::begin(Role::Helper);
+                    shared.run();
+                }
             })
             .map_err(|source| Error::Thread {
                 device: DEVICE,

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::worker::Shared;
 use crate::locked::locked;
+use crate::threads::{self, Role};
 use crate::{Error, Result};
 
 /// The flush under way, if one was left behind.
@@ -43,6 +44,7 @@ impl Flusher {
             .name("flush".into())
             .stack_size(256 << 10)
             .spawn(move || {
+                threads::begin(Role::Disk);
                 // Nobody may be waiting any more.
                 let _ = done.send(flushing.device.flush());
             })

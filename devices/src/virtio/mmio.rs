@@ -20,10 +20,11 @@ use vmm_sys_util::eventfd::EventFd;
 use super::flusher::Flusher;
 use super::state::{QueueStateV1, TransportStateV1};
 use super::worker::Shared;
-use super::{ConfigNotifier, QueueWaker, VirtioDevice, queue};
+use super::{ConfigNotifier, DeviceKind, QueueWaker, VirtioDevice, queue};
 use crate::bus::BusDevice;
 use crate::interrupt::Interrupt;
 use crate::locked::locked;
+use crate::threads::{self, Role};
 use crate::{Error, Result};
 
 /// Bytes of MMIO space that a device takes.
@@ -85,6 +86,11 @@ impl MmioTransport {
         interrupt: Arc<dyn Interrupt>,
     ) -> Result<Arc<Self>> {
         let name = device.kind().name();
+        let role = match device.kind() {
+            DeviceKind::Block => Role::Disk,
+            DeviceKind::Net => Role::Net,
+            DeviceKind::Console | DeviceKind::Rng => Role::Queue,
+        };
         let features = device.features() | TRANSPORT_FEATURES;
         let event_error = |source| Error::EventFd {
             device: name,
@@ -121,7 +127,10 @@ impl MmioTransport {
             let thread = std::thread::Builder::new()
                 .name(format!("{name}-{index}"))
                 .stack_size(256 << 10)
-                .spawn(move || shared.run(index));
+                .spawn(move || {
+                    threads::begin(role);
+                    shared.run(index);
+                });
             match thread {
                 Ok(thread) => transport.threads.push(thread),
                 // Dropping the transport ends the threads that were started.

@@ -19,7 +19,7 @@ use crate::observation::{Observation, Side};
 use crate::outcome::Outcome;
 use crate::progress::{Event, Phase, Report};
 use crate::session::SLICE;
-use crate::threads;
+use crate::threads::{self, Role};
 use crate::transport::Listen;
 use crate::vm::DestinationVm;
 
@@ -82,7 +82,9 @@ pub fn receive(
     let (sender, incoming) = channel();
     let reception = Reception::new(from, journal, options, Some(sender));
     let taken = thread::scope(|scope| {
-        let mut accepts = threads::start(scope, "connections", || reception.run_guarded(scope));
+        let mut accepts = threads::start(scope, Role::Reception, "connections", || {
+            reception.run_guarded(scope);
+        });
         let _closing = reception.stop_on_drop();
         loop {
             if let Err(stop) = control.check() {

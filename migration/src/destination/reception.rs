@@ -13,7 +13,7 @@ use crate::id::MigrationId;
 use crate::journal::{Decision, Journal};
 use crate::observation::{Observation, Side};
 use crate::session::{Note, Session};
-use crate::threads;
+use crate::threads::{self, Role as ThreadRole};
 use crate::transport::{Connection, Listen};
 use crate::wire::VERSION;
 use crate::wire::control::{Answer, Message, Resolution};
@@ -167,7 +167,7 @@ impl<'a> Reception<'a> {
             }
             self.pending.fetch_sub(1, Ordering::AcqRel);
         };
-        if let Err(error) = threads::start(scope, "a connection", hears) {
+        if let Err(error) = threads::start(scope, ThreadRole::Reception, "a connection", hears) {
             // The connection is gone with what was to hear it; another one may find the host better.
             tracing::warn!("lost a connection: {}", error.observe(Side::Destination));
             self.pending.fetch_sub(1, Ordering::AcqRel);

@@ -23,7 +23,7 @@ use crate::pages::{self, Counters, digest_text, full};
 use crate::progress::{Phase, Report, Verify};
 use crate::raw::{HashKey, Ram};
 use crate::session::{CloseOnDrop, Note, Session, Timing};
-use crate::threads;
+use crate::threads::{self, Role};
 use crate::transport::Connection;
 use crate::vm::{DestinationVm, MachineDescription, RunState};
 use crate::wire::control::{
@@ -111,7 +111,9 @@ pub(super) fn take(
     };
     let result = thread::scope(|scope| {
         let _closing = CloseOnDrop(&session);
-        let heard = threads::start(scope, "the control connection", || session.run_control());
+        let heard = threads::start(scope, Role::Link, "the control connection", || {
+            session.run_control();
+        });
         let result = match heard {
             Ok(()) => take.negotiate(&session, &notes),
             Err(error) => Err((error, Fate::AtSource)),
@@ -346,7 +348,7 @@ impl Take<'_> {
                         stream: u64::from(stream),
                         streams: streams as u64,
                     };
-                    threads::start(scope, "receiving pages", move || {
+                    threads::start(scope, Role::Stream, "receiving pages", move || {
                         pages::step_back();
                         session.guard(|| Receiver::new(receiving, share, connection).run());
                     })?;
@@ -357,7 +359,7 @@ impl Take<'_> {
                     digest,
                 }) => done[usize::from(stream)] = (pass, digest),
                 Some(Note::Message(Message::Extents(Extents { extents }))) => {
-                    threads::start(scope, "making memory present", move || {
+                    threads::start(scope, Role::Stream, "making memory present", move || {
                         pages::step_back();
                         session.guard(|| receiving.populate.run(receiving.ram, &extents));
                     })?;

@@ -5,6 +5,7 @@ use std::thread::Builder;
 
 use crate::PAGE_SIZE;
 use crate::raw::{Ram, STRIPE_PAGES, Span};
+use crate::threads::{self, Role};
 
 /// Hashes all pages but those of zeroes, with as many threads as the host has cores. The digest is
 /// the sum of the pages' BLAKE3 hashes over address and content, so neither order nor holes matter.
@@ -14,12 +15,16 @@ pub(crate) fn full_digest(ram: &Ram) -> String {
         .min(16);
     let next = AtomicU64::new(0);
     let sum = std::thread::scope(|scope| {
-        let share = || hash_share(ram, &next);
+        let next = &next;
+        let worker = move || {
+            threads::begin(Role::Hash);
+            hash_share(ram, next)
+        };
         // This thread does the work of those that cannot be had.
         let workers: Vec<_> = (1..threads)
-            .filter_map(|_| Builder::new().spawn_scoped(scope, share).ok())
+            .filter_map(|_| Builder::new().spawn_scoped(scope, worker).ok())
             .collect();
-        let own = share();
+        let own = hash_share(ram, next);
         workers
             .into_iter()
             // A worker that panicked makes the sum wrong, which fails the comparison: safe.

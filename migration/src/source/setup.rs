@@ -15,7 +15,7 @@ use crate::pages::{self, populate};
 use crate::progress::{Phase, Verify};
 use crate::raw::{HashKey, Ram};
 use crate::session::{CloseOnDrop, Session};
-use crate::threads;
+use crate::threads::{self, Role as ThreadRole};
 use crate::transport::{Connection, Patience};
 use crate::vm::MachineDescription;
 use crate::wire::MAX_STREAMS;
@@ -59,7 +59,9 @@ impl<'a> Run<'a> {
         let result = thread::scope(|scope| {
             let _closing = CloseOnDrop(&link.session);
             let session = &link.session;
-            let heard = threads::start(scope, "the control connection", || session.run_control());
+            let heard = threads::start(scope, ThreadRole::Link, "the control connection", || {
+                session.run_control();
+            });
             let result = heard.and_then(|()| self.phases(scope, &link, description, &ram, &key));
             let result = result.or_else(|error| self.fail(&link, error));
             self.report.wire_bytes = self.counters.wire_bytes() + session.control_bytes();
@@ -260,7 +262,7 @@ impl<'a> Run<'a> {
             let (job, passes) = channel();
             let sender = Sender::new(self.sending(link, ram, key), share, connection);
             let session: &Session = &link.session;
-            threads::start(scope, "sending pages", move || {
+            threads::start(scope, ThreadRole::Stream, "sending pages", move || {
                 pages::step_back();
                 session.guard(|| sender.run(&passes));
             })?;

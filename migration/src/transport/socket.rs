@@ -15,6 +15,7 @@ use super::{Connect, Connection, Listen, Patience};
 use crate::address::Address;
 use crate::os;
 use crate::raw::{RamSlice, receive_all, send_all};
+use crate::threads::{self, Role};
 
 /// Asked of the kernel for each direction; it may grant less. Two batches fit.
 const BUFFER: usize = 4 << 20;
@@ -163,6 +164,7 @@ fn look_up(host: &str, port: u16, patience: Patience<'_>) -> io::Result<Vec<Sock
     std::thread::Builder::new()
         .name("look-up".into())
         .spawn(move || {
+            threads::begin(Role::LookUp);
             let looked_up = (name.as_str(), port).to_socket_addrs();
             // Nobody may be waiting any more.
             let _ = found.send(looked_up.map(Iterator::collect));

@@ -194,7 +194,11 @@ pub fn one_json(run: &Outcome) -> Value {
 /// When standard error holds anything else.
 #[track_caller]
 pub fn error_text(run: &Outcome) -> String {
-    let mut lines = run.stderr.lines().filter(|line| !line.trim().is_empty());
+    // What an older kernel cannot limit is told first.
+    let mut lines = run
+        .stderr
+        .lines()
+        .filter(|line| !line.trim().is_empty() && !line.starts_with("vmm: warning: "));
     let first = lines.find(|line| line.starts_with("vmm: "));
     let mut text = first
         .unwrap_or_else(|| panic!("no error line in {run}"))

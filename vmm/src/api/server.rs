@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use super::routes::{BLOCKING_THREADS, router};
 use crate::instance::{Instance, StopMode};
+use crate::sandbox::{self, Kind};
 
 /// How long answers that are under way may take once the VM has ended.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
@@ -38,6 +39,7 @@ impl ControlServer {
         let thread = std::thread::Builder::new()
             .name("control".into())
             .spawn(move || {
+                sandbox::begin(Kind::Control);
                 if let Err(e) = run(listener, arrived, ended) {
                     tracing::error!(error = %e, "the control socket is not served");
                 }
@@ -76,6 +78,7 @@ fn run(
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .on_thread_start(|| sandbox::inherit(Kind::Control))
         .max_blocking_threads(BLOCKING_THREADS)
         .thread_keep_alive(Duration::from_secs(2))
         .build()?;

@@ -9,6 +9,7 @@ use migration::GuestRam;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::error::BootError;
+use crate::sandbox::opener;
 
 /// Where the kernel comes from.
 #[derive(Debug, Clone)]
@@ -59,12 +60,15 @@ impl Image {
             file: name.clone(),
             source,
         };
-        // Without O_NONBLOCK, opening a FIFO would wait for its writer.
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-            .open(path)
-            .map_err(failed)?;
+        let there = path.to_owned();
+        let file = opener::outside(move || {
+            // Without O_NONBLOCK, opening a FIFO would wait for its writer.
+            OpenOptions::new()
+                .read(true)
+                .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+                .open(there)
+        })
+        .map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;
         if !metadata.is_file() {
             return Err(BootError::NotRegular { file: name });

@@ -13,6 +13,7 @@ use crate::config::{
 };
 use crate::instance::VmState;
 use crate::logging::{LogFormat, LogOptions};
+use crate::sandbox::Sandbox;
 use crate::units::{ByteSize, Rate, Span};
 
 /// Heading of the options that every command has.
@@ -169,9 +170,27 @@ pub struct RunArgs {
     /// Read what is not said here from a TOML file.
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) confinement: Confinement,
     /// Return when the guest runs, and leave it running.
     #[arg(long)]
     pub(super) detach: bool,
+}
+
+/// How far the process of a VM is confined.
+#[derive(Debug, Args)]
+pub struct Confinement {
+    /// Which system calls, files and ports the VM's process keeps: on, strict (a call that is not
+    /// listed ends the process, and the guest) or off.
+    #[arg(
+        long,
+        value_name = "MODE",
+        env = "VMM_SANDBOX",
+        hide_env_values = true,
+        hide_possible_values = true,
+        default_value = "on"
+    )]
+    pub(super) sandbox: Sandbox,
 }
 
 impl RunArgs {
@@ -188,6 +207,7 @@ impl RunArgs {
             disks,
             nets,
             config: _,
+            confinement: _,
             detach: _,
         } = self;
         let memory = memory.map(|size| size.0);
@@ -227,6 +247,8 @@ pub struct ReceiveArgs {
     /// it does not need is freed; what it needs more is allocated as it comes.
     #[arg(long, value_name = "SIZE")]
     pub(super) reserve: Option<ByteSize>,
+    #[command(flatten)]
+    pub(super) confinement: Confinement,
     /// Return when it listens.
     #[arg(long)]
     pub(super) detach: bool,
@@ -396,6 +418,8 @@ mod tests {
             "vmm run a --cpu ./pool.toml",
             "vmm run a --cpu host --pages thp --disk d.img,readonly,id=x --disk e.img --detach",
             "vmm run --config f.toml --json",
+            "vmm run --sandbox strict",
+            "vmm receive --listen 127.0.0.1:0 --sandbox off",
             "vmm run --net tap=t0,mac=52:54:00:12:34:56,queues=4,id=lan --net tap=t1",
             "vmm receive --listen unix:/s --net net0=tap7 --net lan=tap8",
             "vmm receive --listen unix:/s --reserve 1GiB",
@@ -433,6 +457,7 @@ mod tests {
             "vmm run --cpu qemu64",
             "vmm run --cpu x86-64-v5",
             "vmm run --memory lots",
+            "vmm run --sandbox loose",
             "vmm run --net t0",
             "vmm run --net tap=",
             "vmm run --net tap=t0,queues=0",

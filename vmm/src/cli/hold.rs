@@ -1,6 +1,7 @@
 //! The process that holds a VM, from its folder to its end.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use crate::instance::{Instance, VmState, VmStatus};
 use crate::logging::{self, LogOptions};
 use crate::rotating_file::RotatingFile;
 use crate::runtime_dir::VmDir;
+use crate::sandbox::{self, Kind, Places, Sandbox};
 
 /// How long the console may take to write its last bytes.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
@@ -31,15 +33,55 @@ pub(super) enum Attachment {
     Detached,
 }
 
+/// How far the process is confined, and where it works.
+#[derive(Debug)]
+pub(super) struct Confined {
+    pub(super) sandbox: Sandbox,
+    /// Socket file that it listens at.
+    pub(super) socket: Option<PathBuf>,
+}
+
+impl Confined {
+    pub(super) fn new(sandbox: Sandbox) -> Self {
+        Self {
+            sandbox,
+            socket: None,
+        }
+    }
+
+    /// Confines this process, which has no other threads yet.
+    fn enter(&self, dir: &VmDir) -> Result<(), Observation> {
+        let name = dir.name();
+        if self.sandbox == Sandbox::Off {
+            tracing::warn!("the sandbox is off");
+            eprintln!(
+                "vmm: warning: {name} is not confined (--sandbox off): a guest that breaks out of it \
+                 has all rights of this user"
+            );
+            return Ok(());
+        }
+        let places = Places {
+            socket: self.socket.as_deref(),
+        };
+        let missing = sandbox::enter(self.sandbox, dir, places)?.join("; ");
+        if !missing.is_empty() {
+            tracing::warn!(%missing, "this kernel cannot limit all that the sandbox does");
+            eprintln!("vmm: warning: for {name} this kernel cannot limit: {missing}");
+        }
+        Ok(())
+    }
+}
+
 /// Starts the VM that `launch` builds, serves it and holds it until it ends.
 pub(super) fn hold(
     dir: VmDir,
     attachment: Attachment,
+    confined: Confined,
     log: LogOptions,
     output: Output,
     launch: impl FnOnce(&VmDir, &ConsoleHub) -> Result<Arc<dyn Instance>, Observation>,
 ) -> Result<Exit, Observation> {
-    let started = start(&dir, attachment, log, output, launch);
+    let started = start(&dir, attachment, &confined, log, output, launch);
     let (held, instance) = match started {
         Ok(started) => started,
         Err(why) => {
@@ -53,7 +95,12 @@ pub(super) fn hold(
             return Err(why);
         }
     };
+    sandbox::begin(Kind::Main);
     let status = held.follow(&*instance, attachment, output);
+    let refused = sandbox::refusals();
+    if refused > 0 {
+        tracing::warn!(refused, "the sandbox refused system calls of this VM");
+    }
     held.end();
     drop(instance);
     let ended = finish(&dir, attachment, output, &status);
@@ -72,6 +119,7 @@ struct Held {
 fn start(
     dir: &VmDir,
     attachment: Attachment,
+    confined: &Confined,
     log: LogOptions,
     output: Output,
     launch: impl FnOnce(&VmDir, &ConsoleHub) -> Result<Arc<dyn Instance>, Observation>,
@@ -79,6 +127,7 @@ fn start(
     let failed = |what: &str, e: std::io::Error| local("host.runtime-dir", format!("{what}: {e}"));
     logging::init(log, Some(&dir.vmm_log())).map_err(|e| failed("begin the log", e))?;
     logging::log_panics();
+    confined.enter(dir)?;
     let mut server = ControlServer::start(dir.bind_control()?)
         .map_err(|e| failed("serve the control socket", e))?;
     let shown = attachment == Attachment::Foreground && !output.is_json();
@@ -134,6 +183,7 @@ impl Held {
         let _ = std::thread::Builder::new()
             .name("stdin".into())
             .spawn(move || {
+                sandbox::begin(Kind::Keyboard);
                 read_keys(terminal, |keys| {
                     match keys {
                         Keys::Bytes(bytes) => console.send_input(bytes),

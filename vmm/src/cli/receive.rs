@@ -1,10 +1,11 @@
 //! `vmm receive`.
 
+use migration::address::Address;
 use migration::observation::Observation;
 
 use super::args::ReceiveArgs;
 use super::exit::Exit;
-use super::hold::{Attachment, hold};
+use super::hold::{Attachment, Confined, hold};
 use super::{Launcher, Output, detach};
 use crate::config::ReceiveConfig;
 use crate::logging::LogOptions;
@@ -29,6 +30,7 @@ pub(super) fn run(
     } else {
         Attachment::Foreground
     };
+    let sandbox = args.confinement.sandbox;
     let (dir, config) = match prepare(args, runtime) {
         Ok(prepared) => prepared,
         Err(why) if detached_child => {
@@ -40,7 +42,14 @@ pub(super) fn run(
     if detached_child {
         detach::leave_session();
     }
-    hold(dir, attachment, log, output, |dir, console| {
+    let confinement = Confined {
+        socket: match config.listen.parse() {
+            Ok(Address::Unix(path)) => Some(path),
+            _ => None,
+        },
+        ..Confined::new(sandbox)
+    };
+    hold(dir, attachment, confinement, log, output, |dir, console| {
         launcher.receive(&config, dir, console)
     })
 }

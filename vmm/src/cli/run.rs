@@ -4,7 +4,7 @@ use migration::observation::Observation;
 
 use super::args::RunArgs;
 use super::exit::Exit;
-use super::hold::{Attachment, hold};
+use super::hold::{Attachment, Confined, hold};
 use super::{Launcher, Output, detach};
 use crate::config::RunOptions;
 use crate::logging::LogOptions;
@@ -31,6 +31,7 @@ pub(super) fn run(
     } else {
         Attachment::Foreground
     };
+    let confinement = Confined::new(args.confinement.sandbox);
     let prepared = prepare(args, runtime);
     let (dir, config) = match prepared {
         Ok(prepared) => prepared,
@@ -43,7 +44,7 @@ pub(super) fn run(
     if detached_child {
         detach::leave_session();
     }
-    hold(dir, attachment, log, output, |dir, console| {
+    hold(dir, attachment, confinement, log, output, |dir, console| {
         launcher.run(&config, dir, console)
     })
 }

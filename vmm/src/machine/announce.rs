@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use devices::virtio::NetPort;
 
+use crate::sandbox::{self, Kind};
+
 /// Pauses between one round of announcements and the next.
 const PAUSES: [Duration; 4] = [
     Duration::from_millis(50),
@@ -50,7 +52,10 @@ impl Announcements {
         let ports = ports.to_vec();
         let again = thread::Builder::new()
             .name("announce".into())
-            .spawn(move || repeat(&ports));
+            .spawn(move || {
+                sandbox::begin(Kind::Helper);
+                repeat(&ports);
+            });
         if let Err(error) = again {
             self.fail(format!(
                 "the guest was announced to its networks only once: {error}"

@@ -37,6 +37,7 @@ use crate::boot::MmioSlot;
 use crate::console::ConsoleHub;
 use crate::kvm::tsc::{HostTsc, TscRate};
 use crate::kvm::{self, os_error};
+use crate::sandbox::opener;
 use crate::vcpu::state::{GuestTsc, VcpuStateCaps};
 use crate::vcpu::{ExitHandlers, VcpuSet};
 use crate::{cpuid, memory};
@@ -98,6 +99,11 @@ pub fn mmio_slots(disks: usize, nets: usize) -> Vec<MmioSlot> {
 }
 
 fn open_disk(disk: &DiskSource) -> Result<RawImage, MachineError> {
+    let disk = disk.clone();
+    opener::outside(move || open_image(&disk))
+}
+
+fn open_image(disk: &DiskSource) -> Result<RawImage, MachineError> {
     let access = match disk.access {
         DiskAccess::ReadWrite => Access::ReadWrite,
         DiskAccess::ReadOnly => Access::ReadOnly,

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use block::Claim;
 
 use super::MachineError;
+use crate::sandbox::{self, Kind};
 
 /// How long a source waits for a failed destination to let go of the disks before it goes on without.
 const RECLAIM_PATIENCE: Duration = Duration::from_secs(1);
@@ -116,6 +117,7 @@ impl Claims {
         }
         let thread = thread::Builder::new().name("disk-claims".into());
         thread.spawn(move || {
+            sandbox::begin(Kind::Caretaker);
             if !wanted() {
                 return;
             }

@@ -23,6 +23,7 @@ use crate::console::ConsoleHub;
 use crate::cpuid::{HostCpu, Model};
 use crate::memory::Reserve;
 use crate::runtime_dir::VmDir;
+use crate::sandbox::opener;
 use crate::{kvm, memory};
 
 /// Told of the machine at the moment it runs, before the source is.
@@ -222,7 +223,8 @@ impl DestinationVm for MachineDestination {
     fn prepare(&mut self, description: &MachineDescription) -> VmResult<()> {
         let spec = self.at_home(MachineSpec::from_description(description)?);
         if self.arrival.naming == Naming::AsAtSource {
-            self.arrival.dir.rename(&description.name)?;
+            let (dir, name) = (self.arrival.dir.clone(), description.name.clone());
+            opener::outside(move || dir.rename(&name))?;
         }
         let disks = self.disks(&spec);
         let ram = match self.arrival.reserve.take() {
@@ -237,7 +239,10 @@ impl DestinationVm for MachineDestination {
             &self.arrival.console,
             &self.arrival.events,
         )
-        .map_err(|e| observed(&e))?;
+        .map_err(|e| observed(&e));
+        // Everything that the guest was given is open.
+        opener::close();
+        let machine = machine?;
         let completion = machine.devices().claims.complete_later();
         self.completion = Some(completion.map_err(|e| observed(&e))?);
         self.machine = Some(Arc::new(machine));

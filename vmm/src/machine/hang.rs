@@ -10,6 +10,7 @@ use migration::observation::{Observation, Side};
 use super::Machine;
 use super::power::PauseReason;
 use crate::boot::refusal;
+use crate::sandbox::{self, Kind};
 use crate::vcpu::GuestEvent;
 
 /// How often the vCPUs are looked at while the kernel boots.
@@ -26,6 +27,7 @@ pub(super) fn watch(machine: &Arc<Machine>) -> io::Result<()> {
     thread::Builder::new()
         .name("boot-watch".into())
         .spawn(move || {
+            sandbox::begin(Kind::Caretaker);
             let mut before = Vec::new();
             for _ in 0..LOOKS {
                 thread::sleep(INTERVAL);

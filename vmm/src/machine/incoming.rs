@@ -25,6 +25,7 @@ use crate::cpuid::Model;
 use crate::instance::VmState;
 use crate::memory::Reserve;
 use crate::runtime_dir::VmDir;
+use crate::sandbox::{self, Kind};
 
 /// Listens as configured and takes in one guest on a thread of its own.
 ///
@@ -48,9 +49,12 @@ pub(super) fn listen(
         let e: migration::address::AddressError = e;
         refused("usage.address", &e)
     })?;
+    let to_bind = address.clone();
     let bound = match &address {
         Address::Fd(fd) => inherited::socket(*fd).and_then(SocketListen::from_fd),
-        Address::Tcp { .. } | Address::Unix(_) => SocketListen::bind(&address),
+        Address::Tcp { .. } | Address::Unix(_) => {
+            sandbox::opener::outside(move || SocketListen::bind(&to_bind))
+        }
     };
     let listener = bound.map_err(|e| {
         Observation::new(
@@ -79,7 +83,7 @@ pub(super) fn listen(
         overrides: config.disks.clone(),
         taps: config.nets.clone(),
         paths: disk_paths(&listener.address()),
-        faults: debug::disk_faults(Side::Destination)?,
+        faults: sandbox::opener::outside(|| debug::disk_faults(Side::Destination))?,
         naming: if config.name.is_some() {
             Naming::Given
         } else {
@@ -94,7 +98,10 @@ pub(super) fn listen(
     let instance = instance.clone();
     thread::Builder::new()
         .name("incoming".into())
-        .spawn(move || take_in(&listener, arrival, &control, &journal, &instance))
+        .spawn(move || {
+            sandbox::begin(Kind::Incoming);
+            take_in(&listener, arrival, &control, &journal, &instance);
+        })
         .map_err(|e| refused("machine.thread", &e))?;
     Ok(())
 }

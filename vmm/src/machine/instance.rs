@@ -25,6 +25,7 @@ use crate::instance::{
     Instance, LimitChange, MigrateRequest, MigrationStatus, StopMode, VmState, VmStatus,
 };
 use crate::runtime_dir::VmDir;
+use crate::sandbox::{self, Kind};
 use crate::vcpu::GuestEvent;
 
 /// How long a guest may take to power off after its power button was pressed.
@@ -152,6 +153,7 @@ impl VmInstance {
         thread::Builder::new()
             .name("guest-end".into())
             .spawn(move || {
+                sandbox::begin(Kind::Caretaker);
                 let Ok(event) = events.recv() else { return };
                 let (machine, control) = {
                     let core = instance.lock();

@@ -25,6 +25,7 @@ use crate::cpuid::{HostCpu, Model};
 use crate::instance::{Instance, VmState};
 use crate::probe::PROBE_GUEST;
 use crate::runtime_dir::VmDir;
+use crate::sandbox::opener;
 use crate::{kvm, memory};
 
 /// Boots a guest as configured; it runs when this returns.
@@ -37,9 +38,10 @@ pub fn run(
     console: &ConsoleHub,
 ) -> Result<Arc<dyn Instance>, Observation> {
     let (events, ends) = GuestEvents::new();
-    let faults = debug::disk_faults(Side::Source)?;
-    let limit = host_limit(&dir.host_cpu())?;
-    let model = config.cpu.resolve()?;
+    let faults = opener::outside(|| debug::disk_faults(Side::Source))?;
+    let limit = cpu_limit(dir)?;
+    let wanted = config.cpu.clone();
+    let model = opener::outside(move || wanted.resolve())?;
     let machine = build_and_boot(config, faults, &model, limit.as_ref(), console, &events)
         .map_err(|e| e.observed(Side::Source))?;
     let machine = Arc::new(machine);
@@ -71,7 +73,7 @@ pub fn receive(
         .map_err(MachineError::from)
         .and_then(|kvm| demands::ask_beforehand(&kvm))
         .map_err(|e| e.observed(Side::Destination))?;
-    let cpu_limit = host_limit(&dir.host_cpu())?;
+    let cpu_limit = cpu_limit(dir)?;
     let (events, ends) = GuestEvents::new();
     let instance = VmInstance::new(dir, VmState::Incoming);
     instance
@@ -79,6 +81,12 @@ pub fn receive(
         .map_err(|e| Observation::from_error(Side::Destination, "machine.thread", &e))?;
     incoming::listen(config, dir, cpu_limit, console, &instance, events)?;
     Ok(Arc::new(instance))
+}
+
+/// The most of its CPU that this host offers.
+fn cpu_limit(dir: &VmDir) -> Result<Option<Model>, Observation> {
+    let path = dir.host_cpu();
+    opener::outside(move || host_limit(&path))
 }
 
 fn build_and_boot(
@@ -144,6 +152,8 @@ fn build_and_boot(
         generation_id: generation_id()?,
     };
     let entry = boot::load(&plan)?;
+    // Everything that the guest was given is open, and the kernel is read.
+    opener::close();
     if let Some(why) = refusal::refuse_before_start(&entry, machine.spec().backend) {
         return Err(MachineError::Unfit(why));
     }

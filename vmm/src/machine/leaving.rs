@@ -23,6 +23,7 @@ use super::instance::{Migration, Stage, VmInstance, is_final, refuse, running_st
 use super::power::PauseReason;
 use super::source::MachineSource;
 use crate::instance::{MigrateRequest, VmState};
+use crate::sandbox::{self, Kind};
 
 impl VmInstance {
     /// Begins a migration on a thread of its own and returns its identifier.
@@ -72,6 +73,7 @@ impl VmInstance {
         let spawned = thread::Builder::new()
             .name("migration".into())
             .spawn(move || {
+                sandbox::begin(Kind::Migration);
                 let vm = MachineSource::new(machine, &instance.dir.name());
                 let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
                     source::migrate(&vm, &connector, &options, &control, &journal)

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::MachineError;
 use crate::config;
+use crate::sandbox::opener;
 
 /// Smallest MTU of IPv4 (RFC 791).
 const LEAST_MTU: u16 = 68;
@@ -34,9 +35,12 @@ impl NetSpec {
     /// # Errors
     /// When it cannot be used.
     pub fn of_tap(id: &str, tap: &str, mac: Mac, queues: u16) -> Result<Self, MachineError> {
-        let open = Tap::open(tap, queues).map_err(|source| MachineError::Net {
-            id: id.to_owned(),
-            source,
+        let name = tap.to_owned();
+        let open = opener::outside(move || Tap::open(&name, queues)).map_err(|source| {
+            MachineError::Net {
+                id: id.to_owned(),
+                source,
+            }
         })?;
         Ok(Self {
             id: id.to_owned(),
@@ -86,9 +90,14 @@ impl NetSpec {
             id: self.id.clone(),
             source,
         };
-        let tap = Tap::open(&self.tap, self.queues).map_err(failed)?;
-        tap.check(self.mtu, self.offloads()).map_err(failed)?;
-        Ok(tap)
+        let (name, queues) = (self.tap.clone(), self.queues);
+        let (mtu, offloads) = (self.mtu, self.offloads());
+        opener::outside(move || {
+            let tap = Tap::open(&name, queues)?;
+            tap.check(mtu, offloads)?;
+            Ok(tap)
+        })
+        .map_err(failed)
     }
 
     fn offloads(&self) -> Offloads {

@@ -15,6 +15,7 @@ use rustix::fs::ftruncate;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{MemoryError, PageBacking, layout};
+use crate::sandbox::{self, Kind};
 
 /// Stripes (2 MiB) between two looks at whether the reserve is still wanted.
 const STEP: u64 = 16;
@@ -40,7 +41,10 @@ impl Reserve {
         let stop = taken.clone();
         let filling = thread::Builder::new()
             .name("reserve".into())
-            .spawn(move || fill(&indexed, &stop))
+            .spawn(move || {
+                sandbox::begin(Kind::Helper);
+                fill(&indexed, &stop);
+            })
             .map_err(MemoryError::Thread)?;
         Ok(Self {
             size,

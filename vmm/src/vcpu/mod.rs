@@ -19,6 +19,7 @@ use migration::observation::Observation;
 use vmm_sys_util::signal::Killable;
 
 use crate::machine::GuestEvents;
+use crate::sandbox::{self, Kind};
 use gate::{Gate, Mode};
 use kick::ImmediateExit;
 
@@ -82,7 +83,10 @@ impl VcpuSet {
             };
             let thread = thread::Builder::new()
                 .name(format!("vcpu{index}"))
-                .spawn(move || worker.run())?;
+                .spawn(move || {
+                    sandbox::begin(Kind::Vcpu);
+                    worker.run();
+                })?;
             set.vcpus.push(Vcpu {
                 fd,
                 immediate_exit,

@@ -1,0 +1,308 @@
+//! The process of a VM keeps no more rights than it needs, and needs no more than it keeps.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
+
+use tests::blackbox::wait::PATIENCE;
+use tests::blackbox::{Console, Guest, Migration, Pair, Vms, fails, gate, holds, images};
+use tests::{Host, Unprivileged, skip};
+
+/// Filters of a thread that keeps only what its kind needs: two of every thread, the process's, its own.
+const CONFINED: u32 = 4;
+
+/// A line of a thread's status, as a number.
+fn field(status: &str, name: &str) -> Option<u32> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    line.trim_start_matches(':').trim().parse().ok()
+}
+
+/// Checks every thread of the process; the names of all.
+#[track_caller]
+fn all_threads_are_confined(pid: u32) -> Vec<String> {
+    let mut names = Vec::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task")).expect("threads") {
+        let task = task.expect("thread").path();
+        let read = |name| fs::read_to_string(task.join(name)).unwrap_or_default();
+        let (name, status) = (read("comm").trim().to_owned(), read("status"));
+        // A thread that ended meanwhile has none.
+        let Some(filters) = field(&status, "Seccomp_filters") else {
+            continue;
+        };
+        assert!(filters >= CONFINED, "thread {name} has {filters} filters");
+        assert_eq!(field(&status, "NoNewPrivs"), Some(1), "thread {name}");
+        names.push(name);
+    }
+    assert!(!names.is_empty());
+    names
+}
+
+#[track_caller]
+fn runs_strictly(host: &Host, vm: &str, guest: &Guest) -> Console {
+    let mut args = guest.run_args(vm);
+    args.extend(["--sandbox".into(), "strict".into()]);
+    let _ = host.vmm(args).success();
+    let mut console = Console::of(host, vm);
+    console.wait_ready();
+    console
+}
+
+const STRICT: &[&str] = &["--sandbox", "strict"];
+
+#[test]
+fn every_thread_is_confined_while_a_guest_runs_and_moves() {
+    let Some(_gate) = gate() else { return };
+    let pair = Pair::new();
+    let files = Pair::new();
+    let disk = images::sparse(files.source.path(), "data.raw", 16 << 20);
+    let guest = Guest::slow_to_move().cpus(2).disk(&disk);
+    let mut console = pair.source.run("guest", &guest);
+    let source = pair.source.pid("guest");
+    let names = all_threads_are_confined(source);
+    for name in ["vmm", "control", "console", "vcpu0", "vcpu1", "rtc"] {
+        assert!(names.iter().any(|known| known == name), "{name}: {names:?}");
+    }
+    assert!(!names.iter().any(|name| name == "opener"), "{names:?}");
+    let address = pair.destination.receive("guest", "127.0.0.1:0");
+    let destination = pair.destination.pid("guest");
+    let slow = ["--bandwidth", "16MiB/s"];
+    let mut migration = Migration::start(&pair.source, "guest", &address, &slow);
+    migration.wait_progress();
+    let _ = all_threads_are_confined(source);
+    let names = all_threads_are_confined(destination);
+    assert!(!names.iter().any(|name| name == "opener"), "{names:?}");
+    migration.finish().completed();
+    console.moves_to(&pair.destination, "guest");
+    console.verifies_ledger();
+    let _ = all_threads_are_confined(destination);
+}
+
+#[test]
+fn files_that_were_not_given_cannot_be_opened() {
+    let Some(_gate) = gate() else { return };
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    let identity = elsewhere.path().join("identity");
+    fs::write(&identity, "00112233445566778899aabbccddeeff\n").expect("a file");
+    let pair = Pair::new();
+    for (sandbox, works) in [("on", false), ("off", true)] {
+        let mut args = Guest::idle().run_args("guest");
+        args.extend(["--sandbox".into(), sandbox.into()]);
+        let _ = pair.source.vmm(args).success();
+        let address = pair.destination.receive("guest", "127.0.0.1:0");
+        // What the process reads by a name that it was given now leads to a file that it was not.
+        let given = pair.source.runtime_dir().join("migrations/identity");
+        fs::remove_file(&given).expect("the identity of the host's records");
+        symlink(&identity, &given).expect("a link");
+        let run = pair.source.vmm(["migrate", "guest", "--to", &address]);
+        if works {
+            let _ = run.success();
+            continue;
+        }
+        fails(run, 1, &["permission denied", "identity"]);
+        assert_eq!(pair.source.status("guest")["state"], "running");
+        fs::remove_file(&given).expect("the link");
+        fs::copy(&identity, &given).expect("a copy");
+        let _ = pair
+            .source
+            .vmm(["migrate", "guest", "--to", &address])
+            .success();
+        pair.destination.stop("guest");
+        pair.is_clean();
+    }
+}
+
+/// Everything that a user does, with the mode in which a call that is not listed ends the process.
+#[test]
+fn nothing_that_a_vm_does_is_refused() {
+    let Some(_gate) = gate() else { return };
+    let pair = Pair::new();
+    let (a, b) = (&pair.source, &pair.destination);
+    let files = Pair::new();
+    let disk = images::sparse(files.source.path(), "data.raw", 16 << 20);
+    let guest = Guest::slow_to_move().cpus(2).disk(&disk);
+    let mut console = runs_strictly(a, "guest", &guest);
+    for step in ["pause", "resume"] {
+        let _ = a.vmm([step, "guest"]).success();
+    }
+    let mut viewer = a.spawn(["console", "guest"]);
+    holds("the console shows something", || {
+        viewer.stdout().contains("PROBE")
+    });
+    viewer.kill();
+    // Nobody listens there.
+    fails(
+        a.vmm(["migrate", "guest", "--to", "127.0.0.1:1"]),
+        1,
+        &["refused"],
+    );
+    fails(
+        a.vmm([
+            "migrate",
+            "guest",
+            "--to",
+            "no-such-host.invalid:1",
+            "--insecure",
+        ]),
+        1,
+        &["no-such-host"],
+    );
+    fails(
+        a.vmm(["migrate", "guest", "--to", "unix:/no/such/socket"]),
+        1,
+        &["no such file"],
+    );
+
+    // By the name of a host, cancelled.
+    let address = b.receive_with("guest", "localhost:0", STRICT);
+    let named = address
+        .replace("127.0.0.1", "localhost")
+        .replace("[::1]", "localhost");
+    let plan = a.vmm(["migrate", "guest", "--to", &named, "--plan", "--insecure"]);
+    let _ = plan.success();
+    let slow = ["--bandwidth", "4MiB/s", "--insecure"];
+    let mut migration = Migration::start(a, "guest", &named, &slow);
+    migration.wait_progress();
+    let _ = a
+        .vmm(["migrate", "guest", "--set", "bandwidth=5MiB/s"])
+        .success();
+    let _ = a.vmm(["migrate", "guest", "--cancel"]).success();
+    assert_eq!(migration.finish().code, 4);
+    b.is_clean();
+
+    // There over a unix socket, with all memory hashed, and back under the guest's own name.
+    let socket = format!("unix:{}", b.path().join("incoming.sock").display());
+    let address = b.receive_with("guest", &socket, STRICT);
+    Migration::start(a, "guest", &address, &["--verify", "full"])
+        .finish()
+        .completed();
+    console.moves_to(b, "guest");
+    console.verifies_ledger();
+    a.is_clean();
+    let line = [
+        "receive",
+        "--listen",
+        "127.0.0.1:0",
+        "--detach",
+        "--sandbox",
+        "strict",
+    ];
+    let _ = a.vmm(line).success();
+    let address = a.status("incoming-1")["listen"]
+        .as_str()
+        .expect("address")
+        .to_owned();
+    Migration::start(b, "guest", &address, &["--streams", "4"])
+        .finish()
+        .completed();
+    console.moves_to(a, "guest");
+    console.verifies_ledger();
+    assert_eq!(a.status("guest")["state"], "running");
+    a.stop("guest");
+    pair.is_clean();
+
+    // A guest that ends by itself in the foreground, one that crashes, and one that cannot begin.
+    for (words, code) in [
+        ("exit_after=3t", 0),
+        ("crash=triple", 1),
+        ("crash=reset", 0),
+    ] {
+        let mut args = Guest::idle().and(words).foreground_args("guest");
+        args.extend(["--sandbox".into(), "strict".into()]);
+        let _ = a.vmm(args).expect_code(code);
+        a.is_clean();
+    }
+    let text = images::text(files.source.path());
+    let run = [
+        Path::new("run"),
+        Path::new("--sandbox"),
+        Path::new("strict"),
+        Path::new("--kernel"),
+        &text,
+    ];
+    let _ = a.vmm(run).expect_code(1);
+    pair.is_clean();
+}
+
+#[test]
+fn a_vm_without_a_sandbox_says_so() {
+    let Some(_gate) = gate() else { return };
+    let pair = Pair::new();
+    let host = &pair.source;
+    let mut args = Guest::idle().run_args("guest");
+    args.extend(["--sandbox".into(), "off".into()]);
+    let run = host.vmm(args).success();
+    assert!(
+        run.stderr.contains("warning") && run.stderr.contains("--sandbox off"),
+        "{run}"
+    );
+    let status = fs::read_to_string(format!("/proc/{}/status", host.pid("guest"))).expect("status");
+    assert_eq!(field(&status, "Seccomp"), Some(0));
+    host.stop("guest");
+    let run = host.vmm(Guest::idle().run_args("guest")).success();
+    assert_eq!(
+        run.stderr, "",
+        "a confined VM has nothing to warn of on this kernel"
+    );
+}
+
+#[test]
+fn an_ordinary_user_of_the_devices_group_runs_and_moves_guests() {
+    let Some(_gate) = gate() else { return };
+    let user = match Unprivileged::new() {
+        Ok(user) => user,
+        Err(why) => skip!("no other user can be given /dev/kvm here: {why}"),
+    };
+    let pair = Pair::new();
+    let (a, b) = (&pair.source, &pair.destination);
+    for host in [a, b] {
+        user.own(host);
+    }
+    let files = Pair::new();
+    let disk = images::sparse(files.source.path(), "data.raw", 16 << 20);
+    user.own(&files.source);
+    let run = |host: &Host, args: &[String]| {
+        let process = host.start(user.command(&host.command(args)));
+        process.finish(PATIENCE).unwrap_or_else(|e| panic!("{e:#}"))
+    };
+    let _ = run(a, &Guest::dirtying().disk(&disk).run_args("guest")).success();
+    let mut console = Console::of(a, "guest");
+    console.wait_ready();
+    let pid = a.pid("guest");
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+    assert_eq!(field(&status, "CapEff"), Some(0), "{status}");
+    assert!(
+        status.contains(&format!("Uid:\t{}", user.uid())),
+        "{status}"
+    );
+    let _ = all_threads_are_confined(pid);
+    let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let _ = run(b, &words("receive --listen 127.0.0.1:0 --detach")).success();
+    let address = b.status("incoming-1")["listen"]
+        .as_str()
+        .expect("address")
+        .to_owned();
+    let _ = run(a, &words(&format!("migrate guest --to {address}"))).success();
+    console.moves_to(b, "guest");
+    console.verifies_ledger();
+    a.is_clean();
+    let _ = run(b, &words("stop guest --force")).success();
+    b.is_clean();
+
+    // With the folders that a login session gives its user.
+    let mut guest = Guest::idle().and("exit_after=3t").foreground_args("guest");
+    guest.push("--json".into());
+    let mut command: Command = a.command(&guest);
+    command
+        .env_remove("VMM_RUNTIME_DIR")
+        .env("XDG_RUNTIME_DIR", a.path().join("run/session"))
+        .env("XDG_STATE_HOME", a.path().join("run/home"));
+    let run = a.start(user.command(&command)).finish(PATIENCE);
+    let _ = run.unwrap_or_else(|e| panic!("{e:#}")).success();
+    assert!(a.path().join("run/home/vmm/migrations/identity").exists());
+
+    // Without the group.
+    let denied = a.start(user.without_group(&a.command(Guest::idle().run_args("guest"))));
+    let denied = denied.finish(PATIENCE).unwrap_or_else(|e| panic!("{e:#}"));
+    fails(denied, 5, &["/dev/kvm", "group kvm"]);
+}

@@ -1,0 +1,223 @@
+//! Kinds of threads, and what each may do.
+
+use super::call::Group;
+use super::calls::{
+    ACCEPT, API, BUILD, CANCEL, CLAIMS, CONNECT, DIRTY_LOG, DISK, EVENTS, FILES, GUEST_RAM,
+    LOOK_UP, MACHINE_STATE, OPEN_TAP, PACE, RUN_VCPU, SPAWN, START, TAP, TERMINAL, THREAD,
+    TRANSFER,
+};
+
+/// A kind of thread in the process of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Runs a vCPU and the register accesses of its guest.
+    Vcpu,
+    /// Serves a queue of a disk, or flushes it.
+    Disk,
+    /// Serves a queue of a network interface.
+    Net,
+    /// Serves a queue of the console or the entropy device.
+    Queue,
+    /// Keeps time or gathers output for a device, announces a guest, has memory ready for one.
+    Helper,
+    /// Carries the console to its log and viewers.
+    Console,
+    /// Hands on what is typed in the foreground.
+    Keyboard,
+    /// Looks after the guest's end, its boot under kvm_pvm, and the claims of its disks.
+    Caretaker,
+    /// Serves the control socket.
+    Control,
+    /// Coordinates a migration at the source.
+    Migration,
+    /// Waits for a guest, builds its machine, and answers for it afterwards.
+    Incoming,
+    /// Takes connections of a migration in.
+    Reception,
+    /// Carries the control connection of a migration.
+    Link,
+    /// Carries a data connection of a migration.
+    Stream,
+    /// Hashes guest memory.
+    Hash,
+    /// Looks the address of a destination up.
+    LookUp,
+    /// The main thread, once the VM is up.
+    Main,
+    /// The main thread before that; what it allows bounds every other.
+    Process,
+}
+
+impl Kind {
+    /// All kinds.
+    pub(super) const ALL: [Self; 18] = [
+        Self::Vcpu,
+        Self::Disk,
+        Self::Net,
+        Self::Queue,
+        Self::Helper,
+        Self::Console,
+        Self::Keyboard,
+        Self::Caretaker,
+        Self::Control,
+        Self::Migration,
+        Self::Incoming,
+        Self::Reception,
+        Self::Link,
+        Self::Stream,
+        Self::Hash,
+        Self::LookUp,
+        Self::Main,
+        Self::Process,
+    ];
+
+    /// How messages and the documentation name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vcpu => "vcpu",
+            Self::Disk => "disk",
+            Self::Net => "net",
+            Self::Queue => "queue",
+            Self::Helper => "helper",
+            Self::Console => "console",
+            Self::Keyboard => "keyboard",
+            Self::Caretaker => "caretaker",
+            Self::Control => "control",
+            Self::Migration => "migration",
+            Self::Incoming => "incoming",
+            Self::Reception => "reception",
+            Self::Link => "link",
+            Self::Stream => "stream",
+            Self::Hash => "hash",
+            Self::LookUp => "look-up",
+            Self::Main => "main",
+            Self::Process => "process",
+        }
+    }
+
+    /// What it does itself, beside what every thread does.
+    pub(super) fn own(self) -> &'static [&'static Group] {
+        match self {
+            Self::Vcpu => &[&RUN_VCPU, &EVENTS, &TAP],
+            Self::Disk => &[&DISK, &EVENTS],
+            Self::Net => &[&EVENTS, &TAP],
+            Self::Queue | Self::Helper | Self::Hash => &[&EVENTS],
+            Self::Console => &[&EVENTS, &ACCEPT, &TRANSFER],
+            Self::Keyboard => &[&EVENTS, &TERMINAL],
+            Self::Caretaker => &[&EVENTS, &MACHINE_STATE, &CLAIMS, &CANCEL, &TAP, &SPAWN],
+            Self::Control => &[&EVENTS, &API, &ACCEPT, &TRANSFER, &SPAWN, &FILES],
+            Self::Migration => &[
+                &EVENTS,
+                &SPAWN,
+                &FILES,
+                &CLAIMS,
+                &CONNECT,
+                &TRANSFER,
+                &MACHINE_STATE,
+                &DIRTY_LOG,
+                &TAP,
+            ],
+            Self::Incoming => &[
+                &EVENTS,
+                &SPAWN,
+                &FILES,
+                &CLAIMS,
+                &ACCEPT,
+                &TRANSFER,
+                &MACHINE_STATE,
+                &BUILD,
+            ],
+            Self::Reception => &[&EVENTS, &SPAWN, &FILES, &ACCEPT, &TRANSFER],
+            Self::Link => &[&EVENTS, &TRANSFER],
+            Self::Stream => &[&EVENTS, &TRANSFER, &PACE, &DIRTY_LOG, &GUEST_RAM],
+            Self::LookUp => &[&EVENTS, &TRANSFER, &LOOK_UP],
+            Self::Main => &[&EVENTS, &FILES, &TERMINAL],
+            Self::Process => &[&EVENTS, &START, &OPEN_TAP],
+        }
+    }
+
+    /// Kinds of threads that it starts: a thread can never do more than the one that started it.
+    pub(super) fn starts(self) -> &'static [Self] {
+        match self {
+            Self::Control => &[Self::Migration, Self::Disk, Self::Helper],
+            // Whoever stops the machine flushes its disks.
+            Self::Caretaker => &[Self::Disk],
+            Self::Migration => &[
+                Self::Link,
+                Self::Stream,
+                Self::LookUp,
+                Self::Hash,
+                Self::Disk,
+                Self::Helper,
+                Self::Caretaker,
+            ],
+            Self::Incoming => &[
+                Self::Vcpu,
+                Self::Disk,
+                Self::Net,
+                Self::Queue,
+                Self::Helper,
+                Self::Caretaker,
+                Self::Reception,
+                Self::Link,
+                Self::Stream,
+                Self::Hash,
+            ],
+            Self::Process => &[
+                Self::Vcpu,
+                Self::Disk,
+                Self::Net,
+                Self::Queue,
+                Self::Helper,
+                Self::Console,
+                Self::Keyboard,
+                Self::Caretaker,
+                Self::Control,
+                Self::Incoming,
+                Self::Main,
+            ],
+            Self::Vcpu
+            | Self::Disk
+            | Self::Net
+            | Self::Queue
+            | Self::Helper
+            | Self::Console
+            | Self::Keyboard
+            | Self::Reception
+            | Self::Link
+            | Self::Stream
+            | Self::Hash
+            | Self::LookUp
+            | Self::Main => &[],
+        }
+    }
+
+    /// Whether it may start threads at all.
+    pub(super) fn may_start_threads(self) -> bool {
+        self.groups().iter().any(|group| group.name == SPAWN.name)
+    }
+
+    /// Everything that its filter allows: its own, and that of the threads it starts.
+    pub(super) fn groups(self) -> Vec<&'static Group> {
+        let mut groups: Vec<&'static Group> = Vec::new();
+        let mut kinds = vec![self];
+        let mut at = 0;
+        while let Some(&kind) = kinds.get(at) {
+            at += 1;
+            for &started in kind.starts() {
+                if !kinds.contains(&started) {
+                    kinds.push(started);
+                }
+            }
+        }
+        // vCPUs come first in this enum, so that KVM_RUN is found first.
+        kinds.sort_unstable();
+        let all = kinds.iter().flat_map(|kind| kind.own()).copied();
+        for group in all.chain([&THREAD]) {
+            if !groups.iter().any(|known| known.name == group.name) {
+                groups.push(group);
+            }
+        }
+        groups
+    }
+}

@@ -1,0 +1,203 @@
+//! What the process of a VM may do, and how it is kept to that.
+//!
+//! Two layers of the kernel, both for ever and both without privileges:
+//!
+//! - *seccomp*: which system calls a thread may make. Each thread says what kind it is when it begins
+//!   and keeps only what that kind needs ([`Kind`]). A thread can never do more than the one that
+//!   started it, so kinds that start others include them.
+//! - *landlock*: which files and ports may be opened. Set before any thread is started.
+//!
+//! Whoever takes the process over through a bug in a device or a decoder has the rights of that thread
+//! and the files of this VM; `docs/threat-model.md` says what that is, kind by kind.
+
+mod call;
+mod calls;
+mod files;
+mod filter;
+mod kinds;
+pub(crate) mod opener;
+mod refused;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use migration::journal::FileJournal;
+use migration::observation::{Observation, Side};
+
+pub use kinds::Kind;
+
+use crate::runtime_dir::VmDir;
+use files::{COMMON, Grant, Use, grant};
+use refused::Consequence;
+
+/// How far the process of a VM is confined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Sandbox {
+    /// Confined; a system call that is not listed fails and is logged.
+    #[default]
+    On,
+    /// Confined; a system call that is not listed ends the process.
+    Strict,
+    /// Not confined.
+    Off,
+}
+
+/// Set once the process is confined.
+static CONFINED: OnceLock<Sandbox> = OnceLock::new();
+
+/// Where else than in the VM's folder the process works.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Places<'a> {
+    /// Socket file that it listens at and removes in the end.
+    pub socket: Option<&'a Path>,
+}
+
+/// Confines this process, whose only thread is the calling one.
+///
+/// Returns what this kernel cannot enforce, to be told to the user.
+///
+/// # Errors
+/// `sandbox.enter` when something else than the kernel's age is in the way.
+pub fn enter(
+    sandbox: Sandbox,
+    dir: &VmDir,
+    places: Places<'_>,
+) -> Result<Vec<&'static str>, Observation> {
+    let consequence = match sandbox {
+        Sandbox::Off => return Ok(Vec::new()),
+        Sandbox::On => Consequence::Fails,
+        Sandbox::Strict => Consequence::EndsProcess,
+    };
+    prepare_records(dir);
+    filter::settle_allocator();
+    refused::handle(consequence).map_err(|e| failed("handle refused system calls", &e))?;
+    filter::no_new_privileges().map_err(|e| failed("give up new privileges", &e))?;
+    let mut missing = Vec::new();
+    let filters = filter::of_all().map_err(|e| broken(&e))?;
+    let whole = filter::of_kind(Kind::Process).map_err(|e| broken(&e))?;
+    let installed = filter::install_all(&filters).and_then(|()| filter::install_all(whole));
+    match installed {
+        Ok(()) => {
+            let _ = CONFINED.set(sandbox);
+        }
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+            missing.push("which system calls may be made (seccomp filters)");
+        }
+        Err(e) => return Err(failed("limit system calls", &e)),
+    }
+    opener::start().map_err(|e| failed("start a thread", &e))?;
+    let status = files::limit(&grants(dir, places)).map_err(|e| failed("limit files", &e))?;
+    missing.extend(files::missing(status));
+    migration::threads::on_start(|role| begin(role.into()));
+    devices::threads::on_start(|role| begin(role.into()));
+    tracing::info!(?sandbox, ?missing, "the process is confined");
+    Ok(missing)
+}
+
+/// Keeps the calling thread to what `kind` needs, for the rest of its life; does nothing in a process
+/// that is not confined.
+pub(crate) fn begin(kind: Kind) {
+    if CONFINED.get().is_none() {
+        return;
+    }
+    refused::this_thread_is(kind);
+    let installed = filter::of_kind(kind)
+        .map_err(std::io::Error::other)
+        .and_then(filter::install_all);
+    if let Err(e) = installed {
+        // It stays as confined as the thread that started it.
+        tracing::warn!(kind = kind.name(), error = %e, "a thread keeps more rights than it needs");
+    }
+}
+
+/// Names the calling thread in messages, where it was started by one that is confined already.
+pub(crate) fn inherit(kind: Kind) {
+    refused::this_thread_is(kind);
+}
+
+/// Number of system calls that were refused so far.
+pub fn refusals() -> u64 {
+    refused::count()
+}
+
+/// Everything that may be opened after the process is confined.
+fn grants(dir: &VmDir, Places { socket }: Places<'_>) -> Vec<Grant> {
+    let root = dir.runtime().path();
+    let mut grants: Vec<Grant> = COMMON
+        .iter()
+        .map(|&(path, what, _)| grant(path, what))
+        .collect();
+    grants.push(grant(dir.path(), Use::Folder));
+    grants.push(grant(dir.migrations(), Use::Folder));
+    grants.push(grant(root, Use::RemoveFolders));
+    grants.push(grant(dir.runtime().lock_file(), Use::ReadWrite));
+    if let Some(folder) = socket.and_then(Path::parent) {
+        let folder = if folder.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            folder
+        };
+        grants.push(grant(folder, Use::RemoveFiles));
+    }
+    grants
+}
+
+/// Makes the identity of this host's records while the folders above them, which may be as new, can
+/// be made durable too.
+fn prepare_records(dir: &VmDir) {
+    let records = dir.migrations();
+    if !records.join("identity").exists()
+        && let Err(e) = FileJournal::open(records)
+    {
+        // Whoever needs them will fail and say so.
+        tracing::warn!(error = %e, "records of migrations cannot be kept");
+    }
+}
+
+fn failed(what: &str, error: &dyn std::error::Error) -> Observation {
+    Observation::new(
+        Side::Client,
+        "sandbox.enter",
+        format!("cannot {what}, which --sandbox off leaves out"),
+    )
+    .caused_by(Observation::from_error(
+        Side::Client,
+        "sandbox.enter",
+        error,
+    ))
+}
+
+fn broken(why: &str) -> Observation {
+    Observation::new(
+        Side::Client,
+        "sandbox.enter",
+        format!("the lists of system calls do not compile: {why}"),
+    )
+}
+
+impl From<migration::threads::Role> for Kind {
+    fn from(role: migration::threads::Role) -> Self {
+        use migration::threads::Role;
+        match role {
+            Role::Link => Self::Link,
+            Role::Stream => Self::Stream,
+            Role::Hash => Self::Hash,
+            Role::Reception => Self::Reception,
+            Role::LookUp => Self::LookUp,
+        }
+    }
+}
+
+impl From<devices::threads::Role> for Kind {
+    fn from(role: devices::threads::Role) -> Self {
+        use devices::threads::Role;
+        match role {
+            Role::Disk => Self::Disk,
+            Role::Net => Self::Net,
+            Role::Queue => Self::Queue,
+            Role::Helper => Self::Helper,
+        }
+    }
+}

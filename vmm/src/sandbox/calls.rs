@@ -169,6 +169,12 @@ pub(super) const CANCEL: Group = Group {
     calls: calls![SYS_shutdown],
 };
 
+pub(super) const REMOVE: Group = Group {
+    name: "remove",
+    why: "remove the socket of a VM that has ended; landlock says where",
+    calls: calls![SYS_unlink, SYS_unlinkat],
+};
+
 pub(super) const TRANSFER: Group = Group {
     name: "transfer",
     why: "send and receive on a connected socket",

@@ -3,7 +3,7 @@
 use super::call::Group;
 use super::calls::{
     ACCEPT, API, BUILD, CANCEL, CLAIMS, CONNECT, DIRTY_LOG, DISK, EVENTS, FILES, GUEST_RAM,
-    LOOK_UP, MACHINE_STATE, OPEN_TAP, PACE, RUN_VCPU, SPAWN, START, TAP, TERMINAL, THREAD,
+    LOOK_UP, MACHINE_STATE, OPEN_TAP, PACE, REMOVE, RUN_VCPU, SPAWN, START, TAP, TERMINAL, THREAD,
     TRANSFER,
 };
 
@@ -104,7 +104,15 @@ impl Kind {
             Self::Queue | Self::Helper | Self::Hash => &[&EVENTS],
             Self::Console => &[&EVENTS, &ACCEPT, &TRANSFER],
             Self::Keyboard => &[&EVENTS, &TERMINAL],
-            Self::Caretaker => &[&EVENTS, &MACHINE_STATE, &CLAIMS, &CANCEL, &TAP, &SPAWN],
+            Self::Caretaker => &[
+                &EVENTS,
+                &MACHINE_STATE,
+                &CLAIMS,
+                &CANCEL,
+                &REMOVE,
+                &TAP,
+                &SPAWN,
+            ],
             Self::Control => &[&EVENTS, &API, &ACCEPT, &TRANSFER, &SPAWN, &FILES],
             Self::Migration => &[
                 &EVENTS,

@@ -27,8 +27,9 @@ fn guest_that_moves_two_hundred_times_is_unharmed_and_nothing_grows() {
         Migration::start(from, "guest", &address, &[])
             .finish()
             .completed();
-        console.moves_to(to, "guest");
+        // Now the source has written everything that the guest had printed there.
         from.is_clean();
+        console.moves_to(to, "guest");
         course.add(settled(to.pid("guest")));
         (from, to) = (to, from);
         if hop % 20 == 0 {

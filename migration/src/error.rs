@@ -192,9 +192,14 @@ impl Error {
     }
 
     /// Whether the other end of a connection is the likely cause, so that its own account of what
-    /// went wrong is worth waiting for.
+    /// went wrong is worth waiting for. What this host denied, no peer explains: it waits for us to.
     pub(crate) fn may_be_explained_by_peer(&self) -> bool {
-        matches!(self, Self::Link { .. } | Self::Connect { .. })
+        match self {
+            Self::Link { source, .. } | Self::Connect { source, .. } => {
+                source.kind() != io::ErrorKind::PermissionDenied
+            }
+            _ => false,
+        }
     }
 
     /// The error and what explains it, as an observation made on `side`.

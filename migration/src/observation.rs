@@ -78,8 +78,22 @@ impl Observation {
                 .downcast_ref()
                 .and_then(os::condition)
                 .map_or(id, str::to_owned);
-            observation.causes.push(Self::from_error(side, id, source));
+            observation.causes.push(Self::from_source(side, id, source));
         }
+        observation
+    }
+
+    /// As [`Observation::from_error`] for what explains an error, with why it was denied if it was.
+    pub(crate) fn from_source(
+        side: Side,
+        id: impl Into<String>,
+        source: &(dyn Error + 'static),
+    ) -> Self {
+        let mut observation = Self::from_error(side, id, source);
+        let why = source
+            .downcast_ref()
+            .and_then(|error| os::explanation(side, error));
+        observation.causes.extend(why);
         observation
     }
 

@@ -1,6 +1,26 @@
 //! Conditions that the operating system reports, under names that do not change.
 
 use std::io;
+use std::sync::OnceLock;
+
+use crate::observation::{Observation, Side};
+
+static DENIAL: OnceLock<fn() -> Option<String>> = OnceLock::new();
+
+/// Has `explain` asked why something was denied (`EPERM`), by whoever confines this process. Only the
+/// first call in a process counts.
+pub fn on_denial(explain: fn() -> Option<String>) {
+    let _ = DENIAL.set(explain);
+}
+
+/// Why the operating system did not permit it, where that is known.
+pub(crate) fn explanation(side: Side, error: &io::Error) -> Option<Observation> {
+    if error.raw_os_error() != Some(libc::EPERM) {
+        return None;
+    }
+    let why = DENIAL.get()?()?;
+    Some(Observation::new(side, "sandbox.refused", why))
+}
 
 /// The system cannot start a thread: it has no memory for it, or allows no more of them.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +57,6 @@ pub fn condition(error: &io::Error) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observation::{Observation, Side};
 
     #[derive(Debug, thiserror::Error)]
     #[error("cannot write the record")]

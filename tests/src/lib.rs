@@ -5,6 +5,7 @@ pub mod binary;
 pub mod blackbox;
 pub mod eventually;
 pub mod host;
+pub mod kernel;
 pub mod matrix;
 pub mod nested;
 pub mod network;

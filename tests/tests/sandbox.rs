@@ -7,10 +7,14 @@ use std::process::Command;
 
 use tests::blackbox::wait::PATIENCE;
 use tests::blackbox::{Console, Guest, Migration, Pair, Vms, fails, gate, holds, images};
-use tests::{Host, Unprivileged, skip};
+use tests::{Host, Unprivileged, kernel, skip};
 
 /// Filters of a thread that keeps only what its kind needs: two of every thread, the process's, its own.
 const CONFINED: u32 = 4;
+
+/// The system calls that make the limits.
+const LANDLOCK: libc::c_long = libc::SYS_landlock_create_ruleset;
+const SECCOMP: libc::c_long = libc::SYS_seccomp;
 
 /// A line of a thread's status, as a number.
 fn field(status: &str, name: &str) -> Option<u32> {
@@ -305,4 +309,115 @@ fn an_ordinary_user_of_the_devices_group_runs_and_moves_guests() {
     let denied = a.start(user.without_group(&a.command(Guest::idle().run_args("guest"))));
     let denied = denied.finish(PATIENCE).unwrap_or_else(|e| panic!("{e:#}"));
     fails(denied, 5, &["/dev/kvm", "group kvm"]);
+}
+
+/// A call that fails in the middle of a migration, at every kind of thread that takes part in one.
+#[test]
+fn a_refused_call_costs_no_guest_and_is_told() {
+    let Some(_gate) = gate() else { return };
+    // Whose process, which thread and call, and whether the migration fails of it.
+    let cases = [
+        (Side::Source, "migration", "connect", true),
+        (Side::Source, "stream", "sendmsg", true),
+        (Side::Source, "link", "recvmsg", true),
+        (Side::Source, "migration", "openat", true),
+        (Side::Source, "stream", "setpriority", false),
+        (Side::Destination, "incoming", "memfd_create", true),
+        (Side::Destination, "stream", "recvmsg", true),
+        (Side::Destination, "stream", "setpriority", false),
+    ];
+    for (side, kind, call, fails) in cases {
+        let what = format!("{side:?} {kind} {call}");
+        println!("{what}");
+        let pair = Pair::new();
+        let order = format!("{kind}:{call}");
+        let run = |host: &Host, here: Side, args: Vec<String>| {
+            let mut command = host.command(&args);
+            if here == side {
+                command.env("VMM_DEBUG_REFUSED_CALLS", &order);
+            }
+            let process = host.start(command);
+            process.finish(PATIENCE).unwrap_or_else(|e| panic!("{e:#}"))
+        };
+        let guest = Guest::dirtying();
+        let _ = run(&pair.source, Side::Source, guest.run_args("guest")).success();
+        let mut console = Console::of(&pair.source, "guest");
+        console.wait_ready();
+        let words = "receive --listen 127.0.0.1:0 --name guest --detach".split(' ');
+        let words = words.map(str::to_owned).collect();
+        let _ = run(&pair.destination, Side::Destination, words).success();
+        let address = pair.destination.status("guest")["listen"]
+            .as_str()
+            .expect("address")
+            .to_owned();
+        let host = match side {
+            Side::Source => &pair.source,
+            Side::Destination => &pair.destination,
+        };
+        let log = host.runtime_dir().join("guest/vmm.log");
+        let ended = Migration::start(&pair.source, "guest", &address, &[]).finish();
+        let line = format!("({call}) of a thread of kind {kind}");
+        if fails {
+            let said = ended.ended(1, "failed");
+            assert!(
+                said.contains("the sandbox refused system call") && said.contains(&line),
+                "{what}: {said}"
+            );
+            assert_eq!(pair.source.status("guest")["state"], "running", "{what}");
+            let there = pair.destination.state("guest");
+            assert_ne!(there.as_deref(), Some("running"), "{what}");
+        } else {
+            let _ = ended.completed();
+            console.moves_to(&pair.destination, "guest");
+            if side == Side::Destination {
+                let log = fs::read_to_string(&log).expect("log");
+                assert!(log.contains(&line), "{what}: {log}");
+            }
+        }
+        console.verifies_ledger();
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Source,
+    Destination,
+}
+
+/// As the kernels of some hosts are: without landlock, and without filters of system calls.
+#[test]
+fn an_older_kernel_limits_what_it_can_and_says_what_it_cannot() {
+    let Some(_gate) = gate() else { return };
+    let cases = [
+        (LANDLOCK, libc::ENOSYS, "landlock", CONFINED),
+        (SECCOMP, libc::EINVAL, "seccomp", 0),
+    ];
+    for (call, errno, missing, filters) in cases {
+        let pair = Pair::new();
+        let host = &pair.source;
+        let command = kernel::without(call, errno, host.command(Guest::idle().run_args("guest")));
+        let process = host.start(command);
+        let run = process.finish(PATIENCE).unwrap_or_else(|e| panic!("{e:#}"));
+        let lines: Vec<_> = run.stderr.lines().collect();
+        assert_eq!(lines.len(), 1, "{run}");
+        assert!(
+            lines[0].contains("warning") && lines[0].contains(missing),
+            "{run}"
+        );
+        assert!(lines[0].ends_with("[sandbox.partial]"), "{run}");
+        let _ = run.success();
+        let mut console = Console::of(host, "guest");
+        console.wait_ready();
+        let status = fs::read_to_string(format!("/proc/{}/status", host.pid("guest")));
+        // One more is what plays the older kernel.
+        let seen = field(&status.expect("status"), "Seccomp_filters").expect("filters");
+        assert_eq!(seen > CONFINED, filters > 0, "{missing}: {seen}");
+        assert!(seen > filters, "{missing}: {seen}");
+        let address = pair.destination.receive("guest", "127.0.0.1:0");
+        Migration::start(host, "guest", &address, &[])
+            .finish()
+            .completed();
+        console.moves_to(&pair.destination, "guest");
+        console.verifies_ledger();
+    }
 }

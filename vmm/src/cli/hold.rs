@@ -65,8 +65,10 @@ impl Confined {
         };
         let missing = sandbox::enter(self.sandbox, dir, places)?.join("; ");
         if !missing.is_empty() {
-            tracing::warn!(%missing, "this kernel cannot limit all that the sandbox does");
-            eprintln!("vmm: warning: for {name} this kernel cannot limit: {missing}");
+            let what = format!("for {name} this kernel cannot limit: {missing}");
+            let warning = local("sandbox.partial", what);
+            tracing::warn!(id = warning.id, "{warning}");
+            eprintln!("vmm: warning: {} [{}]", warning.message, warning.id);
         }
         Ok(())
     }

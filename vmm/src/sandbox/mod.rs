@@ -12,6 +12,9 @@
 
 mod call;
 mod calls;
+mod debug;
+#[cfg(test)]
+mod evaluation_tests;
 mod files;
 mod filter;
 mod kinds;
@@ -90,6 +93,7 @@ pub fn enter(
     opener::start().map_err(|e| failed("start a thread", &e))?;
     let status = files::limit(&grants(dir, places)).map_err(|e| failed("limit files", &e))?;
     missing.extend(files::missing(status));
+    migration::os::on_denial(refused::latest);
     migration::threads::on_start(|role| begin(role.into()));
     devices::threads::on_start(|role| begin(role.into()));
     tracing::info!(?sandbox, ?missing, "the process is confined");

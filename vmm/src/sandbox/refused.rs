@@ -10,7 +10,7 @@
 
 use std::cell::Cell;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use super::calls::HOSTILE;
 use super::kinds::Kind;
@@ -22,6 +22,10 @@ const ENDED: i32 = 128 + libc::SIGSYS;
 
 static COUNTS: [AtomicU32; NUMBERS] = [const { AtomicU32::new(0) }; NUMBERS];
 static ENDS: AtomicBool = AtomicBool::new(false);
+/// The call that was refused last: second, kind and number, see [`packed`]. Zero is none.
+static LATEST: AtomicU64 = AtomicU64::new(0);
+/// Seconds for which a refused call explains that something was denied.
+const EXPLAINS: u64 = 10;
 
 thread_local! {
     /// Has no destructor and is made at compile time, so that a signal handler may read it.
@@ -48,6 +52,36 @@ pub(super) fn count() -> u64 {
         .iter()
         .map(|count| u64::from(count.load(Ordering::Relaxed)))
         .sum()
+}
+
+/// What was refused a moment ago, if anything was, for whoever was denied something.
+pub(super) fn latest() -> Option<String> {
+    let latest = LATEST.load(Ordering::Relaxed);
+    let (second, kind, number) = (latest >> 24, (latest >> 16) & 0xff, latest & 0xffff);
+    if latest == 0 || seconds() > second + EXPLAINS {
+        return None;
+    }
+    let kind = Kind::ALL.get(usize::try_from(kind).ok()?)?.name();
+    let number = i32::try_from(number).ok()?;
+    let name = name_of(number).unwrap_or("unknown");
+    Some(format!(
+        "the sandbox refused system call {number} ({name}) of a thread of kind {kind}"
+    ))
+}
+
+fn packed(number: i32, kind: Kind) -> u64 {
+    (seconds().max(1) << 24) | ((kind as u64) << 16) | u64::from(number.unsigned_abs() & 0xffff)
+}
+
+/// Seconds of a clock that a signal handler may read.
+fn seconds() -> u64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the kernel, or its code in this process, writes a timespec to `now`.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut now) };
+    u64::try_from(now.tv_sec).unwrap_or(0)
 }
 
 /// Has refused calls handled here, in all threads.
@@ -98,6 +132,7 @@ extern "C" fn refused(
     }
     let at = usize::try_from(call.number).map_or(NUMBERS - 1, |number| number.min(NUMBERS - 1));
     let first = COUNTS[at].fetch_add(1, Ordering::Relaxed) == 0;
+    LATEST.store(packed(call.number, KIND.get()), Ordering::Relaxed);
     let ends = ENDS.load(Ordering::Relaxed);
     if first || ends {
         tell(call.number, KIND.get());

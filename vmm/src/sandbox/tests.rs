@@ -182,7 +182,9 @@ fn particular(kind: Kind) {
         (
             "remove a file",
             (libc::SYS_unlink, [0; 4]),
-            &[Control, Migration, Incoming, Reception, Main, Process],
+            &[
+                Caretaker, Control, Migration, Incoming, Reception, Main, Process,
+            ],
         ),
         (
             "connect",

@@ -160,19 +160,31 @@ impl<'a> Reception<'a> {
             self.pending.fetch_sub(1, Ordering::AcqRel);
             return Ok(());
         }
-        let hears = move || {
-            let heard = catch_unwind(AssertUnwindSafe(|| self.hear(connection)));
-            if let Err(error) = heard.unwrap_or(Err(Error::Worker)) {
-                tracing::debug!("refused a connection: {}", error.observe(Side::Destination));
-            }
-            self.pending.fetch_sub(1, Ordering::AcqRel);
+        let connection = Arc::new(Mutex::new(Some(connection)));
+        let hears = {
+            let connection = connection.clone();
+            move || self.hear_once(&connection)
         };
         if let Err(error) = threads::start(scope, ThreadRole::Reception, "a connection", hears) {
-            // The connection is gone with what was to hear it; another one may find the host better.
-            tracing::warn!("lost a connection: {}", error.observe(Side::Destination));
-            self.pending.fetch_sub(1, Ordering::AcqRel);
+            // Then whoever comes next waits for this one.
+            tracing::debug!("{}", error.observe(Side::Destination));
+            self.hear_once(&connection);
         }
         Ok(())
+    }
+
+    /// Hears the connection, unless somebody else does.
+    fn hear_once(&self, connection: &Mutex<Option<Box<dyn Connection>>>) {
+        let connection = connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let Some(connection) = connection else { return };
+        let heard = catch_unwind(AssertUnwindSafe(|| self.hear(connection)));
+        if let Err(error) = heard.unwrap_or(Err(Error::Worker)) {
+            tracing::debug!("refused a connection: {}", error.observe(Side::Destination));
+        }
+        self.pending.fetch_sub(1, Ordering::AcqRel);
     }
 
     fn hear(&self, connection: Box<dyn Connection>) -> Result<(), Error> {

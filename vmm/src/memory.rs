@@ -19,7 +19,7 @@ use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder, MmapRegionError};
 use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
 
-pub use self::reserve::Reserve;
+pub use self::reserve::{Reserve, present};
 
 /// Where the hole for devices begins.
 pub const HOLE_START: u64 = 3 << 30;

@@ -11,7 +11,7 @@ use super::guest::Workload;
 use super::hosts::Hosts;
 use super::limit::{self, Copied};
 use super::link::Link;
-use super::mapping::Pages;
+use super::mapping::{Pages, Warmth};
 use super::moved::Move;
 use super::qemu::{self, Qemu, Variant};
 
@@ -24,7 +24,7 @@ pub(super) struct Terms<'a> {
     /// Longest that a migration may take.
     pub patience: Duration,
     /// Memory that is populated and freed right before the request.
-    pub warm_bytes: u64,
+    pub warmth: Warmth,
 }
 
 /// What a contender is to the comparison.

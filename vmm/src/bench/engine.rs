@@ -127,7 +127,7 @@ pub(super) fn run(
         .at_destination(|| receive(hosts, name, terms, reserve))?;
     let prepare_ms = asked.elapsed().as_secs_f64() * 1000.0;
     let source_memfd_bytes = guest.process.proc().memfd_bytes()?;
-    mapping::warm(terms.warm_bytes)?;
+    mapping::warm(terms.warmth)?;
     let before = guest.forget_gaps()?;
     let source = guest.process.proc();
     let vcpus = source.threads_named(VCPU_THREADS)?;

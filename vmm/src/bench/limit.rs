@@ -57,7 +57,7 @@ pub(super) fn run(
     let mut spinner = engine::start(hosts, "spinner", &SPINNER)?;
     let source = Mapping::new(bytes, Pages::Populated)?;
     source.fill_random()?;
-    mapping::warm(terms.warm_bytes)?;
+    mapping::warm(terms.warmth)?;
     let destination = Mapping::new(bytes, pages)?;
     spinner.forget_gaps()?;
     let cpu = CpuWindow::open(Process::new(std::process::id()), Vec::new())?;

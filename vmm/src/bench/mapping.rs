@@ -9,6 +9,7 @@ use vm_memory::{Bytes, FileOffset, VolatileMemory, VolatileSlice};
 
 use super::error::BenchError;
 use super::interrupt;
+use crate::memory;
 
 /// Bytes of random data that are made at once.
 const RANDOM_CHUNK: usize = 1 << 20;
@@ -86,13 +87,33 @@ impl Xorshift {
     }
 }
 
-/// Has the host find `bytes` of memory and takes them away again.
+/// How much memory a run of the hungriest contender may need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Warmth {
+    /// Bytes in small pages.
+    pub small: u64,
+    /// Bytes in huge pages.
+    pub huge: u64,
+}
+
+impl Warmth {
+    /// All of it.
+    pub fn bytes(self) -> u64 {
+        self.small + self.huge
+    }
+}
+
+/// Has the host find memory and takes it away again.
 ///
 /// A virtual host that gives free pages back to its own host is slow to touch memory that has been
-/// free for long. Done right before each timed run, every contender finds memory equally warm.
-pub(super) fn warm(bytes: u64) -> Result<(), BenchError> {
+/// free for long. Done right before each timed run, every contender finds memory equally warm: in
+/// small and in huge pages, which the kernel keeps apart while they are free.
+pub(super) fn warm(warmth: Warmth) -> Result<(), BenchError> {
     interrupt::check()?;
-    Mapping::new(bytes, Pages::Populated).map(drop)
+    let failed = |e| BenchError::Map(warmth.huge, io::Error::other(e));
+    let _huge = memory::present(warmth.huge).map_err(failed)?;
+    interrupt::check()?;
+    Mapping::new(warmth.small, Pages::Populated).map(drop)
 }
 
 #[cfg(test)]
@@ -110,7 +131,11 @@ mod tests {
         // Other tests of this process may hold memory of their own.
         assert!(own.memfd_bytes().unwrap() >= bytes);
         assert_eq!(cold.len(), populated.len());
-        warm(bytes).unwrap();
+        warm(Warmth {
+            small: bytes,
+            huge: bytes,
+        })
+        .unwrap();
     }
 
     #[test]

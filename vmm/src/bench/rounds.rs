@@ -32,7 +32,7 @@ pub(super) fn measure(
         link: &link,
         downtime_limit_ms: plan.downtime_limit_ms,
         patience: plan.patience,
-        warm_bytes: plan.warm_bytes,
+        warmth: plan.warmth,
     };
     let mut records: Vec<_> = contenders
         .into_iter()

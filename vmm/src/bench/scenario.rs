@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::guest::{GUEST_OVERHEAD, Workload};
+use super::mapping::Warmth;
 
 /// Downtime limit of all contenders: the default of this engine and of QEMU.
 const DOWNTIME_LIMIT_MS: u64 = 300;
@@ -47,7 +48,7 @@ pub(super) struct Plan {
     /// Longest that a migration may take.
     pub patience: Duration,
     /// Memory that is populated and freed before each run: what the hungriest contender needs.
-    pub warm_bytes: u64,
+    pub warmth: Warmth,
     /// Whether peers and the limit take part.
     pub compared: bool,
     /// Whether also the variants are measured that may make a peer better.
@@ -81,7 +82,10 @@ impl Scenario {
             link_rate: None,
             downtime_limit_ms: DOWNTIME_LIMIT_MS,
             patience: patience(workload.memory_bytes),
-            warm_bytes: workload.memory_bytes + WARM_EXTRA,
+            warmth: Warmth {
+                small: workload.memory_bytes + WARM_EXTRA,
+                huge: workload.data_bytes() + WARM_EXTRA,
+            },
             compared: true,
             further_variants: false,
         };
@@ -117,14 +121,21 @@ impl Scenario {
             },
             // A source that reads what was never touched has it allocated, and so has such a
             // destination.
-            Self::Zero => Plan {
-                warm_bytes: 2 * (4 * bytes + GUEST_OVERHEAD) + WARM_EXTRA,
-                ..plan(
+            Self::Zero => {
+                let plan = plan(
                     "zero",
                     "a large guest that touched little of its memory",
                     workload(4 * bytes + GUEST_OVERHEAD, (bytes / 16 / MIB).max(1) * MIB),
-                )
-            },
+                );
+                let small = 2 * plan.workload.memory_bytes + WARM_EXTRA;
+                Plan {
+                    warmth: Warmth {
+                        small,
+                        ..plan.warmth
+                    },
+                    ..plan
+                }
+            }
             Self::Cpus => Plan {
                 compared: false,
                 ..plan(
@@ -154,7 +165,7 @@ impl Plan {
     /// Memory that a run needs at once, the warm-up included.
     pub fn needed_memory(&self) -> u64 {
         // The source's guest and, after the warm-up, the destination's; or both sides of the copy.
-        self.workload.memory_bytes + self.warm_bytes
+        self.workload.memory_bytes + self.warmth.bytes()
     }
 }
 

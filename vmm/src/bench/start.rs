@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::error::BenchError;
 use super::goals::{Bound, Goal};
 use super::hosts::Hosts;
+use super::mapping::Warmth;
 use super::proc::Process;
 use super::process::{POLL, Running};
 use super::stats::Samples;
@@ -21,7 +22,10 @@ pub const STARTS: u32 = 20;
 /// Memory of the guest.
 const MEMORY: &str = "256MiB";
 /// Memory that a start warms up: the VMM's own and what the guest touches first.
-const WARM: u64 = 64 << 20;
+const WARM: Warmth = Warmth {
+    small: 64 << 20,
+    huge: 2 << 20,
+};
 /// Longest that a start may take.
 const START: Duration = Duration::from_secs(30);
 /// The first line that the guest prints.
@@ -77,7 +81,7 @@ impl StartFigures {
 
 /// Memory that a run needs at once.
 pub(super) fn needed_memory() -> u64 {
-    2 * WARM
+    2 * WARM.bytes()
 }
 
 struct Start {

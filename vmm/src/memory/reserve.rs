@@ -87,6 +87,17 @@ impl Reserve {
     }
 }
 
+/// Guest RAM of `size` bytes, all of it present, in huge pages where they can be had.
+///
+/// # Errors
+/// When the host cannot hold it, or the kernel refuses.
+pub fn present(size: u64) -> Result<GuestRam, MemoryError> {
+    let ram = super::allocate(size, PageBacking::Small)?;
+    let indexed = Ram::new(&ram, &layout(size)).map_err(|_| MemoryError::Layout)?;
+    fill(&indexed, &AtomicBool::new(false));
+    Ok(ram)
+}
+
 /// Makes all of `ram` present, until `stop` is set.
 fn fill(ram: &Ram, stop: &AtomicBool) {
     let mut huge = true;

@@ -53,7 +53,7 @@ pub(in super::super) fn run(
     }
     let to = destination.listen(terms.link.destination_address())?;
     let prepare_ms = asked.elapsed().as_secs_f64() * 1000.0;
-    mapping::warm(terms.warm_bytes)?;
+    mapping::warm(terms.warmth)?;
     let before = source.guest.forget_gaps()?;
     let open =
         |machine: &Machine| CpuWindow::open(machine.guest.process.proc(), machine.vcpus.clone());

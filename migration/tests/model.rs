@@ -166,6 +166,8 @@ impl Handover {
             DestinationGivesUp => {
                 state.committed.get_or_insert(false);
                 state.destination = Destination::Empty;
+                let refusal = self.answer(state);
+                state.network.insert(refusal);
             }
             DestinationStarts => {
                 state.destination = Destination::Runs;

@@ -417,20 +417,13 @@ impl Take<'_> {
         session
             .send(&Message::Ready(ready))
             .map_err(before_commit)?;
-        let patience = session.timing().io.max(session.timing().peer) * 2;
-        let decided = message(session, notes, "waiting for the decision", patience);
-        match decided.map_err(before_commit)? {
-            Message::Commit => {}
-            other => return Err(before_commit(unexpected(&other, "commit"))),
-        }
-        self.control.enter_commit().map_err(before_commit)?;
-        self.enter(Phase::Commit);
-        let ran = {
+        let ran = self.hear_decision(session, notes).and_then(|()| {
+            self.enter(Phase::Commit);
             let _nobody_asks = self.reception.hand_over();
             self.run_guest(run_state)
-        };
+        });
         let committed = ran.inspect_err(|(_, fate)| {
-            if *fate == Fate::AtSource {
+            if *fate != Fate::Unknown {
                 self.refuse_commit(session);
             }
         })?;
@@ -509,15 +502,32 @@ impl Take<'_> {
         }
     }
 
+    /// Waits for the source's commit.
+    fn hear_decision(&self, session: &Session, notes: &Notes<Note>) -> Result<(), Failure> {
+        let patience = session.timing().io.max(session.timing().peer) * 2;
+        let decided = message(session, notes, "waiting for the decision", patience);
+        match decided.map_err(before_commit)? {
+            Message::Commit => self.control.enter_commit().map_err(before_commit),
+            other => Err(before_commit(unexpected(&other, "commit"))),
+        }
+    }
+
     /// Tells the source, which cannot know it otherwise once it sent the commit, that the guest never
-    /// ran here and never will, as the journal says: it need not ask.
+    /// ran here and never will, as the journal says from now on: it need not ask.
     fn refuse_commit(&self, session: &Session) {
-        let answer = Answer {
-            resolution: Resolution::NeverRan,
-            host: (self.version > 1).then(|| self.journal.identity()),
+        let never_ran = match self.journal.decide(self.id, Decision::GiveUp) {
+            Ok(Decision::GiveUp) => true,
+            Ok(Decision::Commit) => self.take_back() == Fate::AtSource,
+            Err(_) => false,
         };
-        // If it does not reach the source, that asks.
-        let _ = session.send(&Message::Resolution(answer));
+        if never_ran {
+            let answer = Answer {
+                resolution: Resolution::NeverRan,
+                host: (self.version > 1).then(|| self.journal.identity()),
+            };
+            // If it does not reach the source, that asks.
+            let _ = session.send(&Message::Resolution(answer));
+        }
     }
 
     /// Takes a recorded commit back, for a guest that has not executed anything here; possible

@@ -47,33 +47,20 @@ pub fn all() -> Vec<Fault> {
                 Cell::completes(Whereabouts::Destination)
             }
         }),
-        Fault {
-            waits: |phase| matches!(phase, Phase::Ready | Phase::Commit),
-            ..Fault::new("stop at destination", stop_at_destination, |phase| {
-                let gone = Receiver::Ends(0, &[]);
-                match phase {
-                    // The source sends its commit to a destination that is just giving up.
-                    Phase::Ready | Phase::Commit => Cell::unknown(
-                        &[
-                            "migration.handover-unknown",
-                            "migration.peer-failed",
-                            "migration.cancelled",
-                        ],
-                        gone,
-                        Whereabouts::UnknownNever,
-                    ),
-                    // It was moved, and then ended where it was.
-                    Phase::Finish => Cell::Run(End {
-                        code: 0,
-                        status: Some("completed"),
-                        chain: &[],
-                        receiver: gone,
-                        guest: Whereabouts::Nowhere,
-                    }),
-                    _ => Cell::fails(CANCELLED, gone, Whereabouts::Source),
-                }
-            })
-        },
+        Fault::new("stop at destination", stop_at_destination, |phase| {
+            let gone = Receiver::Ends(0, &[]);
+            match phase {
+                // It was moved, and then ended where it was.
+                Phase::Finish => Cell::Run(End {
+                    code: 0,
+                    status: Some("completed"),
+                    chain: &[],
+                    receiver: gone,
+                    guest: Whereabouts::Nowhere,
+                }),
+                _ => Cell::fails(CANCELLED, gone, Whereabouts::Source),
+            }
+        }),
         Fault::new("pause", pause, |phase| {
             Cell::completes(if phase.runs_at_source() {
                 Whereabouts::PausedThere

@@ -16,6 +16,10 @@ use crate::eventually;
 /// disk images with.
 const MODULES: &[&str] = &["kvm-amd", "tun", "bridge", "loop"];
 
+/// The CPU of level 1: AMD's, with SVM. Without AVX2, because QEMU 10.0 reads 32 bytes for the 16 of
+/// a VINSERTI128 or VINSERTF128 from memory (fixed there by commit feea87cd6b): a program that uses it at
+/// the end of its memory, as BLAKE3's code for AVX2 does, then ends by a fault that no real CPU has.
+const CPU: &str = "EPYC,-avx2";
 /// Kernel command line. The TSC is trusted and nothing is mitigated, because the emulator makes both
 /// slow and neither is tested.
 const CMDLINE: &str =
@@ -147,7 +151,7 @@ impl<'a> Level1<'a> {
                 "-accel",
                 "tcg,thread=multi,tb-size=512",
                 "-cpu",
-                "EPYC",
+                CPU,
             ])
             .args([
                 "-smp",

@@ -1,6 +1,7 @@
 //! Client of a VM's control socket.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
@@ -10,11 +11,15 @@ use migration::observation::{Observation, Side};
 use migration::progress::Event;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::time::sleep;
 
 use super::body::{Accepted, LimitsBody, MigrateBody, MigrationStarted, StateAnswer, StopBody};
 use crate::instance::{StopMode, VmState, VmStatus};
 use crate::runtime_dir::{Entry, RuntimeDir};
 
+/// Longest that a process takes to listen, or to be gone once it listens no more.
+const PASSING: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// Bytes of an answer.
 const ANSWER_LIMIT: usize = 4 << 20;
 /// Bytes of one event.
@@ -59,7 +64,7 @@ impl Client {
         body: Vec<u8>,
         accept: &str,
     ) -> Result<Response<Incoming>, Observation> {
-        let stream = self.connect()?;
+        let stream = self.connect().await?;
         let broken = |e: hyper::Error| unreachable_vm(&self.name, e);
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
@@ -84,27 +89,35 @@ impl Client {
             .unwrap_or_else(|_| unreachable_vm(&self.name, format!("HTTP status {status}"))))
     }
 
-    fn connect(&self) -> Result<tokio::net::UnixStream, Observation> {
-        let stream = match self.runtime.connect_control(&self.name) {
-            Ok(stream) => stream,
-            Err(e) => {
-                let gone = matches!(
-                    e.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
-                );
-                return Err(match self.runtime.find(&self.name) {
-                    Err(why) => why,
-                    Ok(Entry::Failed(_)) => Observation::new(
-                        Side::Client,
-                        "vm.failed",
-                        format!("the VM {:?} failed: see `vmm status {0}`", self.name),
-                    ),
-                    Ok(Entry::Live { pid }) if gone => {
-                        unreachable_vm(&self.name, format!("process {pid} starts or ends"))
-                    }
-                    Ok(Entry::Live { .. }) => unreachable_vm(&self.name, e),
-                });
-            }
+    /// Connects. A process that is about to listen, or about to be gone, is waited for: it is one or the
+    /// other soon.
+    async fn connect(&self) -> Result<tokio::net::UnixStream, Observation> {
+        let deadline = Instant::now() + PASSING;
+        let stream = loop {
+            let e = match self.runtime.connect_control(&self.name) {
+                Ok(stream) => break stream,
+                Err(e) => e,
+            };
+            let gone = matches!(
+                e.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+            );
+            return Err(match self.runtime.find(&self.name) {
+                Err(why) => why,
+                Ok(Entry::Failed(_)) => Observation::new(
+                    Side::Client,
+                    "vm.failed",
+                    format!("the VM {:?} failed: see `vmm status {0}`", self.name),
+                ),
+                Ok(Entry::Live { .. }) if gone && Instant::now() < deadline => {
+                    sleep(LOOK_AGAIN).await;
+                    continue;
+                }
+                Ok(Entry::Live { pid }) if gone => {
+                    unreachable_vm(&self.name, format!("process {pid} starts or ends"))
+                }
+                Ok(Entry::Live { .. }) => unreachable_vm(&self.name, e),
+            });
         };
         stream
             .set_nonblocking(true)
@@ -135,12 +148,24 @@ impl Client {
         self.read(response).await
     }
 
-    /// `GET /vm`
+    /// `GET /vm`, or what a VM that has failed left instead of an answer.
     ///
     /// # Errors
     /// `vm.not-found`, `vm.unreachable`, or what the VM observed; so for all requests.
     pub async fn status(&self) -> Result<VmStatus, Observation> {
-        self.call(Method::GET, "/vm", None::<&()>).await
+        let why = match self.call(Method::GET, "/vm", None::<&()>).await {
+            Err(why) if matches!(why.id.as_str(), "vm.failed" | "vm.unreachable") => why,
+            asked => return asked,
+        };
+        // It may have ended while it was asked: what it leaves is there once its process is gone.
+        let deadline = Instant::now() + PASSING;
+        loop {
+            match self.runtime.find(&self.name)? {
+                Entry::Failed(status) => return Ok(*status),
+                Entry::Live { .. } if Instant::now() < deadline => sleep(LOOK_AGAIN).await,
+                Entry::Live { .. } => return Err(why),
+            }
+        }
     }
 
     /// `POST /vm/pause`

@@ -22,20 +22,24 @@ pub struct Registers {
 
 /// Whether this CPU and kernel let a process use them.
 pub fn is_there() -> bool {
-    std::arch::is_x86_feature_detected!("avx2")
+    std::arch::is_x86_feature_detected!("avx")
 }
 
 impl Registers {
-    /// Values that differ in every lane, and between the holders of different seeds.
+    /// Values that differ in every lane, and between the holders of different seeds: whole numbers as
+    /// doubles, far below where adding a step becomes inexact.
     pub fn new(seed: u64) -> Self {
         let mut value = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let mut ymm = [[0; LANES]; HOLDING + 1];
-        for lane in ymm.iter_mut().flatten() {
-            // xorshift64: never zero, every bit changes.
-            value ^= value << 13;
-            value ^= value >> 7;
-            value ^= value << 17;
-            *lane = value;
+        for (register, lanes) in ymm.iter_mut().enumerate() {
+            let dropped = if register == HOLDING { 54 } else { 16 };
+            for lane in lanes {
+                // xorshift64: never zero, every bit changes.
+                value ^= value << 13;
+                value ^= value >> 7;
+                value ^= value << 17;
+                *lane = (((value >> dropped) + 1) as f64).to_bits();
+            }
         }
         Self {
             ymm,
@@ -50,7 +54,8 @@ impl Registers {
         let step = self.ymm[HOLDING];
         for register in &mut expected.ymm[..HOLDING] {
             for (lane, step) in register.iter_mut().zip(step) {
-                *lane = lane.wrapping_add(step.wrapping_mul(rounds));
+                let (before, step) = (f64::from_bits(*lane), f64::from_bits(step));
+                *lane = (before + step * rounds as f64).to_bits();
             }
         }
         expected
@@ -82,7 +87,7 @@ impl Registers {
             return;
         }
         let (mut usual_mxcsr, mut usual_x87) = (0_u32, 0_u16);
-        // SAFETY: AVX2 was asked for by the caller of `hold`; memory is touched only at the four
+        // SAFETY: AVX was asked for by the caller of `hold`; memory is touched only at the four
         // places named, each as large as what is loaded and stored there; both control words are as
         // before when the block ends, and everything else it changes is declared.
         unsafe {
@@ -91,56 +96,56 @@ impl Registers {
                 "fnstcw [{usual_x87}]",
                 "ldmxcsr [{mxcsr}]",
                 "fldcw [{x87}]",
-                "vmovdqu ymm0, [{ymm}]",
-                "vmovdqu ymm1, [{ymm} + 32]",
-                "vmovdqu ymm2, [{ymm} + 64]",
-                "vmovdqu ymm3, [{ymm} + 96]",
-                "vmovdqu ymm4, [{ymm} + 128]",
-                "vmovdqu ymm5, [{ymm} + 160]",
-                "vmovdqu ymm6, [{ymm} + 192]",
-                "vmovdqu ymm7, [{ymm} + 224]",
-                "vmovdqu ymm8, [{ymm} + 256]",
-                "vmovdqu ymm9, [{ymm} + 288]",
-                "vmovdqu ymm10, [{ymm} + 320]",
-                "vmovdqu ymm11, [{ymm} + 352]",
-                "vmovdqu ymm12, [{ymm} + 384]",
-                "vmovdqu ymm13, [{ymm} + 416]",
-                "vmovdqu ymm14, [{ymm} + 448]",
-                "vmovdqu ymm15, [{ymm} + 480]",
+                "vmovups ymm0, [{ymm}]",
+                "vmovups ymm1, [{ymm} + 32]",
+                "vmovups ymm2, [{ymm} + 64]",
+                "vmovups ymm3, [{ymm} + 96]",
+                "vmovups ymm4, [{ymm} + 128]",
+                "vmovups ymm5, [{ymm} + 160]",
+                "vmovups ymm6, [{ymm} + 192]",
+                "vmovups ymm7, [{ymm} + 224]",
+                "vmovups ymm8, [{ymm} + 256]",
+                "vmovups ymm9, [{ymm} + 288]",
+                "vmovups ymm10, [{ymm} + 320]",
+                "vmovups ymm11, [{ymm} + 352]",
+                "vmovups ymm12, [{ymm} + 384]",
+                "vmovups ymm13, [{ymm} + 416]",
+                "vmovups ymm14, [{ymm} + 448]",
+                "vmovups ymm15, [{ymm} + 480]",
                 "2:",
-                "vpaddq ymm0, ymm0, ymm15",
-                "vpaddq ymm1, ymm1, ymm15",
-                "vpaddq ymm2, ymm2, ymm15",
-                "vpaddq ymm3, ymm3, ymm15",
-                "vpaddq ymm4, ymm4, ymm15",
-                "vpaddq ymm5, ymm5, ymm15",
-                "vpaddq ymm6, ymm6, ymm15",
-                "vpaddq ymm7, ymm7, ymm15",
-                "vpaddq ymm8, ymm8, ymm15",
-                "vpaddq ymm9, ymm9, ymm15",
-                "vpaddq ymm10, ymm10, ymm15",
-                "vpaddq ymm11, ymm11, ymm15",
-                "vpaddq ymm12, ymm12, ymm15",
-                "vpaddq ymm13, ymm13, ymm15",
-                "vpaddq ymm14, ymm14, ymm15",
+                "vaddpd ymm0, ymm0, ymm15",
+                "vaddpd ymm1, ymm1, ymm15",
+                "vaddpd ymm2, ymm2, ymm15",
+                "vaddpd ymm3, ymm3, ymm15",
+                "vaddpd ymm4, ymm4, ymm15",
+                "vaddpd ymm5, ymm5, ymm15",
+                "vaddpd ymm6, ymm6, ymm15",
+                "vaddpd ymm7, ymm7, ymm15",
+                "vaddpd ymm8, ymm8, ymm15",
+                "vaddpd ymm9, ymm9, ymm15",
+                "vaddpd ymm10, ymm10, ymm15",
+                "vaddpd ymm11, ymm11, ymm15",
+                "vaddpd ymm12, ymm12, ymm15",
+                "vaddpd ymm13, ymm13, ymm15",
+                "vaddpd ymm14, ymm14, ymm15",
                 "dec {rounds}",
                 "jnz 2b",
-                "vmovdqu [{ymm}], ymm0",
-                "vmovdqu [{ymm} + 32], ymm1",
-                "vmovdqu [{ymm} + 64], ymm2",
-                "vmovdqu [{ymm} + 96], ymm3",
-                "vmovdqu [{ymm} + 128], ymm4",
-                "vmovdqu [{ymm} + 160], ymm5",
-                "vmovdqu [{ymm} + 192], ymm6",
-                "vmovdqu [{ymm} + 224], ymm7",
-                "vmovdqu [{ymm} + 256], ymm8",
-                "vmovdqu [{ymm} + 288], ymm9",
-                "vmovdqu [{ymm} + 320], ymm10",
-                "vmovdqu [{ymm} + 352], ymm11",
-                "vmovdqu [{ymm} + 384], ymm12",
-                "vmovdqu [{ymm} + 416], ymm13",
-                "vmovdqu [{ymm} + 448], ymm14",
-                "vmovdqu [{ymm} + 480], ymm15",
+                "vmovups [{ymm}], ymm0",
+                "vmovups [{ymm} + 32], ymm1",
+                "vmovups [{ymm} + 64], ymm2",
+                "vmovups [{ymm} + 96], ymm3",
+                "vmovups [{ymm} + 128], ymm4",
+                "vmovups [{ymm} + 160], ymm5",
+                "vmovups [{ymm} + 192], ymm6",
+                "vmovups [{ymm} + 224], ymm7",
+                "vmovups [{ymm} + 256], ymm8",
+                "vmovups [{ymm} + 288], ymm9",
+                "vmovups [{ymm} + 320], ymm10",
+                "vmovups [{ymm} + 352], ymm11",
+                "vmovups [{ymm} + 384], ymm12",
+                "vmovups [{ymm} + 416], ymm13",
+                "vmovups [{ymm} + 448], ymm14",
+                "vmovups [{ymm} + 480], ymm15",
                 "stmxcsr [{mxcsr}]",
                 "fnstcw [{x87}]",
                 "ldmxcsr [{usual_mxcsr}]",
@@ -169,7 +174,7 @@ mod tests {
     #[test]
     fn undisturbed_registers_hold_what_was_computed_for_them() {
         if !is_there() {
-            ::tests::skip!("this CPU has no AVX2");
+            ::tests::skip!("this CPU has no AVX");
         }
         let mut registers = Registers::new(1);
         for rounds in [0, 1, 2, 1000] {

@@ -161,7 +161,7 @@ check_refusal() {
     offers $b x86-64-v2
     on $b receive --listen unix:/tmp/socket --name guest --net net0=$tap_b --detach || fail "vmm receive: $(cat $output.errors)"
     on $a migrate guest --to unix:/tmp/socket --plan && fail "a host of x86-64-v2 takes the guest: $(cat $output)"
-    grep -q "avx2 (cpuid 0x7:0 ebx bit 5)" $output.errors || fail "not said what is missing: $(cat $output.errors)"
+    grep -q "avx (cpuid 0x1:0 ecx bit 28)" $output.errors || fail "not said what is missing: $(cat $output.errors)"
     on $b stop guest --force
     eventually "the receiver to end" is_gone $b
     rm -f /tmp/socket

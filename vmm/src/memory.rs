@@ -1,8 +1,9 @@
-//! Guest RAM: one memfd, mapped shared, laid out around the hole below 4 GiB.
+//! Guest RAM: one file of shared memory, mapped shared, laid out around the hole below 4 GiB.
 
 // Advising the kernel about a mapping needs its raw address.
 #![allow(unsafe_code)]
 
+mod file;
 mod reserve;
 
 use std::ffi::c_void;
@@ -12,13 +13,13 @@ use std::sync::Arc;
 
 use migration::GuestRam;
 use migration::vm::RamRegion;
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder, MmapRegionError};
-use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
+pub use self::file::prepare;
 pub use self::reserve::{Reserve, present};
 
 /// Where the hole for devices begins.
@@ -31,9 +32,10 @@ pub const HIGH_START: u64 = 4 << 30;
 #[serde(rename_all = "kebab-case")]
 pub enum PageBacking {
     /// 4 KiB pages.
-    #[default]
     Small,
-    /// Transparent huge pages where the kernel has one (needs `shmem_enabled` `advise` or `always`).
+    /// Transparent huge pages where the kernel has one: of a tmpfs of this VM's own (which needs the
+    /// right to mount), else as the host's `shmem_enabled` says.
+    #[default]
     Thp,
 }
 
@@ -69,7 +71,7 @@ pub enum MemoryError {
     #[error("the RAM layout is not one that this version makes")]
     Layout,
     /// The file could not be made.
-    #[error("cannot create a memfd of {0} bytes")]
+    #[error("cannot create a memory file of {0} bytes")]
     Create(u64, #[source] io::Error),
     /// No thread to make memory present.
     #[error("cannot start the thread that reserves memory")]
@@ -122,20 +124,30 @@ pub fn check_size(size: u64) -> Result<(), MemoryError> {
     Ok(())
 }
 
-/// Allocates `size` bytes of guest RAM; no page is touched.
+/// Allocates `size` bytes of guest RAM; no page is touched, and small ones will come.
 ///
 /// # Errors
 /// When the host cannot hold it, or the kernel refuses.
-pub fn allocate(size: u64, pages: PageBacking) -> Result<GuestRam, MemoryError> {
+pub fn allocate(size: u64) -> Result<GuestRam, MemoryError> {
     check_size(size)?;
-    let fd = memfd_create("vmm-ram", MemfdFlags::CLOEXEC)
-        .map_err(|e| MemoryError::Create(size, e.into()))?;
-    ftruncate(&fd, size).map_err(|e| MemoryError::Create(size, e.into()))?;
-    on_file(&Arc::new(File::from(fd)), size, pages)
+    let file = file::create(size).map_err(|e| MemoryError::Create(size, e))?;
+    on_file(&Arc::new(file), size)
+}
+
+/// Has pages of `ram` that are touched from now on be of this kind, where the kernel has them.
+pub fn back_by(ram: &GuestRam, pages: PageBacking) {
+    if pages == PageBacking::Small {
+        return;
+    }
+    for region in ram.iter() {
+        if let Err(e) = advise(region.as_ptr(), region.len(), libc::MADV_HUGEPAGE) {
+            tracing::debug!(error = %e, "small pages back the RAM");
+        }
+    }
 }
 
 /// Maps all `size` bytes of `file` as guest RAM.
-fn on_file(file: &Arc<File>, size: u64, pages: PageBacking) -> Result<GuestRam, MemoryError> {
+fn on_file(file: &Arc<File>, size: u64) -> Result<GuestRam, MemoryError> {
     let mut regions = Vec::new();
     let mut offset = 0;
     for RamRegion { gpa, len } in layout(size) {
@@ -143,9 +155,6 @@ fn on_file(file: &Arc<File>, size: u64, pages: PageBacking) -> Result<GuestRam, 
         let mapping = map(file, offset, len).map_err(failed)?;
         // Guest RAM in a core dump is neither wanted nor affordable.
         advise(mapping.as_ptr(), len, libc::MADV_DONTDUMP).map_err(failed)?;
-        if pages == PageBacking::Thp {
-            advise(mapping.as_ptr(), len, libc::MADV_HUGEPAGE).map_err(failed)?;
-        }
         regions.push(GuestRegionMmap::new(mapping, GuestAddress(gpa)).ok_or(MemoryError::Layout)?);
         offset += len;
     }
@@ -230,8 +239,6 @@ fn advise(start: *mut u8, len: u64, advice: i32) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::GuestMemoryBackend;
-
     use super::*;
 
     #[test]
@@ -261,7 +268,7 @@ mod tests {
     #[test]
     fn ram_is_aligned_for_huge_pages() {
         for size in [16_u64 << 20, (64 << 20) + migration::PAGE_SIZE] {
-            let ram = allocate(size, PageBacking::Small).unwrap();
+            let ram = allocate(size).unwrap();
             for region in ram.iter() {
                 assert_eq!(region.as_ptr() as usize % HUGE_PAGE, 0, "{size} bytes");
             }
@@ -271,7 +278,7 @@ mod tests {
     #[test]
     fn ram_becomes_huge_and_keeps_what_it_holds() {
         let size = 16 << 20;
-        let ram = allocate(size, PageBacking::Small).unwrap();
+        let ram = allocate(size).unwrap();
         let indexed = migration::raw::Ram::new(&ram, &layout(size)).unwrap();
         let two_stripes = indexed.slice(migration::raw::Span {
             region: 0,
@@ -298,11 +305,8 @@ mod tests {
 
     #[test]
     fn more_memory_than_the_host_has_is_refused() {
-        let error = allocate(1 << 50, PageBacking::Small).unwrap_err();
+        let error = allocate(1 << 50).unwrap_err();
         assert!(matches!(error, MemoryError::TooLarge { .. }), "{error}");
-        assert!(matches!(
-            allocate(4097, PageBacking::Small).unwrap_err(),
-            MemoryError::Size(_)
-        ));
+        assert!(matches!(allocate(4097).unwrap_err(), MemoryError::Size(_)));
     }
 }

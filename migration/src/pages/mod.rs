@@ -3,10 +3,12 @@
 mod cheaper;
 pub(crate) mod dirty;
 pub(crate) mod full;
+pub(crate) mod hashes;
 pub(crate) mod populate;
 pub(crate) mod receiver;
 pub(crate) mod sender;
 pub(crate) mod stripes;
+mod window;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

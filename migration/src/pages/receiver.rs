@@ -5,6 +5,7 @@ use std::sync::Arc;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::Counters;
+use super::hashes::PageHashes;
 use super::populate::Populate;
 use super::stripes::Share;
 use crate::PAGE_SIZE;
@@ -33,8 +34,7 @@ pub(crate) struct Receiver<'a> {
     shared: Receiving<'a>,
     share: Share,
     connection: Arc<dyn Connection>,
-    hashes: Vec<u64>,
-    digest: u64,
+    hashes: PageHashes,
     pass: u32,
     ranges: Vec<PageRange>,
     /// Where each range lies: its encoding, place, and index in the tables of this share.
@@ -46,11 +46,10 @@ impl<'a> Receiver<'a> {
     pub fn new(shared: Receiving<'a>, share: Share, connection: Arc<dyn Connection>) -> Self {
         let pages = share.table_len(shared.ram);
         Self {
-            hashes: vec![0; if shared.key.is_some() { pages } else { 0 }],
+            hashes: PageHashes::new(if shared.key.is_some() { pages } else { 0 }),
             shared,
             share,
             connection,
-            digest: 0,
             pass: 0,
             ranges: Vec::with_capacity(MAX_RANGES),
             places: Vec::with_capacity(MAX_RANGES),
@@ -99,7 +98,7 @@ impl<'a> Receiver<'a> {
                 self.shared.session.note(Note::PassDone {
                     stream: self.share.stream as u16,
                     pass: self.pass,
-                    digest: self.digest,
+                    digest: self.hashes.digest(),
                 });
                 Ok(())
             }
@@ -187,8 +186,11 @@ impl<'a> Receiver<'a> {
                     key.page(region.gpa() + one.page * PAGE_SIZE, ram.slice(one))
                 }
             };
-            let old = std::mem::replace(&mut self.hashes[at + page as usize], hash);
-            self.digest = self.digest.wrapping_sub(old).wrapping_add(hash);
+            let at = at + page as usize;
+            match self.pass {
+                0 => self.hashes.note_first(at, hash),
+                _ => self.hashes.note_again(at, hash),
+            }
         }
     }
 }

@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::time::Instant;
 
 use zerocopy::IntoBytes;
 
 use super::Counters;
 use super::dirty::{Bitmaps, next_run};
+use super::hashes::PageHashes;
 use super::stripes::{Share, Stripe};
+use super::window::Window;
 use crate::PAGE_SIZE;
 use crate::bandwidth::Bucket;
 use crate::control::Control;
@@ -58,9 +61,8 @@ pub(crate) struct Sender<'a> {
     connection: Arc<dyn Connection>,
     /// Pages that hold data at the destination, one bit each.
     placed: Vec<u64>,
-    /// What each page adds to the digest.
-    hashes: Vec<u64>,
-    digest: u64,
+    hashes: PageHashes,
+    window: Window,
     ranges: Vec<PageRange>,
     body: Vec<RamSlice<'a>>,
     payload: usize,
@@ -73,11 +75,11 @@ impl<'a> Sender<'a> {
         let pages = share.table_len(shared.ram);
         Self {
             placed: vec![0; pages.div_ceil(64)],
-            hashes: vec![0; if shared.key.is_some() { pages } else { 0 }],
+            hashes: PageHashes::new(if shared.key.is_some() { pages } else { 0 }),
             shared,
             share,
             connection,
-            digest: 0,
+            window: Window::new(),
             ranges: Vec::with_capacity(MAX_RANGES),
             body: Vec::with_capacity(MAX_RANGES),
             payload: 0,
@@ -97,7 +99,7 @@ impl<'a> Sender<'a> {
                 Ok(()) => self.shared.session.note(Note::PassDone {
                     stream: self.share.stream as u16,
                     pass: number,
-                    digest: self.digest,
+                    digest: self.hashes.digest(),
                 }),
                 Err(error) => return self.shared.session.fail(error),
             }
@@ -107,26 +109,16 @@ impl<'a> Sender<'a> {
     fn send_pass(&mut self, pass: &Pass) -> Result<(), Error> {
         let ram = self.shared.ram;
         for stripe in self.share.stripes(ram) {
-            let words = &pass.dirty[stripe.region];
-            let words = &words[(stripe.first / 64) as usize..(stripe.end.div_ceil(64)) as usize];
+            let words = stripe.words(&pass.dirty[stripe.region]);
             if words.iter().all(|&word| word == 0) {
                 continue;
             }
-            if self.shared.session.is_stopped() {
-                return Err(Error::Cancelled);
+            if !self.window.has_room(stripe) {
+                self.send_window(pass)?;
             }
-            // Marks go before the pages are read, also before the file is asked for holes: what the
-            // guest writes from here on is seen in the next pass.
-            self.shared
-                .vm
-                .clear_dirty(stripe.region, stripe.first, words)
-                .map_err(Error::vm("clear dirty marks"))?;
-            let mut at = 0;
-            while let Some((first, end)) = next_run(words, at) {
-                at = end;
-                self.send_run(pass, stripe, stripe.first + first, stripe.first + end)?;
-            }
+            self.window.push(stripe);
         }
+        self.send_window(pass)?;
         self.flush(pass.number)?;
         let header = BatchHeader::pass_end(pass.number);
         self.send_frame(header.as_bytes().len(), |frame| {
@@ -134,23 +126,57 @@ impl<'a> Sender<'a> {
         })
     }
 
+    /// Sends the dirty pages of the stripes in the window.
+    fn send_window(&mut self, pass: &Pass) -> Result<(), Error> {
+        let Some((region, first, marks)) = self.window.marks(&pass.dirty) else {
+            return Ok(());
+        };
+        let began = Instant::now();
+        // Marks go before the pages are read, also before the file is asked for holes: what the guest
+        // writes from here on is seen in the next pass.
+        self.shared
+            .vm
+            .clear_dirty(region, first, marks)
+            .map_err(Error::vm("clear dirty marks"))?;
+        for index in 0..self.window.stripes().len() {
+            if self.shared.session.is_stopped() {
+                return Err(Error::Cancelled);
+            }
+            let stripe = self.window.stripes()[index];
+            let words = stripe.words(&pass.dirty[stripe.region]);
+            let mut at = 0;
+            while let Some((first, end)) = next_run(words, at) {
+                at = end;
+                self.send_run(pass, stripe, stripe.first + first, stripe.first + end)?;
+            }
+        }
+        self.window.sent(began.elapsed());
+        Ok(())
+    }
+
     /// Sends the dirty pages `[first, end)` of a stripe.
     fn send_run(&mut self, pass: &Pass, stripe: Stripe, first: u64, end: u64) -> Result<(), Error> {
         if pass.kind == PassKind::Again {
-            return self.send_data(pass.number, stripe, first, end);
+            return self.send_data(pass, stripe, first, end);
         }
         let region = &self.shared.ram.regions()[stripe.region];
         let mut at = first;
         while let Some((data, data_end)) = region.next_data(at, end) {
             Counters::add(&self.shared.counters.hole_pages, data - at);
-            self.send_data(pass.number, stripe, data, data_end)?;
+            self.send_data(pass, stripe, data, data_end)?;
             at = data_end;
         }
         Counters::add(&self.shared.counters.hole_pages, end - at);
         Ok(())
     }
 
-    fn send_data(&mut self, pass: u32, stripe: Stripe, first: u64, end: u64) -> Result<(), Error> {
+    fn send_data(
+        &mut self,
+        pass: &Pass,
+        stripe: Stripe,
+        first: u64,
+        end: u64,
+    ) -> Result<(), Error> {
         let ram = self.shared.ram;
         let base = ram.regions()[stripe.region].gpa();
         // A run of pages that travel alike: its first page and encoding.
@@ -163,7 +189,7 @@ impl<'a> Sender<'a> {
                 pages: 1,
             });
             let local = (stripe.local * crate::raw::STRIPE_PAGES + page - stripe.first) as usize;
-            let encoding = self.classify(local, base + page * PAGE_SIZE, slice);
+            let encoding = self.classify(pass.kind, local, base + page * PAGE_SIZE, slice);
             zero += u64::from(encoding != Some(Encoding::Raw));
             if run.map(|(_, encoding)| encoding) != encoding {
                 self.push(stripe, run, page);
@@ -172,7 +198,7 @@ impl<'a> Sender<'a> {
             let pending = run.map_or(0, |(from, _)| (page + 1 - from) * PAGE_SIZE) as usize;
             if self.payload + pending >= self.batch || self.ranges.len() + 1 >= MAX_RANGES {
                 self.push(stripe, run.take(), page + 1);
-                self.flush(pass)?;
+                self.flush(pass.number)?;
             }
         }
         self.push(stripe, run, end);
@@ -183,7 +209,13 @@ impl<'a> Sender<'a> {
     }
 
     /// How a page is to travel, `None` for not at all; keeps the digest.
-    fn classify(&mut self, local: usize, gpa: u64, page: RamSlice<'_>) -> Option<Encoding> {
+    fn classify(
+        &mut self,
+        kind: PassKind,
+        local: usize,
+        gpa: u64,
+        page: RamSlice<'_>,
+    ) -> Option<Encoding> {
         let (word, bit) = (local / 64, 1u64 << (local % 64));
         let encoding = if !page.is_zero() {
             self.placed[word] |= bit;
@@ -199,8 +231,10 @@ impl<'a> Sender<'a> {
             } else {
                 0
             };
-            let old = std::mem::replace(&mut self.hashes[local], hash);
-            self.digest = self.digest.wrapping_sub(old).wrapping_add(hash);
+            match kind {
+                PassKind::First => self.hashes.note_first(local, hash),
+                PassKind::Again => self.hashes.note_again(local, hash),
+            }
         }
         encoding
     }

@@ -25,6 +25,13 @@ pub(crate) struct Stripe {
     pub local: u64,
 }
 
+impl Stripe {
+    /// Its words of a bitmap of its region.
+    pub fn words<'d>(&self, region: &'d [u64]) -> &'d [u64] {
+        &region[(self.first / 64) as usize..self.end.div_ceil(64) as usize]
+    }
+}
+
 impl Share {
     /// Pages to make room for when something is remembered per page.
     pub fn table_len(&self, ram: &Ram) -> usize {

@@ -83,13 +83,16 @@ fn product(word: u64, key: u64) -> u64 {
 #[target_feature(enable = "avx2")]
 fn sums_avx2(page: *const u64, key: &[u64; WORDS + 1]) -> (u64, u64) {
     use std::arch::x86_64::{
-        __m256i, _mm256_add_epi32, _mm256_add_epi64, _mm256_loadu_si256, _mm256_mul_epu32,
-        _mm256_setzero_si256, _mm256_srli_epi64, _mm256_storeu_si256,
+        __m256i, _MM_HINT_T0, _mm_prefetch, _mm256_add_epi32, _mm256_add_epi64, _mm256_loadu_si256,
+        _mm256_mul_epu32, _mm256_setzero_si256, _mm256_srli_epi64, _mm256_storeu_si256,
     };
     const LANES: usize = 4;
     let mut sums = [_mm256_setzero_si256(); 4];
     let mut i = 0;
     while i < WORDS {
+        // CPUs do not look ahead beyond a page by themselves, and the next one is hashed next. A hint
+        // for an address that is not mapped does nothing.
+        _mm_prefetch::<_MM_HINT_T0>(page.wrapping_add(i + WORDS).cast());
         for half in 0..2 {
             let at = i + half * LANES;
             // SAFETY: callers pass a page of `WORDS` words, `at + LANES` is at most that, and the

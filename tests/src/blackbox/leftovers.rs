@@ -36,7 +36,10 @@ pub fn open_files(pid: u32) -> Vec<PathBuf> {
 pub fn memories(pid: u32) -> usize {
     open_files(pid)
         .iter()
-        .filter(|path| path.as_os_str().as_bytes().starts_with(b"/memfd:"))
+        .filter(|path| {
+            let path = path.as_os_str().as_bytes();
+            path.starts_with(b"/memfd:") || path.starts_with(b"/vmm-ram ")
+        })
         .count()
 }
 

@@ -93,7 +93,7 @@ fn receive(
         }
     })?;
     let has_reserve = |process: &Running| match reserve {
-        Some(bytes) => Ok::<_, BenchError>(process.proc().memfd_bytes()? >= bytes),
+        Some(bytes) => Ok::<_, BenchError>(process.proc().ram_bytes()? >= bytes),
         None => Ok(true),
     };
     let deadline = Instant::now() + RESERVE;
@@ -126,7 +126,7 @@ pub(super) fn run(
         .link
         .at_destination(|| receive(hosts, name, terms, reserve))?;
     let prepare_ms = asked.elapsed().as_secs_f64() * 1000.0;
-    let source_memfd_bytes = guest.process.proc().memfd_bytes()?;
+    let source_ram_bytes = guest.process.proc().ram_bytes()?;
     mapping::warm(terms.warmth)?;
     let before = guest.forget_gaps()?;
     let source = guest.process.proc();
@@ -150,7 +150,7 @@ pub(super) fn run(
     let began = Instant::now();
     let report = block_on(follow(&client, &request, terms, &mut source_cpu))?;
     let total_ms = began.elapsed().as_secs_f64() * 1000.0;
-    let destination_memfd_bytes = destination.memfd_bytes()?;
+    let destination_ram_bytes = destination.ram_bytes()?;
     let arrival = arrived.wait_arrived()?;
     guest.process.wait_ended(SOURCE_END)?;
     destination_cpu.add_vcpus(destination.threads_named(VCPU_THREADS)?);
@@ -165,7 +165,7 @@ pub(super) fn run(
         dirtied_pages_per_s: arrival.dirtied_pages_per_s(&before),
         engine: Some(parts(
             &report,
-            destination_memfd_bytes.saturating_sub(source_memfd_bytes),
+            destination_ram_bytes.saturating_sub(source_ram_bytes),
         )?),
     })
 }

@@ -129,7 +129,7 @@ mod tests {
         cold.slice(0, 1).unwrap().write_slice(&[1], 0).unwrap();
         let populated = Mapping::new(bytes, Pages::Populated).unwrap();
         // Other tests of this process may hold memory of their own.
-        assert!(own.memfd_bytes().unwrap() >= bytes);
+        assert!(own.ram_bytes().unwrap() >= bytes);
         assert_eq!(cold.len(), populated.len());
         warm(Warmth {
             small: bytes,

@@ -78,18 +78,20 @@ impl Process {
         read(&self.folder.join("status"), resident)
     }
 
-    /// Bytes that the kernel has allocated for the memfds that the process holds open: guest RAM
+    /// Bytes that the kernel has allocated for the memory files that the process holds open: guest RAM
     /// that is really there, whoever touched it.
-    pub fn memfd_bytes(&self) -> Result<u64, BenchError> {
+    pub fn ram_bytes(&self) -> Result<u64, BenchError> {
         let fds = self.folder.join("fd");
         let failed = |e| BenchError::Proc(fds.clone(), e);
         let mut by_inode = HashMap::new();
         for fd in fs::read_dir(&fds).map_err(failed)? {
             let fd = fd.map_err(failed)?.path();
-            let memfd = fs::read_link(&fd)
-                .is_ok_and(|target| target.to_string_lossy().starts_with("/memfd:"));
+            let of_memory = fs::read_link(&fd).is_ok_and(|target| {
+                let target = target.to_string_lossy();
+                target.starts_with("/memfd:") || target.starts_with("/vmm-ram ")
+            });
             // A descriptor may be closed between being listed and being read.
-            if let Some(file) = memfd.then(|| fs::metadata(&fd).ok()).flatten() {
+            if let Some(file) = of_memory.then(|| fs::metadata(&fd).ok()).flatten() {
                 by_inode.insert((file.dev(), file.ino()), file.blocks() * STAT_BLOCK);
             }
         }

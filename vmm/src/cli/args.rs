@@ -154,7 +154,7 @@ pub struct RunArgs {
     /// RAM, as in 512MiB [default: 256MiB].
     #[arg(long, value_name = "SIZE")]
     memory: Option<ByteSize>,
-    /// Pages that back the RAM: 4k or thp [default: 4k].
+    /// Pages that back the RAM: 4k, or thp for huge ones where the host has them [default: thp].
     #[arg(long, value_name = "KIND")]
     pages: Option<PageBacking>,
     /// CPU that the guest sees: host, x86-64-v1 to x86-64-v4, or a model's file, FILE.toml

@@ -15,6 +15,7 @@ use crate::api::ControlServer;
 use crate::console::{ConsoleHub, ConsoleOutputs, SERIAL_LOG_LIMIT};
 use crate::instance::{Instance, VmState, VmStatus};
 use crate::logging::{self, LogOptions};
+use crate::memory;
 use crate::rotating_file::RotatingFile;
 use crate::runtime_dir::VmDir;
 use crate::sandbox::{self, Kind, Places, Sandbox};
@@ -129,6 +130,9 @@ fn start(
     let failed = |what: &str, e: std::io::Error| local("host.runtime-dir", format!("{what}: {e}"));
     logging::init(log, Some(&dir.vmm_log())).map_err(|e| failed("begin the log", e))?;
     logging::log_panics();
+    if let Err(e) = memory::prepare() {
+        tracing::debug!(error = %e, "RAM lies in a memfd: no tmpfs of its own");
+    }
     confined.enter(dir)?;
     let mut server = ControlServer::start(dir.bind_control()?)
         .map_err(|e| failed("serve the control socket", e))?;

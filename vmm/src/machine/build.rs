@@ -172,7 +172,8 @@ impl Machine {
         console: &ConsoleHub,
         events: &GuestEvents,
     ) -> Result<Self, MachineError> {
-        let ram = memory::allocate(spec.memory, spec.pages)?;
+        let ram = memory::allocate(spec.memory)?;
+        memory::back_by(&ram, spec.pages);
         Self::build_on(ram, spec, disks, claim, console, events)
     }
 

@@ -228,8 +228,8 @@ impl DestinationVm for MachineDestination {
         }
         let disks = self.disks(&spec);
         let ram = match self.arrival.reserve.take() {
-            Some(reserve) => reserve.take(spec.memory, spec.pages),
-            None => memory::allocate(spec.memory, spec.pages),
+            Some(reserve) => reserve.take(spec.memory),
+            None => memory::allocate(spec.memory),
         };
         let machine = Machine::build_on(
             ram.map_err(|e| observed(&e.into()))?,
@@ -279,6 +279,8 @@ impl DestinationVm for MachineDestination {
         if let Some(completion) = self.completion.take() {
             completion.begin();
         }
+        // Not before: while memory comes in, the engine decides page by page.
+        memory::back_by(machine.ram(), machine.spec().pages);
         (self.started)(&machine);
         Ok(())
     }

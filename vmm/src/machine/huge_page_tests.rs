@@ -6,38 +6,7 @@ use vm_memory::GuestMemoryBackend;
 
 use super::probe_tests::{Probe, Setup};
 use super::tests::has_kvm;
-use crate::memory::PageBacking;
-
-const SETTING: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
-
-/// The host's setting, put back when dropped.
-struct Restored(String);
-
-impl Drop for Restored {
-    fn drop(&mut self) {
-        if let Err(e) = std::fs::write(SETTING, &self.0) {
-            println!("{SETTING} stays changed: {e}");
-        }
-    }
-}
-
-/// The chosen one of the words in the setting's file.
-fn chosen() -> Option<String> {
-    let words = std::fs::read_to_string(SETTING).ok()?;
-    let word = words.split('[').nth(1)?.split(']').next()?;
-    Some(word.to_owned())
-}
-
-/// Lets memory files that ask for huge pages have them; what puts the setting back, if it changed.
-fn allow() -> Result<Option<Restored>, String> {
-    let before = chosen().ok_or("this kernel has no transparent huge pages for memory files")?;
-    if ["advise", "always", "within_size", "force"].contains(&before.as_str()) {
-        return Ok(None);
-    }
-    std::fs::write(SETTING, "advise")
-        .map_err(|e| format!("shmem_enabled is {before} and cannot be changed: {e}"))?;
-    Ok(Some(Restored(before)))
-}
+use crate::memory::{self, PageBacking};
 
 /// Bytes of the mapping at `address` that huge pages map.
 fn huge_bytes_at(address: usize) -> u64 {
@@ -71,13 +40,10 @@ fn a_guest_on_huge_pages_has_them_and_finds_no_fault() {
     if !has_kvm() {
         return;
     }
-    let _restored = match allow() {
-        Ok(restored) => restored,
-        Err(why) => {
-            println!("skipped: {why}");
-            return;
-        }
-    };
+    if let Err(why) = memory::prepare() {
+        println!("skipped: huge pages need a tmpfs of one's own: {why}");
+        return;
+    }
     let mut probe = Probe::start(&Setup {
         cpus: 1,
         memory: 128 << 20,

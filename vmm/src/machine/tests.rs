@@ -188,7 +188,7 @@ fn a_state_of_another_machine_is_refused() {
     let saved = one.save(RunStateV1::Running).unwrap();
     let (events, _ends) = GuestEvents::new();
     let console = ConsoleHub::start(ConsoleOutputs::default()).unwrap();
-    let ram = memory::allocate(16 << 20, PageBacking::Small).unwrap();
+    let ram = memory::allocate(16 << 20).unwrap();
     let two = Machine::build_on(ram, spec(2), &[], DiskClaim::Owner, &console, &events).unwrap();
     let error = two.load(&saved).unwrap_err().to_string();
     assert!(error.contains("1 vCPUs, not 2"), "{error}");

@@ -14,7 +14,7 @@ use migration::{GuestRam, PAGE_SIZE};
 use rustix::fs::ftruncate;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
-use super::{MemoryError, PageBacking, layout};
+use super::{MemoryError, layout};
 use crate::sandbox::{self, Kind};
 
 /// Stripes (2 MiB) between two looks at whether the reserve is still wanted.
@@ -35,7 +35,7 @@ impl Reserve {
     /// # Errors
     /// When the host cannot hold it, or the kernel refuses.
     pub fn new(size: u64) -> Result<Self, MemoryError> {
-        let ram = super::allocate(size, PageBacking::Small)?;
+        let ram = super::allocate(size)?;
         let indexed = Ram::new(&ram, &layout(size)).map_err(|_| MemoryError::Layout)?;
         let taken = Arc::new(AtomicBool::new(false));
         let stop = taken.clone();
@@ -58,7 +58,7 @@ impl Reserve {
     ///
     /// # Errors
     /// When the host cannot hold it, or the kernel refuses.
-    pub fn take(self, size: u64, pages: PageBacking) -> Result<GuestRam, MemoryError> {
+    pub fn take(self, size: u64) -> Result<GuestRam, MemoryError> {
         let Self {
             size: reserved,
             ram,
@@ -83,7 +83,7 @@ impl Reserve {
             .clone();
         drop(ram);
         ftruncate(&*file, size).map_err(|e| failed(e.into()))?;
-        super::on_file(&file, size, pages)
+        super::on_file(&file, size)
     }
 }
 
@@ -92,7 +92,7 @@ impl Reserve {
 /// # Errors
 /// When the host cannot hold it, or the kernel refuses.
 pub fn present(size: u64) -> Result<GuestRam, MemoryError> {
-    let ram = super::allocate(size, PageBacking::Small)?;
+    let ram = super::allocate(size)?;
     let indexed = Ram::new(&ram, &layout(size)).map_err(|_| MemoryError::Layout)?;
     fill(&indexed, &AtomicBool::new(false));
     Ok(ram)
@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn a_reserve_becomes_present_and_is_all_zero() {
         let size = (8 << 20) + PAGE_SIZE;
-        let ram = filled(size).take(size, PageBacking::Small).unwrap();
+        let ram = filled(size).take(size).unwrap();
         assert_eq!(allocated(&ram), size);
         let mut all = vec![1; size as usize];
         ram.read_slice(&mut all, GuestAddress(0)).unwrap();
@@ -162,9 +162,9 @@ mod tests {
     #[test]
     fn a_guest_of_another_size_gets_what_there_is_and_no_more() {
         let size = 8 << 20;
-        let smaller = filled(size).take(size / 2, PageBacking::Small).unwrap();
+        let smaller = filled(size).take(size / 2).unwrap();
         assert_eq!(allocated(&smaller), size / 2);
-        let larger = filled(size).take(2 * size, PageBacking::Small).unwrap();
+        let larger = filled(size).take(2 * size).unwrap();
         assert_eq!(allocated(&larger), size);
         larger
             .write_slice(b"x", GuestAddress(2 * size - 1))
@@ -174,9 +174,7 @@ mod tests {
     #[test]
     fn a_reserve_can_be_taken_before_it_is_filled() {
         let size = 512 << 20;
-        let ram = Reserve::new(size)
-            .unwrap()
-            .take(1 << 20, PageBacking::Small);
+        let ram = Reserve::new(size).unwrap().take(1 << 20);
         assert!(allocated(&ram.unwrap()) <= 1 << 20);
     }
 }

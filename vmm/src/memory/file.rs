@@ -1,0 +1,70 @@
+//! The file that guest RAM lies in.
+//!
+//! Whether a memfd can have huge pages is a setting of the host for all shared memory
+//! (`shmem_enabled`), which is `never` unless somebody changed it. A tmpfs has a setting of its own
+//! (`huge=`, Linux `admin-guide/mm/transhuge`): in one that is attached nowhere, a mapping that asks
+//! for huge pages gets them. Mounting needs rights that a confined process must not have, so the file
+//! is made before; without them, or without that, RAM lies in a memfd.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::{AtFlags, MemfdFlags, Mode, OFlags, ftruncate, memfd_create, openat, unlinkat};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
+    fsopen,
+};
+
+/// Name under which RAM shows in `/proc`, whichever file it is.
+const NAME: &str = "vmm-ram";
+
+static PREPARED: Mutex<Option<OwnedFd>> = Mutex::new(None);
+
+/// Makes the file for the RAM of the one guest that this process will have, while that can be done.
+///
+/// # Errors
+/// When this process may not mount, or the kernel is older than 5.2: RAM will lie in a memfd.
+pub fn prepare() -> io::Result<()> {
+    *prepared() = Some(on_own_tmpfs()?);
+    Ok(())
+}
+
+/// A file of `size` bytes without a name; no page is touched.
+pub(super) fn create(size: u64) -> io::Result<File> {
+    let prepared = prepared().take();
+    let file = match prepared {
+        Some(file) => file,
+        None => memfd_create(NAME, MemfdFlags::CLOEXEC)?,
+    };
+    ftruncate(&file, size)?;
+    Ok(file.into())
+}
+
+fn prepared() -> std::sync::MutexGuard<'static, Option<OwnedFd>> {
+    PREPARED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn on_own_tmpfs() -> io::Result<OwnedFd> {
+    let tmpfs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&tmpfs, "huge", "advise")?;
+    // As large as the file is to be: the host's memory is the limit, as it is for a memfd.
+    fsconfig_set_string(&tmpfs, "size", "0")?;
+    fsconfig_create(&tmpfs)?;
+    let root = fsmount(
+        &tmpfs,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC,
+    )?;
+    let file = openat(
+        &root,
+        NAME,
+        OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC,
+        Mode::RUSR | Mode::WUSR,
+    )?;
+    unlinkat(&root, NAME, AtFlags::empty())?;
+    Ok(file)
+}

@@ -322,7 +322,7 @@ fn a_refused_call_costs_no_guest_and_is_told() {
         (Side::Source, "link", "recvmsg", true),
         (Side::Source, "migration", "openat", true),
         (Side::Source, "stream", "setpriority", false),
-        (Side::Destination, "incoming", "memfd_create", true),
+        (Side::Destination, "incoming", "eventfd2", true),
         (Side::Destination, "stream", "recvmsg", true),
         (Side::Destination, "stream", "setpriority", false),
     ];

@@ -23,23 +23,31 @@ pub fn folders(root: &Path) -> Vec<PathBuf> {
 
 /// What the process has open, as the kernel names it.
 pub fn open_files(pid: u32) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else {
-        return Vec::new();
-    };
-    entries
-        .flatten()
-        .filter_map(|entry| fs::read_link(entry.path()).ok())
+    descriptors(pid)
+        .filter_map(|descriptor| fs::read_link(descriptor).ok())
         .collect()
 }
 
-/// Guest memories that the process holds.
+fn descriptors(pid: u32) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd"));
+    entries
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+}
+
+/// Guest memories that the process holds; a file that may become one has no size yet.
 pub fn memories(pid: u32) -> usize {
-    open_files(pid)
-        .iter()
-        .filter(|path| {
+    let of_memory = |descriptor: &PathBuf| {
+        fs::read_link(descriptor).is_ok_and(|path| {
             let path = path.as_os_str().as_bytes();
             path.starts_with(b"/memfd:") || path.starts_with(b"/vmm-ram ")
         })
+    };
+    descriptors(pid)
+        .filter(of_memory)
+        .filter(|descriptor| fs::metadata(descriptor).is_ok_and(|file| file.len() > 0))
         .count()
 }
 

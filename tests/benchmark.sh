@@ -5,7 +5,7 @@
 #   bash tests/benchmark.sh [ARGUMENTS OF vmm bench]
 #
 # Sets up the QEMUs (tests/setup.sh), builds for release and runs `vmm bench`. With nothing else to do,
-# a machine needs about half an hour for all of it. Run it on a quiet machine, as root for the slow link.
+# a machine needs about three quarters of an hour for all of it. Run it on a quiet machine, as root for the slow link.
 # Arguments go to vmm bench: `bash tests/benchmark.sh --scenario idle --runs 9`. A short trial that
 # records nothing: `bash tests/benchmark.sh --quick --page /tmp/trial.md`.
 set -euo pipefail

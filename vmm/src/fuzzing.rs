@@ -12,7 +12,7 @@ use crate::console::{ConsoleHub, ConsoleOutputs};
 use crate::cpuid::{CpuidLeaf, HostCpu, Model};
 use crate::machine::spec::{CpuDemands, MachineSpec};
 use crate::machine::{DiskClaim, GuestEvents, Machine, MachineError};
-use crate::memory::PageBacking;
+use crate::memory::{PageBacking, RamFile};
 use crate::{kvm, memory};
 
 /// Reads a configuration file's text, whose relative paths are relative to `/srv`.
@@ -85,5 +85,12 @@ pub fn machine() -> Result<Machine, MachineError> {
     let console = ConsoleHub::start(ConsoleOutputs::default())
         .map_err(|e| MachineError::Build("start the console", e))?;
     let (events, _ends) = GuestEvents::new();
-    Machine::build(spec, &[], DiskClaim::Owner, &console, &events)
+    Machine::build(
+        RamFile::memfd(),
+        spec,
+        &[],
+        DiskClaim::Owner,
+        &console,
+        &events,
+    )
 }

@@ -9,6 +9,7 @@ use vmm::config::{ReceiveConfig, RunConfig};
 use vmm::console::ConsoleHub;
 use vmm::instance::Instance;
 use vmm::machine;
+use vmm::memory::RamFile;
 use vmm::runtime_dir::VmDir;
 
 /// Starts VMs on this host's KVM.
@@ -20,8 +21,9 @@ impl Launcher for Machines {
         config: &RunConfig,
         dir: &VmDir,
         console: &ConsoleHub,
+        file: RamFile,
     ) -> Result<Arc<dyn Instance>, Observation> {
-        machine::run(config, dir, console)
+        machine::run(config, dir, console, file)
     }
 
     fn receive(
@@ -29,8 +31,9 @@ impl Launcher for Machines {
         config: &ReceiveConfig,
         dir: &VmDir,
         console: &ConsoleHub,
+        file: RamFile,
     ) -> Result<Arc<dyn Instance>, Observation> {
-        machine::receive(config, dir, console)
+        machine::receive(config, dir, console, file)
     }
 
     fn probe_guest(&self) -> &[u8] {

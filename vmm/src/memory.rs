@@ -19,8 +19,8 @@ use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder, MmapRegionError};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
-pub use self::file::prepare;
-pub use self::reserve::{Reserve, present};
+pub use self::file::RamFile;
+pub use self::reserve::{Reserve, Room, present};
 
 /// Where the hole for devices begins.
 pub const HOLE_START: u64 = 3 << 30;
@@ -124,13 +124,13 @@ pub fn check_size(size: u64) -> Result<(), MemoryError> {
     Ok(())
 }
 
-/// Allocates `size` bytes of guest RAM; no page is touched, and small ones will come.
+/// Makes `size` bytes of guest RAM of `file`; no page is touched, and small ones will come.
 ///
 /// # Errors
 /// When the host cannot hold it, or the kernel refuses.
-pub fn allocate(size: u64) -> Result<GuestRam, MemoryError> {
+pub fn allocate(file: RamFile, size: u64) -> Result<GuestRam, MemoryError> {
     check_size(size)?;
-    let file = file::create(size).map_err(|e| MemoryError::Create(size, e))?;
+    let file = file.sized(size).map_err(|e| MemoryError::Create(size, e))?;
     on_file(&Arc::new(file), size)
 }
 
@@ -268,7 +268,7 @@ mod tests {
     #[test]
     fn ram_is_aligned_for_huge_pages() {
         for size in [16_u64 << 20, (64 << 20) + migration::PAGE_SIZE] {
-            let ram = allocate(size).unwrap();
+            let ram = allocate(RamFile::memfd(), size).unwrap();
             for region in ram.iter() {
                 assert_eq!(region.as_ptr() as usize % HUGE_PAGE, 0, "{size} bytes");
             }
@@ -278,7 +278,7 @@ mod tests {
     #[test]
     fn ram_becomes_huge_and_keeps_what_it_holds() {
         let size = 16 << 20;
-        let ram = allocate(size).unwrap();
+        let ram = allocate(RamFile::memfd(), size).unwrap();
         let indexed = migration::raw::Ram::new(&ram, &layout(size)).unwrap();
         let two_stripes = indexed.slice(migration::raw::Span {
             region: 0,
@@ -305,8 +305,11 @@ mod tests {
 
     #[test]
     fn more_memory_than_the_host_has_is_refused() {
-        let error = allocate(1 << 50).unwrap_err();
+        let error = allocate(RamFile::memfd(), 1 << 50).unwrap_err();
         assert!(matches!(error, MemoryError::TooLarge { .. }), "{error}");
-        assert!(matches!(allocate(4097).unwrap_err(), MemoryError::Size(_)));
+        assert!(matches!(
+            allocate(RamFile::memfd(), 4097).unwrap_err(),
+            MemoryError::Size(_)
+        ));
     }
 }

@@ -15,7 +15,7 @@ use crate::api::ControlServer;
 use crate::console::{ConsoleHub, ConsoleOutputs, SERIAL_LOG_LIMIT};
 use crate::instance::{Instance, VmState, VmStatus};
 use crate::logging::{self, LogOptions};
-use crate::memory;
+use crate::memory::RamFile;
 use crate::rotating_file::RotatingFile;
 use crate::runtime_dir::VmDir;
 use crate::sandbox::{self, Kind, Places, Sandbox};
@@ -82,7 +82,7 @@ pub(super) fn hold(
     confined: Confined,
     log: LogOptions,
     output: Output,
-    launch: impl FnOnce(&VmDir, &ConsoleHub) -> Result<Arc<dyn Instance>, Observation>,
+    launch: impl FnOnce(&VmDir, &ConsoleHub, RamFile) -> Result<Arc<dyn Instance>, Observation>,
 ) -> Result<Exit, Observation> {
     let started = start(&dir, attachment, &confined, log, output, launch);
     let (held, instance) = match started {
@@ -125,14 +125,16 @@ fn start(
     confined: &Confined,
     log: LogOptions,
     output: Output,
-    launch: impl FnOnce(&VmDir, &ConsoleHub) -> Result<Arc<dyn Instance>, Observation>,
+    launch: impl FnOnce(&VmDir, &ConsoleHub, RamFile) -> Result<Arc<dyn Instance>, Observation>,
 ) -> Result<(Held, Arc<dyn Instance>), Observation> {
     let failed = |what: &str, e: std::io::Error| local("host.runtime-dir", format!("{what}: {e}"));
     logging::init(log, Some(&dir.vmm_log())).map_err(|e| failed("begin the log", e))?;
     logging::log_panics();
-    if let Err(e) = memory::prepare() {
+    // A confined process may not mount.
+    let file = RamFile::on_own_tmpfs().unwrap_or_else(|e| {
         tracing::debug!(error = %e, "RAM lies in a memfd: no tmpfs of its own");
-    }
+        RamFile::memfd()
+    });
     confined.enter(dir)?;
     let mut server = ControlServer::start(dir.bind_control()?)
         .map_err(|e| failed("serve the control socket", e))?;
@@ -150,7 +152,7 @@ fn start(
         stdout,
     })
     .map_err(|e| failed("start the console", e))?;
-    let instance = launch(dir, &console)?;
+    let instance = launch(dir, &console, file)?;
     tracing::info!(name = dir.name(), "the VM is up");
     server.serve(Arc::clone(&instance));
     let mut held = Held {

@@ -29,6 +29,7 @@ use crate::config::{ReceiveConfig, RunConfig};
 use crate::console::ConsoleHub;
 use crate::instance::Instance;
 use crate::logging;
+use crate::memory::RamFile;
 use crate::runtime_dir::{RuntimeDir, VmDir};
 
 pub(crate) use args::DemoArgs;
@@ -42,7 +43,7 @@ pub(crate) use terminal::{Keys, hand_on};
 
 /// Builds machines for the command line.
 pub trait Launcher: Sync {
-    /// Builds a guest as configured; it runs when this returns.
+    /// Builds a guest as configured, its RAM in `file`; it runs when this returns.
     ///
     /// # Errors
     /// What explains why it does not; nothing is left behind.
@@ -51,9 +52,10 @@ pub trait Launcher: Sync {
         config: &RunConfig,
         dir: &VmDir,
         console: &ConsoleHub,
+        file: RamFile,
     ) -> Result<Arc<dyn Instance>, Observation>;
 
-    /// Listens for one guest; the port is bound when this returns.
+    /// Listens for one guest, whose RAM will lie in `file`; the port is bound when this returns.
     ///
     /// # Errors
     /// What explains why it does not; nothing is left behind.
@@ -62,6 +64,7 @@ pub trait Launcher: Sync {
         config: &ReceiveConfig,
         dir: &VmDir,
         console: &ConsoleHub,
+        file: RamFile,
     ) -> Result<Arc<dyn Instance>, Observation>;
 
     /// Image of the probe guest that runs where no kernel is named.

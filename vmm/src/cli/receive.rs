@@ -49,9 +49,14 @@ pub(super) fn run(
         },
         ..Confined::new(sandbox)
     };
-    hold(dir, attachment, confinement, log, output, |dir, console| {
-        launcher.receive(&config, dir, console)
-    })
+    hold(
+        dir,
+        attachment,
+        confinement,
+        log,
+        output,
+        |dir, console, file| launcher.receive(&config, dir, console, file),
+    )
 }
 
 fn prepare(args: ReceiveArgs, runtime: &RuntimeDir) -> Result<(VmDir, ReceiveConfig), Observation> {

@@ -44,9 +44,14 @@ pub(super) fn run(
     if detached_child {
         detach::leave_session();
     }
-    hold(dir, attachment, confinement, log, output, |dir, console| {
-        launcher.run(&config, dir, console)
-    })
+    hold(
+        dir,
+        attachment,
+        confinement,
+        log,
+        output,
+        |dir, console, file| launcher.run(&config, dir, console, file),
+    )
 }
 
 fn prepare(

@@ -37,6 +37,7 @@ use crate::boot::MmioSlot;
 use crate::console::ConsoleHub;
 use crate::kvm::tsc::{HostTsc, TscRate};
 use crate::kvm::{self, os_error};
+use crate::memory::RamFile;
 use crate::sandbox::opener;
 use crate::vcpu::state::{GuestTsc, VcpuStateCaps};
 use crate::vcpu::{ExitHandlers, VcpuSet};
@@ -161,18 +162,19 @@ pub(super) fn map_ram(vm: &VmFd, ram: &GuestRam, log: DirtyLog) -> io::Result<()
 }
 
 impl Machine {
-    /// Builds the machine with fresh RAM; no vCPU runs, nothing is loaded.
+    /// Builds the machine with fresh RAM in `file`; no vCPU runs, nothing is loaded.
     ///
     /// # Errors
     /// When this host cannot build it.
     pub fn build(
+        file: RamFile,
         spec: MachineSpec,
         disks: &[DiskSource],
         claim: DiskClaim,
         console: &ConsoleHub,
         events: &GuestEvents,
     ) -> Result<Self, MachineError> {
-        let ram = memory::allocate(spec.memory)?;
+        let ram = memory::allocate(file, spec.memory)?;
         memory::back_by(&ram, spec.pages);
         Self::build_on(ram, spec, disks, claim, console, events)
     }

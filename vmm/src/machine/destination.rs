@@ -21,7 +21,7 @@ use super::{DiskOverrides, Machine, MachineError, NetOverrides, late};
 use crate::boot::refusal::KvmBackend;
 use crate::console::ConsoleHub;
 use crate::cpuid::{HostCpu, Model};
-use crate::memory::Reserve;
+use crate::memory::{RamFile, Room};
 use crate::runtime_dir::VmDir;
 use crate::sandbox::opener;
 use crate::{kvm, memory};
@@ -41,8 +41,8 @@ pub(super) struct Arrival {
     pub(super) faults: Option<ControlFile>,
     /// Whether the VM keeps the name that it was given here, or takes the guest's.
     pub(super) naming: Naming,
-    /// Memory in waiting.
-    pub(super) reserve: Option<Reserve>,
+    /// Where the guest's RAM will lie; `None` once it was taken.
+    pub(super) room: Option<Room>,
     /// The most of its CPU that this host offers to guests.
     pub(super) cpu_limit: Option<Model>,
     /// Folder of the VM.
@@ -227,10 +227,9 @@ impl DestinationVm for MachineDestination {
             opener::outside(move || dir.rename(&name))?;
         }
         let disks = self.disks(&spec);
-        let ram = match self.arrival.reserve.take() {
-            Some(reserve) => reserve.take(spec.memory),
-            None => memory::allocate(spec.memory),
-        };
+        let room = self.arrival.room.take();
+        let room = room.unwrap_or_else(|| Room::Empty(RamFile::memfd()));
+        let ram = room.take(spec.memory);
         let machine = Machine::build_on(
             ram.map_err(|e| observed(&e.into()))?,
             spec,
@@ -323,7 +322,7 @@ mod tests {
             paths,
             faults: None,
             naming: Naming::Given,
-            reserve: None,
+            room: None,
             cpu_limit: None,
             dir: runtime.create(Some("guest"), "vm").unwrap(),
             console: ConsoleHub::start(ConsoleOutputs::default()).unwrap(),

@@ -6,7 +6,7 @@ use vm_memory::GuestMemoryBackend;
 
 use super::probe_tests::{Probe, Setup};
 use super::tests::has_kvm;
-use crate::memory::{self, PageBacking};
+use crate::memory::{PageBacking, RamFile};
 
 /// Bytes of the mapping at `address` that huge pages map.
 fn huge_bytes_at(address: usize) -> u64 {
@@ -40,7 +40,7 @@ fn a_guest_on_huge_pages_has_them_and_finds_no_fault() {
     if !has_kvm() {
         return;
     }
-    if let Err(why) = memory::prepare() {
+    if let Err(why) = RamFile::on_own_tmpfs() {
         println!("skipped: huge pages need a tmpfs of one's own: {why}");
         return;
     }

@@ -23,7 +23,7 @@ use crate::config::ReceiveConfig;
 use crate::console::ConsoleHub;
 use crate::cpuid::Model;
 use crate::instance::VmState;
-use crate::memory::Reserve;
+use crate::memory::{RamFile, Reserve, Room};
 use crate::runtime_dir::VmDir;
 use crate::sandbox::{self, Kind};
 
@@ -42,6 +42,7 @@ pub(super) fn listen(
     console: &ConsoleHub,
     instance: &Arc<VmInstance>,
     events: GuestEvents,
+    file: RamFile,
 ) -> Result<(), Observation> {
     let refused =
         |id: &str, e: &dyn std::error::Error| Observation::from_error(Side::Destination, id, e);
@@ -71,11 +72,12 @@ pub(super) fn listen(
         _ => None,
     };
     instance.listens_at(listener.address(), socket);
-    let reserve = config
-        .reserve
-        .map(Reserve::new)
-        .transpose()
-        .map_err(|e| MachineError::from(e).observed(Side::Destination))?;
+    let room = match config.reserve {
+        Some(size) => Reserve::new(file, size)
+            .map(Room::Reserved)
+            .map_err(|e| MachineError::from(e).observed(Side::Destination))?,
+        None => Room::Empty(file),
+    };
     let control = Control::new();
     instance.takes_in(control.clone());
 
@@ -89,7 +91,7 @@ pub(super) fn listen(
         } else {
             Naming::AsAtSource
         },
-        reserve,
+        room: Some(room),
         cpu_limit,
         dir: dir.clone(),
         console: console.clone(),

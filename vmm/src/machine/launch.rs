@@ -23,12 +23,13 @@ use crate::config::{DiskConfig, DiskFormat, ReceiveConfig, RunConfig, host_limit
 use crate::console::ConsoleHub;
 use crate::cpuid::{HostCpu, Model};
 use crate::instance::{Instance, VmState};
+use crate::memory::RamFile;
 use crate::probe::PROBE_GUEST;
 use crate::runtime_dir::VmDir;
 use crate::sandbox::opener;
 use crate::{kvm, memory};
 
-/// Boots a guest as configured; it runs when this returns.
+/// Boots a guest as configured, its RAM in `file`; it runs when this returns.
 ///
 /// # Errors
 /// One observation with the chain down to the cause; nothing is left behind.
@@ -36,14 +37,23 @@ pub fn run(
     config: &RunConfig,
     dir: &VmDir,
     console: &ConsoleHub,
+    file: RamFile,
 ) -> Result<Arc<dyn Instance>, Observation> {
     let (events, ends) = GuestEvents::new();
     let faults = opener::outside(|| debug::disk_faults(Side::Source))?;
     let limit = cpu_limit(dir)?;
     let wanted = config.cpu.clone();
     let model = opener::outside(move || wanted.resolve())?;
-    let machine = build_and_boot(config, faults, &model, limit.as_ref(), console, &events)
-        .map_err(|e| e.observed(Side::Source))?;
+    let machine = build_and_boot(
+        file,
+        config,
+        faults,
+        &model,
+        limit.as_ref(),
+        console,
+        &events,
+    )
+    .map_err(|e| e.observed(Side::Source))?;
     let machine = Arc::new(machine);
     let instance = VmInstance::new(dir, VmState::Running);
     instance
@@ -60,7 +70,7 @@ pub fn run(
     Ok(Arc::new(instance))
 }
 
-/// Listens for one guest; the VM is `incoming` until it has arrived.
+/// Listens for one guest, whose RAM will lie in `file`; the VM is `incoming` until it has arrived.
 ///
 /// # Errors
 /// When the address cannot be listened at, or the host lacks what any guest needs.
@@ -68,6 +78,7 @@ pub fn receive(
     config: &ReceiveConfig,
     dir: &VmDir,
     console: &ConsoleHub,
+    file: RamFile,
 ) -> Result<Arc<dyn Instance>, Observation> {
     kvm::open()
         .map_err(MachineError::from)
@@ -79,7 +90,7 @@ pub fn receive(
     instance
         .follow(ends)
         .map_err(|e| Observation::from_error(Side::Destination, "machine.thread", &e))?;
-    incoming::listen(config, dir, cpu_limit, console, &instance, events)?;
+    incoming::listen(config, dir, cpu_limit, console, &instance, events, file)?;
     Ok(Arc::new(instance))
 }
 
@@ -90,6 +101,7 @@ fn cpu_limit(dir: &VmDir) -> Result<Option<Model>, Observation> {
 }
 
 fn build_and_boot(
+    file: RamFile,
     config: &RunConfig,
     faults: Option<ControlFile>,
     model: &Model,
@@ -137,7 +149,7 @@ fn build_and_boot(
         nets,
     };
     drop(kvm);
-    let machine = Machine::build(spec, &disks, DiskClaim::Owner, console, events)?;
+    let machine = Machine::build(file, spec, &disks, DiskClaim::Owner, console, events)?;
     let kernel = match &config.kernel {
         Some(path) => KernelSource::File(path.clone()),
         None => KernelSource::Embedded(PROBE_GUEST),

@@ -18,7 +18,7 @@ use crate::boot::testing::pvh_elf;
 use crate::config::{CpuModel, ReceiveConfig, RunConfig};
 use crate::console::{ConsoleHub, ConsoleOutputs};
 use crate::instance::{Instance, MigrateRequest, StopMode, VmState};
-use crate::memory::PageBacking;
+use crate::memory::{PageBacking, RamFile};
 use crate::runtime_dir::{RuntimeDir, VmDir};
 
 pub(super) struct Host {
@@ -61,7 +61,13 @@ fn config(kernel: &Path) -> RunConfig {
 }
 
 fn guest(host: &Host, kernel: &Path) -> Arc<dyn Instance> {
-    run(&config(kernel), &host.dir("guest"), &hub()).unwrap()
+    run(
+        &config(kernel),
+        &host.dir("guest"),
+        &hub(),
+        RamFile::memfd(),
+    )
+    .unwrap()
 }
 
 fn destination(host: &Host) -> Arc<dyn Instance> {
@@ -72,7 +78,7 @@ fn destination(host: &Host) -> Arc<dyn Instance> {
         nets: Vec::new(),
         reserve: None,
     };
-    receive(&config, &host.dir("incoming"), &hub()).unwrap()
+    receive(&config, &host.dir("incoming"), &hub(), RamFile::memfd()).unwrap()
 }
 
 pub(super) fn request(to: &str) -> MigrateRequest {

@@ -19,7 +19,7 @@ use super::tests::has_kvm;
 use super::{receive, run};
 use crate::config::{CpuModel, NetConfig, ReceiveConfig, RunConfig};
 use crate::instance::{Instance, StopMode, VmState};
-use crate::memory::PageBacking;
+use crate::memory::{PageBacking, RamFile};
 
 const GUEST: &str = "10.8.0.2:7";
 /// What the guest puts behind what it sends back by UDP: its number, its tick and its time.
@@ -89,7 +89,7 @@ fn guest(host: &Host, queues: u16) -> Arc<dyn Instance> {
             id: "net0".into(),
         }],
     };
-    run(&config, &host.dir("guest"), &hub()).unwrap()
+    run(&config, &host.dir("guest"), &hub(), RamFile::memfd()).unwrap()
 }
 
 fn destination(host: &Host, nets: &[(&str, &str)]) -> Arc<dyn Instance> {
@@ -103,7 +103,7 @@ fn destination(host: &Host, nets: &[(&str, &str)]) -> Arc<dyn Instance> {
             .collect(),
         reserve: None,
     };
-    receive(&config, &host.dir("incoming"), &hub()).unwrap()
+    receive(&config, &host.dir("incoming"), &hub(), RamFile::memfd()).unwrap()
 }
 
 fn asking() -> UdpSocket {

@@ -18,7 +18,7 @@ use super::{DirtyLog, GuestEvents, Machine};
 use crate::boot::refusal::KvmBackend;
 use crate::boot::{self, BootPlan, KernelSource};
 use crate::console::{ConsoleHub, ConsoleOutputs};
-use crate::memory::PageBacking;
+use crate::memory::{PageBacking, RamFile};
 use crate::probe::{PROBE_GUEST, ProbeLine, Tick, probe_lines};
 use crate::rotating_file::RotatingFile;
 use crate::vcpu::GuestEvent;
@@ -90,7 +90,12 @@ impl Probe {
             nets: Vec::new(),
         };
         let (events, ends) = GuestEvents::new();
-        let machine = Machine::build(spec, &disks, DiskClaim::Owner, &console, &events).unwrap();
+        let file = match setup.pages {
+            PageBacking::Small => RamFile::memfd(),
+            PageBacking::Thp => RamFile::on_own_tmpfs().unwrap(),
+        };
+        let machine =
+            Machine::build(file, spec, &disks, DiskClaim::Owner, &console, &events).unwrap();
         let plan = BootPlan {
             kernel: &KernelSource::Embedded(PROBE_GUEST),
             initrd: None,

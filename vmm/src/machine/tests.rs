@@ -16,7 +16,7 @@ use crate::boot::refusal::KvmBackend;
 use crate::boot::testing::pvh_elf;
 use crate::boot::{self, BootPlan, KernelSource};
 use crate::console::{ConsoleHub, ConsoleOutputs};
-use crate::memory::PageBacking;
+use crate::memory::{PageBacking, RamFile};
 use crate::vcpu::GuestEvent;
 use crate::{cpuid, kvm, memory};
 
@@ -54,7 +54,15 @@ pub(super) fn has_kvm() -> bool {
 pub(super) fn machine(code: &[u8]) -> (Machine, Receiver<GuestEvent>) {
     let (events, ends) = GuestEvents::new();
     let console = ConsoleHub::start(ConsoleOutputs::default()).unwrap();
-    let machine = Machine::build(spec(1), &[], DiskClaim::Owner, &console, &events).unwrap();
+    let machine = Machine::build(
+        RamFile::memfd(),
+        spec(1),
+        &[],
+        DiskClaim::Owner,
+        &console,
+        &events,
+    )
+    .unwrap();
     let mut kernel = tempfile::NamedTempFile::new().unwrap();
     kernel.write_all(&pvh_elf(code, 0)).unwrap();
     let plan = BootPlan {
@@ -188,7 +196,7 @@ fn a_state_of_another_machine_is_refused() {
     let saved = one.save(RunStateV1::Running).unwrap();
     let (events, _ends) = GuestEvents::new();
     let console = ConsoleHub::start(ConsoleOutputs::default()).unwrap();
-    let ram = memory::allocate(16 << 20).unwrap();
+    let ram = memory::allocate(RamFile::memfd(), 16 << 20).unwrap();
     let two = Machine::build_on(ram, spec(2), &[], DiskClaim::Owner, &console, &events).unwrap();
     let error = two.load(&saved).unwrap_err().to_string();
     assert!(error.contains("1 vCPUs, not 2"), "{error}");

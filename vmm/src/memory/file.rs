@@ -9,7 +9,6 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, MemfdFlags, Mode, OFlags, ftruncate, memfd_create, openat, unlinkat};
 use rustix::mount::{
@@ -20,30 +19,33 @@ use rustix::mount::{
 /// Name under which RAM shows in `/proc`, whichever file it is.
 const NAME: &str = "vmm-ram";
 
-static PREPARED: Mutex<Option<OwnedFd>> = Mutex::new(None);
+/// A file without a name that RAM will lie in; it has no size yet.
+#[derive(Debug)]
+pub struct RamFile(Option<OwnedFd>);
 
-/// Makes the file for the RAM of the one guest that this process will have, while that can be done.
-///
-/// # Errors
-/// When this process may not mount, or the kernel is older than 5.2: RAM will lie in a memfd.
-pub fn prepare() -> io::Result<()> {
-    *prepared() = Some(on_own_tmpfs()?);
-    Ok(())
-}
+impl RamFile {
+    /// A memfd, made when its size is known.
+    pub fn memfd() -> Self {
+        Self(None)
+    }
 
-/// A file of `size` bytes without a name; no page is touched.
-pub(super) fn create(size: u64) -> io::Result<File> {
-    let prepared = prepared().take();
-    let file = match prepared {
-        Some(file) => file,
-        None => memfd_create(NAME, MemfdFlags::CLOEXEC)?,
-    };
-    ftruncate(&file, size)?;
-    Ok(file.into())
-}
+    /// A file in a tmpfs of its own.
+    ///
+    /// # Errors
+    /// When this process may not mount, or the kernel is older than 5.2.
+    pub fn on_own_tmpfs() -> io::Result<Self> {
+        on_own_tmpfs().map(|file| Self(Some(file)))
+    }
 
-fn prepared() -> std::sync::MutexGuard<'static, Option<OwnedFd>> {
-    PREPARED.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The file with `size` bytes; no page is touched.
+    pub(super) fn sized(self, size: u64) -> io::Result<File> {
+        let file = match self.0 {
+            Some(file) => file,
+            None => memfd_create(NAME, MemfdFlags::CLOEXEC)?,
+        };
+        ftruncate(&file, size)?;
+        Ok(file.into())
+    }
 }
 
 fn on_own_tmpfs() -> io::Result<OwnedFd> {

@@ -14,11 +14,33 @@ use migration::{GuestRam, PAGE_SIZE};
 use rustix::fs::ftruncate;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
-use super::{MemoryError, layout};
+use super::{MemoryError, RamFile, allocate, layout};
 use crate::sandbox::{self, Kind};
 
 /// Stripes (2 MiB) between two looks at whether the reserve is still wanted.
 const STEP: u64 = 16;
+
+/// Where the RAM of a guest that is to come will lie.
+#[derive(Debug)]
+pub enum Room {
+    /// Nothing is there yet.
+    Empty(RamFile),
+    /// Memory is in waiting.
+    Reserved(Reserve),
+}
+
+impl Room {
+    /// Guest RAM of `size` bytes.
+    ///
+    /// # Errors
+    /// When the host cannot hold it, or the kernel refuses.
+    pub fn take(self, size: u64) -> Result<GuestRam, MemoryError> {
+        match self {
+            Self::Empty(file) => allocate(file, size),
+            Self::Reserved(reserve) => reserve.take(size),
+        }
+    }
+}
 
 /// Guest RAM in waiting.
 #[derive(Debug)]
@@ -30,13 +52,12 @@ pub struct Reserve {
 }
 
 impl Reserve {
-    /// Allocates `size` bytes and has them made present in the background.
+    /// Makes `size` bytes of `file` and has them made present in the background.
     ///
     /// # Errors
     /// When the host cannot hold it, or the kernel refuses.
-    pub fn new(size: u64) -> Result<Self, MemoryError> {
-        let ram = super::allocate(size)?;
-        let indexed = Ram::new(&ram, &layout(size)).map_err(|_| MemoryError::Layout)?;
+    pub fn new(file: RamFile, size: u64) -> Result<Self, MemoryError> {
+        let (ram, indexed) = make(file, size)?;
         let taken = Arc::new(AtomicBool::new(false));
         let stop = taken.clone();
         let filling = thread::Builder::new()
@@ -92,10 +113,15 @@ impl Reserve {
 /// # Errors
 /// When the host cannot hold it, or the kernel refuses.
 pub fn present(size: u64) -> Result<GuestRam, MemoryError> {
-    let ram = super::allocate(size)?;
-    let indexed = Ram::new(&ram, &layout(size)).map_err(|_| MemoryError::Layout)?;
+    let (ram, indexed) = make(RamFile::memfd(), size)?;
     fill(&indexed, &AtomicBool::new(false));
     Ok(ram)
+}
+
+fn make(file: RamFile, size: u64) -> Result<(GuestRam, Ram), MemoryError> {
+    let ram = allocate(file, size)?;
+    let indexed = Ram::new(&ram, &layout(size)).map_err(|_| MemoryError::Layout)?;
+    Ok((ram, indexed))
 }
 
 /// Makes all of `ram` present, until `stop` is set.
@@ -141,7 +167,7 @@ mod tests {
     }
 
     fn filled(size: u64) -> Reserve {
-        let reserve = Reserve::new(size).unwrap();
+        let reserve = Reserve::new(RamFile::memfd(), size).unwrap();
         let until = Instant::now() + Duration::from_secs(60);
         while allocated(&reserve.ram) < size && Instant::now() < until {
             thread::sleep(Duration::from_millis(5));
@@ -174,7 +200,7 @@ mod tests {
     #[test]
     fn a_reserve_can_be_taken_before_it_is_filled() {
         let size = 512 << 20;
-        let ram = Reserve::new(size).unwrap().take(1 << 20);
+        let ram = Reserve::new(RamFile::memfd(), size).unwrap().take(1 << 20);
         assert!(allocated(&ram.unwrap()) <= 1 << 20);
     }
 }

@@ -17,6 +17,7 @@ use vmm::console::ConsoleHub;
 use vmm::instance::{
     Instance, LimitChange, MigrateRequest, MigrationStatus, StopMode, VmState, VmStatus,
 };
+use vmm::memory::RamFile;
 use vmm::runtime_dir::VmDir;
 
 fn observed(id: &str, message: &str) -> Observation {
@@ -303,6 +304,7 @@ impl Launcher for FakeLauncher {
         config: &RunConfig,
         dir: &VmDir,
         console: &ConsoleHub,
+        _: RamFile,
     ) -> Result<Arc<dyn Instance>, Observation> {
         match config.cmdline.as_str() {
             "no-kvm" => return Err(observed("host.no-kvm", "/dev/kvm does not exist: load kvm")),
@@ -324,6 +326,7 @@ impl Launcher for FakeLauncher {
         _: &ReceiveConfig,
         dir: &VmDir,
         console: &ConsoleHub,
+        _: RamFile,
     ) -> Result<Arc<dyn Instance>, Observation> {
         let mut fake = Fake::new(&dir.name(), VmState::Incoming, false);
         (fake.cpus, fake.memory) = (0, 0);

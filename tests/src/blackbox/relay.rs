@@ -27,6 +27,15 @@ pub enum Toward {
     Source,
 }
 
+impl Toward {
+    fn back(self) -> Self {
+        match self {
+            Self::Destination => Self::Source,
+            Self::Source => Self::Destination,
+        }
+    }
+}
+
 /// What is done about a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
@@ -104,6 +113,8 @@ enum Carries {
 #[derive(Debug, Clone, Copy, Default)]
 struct Way {
     stalled: bool,
+    /// What comes is no more passed on.
+    lost: bool,
     passed: u64,
 }
 
@@ -240,8 +251,11 @@ impl Relay {
     pub fn go_on(&self) {
         let mut state = self.shared.state();
         state.down = false;
-        state.to_destination.stalled = false;
-        state.to_source.stalled = false;
+        for toward in [Toward::Destination, Toward::Source] {
+            let way = state.way(toward);
+            way.stalled = false;
+            way.lost = false;
+        }
         self.shared.changed.notify_all();
     }
 
@@ -451,7 +465,9 @@ impl Shared {
                     state.to_destination.stalled = true;
                     state.to_source.stalled = true;
                 }
-                Some(Fate::PassAndCut) | None => {}
+                // An answer to the frame could come through before the cut.
+                Some(Fate::PassAndCut) => self.state().way(toward.back()).lost = true,
+                None => {}
             }
             self.pass(Carries::Control, toward, &header, to)?;
             self.bytes_up_to(length as u64, Carries::Control, toward, from, to)?;
@@ -488,7 +504,7 @@ impl Shared {
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        if state.down && state.ends.is_empty() {
+        if state.way(toward).lost || state.down && state.ends.is_empty() {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
         Ok(())

@@ -85,6 +85,27 @@ fn half_closed_link_still_carries_the_way_back() {
 }
 
 #[test]
+fn no_answer_to_the_last_frame_comes_back() {
+    // However fast the answer is: often enough to meet the moment before the cut.
+    for _ in 0..200 {
+        let trap = Trap {
+            toward: Toward::Destination,
+            kind: kind::STATE,
+            fate: Fate::PassAndCut,
+        };
+        let mut ends = Ends::new(Role::Control, Link::default().and_trap(trap));
+        let last = frame(kind::STATE, b"last");
+        ends.source.write_all(&last).unwrap();
+        let mut came = vec![0; last.len()];
+        ends.destination.read_exact(&mut came).unwrap();
+        assert_eq!(came, last);
+        let _ = ends.destination.write_all(&frame(kind::READY, b"answer"));
+        assert!(all(&mut ends.source).is_empty());
+        assert!(ends.relay.is_sprung());
+    }
+}
+
+#[test]
 fn stalled_way_holds_what_is_sent_until_it_goes_on() {
     let mut ends = Ends::new(Role::Data, Link::default());
     ends.relay.stall_toward(Toward::Source);

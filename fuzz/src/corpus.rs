@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use std::{env, fs, io};
 
-use crate::{Finding, Mutator, Target, check};
+use crate::{Finding, Mutator, Target, Turn, check};
 
 /// Folder of the kept inputs of `target`.
 pub fn folder(target: &Target) -> PathBuf {
@@ -66,13 +66,14 @@ pub struct Tried {
 /// # Errors
 /// What is wrong, and with which input: it was written to a file that the message names.
 pub fn run(target: &Target, bounds: Bounds) -> Result<Tried, String> {
+    let turn = Turn::take();
     let kept = kept(target).map_err(|e| format!("{}: {e}", folder(target).display()))?;
     let mut inputs = (target.seeds)();
     for (name, input) in &kept {
-        check(target, input).map_err(|found| format!("kept input {name}: {found}"))?;
+        check(&turn, target, input).map_err(|found| format!("kept input {name}: {found}"))?;
     }
     for seed in &inputs {
-        check(target, seed).map_err(|found| failed(target, seed, "a seed", &found))?;
+        check(&turn, target, seed).map_err(|found| failed(target, seed, "a seed", &found))?;
     }
     let tried_before = kept.len();
     inputs.extend(kept.into_iter().map(|(_, input)| input));
@@ -80,7 +81,7 @@ pub fn run(target: &Target, bounds: Bounds) -> Result<Tried, String> {
     let mut number = 0;
     while began.elapsed() < bounds.time {
         let input = Mutator::new(bounds.seed, number).mutate(&inputs, target.words, target.longest);
-        check(target, &input).map_err(|found| {
+        check(&turn, target, &input).map_err(|found| {
             let which = format!("mutation {number} of seed {}", bounds.seed);
             failed(target, &input, &which, &found)
         })?;

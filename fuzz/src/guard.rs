@@ -44,19 +44,30 @@ impl fmt::Display for Finding {
 static RUNNING: Mutex<Option<(Instant, &'static str, Vec<u8>)>> = Mutex::new(None);
 /// The first panic of the input that runs now.
 static PANICKED: Mutex<Option<String>> = Mutex::new(None);
-/// One input at a time: memory is counted for the whole process.
+/// See [`Turn`].
 static ONE: Mutex<()> = Mutex::new(());
+
+/// The right to run inputs, and to make or read them. One has it at a time: memory is counted for the
+/// whole process, so what another thread allocates beside an input would be held against it.
+#[derive(Debug)]
+pub struct Turn(#[expect(dead_code, reason = "held, not read")] MutexGuard<'static, ()>);
+
+impl Turn {
+    /// Waits for it.
+    pub fn take() -> Self {
+        Self(lock(&ONE))
+    }
+}
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs `target` with `input`.
+/// Runs `target` with `input`, in a turn.
 ///
 /// # Errors
 /// What is wrong with the target.
-pub fn check(target: &Target, input: &[u8]) -> Result<(), Finding> {
-    let _one = lock(&ONE);
+pub fn check(_turn: &Turn, target: &Target, input: &[u8]) -> Result<(), Finding> {
     watch();
     lock(&PANICKED).take();
     let began = Instant::now();

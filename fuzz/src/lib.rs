@@ -17,7 +17,7 @@ mod input;
 mod mutation;
 pub mod targets;
 
-pub use guard::{Finding, check};
+pub use guard::{Finding, Turn, check};
 pub use input::Input;
 pub use mutation::Mutator;
 

@@ -1,7 +1,7 @@
 //! Every target for a bounded time: its kept corpus, then mutations of it.
 
 use fuzz::corpus::{self, Bounds};
-use fuzz::targets;
+use fuzz::{Turn, targets};
 
 fn bounded(name: &str) {
     let target = targets::find(name).unwrap();
@@ -31,6 +31,7 @@ macro_rules! bounded {
             run.sort_unstable();
             all.sort_unstable();
             assert_eq!(run, all);
+            let _turn = Turn::take();
             for target in targets::ALL {
                 assert!(!corpus::kept(target).unwrap().is_empty(), "{}", target.name);
             }

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use fuzz::{check, corpus, targets};
+use fuzz::{Turn, check, corpus, targets};
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -38,9 +38,10 @@ fn write_seeds(name: &str, folder: &Path) -> Result<(), String> {
 
 fn run(name: &str, files: &[&str]) -> Result<(), String> {
     let target = targets::find(name)?;
+    let turn = Turn::take();
     for file in files {
         let input = std::fs::read(file).map_err(|e| format!("{file}: {e}"))?;
-        check(target, &input).map_err(|found| format!("{file}: {found}"))?;
+        check(&turn, target, &input).map_err(|found| format!("{file}: {found}"))?;
     }
     println!("{} inputs pass", files.len());
     Ok(())

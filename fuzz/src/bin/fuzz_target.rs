@@ -3,7 +3,7 @@
 
 use std::sync::OnceLock;
 
-use fuzz::{Target, check, targets};
+use fuzz::{Target, Turn, check, targets};
 
 fn target() -> &'static Target {
     static TARGET: OnceLock<&Target> = OnceLock::new();
@@ -21,7 +21,7 @@ fn target() -> &'static Target {
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     // libFuzzer's hook ends the process at any panic, also in another thread.
-    if let Err(found) = check(target(), input) {
+    if let Err(found) = check(&Turn::take(), target(), input) {
         eprintln!("{found}");
         std::process::abort();
     }

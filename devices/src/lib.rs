@@ -16,7 +16,7 @@
 //! registered as irqfd; `power` an `Arc<dyn `[`power::PowerControl`]`>`, which acts on what the guest
 //! asks. The devices behind a transport are
 //! `virtio::Block::new(Arc<dyn block::BlockDevice>, BlockConfig { serial, queues })`,
-//! `virtio::Console::new(Box<dyn Write + Send>)? -> (Console, ConsoleInput)` and `virtio::Rng::new()`.
+//! `virtio::Console::new(Box<dyn Write + Send>)? -> (Console, ConsoleEnd)` and `virtio::Rng::new()`.
 //! Notifier `i` is registered as ioeventfd at [`virtio::mmio::QUEUE_NOTIFY_OFFSET`] of the slot, 4 bytes,
 //! with datamatch `i`; notifications that reach the bus all the same are handled too.
 //!

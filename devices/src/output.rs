@@ -72,18 +72,25 @@ impl Output {
         OutputHandle(Arc::clone(&self.shared))
     }
 
+    /// As [`OutputHandle::drain`].
+    pub(crate) fn drain(&self, timeout: Duration) -> bool {
+        self.handle().drain(timeout)
+    }
+}
+
+impl OutputHandle {
     /// Waits until everything is written, at most until `timeout` has passed.
     pub(crate) fn drain(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
-        let mut state = locked(&self.shared.state);
+        let mut state = locked(&self.0.state);
         state.urgent = true;
-        self.shared.changed.notify_all();
+        self.0.changed.notify_all();
         while !state.ended && (state.writing || !state.pending.is_empty()) {
             let Some(left) = deadline.checked_duration_since(Instant::now()) else {
                 return false;
             };
             state = self
-                .shared
+                .0
                 .changed
                 .wait_timeout(state, left)
                 .unwrap_or_else(PoisonError::into_inner)
@@ -91,9 +98,7 @@ impl Output {
         }
         true
     }
-}
 
-impl OutputHandle {
     /// Takes bytes; never blocks on the reader.
     pub(crate) fn push(&self, bytes: &[u8]) {
         let mut state = locked(&self.0.state);

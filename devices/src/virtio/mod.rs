@@ -26,7 +26,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::Result;
 pub use block::{Block, BlockConfig};
 pub use chain::{BadRequest, Chain};
-pub use console::{Console, ConsoleInput};
+pub use console::{Console, ConsoleEnd};
 pub use lent::{Lent, Packets};
 pub use mmio::{MMIO_LEN, MmioTransport};
 pub use net::{Net, NetConfig, NetPort};

@@ -6,9 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use block::{BlockDevice, Buffer, Extent, ExtentKind, Identity, ZeroMode};
-use devices::virtio::{
-    Block, BlockConfig, Console, ConsoleInput, MmioTransport, Rng, VirtioDevice,
-};
+use devices::virtio::{Block, BlockConfig, Console, ConsoleEnd, MmioTransport, Rng, VirtioDevice};
 use devices::{BusDevice, Interrupt};
 use migration::GuestRam;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -186,7 +184,7 @@ fn map(file: &File) -> GuestRam {
 }
 
 /// A device, and the end for a console's input.
-fn device(kind: Kind, read_only: bool) -> (Box<dyn VirtioDevice>, Option<ConsoleInput>) {
+fn device(kind: Kind, read_only: bool) -> (Box<dyn VirtioDevice>, Option<ConsoleEnd>) {
     match kind {
         Kind::Block => {
             let disk = Disk {
@@ -224,7 +222,7 @@ struct Guest {
     /// What memory would hold if only the driver wrote.
     shadow: Vec<u8>,
     transport: Arc<MmioTransport>,
-    input: Option<ConsoleInput>,
+    input: Option<ConsoleEnd>,
     available: [u16; QUEUES as usize],
 }
 

@@ -44,6 +44,8 @@ impl Line {
 /// The console of one guest, from its first byte on, wherever it runs.
 pub struct Console {
     file: File,
+    /// What the VM that has the guest says of itself.
+    log: File,
     text: Vec<u8>,
     /// Its disk was made to fail, of which it may have been told.
     disk_failed: bool,
@@ -57,7 +59,8 @@ impl Console {
     #[track_caller]
     pub fn of(host: &Host, vm: &str) -> Self {
         Self {
-            file: open(host, vm),
+            file: open(host, vm, "serial.log"),
+            log: open(host, vm, "vmm.log"),
             text: Vec::new(),
             disk_failed: false,
         }
@@ -76,7 +79,8 @@ impl Console {
     #[track_caller]
     pub fn moves_to(&mut self, host: &Host, vm: &str) {
         self.read();
-        self.file = open(host, vm);
+        self.file = open(host, vm, "serial.log");
+        self.log = open(host, vm, "vmm.log");
     }
 
     fn read(&mut self) {
@@ -221,8 +225,26 @@ impl Console {
     }
 }
 
+/// The end of a VM's log and of its guest's output, also when the VM and its folder are gone.
+impl Drop for Console {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let mut log = Vec::new();
+        let _ = self.log.read_to_end(&mut log);
+        let _ = self.file.read_to_end(&mut self.text);
+        for (what, text) in [("log of the VM", &log), ("console", &self.text)] {
+            let text = String::from_utf8_lossy(text);
+            let lines: Vec<_> = text.lines().collect();
+            let tail = lines[lines.len().saturating_sub(12)..].join("\n  ");
+            eprintln!("--- {what} that had the guest last:\n  {tail}");
+        }
+    }
+}
+
 #[track_caller]
-fn open(host: &Host, vm: &str) -> File {
-    let path = host.folder(vm).join("serial.log");
+fn open(host: &Host, vm: &str, file: &str) -> File {
+    let path = host.folder(vm).join(file);
     File::open(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }

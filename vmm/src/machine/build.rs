@@ -350,7 +350,7 @@ impl BusBuilder<'_> {
             plug(self, &disk.id, Box::new(device))?;
         }
         let out = active.track(Port::Virtio, console.writer());
-        let (port, port_input) = Console::new(out).map_err(named("console"))?;
+        let (port, end) = Console::new(out).map_err(named("console"))?;
         plug(self, "console", Box::new(port))?;
         plug(self, "rng", Box::new(Rng::new()))?;
         let mut ports = Vec::new();
@@ -360,11 +360,11 @@ impl BusBuilder<'_> {
             ports.push((spec.id.clone(), port));
         }
 
-        let input = Arc::downgrade(&serial);
+        let (input, typed) = (Arc::downgrade(&serial), end.clone());
         // Keys that find a full queue are lost, as on a real port without flow control.
         console.set_input(Box::new(move |bytes| match active.get() {
             Port::Virtio => {
-                port_input.enqueue(bytes);
+                typed.enqueue(bytes);
             }
             Port::Serial => {
                 if let Some(serial) = input.upgrade() {
@@ -377,6 +377,7 @@ impl BusBuilder<'_> {
             rtc,
             i8042,
             acpi,
+            console: end,
             virtio,
             claims: Claims::new(claims),
             nets: ports,

@@ -1,11 +1,12 @@
 //! The devices of a machine and the disks behind them, as one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use devices::power::{AcpiPower, AcpiPowerStateV1, I8042, I8042StateV1};
 use devices::rtc::{Rtc, RtcStateV1};
 use devices::serial::{Serial, SerialStateV1};
-use devices::virtio::{MmioTransport, NetPort, TransportStateV1};
+use devices::virtio::{ConsoleEnd, MmioTransport, NetPort, TransportStateV1};
 use serde::{Deserialize, Serialize};
 
 use super::MachineError;
@@ -38,6 +39,8 @@ pub(crate) struct Devices {
     pub(super) rtc: Arc<Rtc>,
     pub(super) i8042: Arc<I8042>,
     pub(super) acpi: Arc<AcpiPower>,
+    /// User's end of the virtio console.
+    pub(super) console: ConsoleEnd,
     pub(super) virtio: Vec<VirtioSlot>,
     pub(super) claims: Claims,
     /// The ends that announce the network interfaces.
@@ -86,6 +89,7 @@ impl Devices {
             rtc,
             i8042,
             acpi,
+            console: _,
             virtio,
             claims: _,
             nets: _,
@@ -131,6 +135,12 @@ impl Devices {
             slot.transport.load(state).map_err(device(&id))?;
         }
         Ok(())
+    }
+
+    /// Waits until what the guest printed is with the console, at most for `timeout` each; whether it is.
+    pub(super) fn drain_output(&self, timeout: Duration) -> bool {
+        // Both, even if one does not come to its end.
+        self.serial.drain_output(timeout) & self.console.drain_output(timeout)
     }
 
     /// Presses the ACPI power button.

@@ -30,6 +30,8 @@ use crate::vcpu::GuestEvent;
 
 /// How long a guest may take to power off after its power button was pressed.
 const POWER_OFF_PATIENCE: Duration = Duration::from_secs(60);
+/// How long the guest's last output may take to the console.
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
 /// How long a cancelled migration may take to end before `stop` gives up.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -249,6 +251,15 @@ impl Core {
 fn stop_for_good(machine: &Machine) {
     if let Err(e) = machine.pause(PauseReason::Ended) {
         tracing::warn!(error = %e, "devices did not drain at the guest's end");
+    }
+    hear_out(machine);
+}
+
+/// Waits for the last that a guest printed here; before its VM gets a final state, after which the process
+/// may be gone, and that with it.
+pub(super) fn hear_out(machine: &Machine) {
+    if !machine.devices().drain_output(LAST_OUTPUT) {
+        tracing::warn!("the last that the guest printed is lost: nobody reads it");
     }
 }
 

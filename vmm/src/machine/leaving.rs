@@ -19,7 +19,9 @@ use migration::wire::control::Resolution;
 use migration::{MigrationId, Outcome};
 
 use super::Machine;
-use super::instance::{Migration, Stage, VmInstance, is_final, refuse, running_state, wrong_state};
+use super::instance::{
+    Migration, Stage, VmInstance, hear_out, is_final, refuse, running_state, wrong_state,
+};
 use super::power::PauseReason;
 use super::source::MachineSource;
 use crate::instance::{MigrateRequest, VmState};
@@ -116,6 +118,9 @@ impl VmInstance {
     /// outcome the engine itself failed, and what it told the destination is not known.
     pub(super) fn settle(&self, outcome: Option<&Outcome>) {
         let machine = self.lock().machine.clone();
+        if let (Some(Outcome::Completed(_)), Some(machine)) = (outcome, &machine) {
+            hear_out(machine);
+        }
         let mut core = self.lock();
         let mut gone = None;
         if !is_final(core.state) {
@@ -177,6 +182,9 @@ impl VmInstance {
             }
         };
         let acted = self.ask_and_act(id, to, &machine);
+        if matches!(acted, Ok(Resolution::Ran)) {
+            hear_out(&machine);
+        }
         let mut core = self.lock();
         if let Some(migration) = &mut core.migration {
             migration.stage = Stage::Ended;

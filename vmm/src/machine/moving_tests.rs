@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use devices::bus::BusDevice;
 use migration::Outcome;
 use migration::progress::{Event, Limits, Report, TimeoutAction, Verify};
 use migration::vm::SourceVm;
@@ -19,6 +20,7 @@ use crate::config::{CpuModel, ReceiveConfig, RunConfig};
 use crate::console::{ConsoleHub, ConsoleOutputs};
 use crate::instance::{Instance, MigrateRequest, StopMode, VmState};
 use crate::memory::{PageBacking, RamFile};
+use crate::rotating_file::RotatingFile;
 use crate::runtime_dir::{RuntimeDir, VmDir};
 
 pub(super) struct Host {
@@ -259,6 +261,40 @@ fn a_guest_whose_engine_failed_while_it_was_paused_is_not_let_go_on() {
     assert!(vm.stop(StopMode::Force).is_err());
     vm.end(VmState::Stopped, None);
     assert_eq!(vm.status().state, VmState::HandoverUnknown);
+}
+
+#[test]
+fn what_a_guest_printed_last_is_with_the_console_when_its_vm_ends() {
+    if !has_kvm() {
+        return;
+    }
+    let migrates = |vm: &Arc<VmInstance>| {
+        vm.settle(Some(&Outcome::Completed(Report::default())));
+    };
+    let is_stopped = |vm: &Arc<VmInstance>| vm.stop(StopMode::Force).unwrap();
+    let ends: [fn(&Arc<VmInstance>); 2] = [migrates, is_stopped];
+    for end in ends {
+        let files = tempfile::tempdir().unwrap();
+        let log = files.path().join("serial.log");
+        let console = ConsoleHub::start(ConsoleOutputs {
+            log: Some(RotatingFile::create(&log, 1 << 20).unwrap()),
+            ..ConsoleOutputs::default()
+        })
+        .unwrap();
+        let (machine, _ends) = super::tests::machine_on(&console, &COUNTING);
+        let machine = Arc::new(machine);
+        let host = Host::new();
+        let vm = VmInstance::new(&host.dir("guest"), VmState::Running);
+        vm.holds(&machine);
+
+        // Without a line's end, which would be waited for.
+        for byte in b"login: " {
+            machine.devices().serial.write(0, &[*byte]);
+        }
+        end(&vm);
+        console.flush(Duration::from_secs(30));
+        assert_eq!(std::fs::read_to_string(&log).unwrap(), "login: ");
+    }
 }
 
 #[test]

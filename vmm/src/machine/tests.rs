@@ -52,14 +52,18 @@ pub(super) fn has_kvm() -> bool {
 }
 
 pub(super) fn machine(code: &[u8]) -> (Machine, Receiver<GuestEvent>) {
+    machine_on(&ConsoleHub::start(ConsoleOutputs::default()).unwrap(), code)
+}
+
+/// A machine whose guest prints on `console`.
+pub(super) fn machine_on(console: &ConsoleHub, code: &[u8]) -> (Machine, Receiver<GuestEvent>) {
     let (events, ends) = GuestEvents::new();
-    let console = ConsoleHub::start(ConsoleOutputs::default()).unwrap();
     let machine = Machine::build(
         RamFile::memfd(),
         spec(1),
         &[],
         DiskClaim::Owner,
-        &console,
+        console,
         &events,
     )
     .unwrap();

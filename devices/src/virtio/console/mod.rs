@@ -44,35 +44,46 @@ pub struct Console {
     output: Output,
 }
 
-/// The end of a console that the user types into.
+/// The end of a console that its user has: to type into, and to wait for what the guest prints.
 #[derive(Debug, Clone)]
-pub struct ConsoleInput(Arc<Input>);
+pub struct ConsoleEnd {
+    input: Arc<Input>,
+    output: OutputHandle,
+}
 
-impl ConsoleInput {
+impl ConsoleEnd {
     /// Gives input to the guest; how many bytes were taken (the rest may be offered again later).
     pub fn enqueue(&self, bytes: &[u8]) -> usize {
-        let mut queue = locked(&self.0.bytes);
+        let mut queue = locked(&self.input.bytes);
         let taken = bytes.len().min(MOST_INPUT - queue.len());
         queue.extend(&bytes[..taken]);
         drop(queue);
         if taken > 0
-            && let Some(waker) = self.0.waker.get()
+            && let Some(waker) = self.input.waker.get()
         {
             waker.wake();
         }
         taken
     }
+
+    /// Waits until all output is written, at most for `timeout`; whether it is.
+    pub fn drain_output(&self, timeout: Duration) -> bool {
+        self.output.drain(timeout)
+    }
 }
 
 impl Console {
-    /// A console that writes to `out` on a thread of its own, and the end for its input.
+    /// A console that writes to `out` on a thread of its own, and the end for its user.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn new(out: Box<dyn Write + Send>) -> Result<(Self, ConsoleInput)> {
+    pub fn new(out: Box<dyn Write + Send>) -> Result<(Self, ConsoleEnd)> {
         let output = Output::new("console", out)?;
         let input = Arc::new(Input::default());
-        let end = ConsoleInput(Arc::clone(&input));
+        let end = ConsoleEnd {
+            input: Arc::clone(&input),
+            output: output.handle(),
+        };
         Ok((
             Self {
                 input,

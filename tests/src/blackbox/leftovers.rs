@@ -124,6 +124,9 @@ pub fn connections(pid: u32) -> Vec<String> {
     table.lines().skip(1).filter_map(state).collect()
 }
 
+/// Name of the threads that answer requests: they are few, and stay for a while in case of another.
+pub const ANSWERING: &str = "requests";
+
 /// Names of the process's threads.
 pub fn threads(pid: u32) -> Vec<String> {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else {

@@ -11,7 +11,7 @@ pub struct Vitals {
     pub memory_kib: u64,
     /// Open descriptors.
     pub descriptors: u64,
-    /// Threads.
+    /// Threads, those that answer requests aside.
     pub threads: u64,
 }
 
@@ -28,10 +28,12 @@ impl Vitals {
             line.and_then(|rest| rest.split_ascii_whitespace().next()?.parse().ok())
                 .unwrap_or_else(|| panic!("no {name} in {status}"))
         };
+        let threads = leftovers::threads(pid);
+        let threads = threads.iter().filter(|name| *name != leftovers::ANSWERING);
         Self {
             memory_kib: field("RssAnon:"),
             descriptors: leftovers::open_files(pid).len() as u64,
-            threads: field("Threads:"),
+            threads: threads.count() as u64,
         }
     }
 }

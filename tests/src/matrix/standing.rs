@@ -31,7 +31,7 @@ impl Holdings {
     pub fn of(pid: u32, disk: &Path) -> Self {
         let mut threads = leftovers::threads(pid);
         // The first answers requests, the second is the kernel's.
-        let others = |name: &String| name != "tokio-rt-worker" && !name.starts_with("kvm-");
+        let others = |name: &String| name != leftovers::ANSWERING && !name.starts_with("kvm-");
         threads.retain(others);
         threads.sort_unstable();
         let files = leftovers::open_files(pid).into_iter();

@@ -13,6 +13,8 @@ use super::routes::{BLOCKING_THREADS, router};
 use crate::instance::{Instance, StopMode};
 use crate::sandbox::{self, Kind};
 
+/// Name of the threads that answer; they come and go with what is asked.
+const REQUESTS: &str = "requests";
 /// How long answers that are under way may take once the VM has ended.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
 /// How long a guest may take to power off after SIGTERM or SIGINT.
@@ -78,6 +80,7 @@ fn run(
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .thread_name(REQUESTS)
         .on_thread_start(|| sandbox::inherit(Kind::Control))
         .max_blocking_threads(BLOCKING_THREADS)
         .thread_keep_alive(Duration::from_secs(2))

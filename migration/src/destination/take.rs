@@ -1,5 +1,7 @@
 //! Takes one guest in, phase by phase.
 
+mod commit;
+
 use std::sync::Arc;
 use std::sync::mpsc::Receiver as Notes;
 use std::thread::{self, Scope};
@@ -25,14 +27,10 @@ use crate::raw::{HashKey, Ram};
 use crate::session::{CloseOnDrop, Note, Session, Timing};
 use crate::threads::{self, Role};
 use crate::transport::Connection;
-use crate::vm::{DestinationVm, MachineDescription, RunState};
+use crate::vm::{DestinationVm, MachineDescription};
 use crate::wire::control::{
-    Answer, Committed, Extents, Intent, MAX_WARNINGS, Message, Negotiate, PassPlaced, Prepared,
-    Ready, Resolution, Welcome,
+    Extents, Intent, Message, Negotiate, PassPlaced, Prepared, Ready, Welcome,
 };
-
-/// How long the source is waited for after the guest runs here.
-const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Who wants to give a guest.
 pub(super) struct Peer {
@@ -401,142 +399,6 @@ impl Take<'_> {
         let load_ms = (began.elapsed() - hashed).as_secs_f64() * 1e3;
         self.report.downtime.state_load = load_ms;
         Ok(Ready { digest, load_ms })
-    }
-
-    /// Offers the hand-over, waits for the source's decision, and carries it out.
-    fn commit(
-        &mut self,
-        session: &Session,
-        notes: &Notes<Note>,
-        ready: Ready,
-        run_state: RunState,
-    ) -> Result<Step, Failure> {
-        self.enter(Phase::Ready);
-        let has_digest = ready.digest.is_some();
-        self.ready = true;
-        session
-            .send(&Message::Ready(ready))
-            .map_err(before_commit)?;
-        let ran = self.hear_decision(session, notes).and_then(|()| {
-            self.enter(Phase::Commit);
-            let _nobody_asks = self.reception.hand_over();
-            self.run_guest(run_state)
-        });
-        let committed = ran.inspect_err(|(_, fate)| {
-            if *fate != Fate::Unknown {
-                self.refuse_commit(session);
-            }
-        })?;
-        // The source compared the digests before it decided.
-        self.report.verified = has_digest;
-        self.report.downtime.commit = committed.journal_ms + committed.start_ms;
-        self.enter(Phase::Finish);
-        if session.send(&Message::Committed(committed)).is_ok() {
-            // So that the answer is not lost by closing too early; the source may ask otherwise.
-            let farewell = self.farewell(session, notes);
-            if matches!(farewell, Ok(Message::Finish))
-                && let Err(error) = self.journal.finish(self.id)
-            {
-                // The record is kept for longer than needed.
-                tracing::debug!("{}: {}", error, error.source);
-            }
-        }
-        Ok(Step::Running)
-    }
-
-    /// Takes what the source still has for the guest; the message after that.
-    fn farewell(&mut self, session: &Session, notes: &Notes<Note>) -> Result<Message, Error> {
-        let until = Instant::now() + FAREWELL;
-        loop {
-            let left = until.saturating_duration_since(Instant::now());
-            match message(session, notes, "finishing", left)? {
-                Message::Late(late) => {
-                    if let Err(why) = self.vm.take_late(&late) {
-                        // As if it had been lost on its way.
-                        tracing::warn!("what came late for the guest is lost: {why}");
-                    }
-                }
-                other => return Ok(other),
-            }
-        }
-    }
-
-    /// Records the commit, then runs the guest.
-    fn run_guest(&mut self, run_state: RunState) -> Result<Committed, Failure> {
-        let began = Instant::now();
-        match self.journal.decide(self.id, Decision::Commit) {
-            Ok(Decision::Commit) => {}
-            Ok(Decision::GiveUp) => {
-                let id = self.id.to_string();
-                return Err(before_commit(Error::GivenUp { id }));
-            }
-            // It may or may not be durable: trying to give up tells.
-            Err(error) => {
-                let fate = match self.journal.decide(self.id, Decision::GiveUp) {
-                    Ok(Decision::GiveUp) => Fate::AtSource,
-                    Ok(Decision::Commit) => self.take_back(),
-                    Err(_) => Fate::Unknown,
-                };
-                return Err((error.into(), fate));
-            }
-        }
-        let journal_ms = began.elapsed().as_secs_f64() * 1e3;
-        let started = Instant::now();
-        let run = match run_state {
-            RunState::Running => self.vm.start(),
-            RunState::Paused => self.vm.hold(),
-        };
-        match run.map_err(Error::vm("start the guest")) {
-            Ok(()) => {
-                let start_ms = started.elapsed().as_secs_f64() * 1e3;
-                let mut warnings = self.vm.warnings();
-                warnings.truncate(MAX_WARNINGS);
-                self.report.warnings.clone_from(&warnings);
-                Ok(Committed {
-                    journal_ms,
-                    start_ms,
-                    warnings,
-                })
-            }
-            Err(error) => Err((error, self.take_back())),
-        }
-    }
-
-    /// Waits for the source's commit.
-    fn hear_decision(&self, session: &Session, notes: &Notes<Note>) -> Result<(), Failure> {
-        let patience = session.timing().io.max(session.timing().peer) * 2;
-        let decided = message(session, notes, "waiting for the decision", patience);
-        match decided.map_err(before_commit)? {
-            Message::Commit => self.control.enter_commit().map_err(before_commit),
-            other => Err(before_commit(unexpected(&other, "commit"))),
-        }
-    }
-
-    /// Tells the source, which cannot know it otherwise once it sent the commit, that the guest never
-    /// ran here and never will, as the journal says from now on: it need not ask.
-    fn refuse_commit(&self, session: &Session) {
-        let never_ran = match self.journal.decide(self.id, Decision::GiveUp) {
-            Ok(Decision::GiveUp) => true,
-            Ok(Decision::Commit) => self.take_back() == Fate::AtSource,
-            Err(_) => false,
-        };
-        if never_ran {
-            let answer = Answer {
-                resolution: Resolution::NeverRan,
-                host: (self.version > 1).then(|| self.journal.identity()),
-            };
-            // If it does not reach the source, that asks.
-            let _ = session.send(&Message::Resolution(answer));
-        }
-    }
-
-    /// Takes a recorded commit back, for a guest that has not executed anything here; possible
-    /// unless someone was told already that it ran.
-    fn take_back(&self) -> Fate {
-        match self.journal.answer(self.id, Resolution::NeverRan) {
-            Ok(Resolution::NeverRan) => Fate::AtSource,
-            Ok(Resolution::Ran) | Err(_) => Fate::Unknown,
-        }
     }
 }
 

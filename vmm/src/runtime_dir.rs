@@ -16,21 +16,23 @@
 //! `vmm status` to tell the reason, until the name is used again or `vmm stop` removes them. What a
 //! killed process left is removed by whoever comes across it.
 
+mod vm_dir;
+
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use migration::observation::{Observation, Side};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::instance::VmStatus;
-use crate::state_dir::{self, HOST_CPU, MIGRATIONS};
+use crate::state_dir::{self, MIGRATIONS};
+
+pub use vm_dir::VmDir;
 
 const LOCK: &str = ".lock";
 const PID: &str = "pid";
@@ -158,16 +160,7 @@ impl RuntimeDir {
             .map_err(|e| io("lock", &pid_path, &e.into()))?;
         writeln!(lock, "{}", std::process::id()).map_err(|e| io("write", &pid_path, &e))?;
         make_dir(&migrations)?;
-        Ok(VmDir {
-            inner: Arc::new(Inner {
-                runtime: self.clone(),
-                migrations,
-                name: Mutex::new(name),
-                _lock: lock,
-                keep: Mutex::new(false),
-                removed: AtomicBool::new(false),
-            }),
-        })
+        Ok(VmDir::new(self.clone(), migrations, name, lock))
     }
 
     fn free_name(&self, prefix: &str) -> Result<String, Observation> {
@@ -380,162 +373,6 @@ fn short_path(dir: &Path, socket: &str) -> std::io::Result<(File, PathBuf)> {
 fn connect(dir: &Path, socket: &str) -> std::io::Result<UnixStream> {
     let (_dir, path) = short_path(dir, socket)?;
     UnixStream::connect(path)
-}
-
-#[derive(Debug)]
-struct Inner {
-    runtime: RuntimeDir,
-    migrations: PathBuf,
-    name: Mutex<String>,
-    /// Open for as long as the name is ours.
-    _lock: File,
-    keep: Mutex<bool>,
-    /// Set once the folder is no longer this process's.
-    removed: AtomicBool,
-}
-
-/// The folder of one VM, held by this process; removed when the last handle is dropped.
-#[derive(Debug, Clone)]
-pub struct VmDir {
-    inner: Arc<Inner>,
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl VmDir {
-    /// Name of the VM.
-    pub fn name(&self) -> String {
-        locked(&self.inner.name).clone()
-    }
-
-    /// The folder.
-    pub fn path(&self) -> PathBuf {
-        self.inner.runtime.root.join(self.name())
-    }
-
-    /// The runtime directory that it is in.
-    pub fn runtime(&self) -> &RuntimeDir {
-        &self.inner.runtime
-    }
-
-    /// Where journals of hand-overs are kept; outlives the VM and the host's boot.
-    pub fn migrations(&self) -> PathBuf {
-        self.inner.migrations.clone()
-    }
-
-    /// File that says the most of its CPU that this host offers to guests; there may be none.
-    pub fn host_cpu(&self) -> PathBuf {
-        self.inner.migrations.with_file_name(HOST_CPU)
-    }
-
-    /// Renames the VM, as `receive` does when the guest that arrives brings its name. Open sockets
-    /// and logs move along.
-    ///
-    /// # Errors
-    /// `vm.name-in-use`, `usage.name`, `host.runtime-dir`; the old name is kept then.
-    pub fn rename(&self, name: &str) -> Result<(), Observation> {
-        check_name(name)?;
-        let _guard = self.inner.runtime.lock()?;
-        let mut current = locked(&self.inner.name);
-        if *current == name {
-            return Ok(());
-        }
-        self.inner.runtime.clear(name)?;
-        let root = &self.inner.runtime.root;
-        let (from, to) = (root.join(&*current), root.join(name));
-        fs::rename(&from, &to).map_err(|e| io("rename", &from, &e))?;
-        name.clone_into(&mut current);
-        Ok(())
-    }
-
-    /// Listens on the control socket, mode 0600.
-    ///
-    /// # Errors
-    /// `host.runtime-dir`.
-    pub fn bind_control(&self) -> Result<UnixListener, Observation> {
-        self.bind(CONTROL)
-    }
-
-    /// Listens on the console socket, mode 0600.
-    ///
-    /// # Errors
-    /// `host.runtime-dir`.
-    pub fn bind_console(&self) -> Result<UnixListener, Observation> {
-        self.bind(CONSOLE)
-    }
-
-    fn bind(&self, socket: &str) -> Result<UnixListener, Observation> {
-        let dir = self.path();
-        let fail = |e| io("listen on", &dir.join(socket), &e);
-        let (_dir, path) = short_path(&dir, socket).map_err(fail)?;
-        let listener = UnixListener::bind(&path).map_err(fail)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(fail)?;
-        Ok(listener)
-    }
-
-    /// Path of the guest's output.
-    pub fn serial_log(&self) -> PathBuf {
-        self.inner.runtime.serial_log(&self.name())
-    }
-
-    /// Path of the process's log.
-    pub fn vmm_log(&self) -> PathBuf {
-        self.inner.runtime.vmm_log(&self.name())
-    }
-
-    /// Removes the folder at the VM's end, whoever still holds a handle; the last handle that is
-    /// dropped does so too.
-    pub fn close(&self) {
-        self.inner.remove();
-    }
-
-    /// Keeps folder and logs after the end, with the last status, for a VM that failed.
-    ///
-    /// # Errors
-    /// `host.runtime-dir` when the status cannot be written; the folder is removed then.
-    pub fn keep_failed(&self, status: &VmStatus) -> Result<(), Observation> {
-        let path = self.path().join(FAILED);
-        let text = serde_json::to_vec(status)
-            .map_err(|e| failed("host.runtime-dir", format!("describe the failure: {e}")))?;
-        fs::write(&path, text).map_err(|e| io("write", &path, &e))?;
-        *locked(&self.inner.keep) = true;
-        Ok(())
-    }
-}
-
-impl Inner {
-    /// Removes the folder, or what is not to be kept of it; once.
-    fn remove(&self) {
-        if self.removed.swap(true, Ordering::SeqCst) {
-            return;
-        }
-        let _guard = self.runtime.lock();
-        let path = self.runtime.root.join(&*locked(&self.name));
-        // A folder that somebody replaced by hand is not ours to remove.
-        let ours = fs::metadata(path.join(PID)).is_ok_and(|on_disk| {
-            self._lock
-                .metadata()
-                .is_ok_and(|m| m.ino() == on_disk.ino())
-        });
-        if !ours {
-            return;
-        }
-        if *locked(&self.keep) {
-            for socket in [CONTROL, CONSOLE] {
-                let _ = fs::remove_file(path.join(socket));
-            }
-        } else {
-            let _ = fs::remove_dir_all(&path);
-        }
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        self.remove();
-    }
 }
 
 #[cfg(test)]

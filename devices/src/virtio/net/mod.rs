@@ -9,20 +9,20 @@ pub mod backend;
 mod control;
 pub mod filter;
 pub mod mac;
+mod port;
+mod receive;
 mod state;
 pub mod tap;
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
-use block::Buffer;
 use virtio_bindings::virtio_net::*;
 
 use super::chain::{BadRequest, Chain};
-use super::lent::{Lent, Packets, Received, Room};
+use super::lent::Packets;
 use super::{ConfigNotifier, DeviceKind, DeviceStateV1, QueueWaker, VirtioDevice};
 use crate::locked::locked;
 use crate::{Error, Result};
@@ -30,6 +30,8 @@ use backend::HEADER;
 pub use backend::{NetBackend, Offloads};
 use filter::FilterV1;
 pub use mac::{Mac, MacError};
+pub use port::NetPort;
+use receive::Receiver;
 pub use state::NetStateV1;
 pub use tap::{Tap, TapError};
 
@@ -72,10 +74,6 @@ pub struct Net {
     queue_sizes: Vec<u16>,
 }
 
-/// The end of an interface that announces it to its network. It does not keep the interface.
-#[derive(Clone)]
-pub struct NetPort(Weak<Inner>);
-
 /// What is the driver's to change.
 #[derive(Debug, Clone)]
 struct Settings {
@@ -104,12 +102,6 @@ struct Inner {
     notifier: OnceLock<ConfigNotifier>,
     wakers: OnceLock<Vec<QueueWaker>>,
     complaints: AtomicU32,
-}
-
-/// The receiving end of a pair.
-struct Receiver {
-    inner: Arc<Inner>,
-    pair: u16,
 }
 
 /// What a queue is for.
@@ -207,93 +199,6 @@ fn failed(operation: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Network { operation, source }
 }
 
-impl NetPort {
-    /// Tells the network where the interface now is, as if the guest had: once, and at once. Whether
-    /// that was done: a device that is paused, or gone, says nothing.
-    ///
-    /// # Errors
-    /// When it could not be sent.
-    pub fn announce(&self) -> io::Result<bool> {
-        let Some(inner) = self.0.upgrade() else {
-            return Ok(false);
-        };
-        let mut packet = announce::rarp(inner.settings().mac);
-        let passing = locked(&inner.passing);
-        if *passing {
-            inner.backend.send(0, &[Buffer::new(&mut packet)])?;
-        }
-        Ok(*passing)
-    }
-
-    /// Takes the packets that wait for a paused guest, which is known to go on elsewhere: at most so
-    /// many bytes of them, each with its header.
-    pub fn take_waiting(&self, most: usize) -> Vec<Vec<u8>> {
-        let mut packets = Vec::new();
-        let Some(inner) = self.0.upgrade() else {
-            return packets;
-        };
-        let passing = locked(&inner.passing);
-        if *passing || !inner.live.load(Ordering::SeqCst) {
-            return packets;
-        }
-        let mut memory = vec![0; LARGEST as usize];
-        let mut bytes = 0;
-        for pair in 0..inner.pairs.load(Ordering::SeqCst) {
-            while bytes + memory.len() <= most {
-                let Ok(len) = inner.backend.receive(pair, &[Buffer::new(&mut memory)]) else {
-                    break;
-                };
-                let packet = memory[..len.min(memory.len())].to_vec();
-                bytes += packet.len();
-                packets.push(packet);
-            }
-        }
-        packets
-    }
-
-    /// Gives the guest packets that waited for it elsewhere, before those that wait here.
-    ///
-    /// # Errors
-    /// When one of them is none, and then none is given.
-    pub fn give(&self, packets: Vec<Vec<u8>>) -> Result<()> {
-        let fits = |packet: &Vec<u8>| (HEADER..=LARGEST).contains(&(packet.len() as u64));
-        if !packets.iter().all(fits) {
-            return Err(Error::BadState {
-                device: DeviceKind::Net.name(),
-                reason: "a packet is too short or too long".into(),
-            });
-        }
-        if let Some(inner) = self.0.upgrade() {
-            locked(&inner.late).extend(packets);
-            inner.has_late.store(true, Ordering::SeqCst);
-            if let Some(waker) = inner.wakers.get().and_then(|wakers| wakers.first()) {
-                waker.wake();
-            }
-        }
-        Ok(())
-    }
-
-    /// Asks the guest to announce itself, if its driver can be asked: it knows its IP addresses.
-    pub fn ask_guest_to_announce(&self) {
-        let Some(inner) = self.0.upgrade() else {
-            return;
-        };
-        if inner.has(VIRTIO_NET_F_GUEST_ANNOUNCE) {
-            inner.announcing.store(true, Ordering::SeqCst);
-            if let Some(notifier) = inner.notifier.get() {
-                notifier.changed();
-            }
-        }
-    }
-
-    /// Whether the guest was asked and has not said that it did.
-    pub fn is_guest_announcing(&self) -> bool {
-        self.0
-            .upgrade()
-            .is_some_and(|inner| inner.announcing.load(Ordering::SeqCst))
-    }
-}
-
 impl Inner {
     fn settings(&self) -> std::sync::RwLockReadGuard<'_, Settings> {
         self.settings.read().unwrap_or_else(PoisonError::into_inner)
@@ -382,82 +287,6 @@ impl Inner {
             self.complain(&error);
         }
         Ok(0)
-    }
-}
-
-impl Packets for Receiver {
-    fn waiting(&self) -> BorrowedFd<'_> {
-        self.inner.backend.waiting(self.pair)
-    }
-
-    fn header(&self) -> u64 {
-        HEADER
-    }
-
-    fn room(&self) -> Room {
-        if !self.inner.has(VIRTIO_NET_F_MRG_RXBUF) {
-            return Room::OneChain;
-        }
-        let offloads = Offloads::from_bits(self.inner.offloads.load(Ordering::Relaxed));
-        Room::Bytes(if offloads.is_some_and(Offloads::segments) {
-            LARGEST
-        } else {
-            HEADER + ETHERNET + u64::from(self.inner.config.mtu.unwrap_or(DEFAULT_MTU))
-        })
-    }
-
-    fn receive(&self, lent: &mut Lent<'_>) -> io::Result<Received> {
-        if self.pair >= self.inner.pairs.load(Ordering::SeqCst) {
-            return Err(io::ErrorKind::NotConnected.into());
-        }
-        let (len, room) = self.fetch(lent)?;
-        if len > room || len < HEADER {
-            self.inner
-                .complain(&format_args!("{len} bytes for {room} bytes of buffers"));
-            return Ok(Received::Dropped);
-        }
-        if !self.is_wanted(lent, len) {
-            return Ok(Received::Dropped);
-        }
-        // Number of buffers, at the end of the header. What is not there cannot be written.
-        let chains = lent.chains_for(len).to_le_bytes();
-        let written = lent.write_at(HEADER - 2, &chains);
-        if written.is_ok() && !self.inner.has(VIRTIO_NET_F_GUEST_CSUM) {
-            // Such a driver wants no flags; it gets whole packets.
-            let _same = lent.write_at(0, &[0]);
-        }
-        Ok(Received::Packet(len))
-    }
-}
-
-impl Receiver {
-    /// Puts the next packet into the lent memory: its length, and that of the memory.
-    fn fetch(&self, lent: &mut Lent<'_>) -> io::Result<(u64, u64)> {
-        if self.pair == 0
-            && self.inner.has_late.load(Ordering::SeqCst)
-            && let Some(packet) = self.inner.next_late()
-        {
-            let (len, room) = (packet.len() as u64, lent.len());
-            if len <= room {
-                lent.write_at(0, &packet).map_err(io::Error::other)?;
-            }
-            return Ok((len, room));
-        }
-        let (buffers, room) = lent.buffers();
-        let len = self.inner.backend.receive(self.pair, buffers)? as u64;
-        lent.mark_written(len.min(room));
-        Ok((len, room))
-    }
-
-    /// Whether the driver wants the packet that was put into the lent memory.
-    fn is_wanted(&self, lent: &Lent<'_>, len: u64) -> bool {
-        let mut to = [0; 6];
-        if !self.inner.has(VIRTIO_NET_F_CTRL_RX) || len < HEADER + to.len() as u64 {
-            return true;
-        }
-        let read = lent.read_at(HEADER, &mut to);
-        let settings = self.inner.settings();
-        read.is_err() || settings.filter.passes(Mac::new(to), settings.mac)
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::scene::NAME;
 use super::{Phase, Scene};
-use crate::blackbox::{Vms, leftovers};
+use crate::blackbox::{Vms, leftovers, wait};
 use crate::{Host, eventually};
 
 /// How long what is left may take to go: longer than the engine waits for a peer that is silent.
@@ -94,7 +94,12 @@ pub fn settles(host: &Host, disk: &Path, before: Option<&Holdings>) {
 pub fn is_told(scene: &Scene) {
     let phase = scene.phase;
     let source = scene.pair.source.status(NAME);
-    let destination = scene.pair.destination.status(NAME);
+    // It may not have taken up yet what the source has sent.
+    let destination = wait::eventually("the destination is as far as the source", || {
+        let status = scene.pair.destination.status(NAME);
+        let told = &status["migration"]["last"]["phase"];
+        (*told == phase.as_destination_tells()).then_some(status)
+    });
     let states = [&source["state"], &destination["state"]];
     let wanted = if phase.runs_at_source() {
         ["running", "incoming"]
@@ -104,11 +109,9 @@ pub fn is_told(scene: &Scene) {
         ["handing-over", "incoming"]
     };
     assert_eq!(states, wanted, "{source:#} {destination:#}");
-    for (status, wanted) in [
-        (&source, phase.as_source_tells()),
-        (&destination, phase.as_destination_tells()),
-    ] {
-        assert_eq!(status["migration"]["last"]["phase"], wanted, "{status:#}");
+    let told = &source["migration"]["last"]["phase"];
+    assert_eq!(told, phase.as_source_tells(), "{source:#}");
+    for status in [&source, &destination] {
         assert!(status["error"].is_null(), "{status:#}");
     }
     assert_eq!(

@@ -7,7 +7,8 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::id::MigrationId;
 use crate::observation::Observation;
-use crate::progress::{Event, Limits, Phase, Report};
+use crate::outcome::Outcome;
+use crate::progress::{Event, Limits, Phase};
 use crate::session::Session;
 
 /// Why a migration is to end before its commit, though nothing of it failed.
@@ -28,6 +29,9 @@ impl Stop {
     }
 }
 
+/// What its owner does when the outcome is known.
+type Settle = Box<dyn FnOnce(&Outcome) + Send>;
+
 #[derive(Default)]
 struct State {
     id: Option<MigrationId>,
@@ -39,6 +43,7 @@ struct State {
     history: Vec<Event>,
     subscribers: Vec<Sender<Event>>,
     ended: bool,
+    settle: Option<Settle>,
 }
 
 /// Shared handle of one migration.
@@ -206,7 +211,17 @@ impl Control {
         self.emit(Event::Warning { observation });
     }
 
-    pub(crate) fn end(&self, event: fn(Report) -> Event, report: &Report) {
-        self.emit(event(report.clone()));
+    /// Has `settle` called with the outcome before anybody hears of it, so that whoever does finds the
+    /// VM as the outcome says.
+    pub fn before_end(&self, settle: impl FnOnce(&Outcome) + Send + 'static) {
+        self.lock().settle = Some(Box::new(settle));
+    }
+
+    pub(crate) fn end(&self, outcome: &Outcome) {
+        let settle = self.lock().settle.take();
+        if let Some(settle) = settle {
+            settle(outcome);
+        }
+        self.emit(outcome.event());
     }
 }

@@ -1,6 +1,6 @@
 //! How a migration ended.
 
-use crate::progress::Report;
+use crate::progress::{Event, Report};
 
 /// How a migration ended, with its report.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,6 +20,16 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// The event that tells it, the last of a migration.
+    pub(crate) fn event(&self) -> Event {
+        let event = match self {
+            Self::Completed(_) | Self::Planned(_) => Event::Completed,
+            Self::Failed(_) | Self::HandoverUnknown(_) => Event::Failed,
+            Self::Cancelled(_) => Event::Cancelled,
+        };
+        event(self.report().clone())
+    }
+
     /// Its report.
     pub fn report(&self) -> &Report {
         match self {

@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::journal::Journal;
 use crate::observation::{Observation, Side};
 use crate::outcome::Outcome;
-use crate::progress::{Event, Phase, Report};
+use crate::progress::{Phase, Report};
 use crate::session::SLICE;
 use crate::threads::{self, Role};
 use crate::transport::Listen;
@@ -127,37 +127,29 @@ fn stopped(error: Error, fate: Fate) -> Taken {
 }
 
 fn conclude(taken: Taken, control: &Control) -> Outcome {
-    match taken {
+    let outcome = match taken {
         Taken::Completed(mut report) => {
             report.status = "completed".into();
-            control.end(Event::Completed, &report);
             Outcome::Completed(report)
         }
-        Taken::Planned => {
-            let report = Report {
-                status: "planned".into(),
-                ..Report::default()
-            };
-            control.end(Event::Completed, &report);
-            Outcome::Planned(report)
-        }
+        Taken::Planned => Outcome::Planned(Report {
+            status: "planned".into(),
+            ..Report::default()
+        }),
         Taken::Failed(mut report, observation, fate) => {
             tracing::error!("{observation}");
             report.error = Some(*observation);
-            let (status, event): (_, fn(Report) -> Event) = match fate {
-                Fate::AtSource => ("failed", Event::Failed),
-                Fate::AtSourceByRequest => ("cancelled", Event::Cancelled),
-                Fate::Unknown => ("handover-unknown", Event::Failed),
+            let (status, outcome): (_, fn(Report) -> Outcome) = match fate {
+                Fate::AtSource => ("failed", Outcome::Failed),
+                Fate::AtSourceByRequest => ("cancelled", Outcome::Cancelled),
+                Fate::Unknown => ("handover-unknown", Outcome::HandoverUnknown),
             };
             report.status = status.into();
-            control.end(event, &report);
-            match fate {
-                Fate::AtSource => Outcome::Failed(report),
-                Fate::AtSourceByRequest => Outcome::Cancelled(report),
-                Fate::Unknown => Outcome::HandoverUnknown(report),
-            }
+            outcome(report)
         }
-    }
+    };
+    control.end(&outcome);
+    outcome
 }
 
 /// Goes on answering questions about migrations at `from` until `stop` is set.

@@ -25,7 +25,7 @@ use crate::journal::{Handover, Journal, SourceRecord};
 use crate::observation::Side;
 use crate::outcome::Outcome;
 use crate::pages::Counters;
-use crate::progress::{Event, Limits, Phase, Report, TimeoutAction, Verify};
+use crate::progress::{Limits, Phase, Report, TimeoutAction, Verify};
 use crate::session::{Note, Session, Timing};
 use crate::transport::Connect;
 use crate::vm::{RunState, SourceVm};
@@ -267,7 +267,14 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn conclude(mut self, result: Result<End, Error>) -> Outcome {
+    fn conclude(self, result: Result<End, Error>) -> Outcome {
+        let control = self.control;
+        let outcome = self.outcome(result);
+        control.end(&outcome);
+        outcome
+    }
+
+    fn outcome(mut self, result: Result<End, Error>) -> Outcome {
         self.end_phase();
         if !matches!(result, Ok(End::Completed)) {
             self.report.total_ms = milliseconds(self.began.elapsed());
@@ -276,12 +283,10 @@ impl<'a> Run<'a> {
         let error = match result {
             Ok(End::Completed) => {
                 self.report.status = "completed".into();
-                self.control.end(Event::Completed, &self.report);
                 return Outcome::Completed(self.report);
             }
             Ok(End::Planned) => {
                 self.report.status = "planned".into();
-                self.control.end(Event::Completed, &self.report);
                 return Outcome::Planned(self.report);
             }
             Err(error) => error,
@@ -300,7 +305,6 @@ impl<'a> Run<'a> {
             tracing::error!("{observation}");
             self.report.status = "handover-unknown".into();
             self.report.error = Some(observation);
-            self.control.end(Event::Failed, &self.report);
             return Outcome::HandoverUnknown(self.report);
         }
         for failed in self.restore() {
@@ -311,13 +315,11 @@ impl<'a> Run<'a> {
             tracing::info!("cancelled");
             self.report.status = "cancelled".into();
             self.report.error = Some(observation);
-            self.control.end(Event::Cancelled, &self.report);
             return Outcome::Cancelled(self.report);
         }
         tracing::error!("{observation}");
         self.report.status = "failed".into();
         self.report.error = Some(observation);
-        self.control.end(Event::Failed, &self.report);
         Outcome::Failed(self.report)
     }
 

@@ -72,6 +72,14 @@ impl VmInstance {
             ..source::Options::new(id)
         };
         let instance = self.clone();
+        control.before_end(move |outcome| {
+            // Who hears that the guest is still here may ask for the next move at once. When it has left,
+            // this process is about to end: that is heard first.
+            if !matches!(outcome, Outcome::Completed(_)) {
+                instance.settle(Some(outcome));
+            }
+        });
+        let instance = self.clone();
         let spawned = thread::Builder::new()
             .name("migration".into())
             .spawn(move || {
@@ -81,7 +89,11 @@ impl VmInstance {
                     source::migrate(&vm, &connector, &options, &control, &journal)
                 }));
                 drop(vm);
-                instance.settle(outcome.ok().as_ref());
+                match outcome {
+                    Ok(completed @ Outcome::Completed(_)) => instance.settle(Some(&completed)),
+                    Ok(_) => {}
+                    Err(_) => instance.settle(None),
+                }
             });
         if let Err(e) = spawned {
             self.lock().migration = None;

@@ -205,6 +205,22 @@ fn a_guest_that_ends_at_once_is_not_said_to_run() {
 }
 
 #[test]
+fn whoever_hears_that_a_migration_failed_may_ask_for_the_next() {
+    if !has_kvm() {
+        return;
+    }
+    let mut kernel = tempfile::NamedTempFile::new().unwrap();
+    kernel.write_all(&pvh_elf(&COUNTING, 0)).unwrap();
+    let host = Host::new();
+    let source = guest(&host, kernel.path());
+    for _ in 0..200 {
+        source.migrate(request("unix:/nonexistent/socket")).unwrap();
+        assert!(matches!(last_event(&*source), Event::Failed(_)));
+        assert_eq!(source.status().state, VmState::Running);
+    }
+}
+
+#[test]
 fn a_receive_that_is_stopped_ends_at_once() {
     if !has_kvm() {
         return;

@@ -76,19 +76,7 @@ fn missing_address_bits(wanted: &[CpuidLeaf], have: &[CpuidLeaf], lacks: &mut Ve
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn leaf(function: u32, index: u32, registers: [u32; 4]) -> CpuidLeaf {
-        let [eax, ebx, ecx, edx] = registers;
-        CpuidLeaf {
-            function,
-            index,
-            flags: 0,
-            eax,
-            ebx,
-            ecx,
-            edx,
-        }
-    }
+    use crate::cpuid::tests::entry;
 
     const INTEL: [u32; 4] = [0x1f, 0x756e_6547, 0x6c65_746e, 0x4965_6e69];
 
@@ -99,16 +87,16 @@ mod tests {
     #[test]
     fn features_are_named_or_told_by_register_and_bit() {
         let wanted = [
-            leaf(0, 0, INTEL),
-            leaf(1, 0, [0, 0x0204_0800, 1 << 28 | 1 << 27, 1 << 28]),
-            leaf(7, 0, [0, 1 << 5 | 1 << 16, 0, 1 << 7]),
-            leaf(0x8000_0008, 0, [0x3930, 0, 0, 0]),
+            entry(0, 0, INTEL),
+            entry(1, 0, [0, 0x0204_0800, 1 << 28 | 1 << 27, 1 << 28]),
+            entry(7, 0, [0, 1 << 5 | 1 << 16, 0, 1 << 7]),
+            entry(0x8000_0008, 0, [0x3930, 0, 0, 0]),
         ];
         let have = [
-            leaf(0, 0, INTEL),
-            leaf(1, 0, [0, 0, 0, 0]),
-            leaf(7, 0, [0, 1 << 5 | 1 << 3, 0, 0]),
-            leaf(0x8000_0008, 0, [0x302e, 0, 0, 0]),
+            entry(0, 0, INTEL),
+            entry(1, 0, [0, 0, 0, 0]),
+            entry(7, 0, [0, 1 << 5 | 1 << 3, 0, 0]),
+            entry(0x8000_0008, 0, [0x302e, 0, 0, 0]),
         ];
         assert_eq!(
             lacking(&wanted, &have),
@@ -125,8 +113,8 @@ mod tests {
 
     #[test]
     fn another_vendor_is_all_that_is_said() {
-        let amd = leaf(0, 0, [0xd, 0x6874_7541, 0x444d_4163, 0x6974_6e65]);
-        let wanted = [leaf(0, 0, INTEL), leaf(7, 0, [0, u32::MAX, 0, 0])];
+        let amd = entry(0, 0, [0xd, 0x6874_7541, 0x444d_4163, 0x6974_6e65]);
+        let wanted = [entry(0, 0, INTEL), entry(7, 0, [0, u32::MAX, 0, 0])];
         assert_eq!(
             lacking(&wanted, &[amd]),
             ["a CPU by GenuineIntel (this one is by AuthenticAMD)"]
@@ -135,14 +123,14 @@ mod tests {
 
     #[test]
     fn more_leaves_than_kvm_takes_are_not_compared() {
-        let wanted = vec![leaf(0xd, 2, [1, 1, 0, 0]); 10_000];
+        let wanted = vec![entry(0xd, 2, [1, 1, 0, 0]); 10_000];
         assert_eq!(lacking(&wanted, &wanted[..1]).len(), 1);
     }
 
     #[test]
     fn xsave_components_must_lie_where_they_lay() {
-        let wanted = [leaf(0, 0, INTEL), leaf(0xd, 9, [8, 2688, 0, 0])];
-        let have = [leaf(0, 0, INTEL), leaf(0xd, 9, [8, 2432, 0, 0])];
+        let wanted = [entry(0, 0, INTEL), entry(0xd, 9, [8, 2688, 0, 0])];
+        let have = [entry(0, 0, INTEL), entry(0xd, 9, [8, 2432, 0, 0])];
         assert_eq!(
             lacking(&wanted, &have),
             ["XSAVE component 9 of 8 bytes at offset 2688 (here 8 bytes at offset 2432)"]

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn entry(function: u32, index: u32, registers: [u32; 4]) -> CpuidLeaf {
+pub(super) fn entry(function: u32, index: u32, registers: [u32; 4]) -> CpuidLeaf {
     let [eax, ebx, ecx, edx] = registers;
     CpuidLeaf {
         function,
@@ -15,7 +15,7 @@ fn entry(function: u32, index: u32, registers: [u32; 4]) -> CpuidLeaf {
     }
 }
 
-fn find(entries: &[CpuidLeaf], function: u32, index: u32) -> CpuidLeaf {
+pub(super) fn find(entries: &[CpuidLeaf], function: u32, index: u32) -> CpuidLeaf {
     *entries
         .iter()
         .find(|e| e.function == function && e.index == index)

@@ -79,26 +79,7 @@ fn set_bit(word: &mut u32, bit: u32, on: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn entry(function: u32, index: u32, registers: [u32; 4]) -> CpuidLeaf {
-        let [eax, ebx, ecx, edx] = registers;
-        CpuidLeaf {
-            function,
-            index,
-            flags: 0,
-            eax,
-            ebx,
-            ecx,
-            edx,
-        }
-    }
-
-    fn find(entries: &[CpuidLeaf], function: u32, index: u32) -> CpuidLeaf {
-        *entries
-            .iter()
-            .find(|e| e.function == function && e.index == index)
-            .unwrap()
-    }
+    use crate::cpuid::tests::{entry, find};
 
     #[test]
     fn topology_is_one_socket_of_single_threaded_cores() {

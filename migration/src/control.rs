@@ -42,7 +42,10 @@ struct State {
     sessions: Vec<Weak<Session>>,
     history: Vec<Event>,
     subscribers: Vec<Sender<Event>>,
+    /// The outcome is known: the last event is in the history.
     ended: bool,
+    /// The last event was told.
+    told: bool,
     settle: Option<Settle>,
 }
 
@@ -164,11 +167,12 @@ impl Control {
     pub fn subscribe(&self) -> Receiver<Event> {
         let (sender, receiver) = channel();
         let mut state = self.lock();
-        for event in &state.history {
+        let held_back = usize::from(state.ended && !state.told);
+        for event in &state.history[..state.history.len() - held_back] {
             // The receiver is alive: it is ours.
             let _ = sender.send(event.clone());
         }
-        if !state.ended {
+        if !state.told {
             state.subscribers.push(sender);
         }
         receiver
@@ -187,18 +191,10 @@ impl Control {
         state
             .subscribers
             .retain(|subscriber| subscriber.send(event.clone()).is_ok());
-        let is_end = matches!(
-            event,
-            Event::Completed(_) | Event::Failed(_) | Event::Cancelled(_)
-        );
         let is_progress = matches!(event, Event::Progress { .. });
         match state.history.last_mut() {
             Some(last @ Event::Progress { .. }) if is_progress => *last = event,
             _ => state.history.push(event),
-        }
-        if is_end {
-            state.ended = true;
-            state.subscribers.clear();
         }
     }
 
@@ -211,17 +207,65 @@ impl Control {
         self.emit(Event::Warning { observation });
     }
 
-    /// Has `settle` called with the outcome before anybody hears of it, so that whoever does finds the
-    /// VM as the outcome says.
+    /// Has `settle` called with the outcome before a subscriber hears of it, so that whoever does finds
+    /// the VM as the outcome says. [`Control::last_event`] is the outcome by then.
     pub fn before_end(&self, settle: impl FnOnce(&Outcome) + Send + 'static) {
         self.lock().settle = Some(Box::new(settle));
     }
 
     pub(crate) fn end(&self, outcome: &Outcome) {
-        let settle = self.lock().settle.take();
+        let event = outcome.event();
+        let settle = {
+            let mut state = self.lock();
+            state.ended = true;
+            state.history.push(event.clone());
+            state.settle.take()
+        };
         if let Some(settle) = settle {
             settle(outcome);
         }
-        self.emit(outcome.event());
+        let mut state = self.lock();
+        state.told = true;
+        for subscriber in state.subscribers.drain(..) {
+            // It may have lost its interest.
+            let _ = subscriber.send(event.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::TryRecvError;
+
+    use super::*;
+    use crate::progress::Report;
+
+    #[test]
+    fn outcome_is_acted_on_before_a_subscriber_hears_of_it() {
+        let control = Control::new();
+        control.phase(Phase::Precopy);
+        let before = control.subscribe();
+        before.recv().unwrap();
+        let settled = Arc::new(Mutex::new(None));
+        let (its_control, its_settled) = (control.clone(), settled.clone());
+        control.before_end(move |outcome| {
+            assert_eq!(before.try_recv(), Err(TryRecvError::Empty));
+            assert_eq!(its_control.last_event(), Some(outcome.event()));
+            // One that comes meanwhile hears the rest, and the end with the others.
+            let meanwhile = its_control.subscribe();
+            assert!(matches!(meanwhile.try_recv(), Ok(Event::Phase { .. })));
+            assert_eq!(meanwhile.try_recv(), Err(TryRecvError::Empty));
+            *its_settled.lock().unwrap() = Some((before, meanwhile));
+        });
+        let outcome = Outcome::Failed(Report::default());
+        control.end(&outcome);
+        let (before, meanwhile) = settled.lock().unwrap().take().unwrap();
+        let after = control.subscribe();
+        after.recv().unwrap();
+        for subscriber in [before, meanwhile, after] {
+            assert_eq!(subscriber.recv(), Ok(outcome.event()));
+            assert!(subscriber.recv().is_err(), "closed after the last");
+        }
+        assert!(!control.cancel());
     }
 }

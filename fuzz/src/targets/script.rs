@@ -120,11 +120,11 @@ impl Watch {
 }
 
 /// What a script waits for before it goes on.
-pub(super) type Turn = Box<dyn Fn(&Seen) -> bool + Send + Sync>;
+pub(super) type When = Box<dyn Fn(&Seen) -> bool + Send + Sync>;
 
 /// A piece of what is said, and when.
 pub(super) struct Line {
-    pub turn: Option<Turn>,
+    pub turn: Option<When>,
     pub bytes: Vec<u8>,
 }
 

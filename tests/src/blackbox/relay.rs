@@ -39,7 +39,7 @@ impl Toward {
 /// What is done about a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// It passes, then the link is cut.
+    /// It passes, then the link is cut; nothing comes back from before it passes on.
     PassAndCut,
     /// The link is cut and it is lost.
     Cut,
@@ -113,7 +113,7 @@ enum Carries {
 #[derive(Debug, Clone, Copy, Default)]
 struct Way {
     stalled: bool,
-    /// What comes is no more passed on.
+    /// What comes is held until the link is cut, and lost then.
     lost: bool,
     passed: u64,
 }
@@ -498,7 +498,7 @@ impl Shared {
 
     fn wait_while_stalled(&self, carries: Carries, toward: Toward) -> io::Result<()> {
         let mut state = self.state();
-        while state.holds_back(carries, toward) && !state.down {
+        while (state.holds_back(carries, toward) || state.way(toward).lost) && !state.down {
             state = self
                 .changed
                 .wait(state)

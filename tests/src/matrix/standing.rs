@@ -93,13 +93,15 @@ pub fn settles(host: &Host, disk: &Path, before: Option<&Holdings>) {
 #[track_caller]
 pub fn is_told(scene: &Scene) {
     let phase = scene.phase;
-    let source = scene.pair.source.status(NAME);
     // It may not have taken up yet what the source has sent.
-    let destination = wait::eventually("the destination is as far as the source", || {
-        let status = scene.pair.destination.status(NAME);
-        let told = &status["migration"]["last"]["phase"];
-        (*told == phase.as_destination_tells()).then_some(status)
+    let mut destination = Value::Null;
+    let is_there = eventually(wait::PATIENCE, || {
+        destination = scene.pair.destination.status(NAME);
+        let told = &destination["migration"]["last"]["phase"];
+        (*told == phase.as_destination_tells()).then_some(())
     });
+    assert!(is_there.is_some(), "not as far: {destination:#}");
+    let source = scene.pair.source.status(NAME);
     let states = [&source["state"], &destination["state"]];
     let wanted = if phase.runs_at_source() {
         ["running", "incoming"]

@@ -24,8 +24,8 @@ const CPU: &str = "EPYC,-avx2";
 /// slow and neither is tested. The timer is a periodic one: QEMU 10.0 changes the pending interrupts of a
 /// CPU without a lock when that enters or leaves its own guest (`interrupt_request` in
 /// target/i386/tcg/system/svm_helper.c), so one that another thread raises at that moment may be lost.
-/// Were that the only timer interrupt on its way, the machine would stand still for ever; as it is, the
-/// next one shows it both.
+/// Were that the only timer interrupt on its way, the machine would stand still for ever; with the
+/// next one the CPU sees both.
 const CMDLINE: &str = "console=ttyS0 panic=-1 quiet tsc=reliable no_timer_check mitigations=off nokaslr \
                        nohz=off highres=off";
 

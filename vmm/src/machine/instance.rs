@@ -30,8 +30,8 @@ use crate::vcpu::GuestEvent;
 
 /// How long a guest may take to power off after its power button was pressed.
 const POWER_OFF_PATIENCE: Duration = Duration::from_secs(60);
-/// How long the guest's last output may take to the console.
-const LAST_OUTPUT: Duration = Duration::from_secs(1);
+/// How long the guest's last output may take to the console, which never blocks.
+const LAST_OUTPUT: Duration = Duration::from_secs(10);
 /// How long a cancelled migration may take to end before `stop` gives up.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -164,14 +164,19 @@ impl VmInstance {
                         core.active().map(|m| m.control.clone()),
                     )
                 };
-                if let Some(machine) = machine {
-                    stop_for_good(&machine);
+                if let Some(machine) = &machine {
+                    stop_for_good(machine);
                 }
                 // What is left cannot be migrated; the engine notices by itself at the latest when it
                 // stops the guest.
                 if let Some(control) = control {
                     control.guest_ended(observed(&event));
                     instance.wait_idle(CANCEL_PATIENCE);
+                }
+                // One that has only just come in was not there before.
+                let late = instance.lock().machine.clone();
+                if let (None, Some(machine)) = (machine, late) {
+                    stop_for_good(&machine);
                 }
                 match event {
                     GuestEvent::Reset => {
@@ -259,7 +264,7 @@ fn stop_for_good(machine: &Machine) {
 /// may be gone, and that with it.
 pub(super) fn hear_out(machine: &Machine) {
     if !machine.devices().drain_output(LAST_OUTPUT) {
-        tracing::warn!("the last that the guest printed is lost: nobody reads it");
+        tracing::warn!("the last that the guest printed has not reached the console in time");
     }
 }
 

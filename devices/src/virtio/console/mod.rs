@@ -193,3 +193,33 @@ impl VirtioDevice for Console {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Shows what was written.
+    #[derive(Clone, Default)]
+    struct Shown(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Shown {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            locked(&self.0).extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn output_is_written_once_it_was_waited_for() {
+        let shown = Shown::default();
+        let (console, end) = Console::new(Box::new(shown.clone())).unwrap();
+        // Without a line's end, which would be written at once.
+        console.out.push(b"login: ");
+        assert!(end.drain_output(Duration::from_secs(60)));
+        assert_eq!(*locked(&shown.0), b"login: ");
+    }
+}

@@ -24,6 +24,8 @@ const SILENCE: Duration = Duration::from_secs(60);
 const SLOW_NS: u64 = 250_000_000;
 /// Slow answers that are told of a stage.
 const MOST_SLOW: usize = 16;
+/// Extension of the file, beside that of the stage, with the last stage in which there was an answer.
+const HEARD: &str = "heard";
 /// Content of the stage file that ends the sessions.
 const END: &str = "end";
 
@@ -176,6 +178,9 @@ fn ask(address: &str, stage: &Path, bulk: &Bulk) -> Result<(), String> {
         request[8..].copy_from_slice(padding.next(REQUEST - 8));
         padding.advance(REQUEST - 8);
         round_trip(&mut stream, &request, &mut seen)?;
+        if seen.requests == 1 {
+            fs::write(stage.with_extension(HEARD), &seen.name).map_err(told)?;
+        }
         thread::sleep(BETWEEN_REQUESTS);
     }
     stream.shutdown(Shutdown::Write).map_err(told)?;

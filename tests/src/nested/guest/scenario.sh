@@ -95,13 +95,18 @@ make_taps() {
 
 remove_taps() { for tap in $tap_a $tap_b; do ip link delete $tap; done; }
 
-# The sessions tell what they saw since they were last told a stage.
+is_heard() { [ "$(cat /tmp/stage.heard 2>/dev/null)" = "$(cat /tmp/stage)" ]; }
+
+# The sessions tell what they saw since they were last told a stage; nothing where there was no answer in it,
+# so that is waited for.
 stage() {
+    [ ! -e /tmp/stage ] || eventually "an answer of the guest" is_heard
     echo "$1" >/tmp/stage.next
     mv /tmp/stage.next /tmp/stage
 }
 
 start_sessions() {
+    rm -f /tmp/stage /tmp/stage.heard
     stage before
     witness sessions $there:7000 /tmp/stage $tap_a $tap_b >/tmp/output/sessions &
     sessions=$!

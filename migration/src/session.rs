@@ -139,6 +139,9 @@ impl Session {
     /// Whether the peer has ended a data connection, as far as the source can see: nothing is ever
     /// sent to it there, so what can be read is the end.
     pub fn check_data(&self) -> Result<(), Error> {
+        if self.pages_complete.load(Ordering::Acquire) {
+            return Ok(());
+        }
         for connection in lock(&self.data).iter() {
             if connection
                 .wait_readable(Duration::ZERO)
@@ -153,7 +156,8 @@ impl Session {
     }
 
     /// From now on the end of a data stream is no failure. A source that dies right after its commit
-    /// ends them too, and they may be seen before the commit, which counts all the same.
+    /// ends them too, and they may be seen before the commit, which counts all the same; so does a
+    /// destination whose guest ended right after it was started, before its answer.
     pub fn pages_complete(&self) {
         self.pages_complete.store(true, Ordering::Release);
     }
@@ -322,5 +326,51 @@ pub(crate) struct CloseOnDrop<'a>(pub &'a Session);
 impl Drop for CloseOnDrop<'_> {
     fn drop(&mut self) {
         self.0.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raw::RamSlice;
+
+    /// A connection that the peer has ended.
+    struct Ended;
+
+    impl Connection for Ended {
+        fn send(&self, _head: &[u8], _body: &[RamSlice<'_>]) -> io::Result<()> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+
+        fn receive(&self, _head: &mut [u8], _body: &[RamSlice<'_>]) -> io::Result<()> {
+            Err(io::ErrorKind::UnexpectedEof.into())
+        }
+
+        fn wait_readable(&self, _timeout: Duration) -> io::Result<bool> {
+            Ok(true)
+        }
+
+        fn set_io_timeout(&self, _timeout: Duration) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn shutdown(&self) {}
+    }
+
+    #[test]
+    fn data_streams_may_end_when_all_pages_are_there() {
+        let timing = Timing {
+            io: Duration::from_secs(10),
+            peer: Duration::from_secs(10),
+        };
+        let (session, _notes) = Session::new(Side::Source, Arc::new(Ended), timing);
+        session.add_data(Box::new(Ended));
+        assert!(session.check_data().is_err());
+        session.pages_complete();
+        session.check_data().unwrap();
+        session.fail(Error::link("sending pages")(
+            io::ErrorKind::ConnectionReset.into(),
+        ));
+        assert!(!session.is_stopped());
     }
 }

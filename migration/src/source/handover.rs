@@ -64,8 +64,10 @@ impl Run<'_> {
     pub(super) fn commit(&mut self, link: &Link) -> Result<(), Error> {
         self.control.enter_commit()?;
         self.record(Handover::CommitSent)?;
-        // From here on the commit may have arrived, even if sending it fails.
+        // From here on the commit may have arrived, even if sending it fails, and only what it answers
+        // counts.
         self.undo.commit_sent = true;
+        link.session.pages_complete();
         link.session.send(&Message::Commit)?;
         match self.answer(link, "committing", self.options.io_timeout)? {
             Message::Committed(committed) => self.report.warnings = committed.warnings,

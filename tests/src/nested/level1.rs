@@ -50,6 +50,9 @@ pub struct Run {
     pub log: String,
     /// File that keeps the log.
     pub log_file: PathBuf,
+    /// Share of the time in which the emulator wanted a CPU of this machine that it had one; 1 where
+    /// the kernel does not tell.
+    pub cpu_share: f64,
 }
 
 impl Run {
@@ -171,7 +174,12 @@ impl<'a> Level1<'a> {
             .stderr(errors);
         let mut emulator = Killed(command.spawn().context("start qemu-system-x86_64")?);
 
-        let status = eventually(deadline, || emulator.0.try_wait().ok().flatten());
+        let mut cpu_share = 1.0;
+        let status = eventually(deadline, || {
+            // Asked all the while, because it is gone with the process.
+            cpu_share = cpu_share_of(emulator.0.id()).unwrap_or(cpu_share);
+            emulator.0.try_wait().ok().flatten()
+        });
         drop(emulator);
         let log = String::from_utf8_lossy(&image::read(&log_file)?).replace('\r', "");
         let told = format!("log {}, its end:\n{}", log_file.display(), tail(&log));
@@ -185,10 +193,24 @@ impl<'a> Level1<'a> {
                 code: status / 2,
                 log,
                 log_file,
+                cpu_share,
             }),
             _ => bail!("level 1 died without reporting ({status}); {told}"),
         }
     }
+}
+
+/// Time on a CPU of all threads of a process, as share of that and the time they waited for one
+/// (Documentation/scheduler/sched-stats.rst of the Linux kernel).
+fn cpu_share_of(pid: u32) -> Option<f64> {
+    let (mut ran, mut waited) = (0.0, 0.0);
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task")).ok()? {
+        let told = std::fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+        let mut numbers = told.split_whitespace().map(str::parse::<f64>);
+        ran += numbers.next()?.ok()?;
+        waited += numbers.next()?.ok()?;
+    }
+    (ran > 0.0).then(|| ran / (ran + waited))
 }
 
 /// A child that does not outlive its test.
@@ -219,8 +241,16 @@ mod tests {
             code: 0,
             log: "x\nreport: 1\nreport: 2".into(),
             log_file: PathBuf::new(),
+            cpu_share: 1.0,
         };
         assert_eq!(run.lines_after("report: ").collect::<Vec<_>>(), ["1", "2"]);
+    }
+
+    #[test]
+    fn share_of_a_cpu_is_known_of_a_process_that_lives() {
+        let share = cpu_share_of(std::process::id());
+        assert!(share.is_none_or(|share| (0.0..=1.0).contains(&share)));
+        assert_eq!(cpu_share_of(u32::MAX), None);
     }
 
     #[test]

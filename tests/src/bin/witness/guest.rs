@@ -143,6 +143,20 @@ pub fn run(stop: &Path, port: Option<u16>) -> Result<(), String> {
     faults.result()
 }
 
+/// Sleeps until the file `stop` exists, then tells the longest time in milliseconds that it was late.
+///
+/// # Errors
+/// When a sleep ended early.
+pub fn lateness(stop: &Path) -> Result<(), String> {
+    let (faults, tally) = (&Faults::new(stop), &Tally::default());
+    thread::scope(|scope| {
+        scope.spawn(|| timers::watch_sleep(tally, faults));
+        faults.wait_for_stop(|| {});
+    });
+    println!("{}", tally.latest_ms());
+    faults.result()
+}
+
 fn tell(seen: &Seen, faults: &Faults) {
     match seen.line() {
         Ok(line) => println!("witness: {line}"),

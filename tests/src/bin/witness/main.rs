@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! witness guest STOP [PORT]          in the guest: vector registers, timers, clocks; serves sessions
+//! witness lateness STOP              in level 1: how late processes run there, for comparison
 //! witness sessions ADDRESS STAGE TAP...
 //!                                    in level 1: holds sessions with ADDRESS, which pass these taps,
 //!                                    until the file STAGE says `end`; STAGE.heard is the last stage in
@@ -25,7 +26,8 @@ mod timers;
 
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: witness guest STOP [PORT] | sessions ADDRESS STAGE TAP...";
+const USAGE: &str =
+    "usage: witness guest STOP [PORT] | lateness STOP | sessions ADDRESS STAGE TAP...";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
             Ok(port) => guest::run(stop.as_ref(), Some(port)),
             Err(_) => Err(format!("{port} is not a port\n{USAGE}")),
         },
+        ["lateness", stop] => guest::lateness(stop.as_ref()),
         ["sessions", address, stage, ref taps @ ..] => client::run(address, stage.as_ref(), taps),
         _ => Err(USAGE.to_owned()),
     };

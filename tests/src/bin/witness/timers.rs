@@ -9,7 +9,7 @@ use super::sys::{self, Clock, TimerFd};
 const TIMERFD_INTERVAL: Duration = Duration::from_millis(20);
 const SLEEP_INTERVAL: Duration = Duration::from_millis(30);
 const ALARM_INTERVAL: Duration = Duration::from_millis(100);
-/// A timer that is this late counts as lost. Not closer: a guest emulated twice over waits long for a CPU.
+/// A timer that is this late counts as lost; the test holds a closer limit against the downtime.
 const LOST: Duration = Duration::from_secs(60);
 
 /// What became of one kind of timer.

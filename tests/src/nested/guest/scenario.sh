@@ -4,7 +4,8 @@
 # checked. Two run-time directories are two hosts. Once for each kernel, number of vCPUs and, where given,
 # model of their CPU in the settings. What the test looks at later are the lines `report: SCENARIO JSON` and `seen: SCENARIO
 # STAGE SECONDS JSON`, the latter with the time of level 1 and what the witness in the guest told then,
-# `network: SCENARIO QUEUES FEATURES` of the guest's driver, and `session: SCENARIO JSON` for each stage.
+# `lateness: SCENARIO MS`, how late a process of level 1 ran at worst, `network: SCENARIO QUEUES FEATURES` of
+# the guest's driver, and `session: SCENARIO JSON` for each stage.
 
 a=/tmp/host-a
 b=/tmp/host-b
@@ -186,6 +187,10 @@ scenario() {
     # By path, as ip.
     /usr/bin/mke2fs -q -F -t ext4 -d root $disk "$DISK_SIZE" || fail "mke2fs"
 
+    rm -f /tmp/stop-lateness
+    witness lateness /tmp/stop-lateness >/tmp/lateness &
+    lateness=$!
+
     # Above the level of the guest, the hosts differ.
     offers $b "$model"
     on $a run guest --kernel "$kernel.vmlinuz" --initrd "$kernel.cpio" --cmdline "$CMDLINE network=$there/24" \
@@ -205,6 +210,9 @@ scenario() {
     stage back
     see $a back
     end_sessions
+    : >/tmp/stop-lateness
+    wait $lateness || fail "a sleep in level 1 ended early"
+    echo "lateness: $name $(cat /tmp/lateness)"
 
     # The power button, and the end of the VM with the guest's.
     on $a stop guest || fail "vmm stop: $(cat $output.errors)"

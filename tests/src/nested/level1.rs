@@ -21,11 +21,9 @@ const MODULES: &[&str] = &["kvm-amd", "tun", "bridge", "loop"];
 /// the end of its memory, as BLAKE3's code for AVX2 does, then ends by a fault that no real CPU has.
 const CPU: &str = "EPYC,-avx2";
 /// Kernel command line. The TSC is trusted and nothing is mitigated, because the emulator makes both
-/// slow and neither is tested. The timer is a periodic one: QEMU 10.0 changes the pending interrupts of a
-/// CPU without a lock when that enters or leaves its own guest (`interrupt_request` in
-/// target/i386/tcg/system/svm_helper.c), so one that another thread raises at that moment may be lost.
-/// Were that the only timer interrupt on its way, the machine would stand still for ever; with the
-/// next one the CPU sees both.
+/// slow and neither is tested. The timer is a periodic one: with one-shot timers the machine was seen to stand
+/// still for ever, halted with the timer's interrupt pending, which QEMU seems to lose seldom (docs/testing.md,
+/// "Debugging it"). With the next tick the CPU sees both.
 const CMDLINE: &str = "console=ttyS0 panic=-1 quiet tsc=reliable no_timer_check mitigations=off nokaslr \
                        nohz=off highres=off";
 

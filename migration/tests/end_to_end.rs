@@ -2,15 +2,18 @@
 
 mod double;
 
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use double::{Destination, Guest, Source, Witness};
 use migration::control::Control;
 use migration::journal::{FileJournal, Journal, MemoryJournal};
 use migration::progress::Verify;
+use migration::raw::RamSlice;
 use migration::transport::socket::{SocketConnect, SocketListen};
-use migration::transport::{Connect, Listen, memory};
+use migration::transport::{Connect, Connection, Listen, Patience, memory};
+use migration::wire::hello::{Hello, Role};
 use migration::{MigrationId, Outcome, destination, source};
 
 const BUSY: Guest = Guest::Writes {
@@ -102,6 +105,108 @@ fn guest_moves_in_memory_with_any_number_of_streams() {
         let (connect, listen) = memory::network(&[]);
         move_with(&connect, &listen, Verify::Stream, streams);
     }
+}
+
+/// What the other streams have sent of guest memory, in bytes, while stream 0 sends nothing until that
+/// is `enough`.
+#[derive(Default)]
+struct Held {
+    enough: usize,
+    sent: Mutex<usize>,
+    more: Condvar,
+}
+
+/// A network in which stream 0 is held.
+struct Holding<C>(C, Arc<Held>);
+
+struct Holder {
+    inner: Box<dyn Connection>,
+    role: Mutex<Option<Role>>,
+    held: Arc<Held>,
+}
+
+impl<C: Connect> Connect for Holding<C> {
+    fn connect(&self, patience: Patience<'_>) -> io::Result<Box<dyn Connection>> {
+        Ok(Box::new(Holder {
+            inner: self.0.connect(patience)?,
+            role: Mutex::default(),
+            held: self.1.clone(),
+        }))
+    }
+
+    fn address(&self) -> String {
+        self.0.address()
+    }
+}
+
+impl Connection for Holder {
+    fn send(&self, head: &[u8], body: &[RamSlice<'_>]) -> io::Result<()> {
+        let hello = || Hello::decode(head.try_into().unwrap()).unwrap();
+        let role = *self
+            .role
+            .lock()
+            .unwrap()
+            .get_or_insert_with(|| hello().role);
+        let bytes: usize = body.iter().map(RamSlice::len).sum();
+        match role {
+            Role::Data { stream: 0 } if bytes > 0 => {
+                let sent = self.held.sent.lock().unwrap();
+                let (_sent, waited) = self
+                    .held
+                    .more
+                    .wait_timeout_while(sent, Duration::from_secs(10), |sent| {
+                        *sent < self.held.enough
+                    })
+                    .unwrap();
+                assert!(!waited.timed_out(), "the others wait for stream 0");
+            }
+            Role::Data { .. } => {
+                *self.held.sent.lock().unwrap() += bytes;
+                self.held.more.notify_all();
+            }
+            _ => {}
+        }
+        self.inner.send(head, body)
+    }
+
+    fn receive(&self, head: &mut [u8], body: &[RamSlice<'_>]) -> io::Result<()> {
+        self.inner.receive(head, body)
+    }
+
+    fn wait_readable(&self, timeout: Duration) -> io::Result<bool> {
+        self.inner.wait_readable(timeout)
+    }
+
+    fn set_io_timeout(&self, timeout: Duration) -> io::Result<()> {
+        self.inner.set_io_timeout(timeout)
+    }
+
+    fn shutdown(&self) {
+        self.inner.shutdown();
+    }
+}
+
+#[test]
+fn what_a_slow_stream_does_not_come_to_the_others_carry() {
+    let witness = Arc::default();
+    let vm = Source::new(6 * 512, Guest::Idle, &witness);
+    vm.fill(0, 0, 3 * 512);
+    let mut into = Destination::new(&witness);
+    let (connect, listen) = memory::network(&[]);
+    let held = Held {
+        // All but the stripe that stream 0 has taken.
+        enough: 2 * 512 * 4096,
+        ..Held::default()
+    };
+    let connect = Holding(connect, Arc::new(held));
+    let options = source::Options {
+        streams: Some(2),
+        ..options()
+    };
+    let journals: [&dyn Journal; 2] = [&MemoryJournal::default(), &MemoryJournal::default()];
+    let moved = run(&vm, &mut into, &options, &connect, &listen, journals);
+    assert_moved(&vm, &into, &moved, &witness);
+    assert!(moved.here.report().verified);
 }
 
 #[test]

@@ -60,10 +60,10 @@ fn wanted() -> Negotiate {
     }
 }
 
-/// Plays a source as far as `streams`, which gets the control and the data connection.
+/// Plays a source as far as `streams`, which gets the control and the data connections.
 fn play_source(
     negotiate: Negotiate,
-    streams: impl FnOnce(&dyn Connection, &dyn Connection) + Send,
+    streams: impl FnOnce(&dyn Connection, &[Box<dyn Connection>]) + Send,
 ) -> Outcome {
     let (connect, listen) = memory::network(&[]);
     let witness: Arc<Witness> = Arc::default();
@@ -90,8 +90,9 @@ fn play_source(
 fn drive_source(
     connect: &MemoryConnect,
     negotiate: Negotiate,
-    streams: impl FnOnce(&dyn Connection, &dyn Connection),
+    streams: impl FnOnce(&dyn Connection, &[Box<dyn Connection>]),
 ) {
+    let count = u16::from(negotiate.streams);
     let id = MigrationId::random().unwrap();
     let control = connect.connect(PATIENCE).unwrap();
     control
@@ -108,13 +109,14 @@ fn drive_source(
     let Some(Message::Prepared(_)) = hear(&*control) else {
         panic!("not prepared")
     };
-    let data = connect.connect(PATIENCE).unwrap();
-    data.send(
-        &Hello::new(Role::Data { stream: 0 }, id, welcome.token).encode(),
-        &[],
-    )
-    .unwrap();
-    streams(&*control, &*data);
+    let open = |stream| {
+        let data = connect.connect(PATIENCE).unwrap();
+        let hello = Hello::new(Role::Data { stream }, id, welcome.token);
+        data.send(&hello.encode(), &[]).unwrap();
+        data
+    };
+    let data: Vec<_> = (0..count).map(open).collect();
+    streams(&*control, &data);
     while hear(&*control).is_some() {}
 }
 
@@ -159,7 +161,7 @@ fn pages_that_do_not_belong_are_refused() {
     ];
     for (name, bytes) in cases {
         let outcome = play_source(wanted(), |_, data| {
-            let _ = data.send(&bytes, &[]);
+            let _ = data[0].send(&bytes, &[]);
         });
         assert_eq!(
             root(&outcome).0,
@@ -167,6 +169,26 @@ fn pages_that_do_not_belong_are_refused() {
             "{name}: {outcome:?}"
         );
     }
+}
+
+#[test]
+fn a_stripe_that_two_streams_carry_is_refused() {
+    let negotiate = Negotiate {
+        streams: 2,
+        ..wanted()
+    };
+    let outcome = play_source(negotiate, |_, data| {
+        for (page, data) in (0..).zip(data) {
+            let range = PageRange::new(page << 12, 1, Encoding::Raw);
+            let _ = data.send(&batch(&[range], 4096), &[]);
+        }
+    });
+    let (id, message) = root(&outcome);
+    assert_eq!(id, "migration.protocol", "{outcome:?}");
+    assert!(
+        message.contains("outside of the RAM of stream"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -263,7 +285,8 @@ fn a_source_that_lives_and_sends_nothing_is_given_up() {
 #[test]
 fn a_source_that_stalls_is_given_up() {
     let outcome = play_source(wanted(), |control, data| {
-        data.send(&BatchHeader::pass_end(1).as_bytes()[..10], &[])
+        data[0]
+            .send(&BatchHeader::pass_end(1).as_bytes()[..10], &[])
             .unwrap();
         // Nothing is heard from it, pings included, until the other side hangs up.
         while Message::receive(control).is_ok() {}

@@ -19,8 +19,7 @@ use crate::id::{MigrationId, random_bytes};
 use crate::journal::{Decision, Journal};
 use crate::observation::Side;
 use crate::pages::populate::Populate;
-use crate::pages::receiver::{Receiver, Receiving};
-use crate::pages::stripes::Share;
+use crate::pages::receiver::{Placed, Receiver, Receiving};
 use crate::pages::{self, Counters, digest_text, full};
 use crate::progress::{Phase, Report, Verify};
 use crate::raw::{HashKey, Ram};
@@ -260,9 +259,11 @@ impl Take<'_> {
             .map_err(before_commit)?;
         self.report.setup_ms = self.began.elapsed().as_secs_f64() * 1e3;
         let populate = Populate::new(&ram);
+        let placed = Placed::nothing(&ram, wanted.negotiated.verify);
         let key = (wanted.negotiated.verify == Verify::Stream).then_some(&wanted.key);
         let receiving = Receiving {
             ram: &ram,
+            placed: &placed,
             session,
             populate: &populate,
             counters,
@@ -342,13 +343,9 @@ impl Take<'_> {
                         self.enter(Phase::Precopy);
                     }
                     let connection = session.add_data(connection);
-                    let share = Share {
-                        stream: u64::from(stream),
-                        streams: streams as u64,
-                    };
                     threads::start(scope, Role::Stream, "receiving pages", move || {
                         pages::step_back();
-                        session.guard(|| Receiver::new(receiving, share, connection).run());
+                        session.guard(|| Receiver::new(receiving, stream, connection).run());
                     })?;
                 }
                 Some(Note::PassDone {

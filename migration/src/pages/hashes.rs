@@ -1,20 +1,43 @@
 //! What the pages of a stream add to its digest.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use zerocopy::FromZeros;
+
 use crate::raw::PageHash;
 
-/// The hash of each page as it was last sent or placed, and the sum of them all.
-pub(crate) struct PageHashes {
-    hashes: Vec<PageHash>,
+/// A word for each page or for each 64 pages, zero at first. All streams of a side share it, but each
+/// word is touched only by the stream that carries its stripe.
+pub(crate) struct Words(Vec<AtomicU64>);
+
+impl Words {
+    /// `count` words. What is never written takes no memory.
+    pub fn new(count: usize) -> Self {
+        let zeroed = AtomicU64::new_vec_zeroed(count);
+        // Without memory the second attempt ends as any other allocation does.
+        Self(zeroed.unwrap_or_else(|_| (0..count).map(|_| AtomicU64::new(0)).collect()))
+    }
+
+    pub fn get(&self, at: usize) -> u64 {
+        self.0[at].load(Ordering::Relaxed)
+    }
+
+    pub fn set(&self, at: usize, word: u64) {
+        self.0[at].store(word, Ordering::Relaxed);
+    }
+}
+
+/// The sum of the hashes of those pages of `hashes`, each as it was last sent or placed, that one stream
+/// carries.
+pub(crate) struct PageHashes<'a> {
+    hashes: &'a Words,
     digest: u64,
 }
 
-impl PageHashes {
-    /// Of `pages` pages, all of zeroes.
-    pub fn new(pages: usize) -> Self {
-        Self {
-            hashes: vec![0; pages],
-            digest: 0,
-        }
+impl<'a> PageHashes<'a> {
+    /// Of pages that are all of zeroes.
+    pub fn new(hashes: &'a Words) -> Self {
+        Self { hashes, digest: 0 }
     }
 
     /// Notes the hash of a page of which nothing was noted before.
@@ -24,14 +47,15 @@ impl PageHashes {
     /// digest wrong.
     pub fn note_first(&mut self, at: usize, hash: PageHash) {
         if hash != 0 {
-            self.hashes[at] = hash;
+            self.hashes.set(at, hash);
             self.digest = self.digest.wrapping_add(hash);
         }
     }
 
     /// Notes the hash of a page in place of the one that it had.
     pub fn note_again(&mut self, at: usize, hash: PageHash) {
-        let old = std::mem::replace(&mut self.hashes[at], hash);
+        let old = self.hashes.get(at);
+        self.hashes.set(at, hash);
         self.digest = self.digest.wrapping_sub(old).wrapping_add(hash);
     }
 
@@ -47,7 +71,8 @@ mod tests {
 
     #[test]
     fn the_digest_is_the_sum_of_what_each_page_has_now() {
-        let mut hashes = PageHashes::new(3);
+        let words = Words::new(3);
+        let mut hashes = PageHashes::new(&words);
         hashes.note_first(0, 7);
         hashes.note_first(1, u64::MAX);
         hashes.note_first(2, 0);

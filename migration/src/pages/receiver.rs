@@ -5,12 +5,13 @@ use std::sync::Arc;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::Counters;
-use super::hashes::PageHashes;
+use super::hashes::{PageHashes, Words};
 use super::populate::Populate;
-use super::stripes::Share;
+use super::stripes::Owners;
 use crate::PAGE_SIZE;
 use crate::error::Error;
-use crate::raw::{HashKey, Ram, RamSlice, Span};
+use crate::progress::Verify;
+use crate::raw::{HashKey, Ram, RamSlice, STRIPE_PAGES, Span};
 use crate::session::{Note, SLICE, Session};
 use crate::transport::Connection;
 use crate::wire::batch::{BATCH_LEN, BatchHeader, BatchKind, Encoding, MAX_RANGES, PageRange};
@@ -18,10 +19,28 @@ use crate::wire::batch::{BATCH_LEN, BatchHeader, BatchKind, Encoding, MAX_RANGES
 /// From this many zero pages on, the memory is given back instead of being filled.
 const PUNCH_PAGES: u64 = 128;
 
+/// What a destination remembers of its pages, for all of its streams.
+pub(crate) struct Placed {
+    owners: Owners,
+    hashes: Words,
+}
+
+impl Placed {
+    /// Of memory in which nothing was placed.
+    pub fn nothing(ram: &Ram, verify: Verify) -> Self {
+        let pages = (ram.stripes() * STRIPE_PAGES) as usize;
+        Self {
+            owners: Owners::new(ram.stripes()),
+            hashes: Words::new(if verify == Verify::Stream { pages } else { 0 }),
+        }
+    }
+}
+
 /// What all streams of a destination share.
 #[derive(Clone, Copy)]
 pub(crate) struct Receiving<'a> {
     pub ram: &'a Ram,
+    pub placed: &'a Placed,
     pub session: &'a Session,
     pub populate: &'a Populate,
     pub counters: &'a Counters,
@@ -32,23 +51,22 @@ pub(crate) struct Receiving<'a> {
 /// One data stream.
 pub(crate) struct Receiver<'a> {
     shared: Receiving<'a>,
-    share: Share,
+    stream: u16,
     connection: Arc<dyn Connection>,
-    hashes: PageHashes,
+    hashes: PageHashes<'a>,
     pass: u32,
     ranges: Vec<PageRange>,
-    /// Where each range lies: its encoding, place, and index in the tables of this share.
-    places: Vec<(Encoding, Span, usize)>,
+    /// How each range travelled and where it lies.
+    places: Vec<(Encoding, Span)>,
     body: Vec<RamSlice<'a>>,
 }
 
 impl<'a> Receiver<'a> {
-    pub fn new(shared: Receiving<'a>, share: Share, connection: Arc<dyn Connection>) -> Self {
-        let pages = share.table_len(shared.ram);
+    pub fn new(shared: Receiving<'a>, stream: u16, connection: Arc<dyn Connection>) -> Self {
         Self {
-            hashes: PageHashes::new(if shared.key.is_some() { pages } else { 0 }),
+            hashes: PageHashes::new(&shared.placed.hashes),
             shared,
-            share,
+            stream,
             connection,
             pass: 0,
             ranges: Vec::with_capacity(MAX_RANGES),
@@ -96,7 +114,7 @@ impl<'a> Receiver<'a> {
                 }
                 self.pass = header.pass();
                 self.shared.session.note(Note::PassDone {
-                    stream: self.share.stream as u16,
+                    stream: self.stream,
                     pass: self.pass,
                     digest: self.hashes.digest(),
                 });
@@ -128,24 +146,21 @@ impl<'a> Receiver<'a> {
         // All ranges are checked before the first byte lands.
         for range in ranges {
             let encoding = range.encoding()?;
-            let place = ram.find(range.gpa(), range.pages()).and_then(|span| {
-                let index = self.share.index(ram, span.region, span.page, span.pages)?;
-                Some((encoding, span, index))
-            });
-            let Some(place) = place else {
+            let place = ram.find(range.gpa(), range.pages());
+            let Some(place) = place.filter(|&place| self.is_ours(place)) else {
                 return Err(Error::Protocol(format!(
                     "{} pages at {:#x} are outside of the RAM of stream {}",
                     range.pages(),
                     range.gpa(),
-                    self.share.stream
+                    self.stream
                 )));
             };
-            self.places.push(place);
+            self.places.push((encoding, place));
             if encoding == Encoding::Raw {
                 if self.pass == 0 {
-                    self.shared.populate.claim(ram, place.1);
+                    self.shared.populate.claim(ram, place);
                 }
-                self.body.push(ram.slice(place.1));
+                self.body.push(ram.slice(place));
             }
         }
         if !self.body.is_empty() {
@@ -154,13 +169,21 @@ impl<'a> Receiver<'a> {
                 .map_err(Error::link("receiving pages"))?;
         }
         for index in 0..self.places.len() {
-            let (encoding, span, at) = self.places[index];
-            self.finish(encoding, span, at);
+            let (encoding, span) = self.places[index];
+            self.finish(encoding, span);
         }
         Ok(())
     }
 
-    fn finish(&mut self, encoding: Encoding, span: Span, at: usize) {
+    /// Whether the pages lie in one stripe, which no other stream has carried.
+    fn is_ours(&self, span: Span) -> bool {
+        let Receiving { ram, placed, .. } = self.shared;
+        let stripe = ram.regions()[span.region].first_stripe() + span.page / STRIPE_PAGES;
+        span.page % STRIPE_PAGES + span.pages <= STRIPE_PAGES
+            && placed.owners.claim(stripe, self.stream)
+    }
+
+    fn finish(&mut self, encoding: Encoding, span: Span) {
         let ram = self.shared.ram;
         let region = &ram.regions()[span.region];
         let counter = match encoding {
@@ -186,7 +209,7 @@ impl<'a> Receiver<'a> {
                     key.page(region.gpa() + one.page * PAGE_SIZE, ram.slice(one))
                 }
             };
-            let at = at + page as usize;
+            let at = ram.index(span.region, span.page + page);
             match self.pass {
                 0 => self.hashes.note_first(at, hash),
                 _ => self.hashes.note_again(at, hash),

@@ -8,14 +8,15 @@ use zerocopy::IntoBytes;
 
 use super::Counters;
 use super::dirty::{Bitmaps, next_run};
-use super::hashes::PageHashes;
-use super::stripes::{Share, Stripe};
+use super::hashes::{PageHashes, Words};
+use super::stripes::{Lanes, Stripe};
 use super::window::Window;
 use crate::PAGE_SIZE;
 use crate::bandwidth::Bucket;
 use crate::control::Control;
 use crate::error::Error;
-use crate::raw::{HashKey, Ram, RamSlice, Span};
+use crate::progress::Verify;
+use crate::raw::{HashKey, Ram, RamSlice, STRIPE_PAGES, Span};
 use crate::session::{Note, Session};
 use crate::transport::Connection;
 use crate::vm::SourceVm;
@@ -42,10 +43,31 @@ pub(crate) struct Pass {
     pub dirty: Bitmaps,
 }
 
+/// What a source remembers of its pages, for all of its streams.
+pub(crate) struct Sent {
+    lanes: Lanes,
+    /// A bit for each page that holds data at the destination.
+    placed: Words,
+    hashes: Words,
+}
+
+impl Sent {
+    /// Of a guest of which nothing was sent, to a destination that speaks `version` of the protocol.
+    pub fn nothing(ram: &Ram, verify: Verify, streams: u8, version: u16) -> Self {
+        let pages = (ram.stripes() * STRIPE_PAGES) as usize;
+        Self {
+            lanes: Lanes::new(ram.stripes(), u16::from(streams), version),
+            placed: Words::new(pages / 64),
+            hashes: Words::new(if verify == Verify::Stream { pages } else { 0 }),
+        }
+    }
+}
+
 /// What all streams of a source share.
 pub(crate) struct Sending<'a> {
     pub vm: &'a dyn SourceVm,
     pub ram: &'a Ram,
+    pub sent: &'a Sent,
     pub session: &'a Session,
     pub control: &'a Control,
     pub bucket: Arc<Bucket>,
@@ -57,11 +79,9 @@ pub(crate) struct Sending<'a> {
 /// One data stream.
 pub(crate) struct Sender<'a> {
     shared: Sending<'a>,
-    share: Share,
+    stream: u16,
     connection: Arc<dyn Connection>,
-    /// Pages that hold data at the destination, one bit each.
-    placed: Vec<u64>,
-    hashes: PageHashes,
+    hashes: PageHashes<'a>,
     window: Window,
     ranges: Vec<PageRange>,
     body: Vec<RamSlice<'a>>,
@@ -71,13 +91,11 @@ pub(crate) struct Sender<'a> {
 }
 
 impl<'a> Sender<'a> {
-    pub fn new(shared: Sending<'a>, share: Share, connection: Arc<dyn Connection>) -> Self {
-        let pages = share.table_len(shared.ram);
+    pub fn new(shared: Sending<'a>, stream: u16, connection: Arc<dyn Connection>) -> Self {
         Self {
-            placed: vec![0; pages.div_ceil(64)],
-            hashes: PageHashes::new(if shared.key.is_some() { pages } else { 0 }),
+            hashes: PageHashes::new(&shared.sent.hashes),
             shared,
-            share,
+            stream,
             connection,
             window: Window::new(),
             ranges: Vec::with_capacity(MAX_RANGES),
@@ -97,7 +115,7 @@ impl<'a> Sender<'a> {
             drop(pass);
             match sent {
                 Ok(()) => self.shared.session.note(Note::PassDone {
-                    stream: self.share.stream as u16,
+                    stream: self.stream,
                     pass: number,
                     digest: self.hashes.digest(),
                 }),
@@ -107,8 +125,31 @@ impl<'a> Sender<'a> {
     }
 
     fn send_pass(&mut self, pass: &Pass) -> Result<(), Error> {
-        let ram = self.shared.ram;
-        for stripe in self.share.stripes(ram) {
+        let lanes = &self.shared.sent.lanes;
+        match pass.kind {
+            PassKind::First => {
+                while let Some(stripes) = lanes.take(self.stream, self.window.limit()) {
+                    self.send_stripes(pass, stripes)?;
+                }
+            }
+            PassKind::Again => self.send_stripes(pass, lanes.carried(self.stream))?,
+        }
+        self.flush(pass.number)?;
+        let header = BatchHeader::pass_end(pass.number);
+        self.send_frame(header.as_bytes().len(), |frame| {
+            frame.extend(header.as_bytes());
+        })
+    }
+
+    fn send_stripes(
+        &mut self,
+        pass: &Pass,
+        stripes: impl Iterator<Item = u64>,
+    ) -> Result<(), Error> {
+        for stripe in stripes {
+            let Some(stripe) = Stripe::at(self.shared.ram, stripe) else {
+                continue;
+            };
             let words = stripe.words(&pass.dirty[stripe.region]);
             if words.iter().all(|&word| word == 0) {
                 continue;
@@ -118,12 +159,7 @@ impl<'a> Sender<'a> {
             }
             self.window.push(stripe);
         }
-        self.send_window(pass)?;
-        self.flush(pass.number)?;
-        let header = BatchHeader::pass_end(pass.number);
-        self.send_frame(header.as_bytes().len(), |frame| {
-            frame.extend(header.as_bytes());
-        })
+        self.send_window(pass)
     }
 
     /// Sends the dirty pages of the stripes in the window.
@@ -188,8 +224,8 @@ impl<'a> Sender<'a> {
                 page,
                 pages: 1,
             });
-            let local = (stripe.local * crate::raw::STRIPE_PAGES + page - stripe.first) as usize;
-            let encoding = self.classify(pass.kind, local, base + page * PAGE_SIZE, slice);
+            let at = ram.index(stripe.region, page);
+            let encoding = self.classify(pass.kind, at, base + page * PAGE_SIZE, slice);
             zero += u64::from(encoding != Some(Encoding::Raw));
             if run.map(|(_, encoding)| encoding) != encoding {
                 self.push(stripe, run, page);
@@ -212,18 +248,19 @@ impl<'a> Sender<'a> {
     fn classify(
         &mut self,
         kind: PassKind,
-        local: usize,
+        at: usize,
         gpa: u64,
         page: RamSlice<'_>,
     ) -> Option<Encoding> {
-        let (word, bit) = (local / 64, 1u64 << (local % 64));
+        let placed = &self.shared.sent.placed;
+        let (word, bit) = (at / 64, 1u64 << (at % 64));
+        let before = placed.get(word);
         let encoding = if !page.is_zero() {
-            self.placed[word] |= bit;
+            placed.set(word, before | bit);
             Some(Encoding::Raw)
         } else {
-            let was_placed = self.placed[word] & bit != 0;
-            self.placed[word] &= !bit;
-            was_placed.then_some(Encoding::Zero)
+            placed.set(word, before & !bit);
+            (before & bit != 0).then_some(Encoding::Zero)
         };
         if let Some(key) = self.shared.key {
             let hash = if encoding == Some(Encoding::Raw) {
@@ -232,8 +269,8 @@ impl<'a> Sender<'a> {
                 0
             };
             match kind {
-                PassKind::First => self.hashes.note_first(local, hash),
-                PassKind::Again => self.hashes.note_again(local, hash),
+                PassKind::First => self.hashes.note_first(at, hash),
+                PassKind::Again => self.hashes.note_again(at, hash),
             }
         }
         encoding

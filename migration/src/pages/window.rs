@@ -43,6 +43,11 @@ impl Window {
             })
     }
 
+    /// Stripes of the next window at most.
+    pub fn limit(&self) -> u64 {
+        self.limit as u64
+    }
+
     pub fn push(&mut self, stripe: Stripe) {
         self.stripes.push(stripe);
     }
@@ -86,7 +91,6 @@ mod tests {
             region: 0,
             first: number * STRIPE_PAGES,
             end: (number + 1) * STRIPE_PAGES,
-            local: number,
         }
     }
 

@@ -333,6 +333,12 @@ impl Ram {
         self.stripes
     }
 
+    /// Place of a page in a table of all stripes, in which every stripe has [`STRIPE_PAGES`] pages.
+    pub fn index(&self, region: usize, page: u64) -> usize {
+        let first = self.regions.get(region).map_or(0, Region::first_stripe);
+        (first * STRIPE_PAGES + page) as usize
+    }
+
     /// Finds `pages` pages from `gpa` on; `None` unless all of them lie in one region.
     pub fn find(&self, gpa: u64, pages: u64) -> Option<Span> {
         if pages == 0 || !gpa.is_multiple_of(PAGE_SIZE) {

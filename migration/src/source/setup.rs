@@ -9,8 +9,7 @@ use super::{End, Link, Run, milliseconds};
 use crate::error::Error;
 use crate::journal::Handover;
 use crate::observation::Side;
-use crate::pages::sender::{Pass, Sender, Sending};
-use crate::pages::stripes::Share;
+use crate::pages::sender::{Pass, Sender, Sending, Sent};
 use crate::pages::{self, populate};
 use crate::progress::{Phase, Verify};
 use crate::raw::{HashKey, Ram};
@@ -35,6 +34,14 @@ pub(super) struct Streams {
     pub digests: Vec<u64>,
 }
 
+/// What the data streams work on.
+#[derive(Clone, Copy)]
+struct Ground<'env> {
+    ram: &'env Ram,
+    sent: &'env Sent,
+    key: Option<&'env HashKey>,
+}
+
 impl<'a> Run<'a> {
     pub(super) fn drive(&mut self) -> Result<End, Error> {
         self.enter(Phase::Negotiate);
@@ -54,15 +61,22 @@ impl<'a> Run<'a> {
         let (session, notes) = Session::new(Side::Source, connection.into(), self.timing());
         self.control.attach(&session);
         let link = Link { session, notes };
-        // Streams borrow the key, so it lives outside of the scope.
+        // Streams borrow these, so they live outside of the scope.
         let key = HashKey::new(&welcome.token);
+        let verify = self.options.verify;
+        let sent = Sent::nothing(&ram, verify, self.choose_streams(), welcome.version);
+        let ground = Ground {
+            ram: &ram,
+            sent: &sent,
+            key: (verify == Verify::Stream).then_some(&key),
+        };
         let result = thread::scope(|scope| {
             let _closing = CloseOnDrop(&link.session);
             let session = &link.session;
             let heard = threads::start(scope, ThreadRole::Link, "the control connection", || {
                 session.run_control();
             });
-            let result = heard.and_then(|()| self.phases(scope, &link, description, &ram, &key));
+            let result = heard.and_then(|()| self.phases(scope, &link, description, ground));
             let result = result.or_else(|error| self.fail(&link, error));
             self.report.wire_bytes = self.counters.wire_bytes() + session.control_bytes();
             result
@@ -107,8 +121,7 @@ impl<'a> Run<'a> {
         scope: &'scope Scope<'scope, 'env>,
         link: &'env Link,
         description: MachineDescription,
-        ram: &'env Ram,
-        key: &'env HashKey,
+        ground: Ground<'env>,
     ) -> Result<End, Error>
     where
         'a: 'env,
@@ -121,8 +134,8 @@ impl<'a> Run<'a> {
         }
         self.enter(Phase::Prepare);
         self.prepare(link)?;
-        let key = (self.options.verify == Verify::Stream).then_some(key);
-        let mut streams = self.open_streams(scope, link, ram, key, streams)?;
+        let mut streams = self.open_streams(scope, link, ground, streams)?;
+        let ram = ground.ram;
         self.report.setup_ms = milliseconds(self.began.elapsed());
         self.enter(Phase::Precopy);
         let (pass, dirty) = self.precopy(link, ram, &mut streams)?;
@@ -236,8 +249,7 @@ impl<'a> Run<'a> {
         &mut self,
         scope: &'scope Scope<'scope, 'env>,
         link: &'env Link,
-        ram: &'env Ram,
-        key: Option<&'env HashKey>,
+        ground: Ground<'env>,
         count: u8,
     ) -> Result<Streams, Error>
     where
@@ -247,7 +259,7 @@ impl<'a> Run<'a> {
         self.vm
             .start_dirty_log()
             .map_err(Error::vm("start the dirty log"))?;
-        let extents = populate::extents(ram, MAX_EXTENTS);
+        let extents = populate::extents(ground.ram, MAX_EXTENTS);
         link.session.send(&Message::Extents(Extents { extents }))?;
         let mut jobs = Vec::new();
         for stream in 0..count {
@@ -255,12 +267,8 @@ impl<'a> Run<'a> {
                 stream: u16::from(stream),
             })?;
             let connection = link.session.add_data(connection);
-            let share = Share {
-                stream: u64::from(stream),
-                streams: u64::from(count),
-            };
             let (job, passes) = channel();
-            let sender = Sender::new(self.sending(link, ram, key), share, connection);
+            let sender = Sender::new(self.sending(link, ground), u16::from(stream), connection);
             let session: &Session = &link.session;
             threads::start(scope, ThreadRole::Stream, "sending pages", move || {
                 pages::step_back();
@@ -274,23 +282,19 @@ impl<'a> Run<'a> {
         })
     }
 
-    fn sending<'env>(
-        &self,
-        link: &'env Link,
-        ram: &'env Ram,
-        key: Option<&'env HashKey>,
-    ) -> Sending<'env>
+    fn sending<'env>(&self, link: &'env Link, ground: Ground<'env>) -> Sending<'env>
     where
         'a: 'env,
     {
         Sending {
             vm: self.vm,
-            ram,
+            ram: ground.ram,
+            sent: ground.sent,
             session: &link.session,
             control: self.control,
             bucket: self.bucket.clone(),
             counters: self.counters.clone(),
-            key,
+            key: ground.key,
         }
     }
 }

@@ -8,9 +8,12 @@ pub mod control;
 pub mod hello;
 
 /// Version of the protocol that this engine speaks.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// Oldest version that it still understands.
 pub const MIN_VERSION: u16 = 1;
+
+/// Version from which on a stream may carry any stripe that no other one has carried.
+pub(crate) const TAKES_OVER: u16 = 3;
 
 /// Most RAM regions in a machine description.
 pub const MAX_REGIONS: usize = 64;

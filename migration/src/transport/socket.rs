@@ -42,21 +42,22 @@ impl SocketConnection {
             let _ = sockopt::set_socket_recv_buffer_size(&fd, BUFFER);
         } else {
             sockopt::set_tcp_nodelay(&fd, true)?;
-            if stays_here(&fd) {
-                // A host whose connections are paced (bbr) would pace this one too, which only costs
-                // CPU time. Every kernel has reno.
-                let _ = sockopt::set_tcp_congestion(&fd, "reno");
+            let peer = rustix::net::getpeername(&fd).ok().flatten();
+            if let Some(Ok(peer)) = peer.map(SocketAddr::try_from) {
+                leave_unpaced(&fd, peer);
             }
         }
         Ok(Self { fd })
     }
 }
 
-/// Whether the connection is one within this host.
-fn stays_here(fd: &OwnedFd) -> bool {
-    let peer = rustix::net::getpeername(fd).ok().flatten();
-    peer.and_then(|peer| SocketAddr::try_from(peer).ok())
-        .is_some_and(|peer| peer.ip().is_loopback())
+/// Keeps a connection within this host from being paced, as a host whose connections are (bbr) would do
+/// it: that only costs CPU time. What was connected before this still has the timers.
+fn leave_unpaced(fd: &OwnedFd, peer: SocketAddr) {
+    if peer.ip().is_loopback() {
+        // Every kernel has reno.
+        let _ = sockopt::set_tcp_congestion(fd, "reno");
+    }
 }
 
 impl Connection for SocketConnection {
@@ -148,6 +149,7 @@ impl Connect for SocketConnect {
                         SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
                         None,
                     )?;
+                    leave_unpaced(&fd, to);
                     match connect_within(fd, patience, |fd| rustix::net::connect(fd, &to)) {
                         Ok(fd) => {
                             connected = Some(fd);

@@ -4,11 +4,12 @@
 //! measured as a share of it.
 
 use std::io::{self, ErrorKind};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::ops::Range;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
 
 use super::contender::Terms;
@@ -122,19 +123,29 @@ fn connect(link: &Link) -> Result<(TcpStream, TcpStream), BenchError> {
     let here = (link.destination_address(), 0);
     let listener = link.at_destination(|| TcpListener::bind(here).map_err(failed))?;
     let there = listener.local_addr().map_err(failed)?;
-    let near = link.at_source(|| TcpStream::connect(there).map_err(failed))?;
+    let near = link.at_source(|| connect_to(there).map_err(failed))?;
     let (far, peer) = listener.accept().map_err(failed)?;
     if near.local_addr().map_err(failed)? != peer {
         return Err(failed(io::Error::other("another process connected first")));
     }
     for end in [&near, &far] {
         end.set_nodelay(true).map_err(failed)?;
-        if there.ip().is_loopback() {
-            // As the engine does: the limit is what such a connection can carry.
-            let _ = rustix::net::sockopt::set_tcp_congestion(end, "reno");
-        }
     }
     Ok((near, far))
+}
+
+fn connect_to(there: SocketAddr) -> io::Result<TcpStream> {
+    let family = match there {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let socket = net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    if there.ip().is_loopback() {
+        // As the engine does: the limit is what such a connection can carry.
+        let _ = net::sockopt::set_tcp_congestion(&socket, "reno");
+    }
+    net::connect(&socket, &there)?;
+    Ok(socket.into())
 }
 
 fn send(mut socket: &TcpStream, from: &Mapping, range: Range<usize>) -> io::Result<()> {

@@ -198,6 +198,9 @@ impl Machine {
             .map_err(step("place the identity map"))?;
         vm.set_tss_address(TSS_ADDRESS)
             .map_err(step("place the TSS"))?;
+        // Before the interrupt controllers: KVM still waits for readers of the buses as they were before
+        // those, for milliseconds, and this would wait with it.
+        map_ram(&vm, &ram, DirtyLog::Off).map_err(|e| MachineError::Build("map guest RAM", e))?;
         vm.create_irq_chip()
             .map_err(step("create the interrupt controllers"))?;
         let pit = kvm_pit_config {
@@ -205,8 +208,6 @@ impl Machine {
             ..Default::default()
         };
         vm.create_pit2(pit).map_err(step("create the PIT"))?;
-        map_ram(&vm, &ram, DirtyLog::Off).map_err(|e| MachineError::Build("map guest RAM", e))?;
-
         let mut builder = BusBuilder {
             vm: &vm,
             ram: &ram,

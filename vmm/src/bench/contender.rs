@@ -131,7 +131,7 @@ impl Contender {
                 qemu::run(hosts, workload, terms, qemu, *variant).map(Turn::Moved)
             }
             Self::Limit { streams, pages } => {
-                limit::run(hosts, workload.data_bytes(), terms, *streams, *pages).map(Turn::Copied)
+                limit::run(hosts, workload, terms, *streams, *pages).map(Turn::Copied)
             }
         }
     }

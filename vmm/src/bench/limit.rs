@@ -25,21 +25,12 @@ use super::{engine, interrupt};
 /// Most bytes that one call moves: the benchmark stops between two of them when it is interrupted.
 const CHUNK: usize = 4 << 20;
 const PAGE: usize = 4096;
-/// The guest that spins beside the copy, as the moved one does.
-const SPINNER: Workload = Workload {
-    cpus: 1,
-    memory_bytes: 128 << 20,
-    random_bytes: 16 << 20,
-    dirty_bytes: 0,
-    dirty_pages_per_s: 0,
-};
-
 /// What one copy took.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Copied {
     /// From the first byte sent to the last placed.
     pub total_ms: f64,
-    /// Largest gap of the guest that spins beside it: what the load alone does to a guest.
+    /// Largest gap of the guest that runs beside it: what the load alone does to a guest.
     pub guest_gap_ms: f64,
     /// CPU seconds of both sides.
     pub cpu_s: f64,
@@ -47,26 +38,29 @@ pub(super) struct Copied {
     pub bytes: u64,
 }
 
-/// One timed copy of `bytes` of random data, a guest spinning beside it.
+/// One timed copy of as much random data as a guest with `workload` holds. Such a guest runs beside it:
+/// verifying its memory takes a CPU and the caches from the copy, as the moved one takes them from its
+/// migration.
 pub(super) fn run(
     hosts: &Hosts,
-    bytes: u64,
+    workload: &Workload,
     terms: &Terms<'_>,
     streams: u8,
     pages: Pages,
 ) -> Result<Copied, BenchError> {
-    let mut spinner = engine::start(hosts, "spinner", &SPINNER)?;
+    let bytes = workload.data_bytes();
+    let mut beside = engine::start(hosts, "spinner", workload)?;
     let source = Mapping::new(bytes, Pages::Populated)?;
     source.fill_random()?;
     mapping::warm(terms.warmth)?;
     let destination = Mapping::new(bytes, pages)?;
-    spinner.forget_gaps()?;
+    beside.forget_gaps()?;
     let cpu = CpuWindow::open(Process::new(std::process::id()), Vec::new())?;
     let took = copy(&source, &destination, streams, terms.link)?;
     Ok(Copied {
         total_ms: took.as_secs_f64() * 1000.0,
         cpu_s: cpu.close()?,
-        guest_gap_ms: spinner.largest_gap_ms()?,
+        guest_gap_ms: beside.largest_gap_ms()?,
         bytes,
     })
 }

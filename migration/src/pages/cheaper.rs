@@ -9,6 +9,9 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
+/// The first huge pages may be dear by chance, as when the kernel has to put one together: this many are
+/// tried before small ones are preferred.
+const HUGE_TRIES: u32 = 2;
 /// Failures in a row after which no further huge page is asked for: each may cost the kernel a
 /// search for memory that it does not have.
 const HUGE_FAILURES: u32 = 16;
@@ -35,6 +38,7 @@ struct Known {
     /// CPU time for a stripe, of late.
     huge: Option<Duration>,
     small: Option<Duration>,
+    huge_tries: u32,
     huge_failures: u32,
     /// CPU time since the last trial.
     since_trial: Duration,
@@ -55,6 +59,9 @@ impl Cheaper {
             };
             return (untried, stripes.min(1));
         };
+        if huge > small && known.huge_tries < HUGE_TRIES {
+            return (Way::Huge, stripes.min(1));
+        }
         let (cheap, dear, trial) = if huge <= small {
             (Way::Huge, Way::Small, small)
         } else {
@@ -87,11 +94,16 @@ impl Cheaper {
         let figure = match way {
             Way::Huge => {
                 known.huge_failures = 0;
+                known.huge_tries = known.huge_tries.saturating_add(1);
                 &mut known.huge
             }
             Way::Small => &mut known.small,
         };
-        *figure = Some(figure.map_or(each, |before| (before + each) / 2));
+        // What the dearer way cost some time ago says little about now.
+        *figure = match *figure {
+            Some(before) if was_cheaper => Some((before + each) / 2),
+            _ => Some(each),
+        };
     }
 
     /// Learns that there was no huge page to be had.
@@ -138,6 +150,23 @@ mod tests {
         assert!(huge > 700 && (1..=15).contains(&small), "{huge}, {small}");
         let (huge, small) = go(&Cheaper::default(), 4 * MS, MS, 100);
         assert!(small > 600 && (1..=15).contains(&huge), "{huge}, {small}");
+    }
+
+    #[test]
+    fn a_first_huge_page_that_is_dear_by_chance_does_not_decide() {
+        let cheaper = Cheaper::default();
+        go(&cheaper, 4 * MS, MS, 1);
+        let (huge, small) = go(&cheaper, MS / 5, MS, 20);
+        assert!(huge > 120 && small <= 3, "{huge}, {small}");
+    }
+
+    #[test]
+    fn a_dearer_way_that_has_become_cheaper_is_taken_at_its_first_trial() {
+        let cheaper = Cheaper::default();
+        go(&cheaper, 40 * MS, MS, 3);
+        let (huge, small) = go(&cheaper, MS / 5, MS, 200);
+        // 16 trials' worth of small pages, then huge ones.
+        assert!(small <= 700 && huge > 5 * small / 4, "{huge}, {small}");
     }
 
     #[test]

@@ -3,8 +3,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::Builder;
 
+use super::stripes::Stripe;
 use crate::PAGE_SIZE;
-use crate::raw::{Ram, STRIPE_PAGES, Span};
+use crate::raw::{Ram, Span};
 use crate::threads::{self, Role};
 
 /// Hashes all pages but those of zeroes, with as many threads as the host has cores. The digest is
@@ -38,24 +39,16 @@ fn hash_share(ram: &Ram, next: &AtomicU64) -> u128 {
     let mut sum = 0u128;
     let mut page_bytes = [0; PAGE_SIZE as usize];
     loop {
-        let stripe = next.fetch_add(1, Ordering::Relaxed);
-        if stripe >= ram.stripes() {
+        let Some(stripe) = Stripe::at(ram, next.fetch_add(1, Ordering::Relaxed)) else {
             return sum;
-        }
-        let found = ram.regions().iter().enumerate().find(|(_, region)| {
-            (region.first_stripe()..region.first_stripe() + region.stripes()).contains(&stripe)
-        });
-        let Some((index, region)) = found else {
-            continue;
         };
-        let first = (stripe - region.first_stripe()) * STRIPE_PAGES;
-        let end = (first + STRIPE_PAGES).min(region.pages());
-        let mut at = first;
-        while let Some((data, data_end)) = region.next_data(at, end) {
+        let region = &ram.regions()[stripe.region];
+        let mut at = stripe.first;
+        while let Some((data, data_end)) = region.next_data(at, stripe.end) {
             at = data_end;
             for page in data..data_end {
                 let slice = ram.slice(Span {
-                    region: index,
+                    region: stripe.region,
                     page,
                     pages: 1,
                 });

@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use zerocopy::FromZeros;
 
-use crate::raw::PageHash;
+use crate::progress::Verify;
+use crate::raw::{PageHash, Ram};
 
 /// A word for each page or for each 64 pages, zero at first. All streams of a side share it, but each
 /// word is touched only by the stream that carries its stripe.
@@ -16,6 +17,14 @@ impl Words {
         let zeroed = AtomicU64::new_vec_zeroed(count);
         // Without memory the second attempt ends as any other allocation does.
         Self(zeroed.unwrap_or_else(|_| (0..count).map(|_| AtomicU64::new(0)).collect()))
+    }
+
+    /// A word for the hash of each page, if pages are hashed as they travel.
+    pub fn of_hashes(ram: &Ram, verify: Verify) -> Self {
+        Self::new(match verify {
+            Verify::Stream => ram.table_len(),
+            Verify::Full | Verify::Off => 0,
+        })
     }
 
     pub fn get(&self, at: usize) -> u64 {

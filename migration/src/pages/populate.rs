@@ -86,7 +86,7 @@ impl Populate {
 
     fn state(&self, ram: &Ram, stripe: Span) -> &AtomicU8 {
         let region = &ram.regions()[stripe.region];
-        &self.stripes[(region.first_stripe() + stripe.page / STRIPE_PAGES) as usize]
+        &self.stripes[region.stripe_of(stripe.page) as usize]
     }
 
     /// Makes all full stripes present that are in one run with `stripe`.

@@ -28,10 +28,9 @@ pub(crate) struct Placed {
 impl Placed {
     /// Of memory in which nothing was placed.
     pub fn nothing(ram: &Ram, verify: Verify) -> Self {
-        let pages = (ram.stripes() * STRIPE_PAGES) as usize;
         Self {
             owners: Owners::new(ram.stripes()),
-            hashes: Words::new(if verify == Verify::Stream { pages } else { 0 }),
+            hashes: Words::of_hashes(ram, verify),
         }
     }
 }
@@ -178,7 +177,7 @@ impl<'a> Receiver<'a> {
     /// Whether the pages lie in one stripe, which no other stream has carried.
     fn is_ours(&self, span: Span) -> bool {
         let Receiving { ram, placed, .. } = self.shared;
-        let stripe = ram.regions()[span.region].first_stripe() + span.page / STRIPE_PAGES;
+        let stripe = ram.regions()[span.region].stripe_of(span.page);
         span.page % STRIPE_PAGES + span.pages <= STRIPE_PAGES
             && placed.owners.claim(stripe, self.stream)
     }
@@ -209,7 +208,7 @@ impl<'a> Receiver<'a> {
                     key.page(region.gpa() + one.page * PAGE_SIZE, ram.slice(one))
                 }
             };
-            let at = ram.index(span.region, span.page + page);
+            let at = region.index(span.page + page);
             match self.pass {
                 0 => self.hashes.note_first(at, hash),
                 _ => self.hashes.note_again(at, hash),

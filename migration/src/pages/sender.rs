@@ -16,7 +16,7 @@ use crate::bandwidth::Bucket;
 use crate::control::Control;
 use crate::error::Error;
 use crate::progress::Verify;
-use crate::raw::{HashKey, Ram, RamSlice, STRIPE_PAGES, Span};
+use crate::raw::{HashKey, Ram, RamSlice, Span};
 use crate::session::{Note, Session};
 use crate::transport::Connection;
 use crate::vm::SourceVm;
@@ -54,11 +54,10 @@ pub(crate) struct Sent {
 impl Sent {
     /// Of a guest of which nothing was sent, to a destination that speaks `version` of the protocol.
     pub fn nothing(ram: &Ram, verify: Verify, streams: u8, version: u16) -> Self {
-        let pages = (ram.stripes() * STRIPE_PAGES) as usize;
         Self {
             lanes: Lanes::new(ram.stripes(), u16::from(streams), version),
-            placed: Words::new(pages / 64),
-            hashes: Words::new(if verify == Verify::Stream { pages } else { 0 }),
+            placed: Words::new(ram.table_len() / 64),
+            hashes: Words::of_hashes(ram, verify),
         }
     }
 }
@@ -214,7 +213,7 @@ impl<'a> Sender<'a> {
         end: u64,
     ) -> Result<(), Error> {
         let ram = self.shared.ram;
-        let base = ram.regions()[stripe.region].gpa();
+        let region = &ram.regions()[stripe.region];
         // A run of pages that travel alike: its first page and encoding.
         let mut run: Option<(u64, Encoding)> = None;
         let mut zero = 0;
@@ -224,8 +223,8 @@ impl<'a> Sender<'a> {
                 page,
                 pages: 1,
             });
-            let at = ram.index(stripe.region, page);
-            let encoding = self.classify(pass.kind, at, base + page * PAGE_SIZE, slice);
+            let gpa = region.gpa() + page * PAGE_SIZE;
+            let encoding = self.classify(pass.kind, region.index(page), gpa, slice);
             zero += u64::from(encoding != Some(Encoding::Raw));
             if run.map(|(_, encoding)| encoding) != encoding {
                 self.push(stripe, run, page);

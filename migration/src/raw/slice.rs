@@ -182,6 +182,16 @@ impl Region {
         self.first_stripe
     }
 
+    /// The stripe in which `page` lies, of all stripes of the guest.
+    pub fn stripe_of(&self, page: u64) -> u64 {
+        self.first_stripe + page / STRIPE_PAGES
+    }
+
+    /// Place of `page` in a table of [`Ram::table_len`] entries.
+    pub fn index(&self, page: u64) -> usize {
+        (self.first_stripe * STRIPE_PAGES + page) as usize
+    }
+
     /// Number of stripes; the last may be short.
     pub fn stripes(&self) -> u64 {
         self.pages.div_ceil(STRIPE_PAGES)
@@ -333,10 +343,10 @@ impl Ram {
         self.stripes
     }
 
-    /// Place of a page in a table of all stripes, in which every stripe has [`STRIPE_PAGES`] pages.
-    pub fn index(&self, region: usize, page: u64) -> usize {
-        let first = self.regions.get(region).map_or(0, Region::first_stripe);
-        (first * STRIPE_PAGES + page) as usize
+    /// Entries of a table of all pages in which every stripe has [`STRIPE_PAGES`]: see
+    /// [`Region::index`].
+    pub fn table_len(&self) -> usize {
+        (self.stripes * STRIPE_PAGES) as usize
     }
 
     /// Finds `pages` pages from `gpa` on; `None` unless all of them lie in one region.

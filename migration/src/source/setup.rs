@@ -38,6 +38,7 @@ pub(super) struct Streams {
 #[derive(Clone, Copy)]
 struct Ground<'env> {
     ram: &'env Ram,
+    streams: u8,
     sent: &'env Sent,
     key: Option<&'env HashKey>,
 }
@@ -64,9 +65,11 @@ impl<'a> Run<'a> {
         // Streams borrow these, so they live outside of the scope.
         let key = HashKey::new(&welcome.token);
         let verify = self.options.verify;
-        let sent = Sent::nothing(&ram, verify, self.choose_streams(), welcome.version);
+        let streams = self.choose_streams();
+        let sent = Sent::nothing(&ram, verify, streams, welcome.version);
         let ground = Ground {
             ram: &ram,
+            streams,
             sent: &sent,
             key: (verify == Verify::Stream).then_some(&key),
         };
@@ -126,15 +129,14 @@ impl<'a> Run<'a> {
     where
         'a: 'env,
     {
-        let streams = self.choose_streams();
-        self.negotiate(link, description, streams)?;
+        self.negotiate(link, description, ground.streams)?;
         if self.options.plan {
             link.session.send(&Message::PlanEnd)?;
             return Ok(End::Planned);
         }
         self.enter(Phase::Prepare);
         self.prepare(link)?;
-        let mut streams = self.open_streams(scope, link, ground, streams)?;
+        let mut streams = self.open_streams(scope, link, ground)?;
         let ram = ground.ram;
         self.report.setup_ms = milliseconds(self.began.elapsed());
         self.enter(Phase::Precopy);
@@ -250,7 +252,6 @@ impl<'a> Run<'a> {
         scope: &'scope Scope<'scope, 'env>,
         link: &'env Link,
         ground: Ground<'env>,
-        count: u8,
     ) -> Result<Streams, Error>
     where
         'a: 'env,
@@ -262,7 +263,7 @@ impl<'a> Run<'a> {
         let extents = populate::extents(ground.ram, MAX_EXTENTS);
         link.session.send(&Message::Extents(Extents { extents }))?;
         let mut jobs = Vec::new();
-        for stream in 0..count {
+        for stream in 0..ground.streams {
             let connection = self.connect(Role::Data {
                 stream: u16::from(stream),
             })?;
@@ -278,7 +279,7 @@ impl<'a> Run<'a> {
         }
         Ok(Streams {
             jobs,
-            digests: vec![0; usize::from(count)],
+            digests: vec![0; usize::from(ground.streams)],
         })
     }
 

@@ -51,6 +51,21 @@ impl SocketConnection {
     }
 }
 
+/// A TCP socket to connect to `to` with, non-blocking, as migrations use it.
+///
+/// # Errors
+/// When the kernel has none to give.
+pub fn tcp_socket(to: SocketAddr) -> io::Result<OwnedFd> {
+    let family = match to {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    leave_unpaced(&fd, to);
+    Ok(fd)
+}
+
 /// Keeps a connection within this host from being paced, as a host whose connections are (bbr) would do
 /// it: that only costs CPU time. What was connected before this still has the timers.
 fn leave_unpaced(fd: &OwnedFd, peer: SocketAddr) {
@@ -139,17 +154,7 @@ impl Connect for SocketConnect {
                 let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
                 let mut connected = None;
                 for to in look_up(host, *port, patience)? {
-                    let family = match to {
-                        SocketAddr::V4(_) => AddressFamily::INET,
-                        SocketAddr::V6(_) => AddressFamily::INET6,
-                    };
-                    let fd = rustix::net::socket_with(
-                        family,
-                        SocketType::STREAM,
-                        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-                        None,
-                    )?;
-                    leave_unpaced(&fd, to);
+                    let fd = tcp_socket(to)?;
                     match connect_within(fd, patience, |fd| rustix::net::connect(fd, &to)) {
                         Ok(fd) => {
                             connected = Some(fd);

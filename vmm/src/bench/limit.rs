@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
+use migration::transport::socket::tcp_socket;
 use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
 
 use super::contender::Terms;
@@ -25,6 +25,7 @@ use super::{engine, interrupt};
 /// Most bytes that one call moves: the benchmark stops between two of them when it is interrupted.
 const CHUNK: usize = 4 << 20;
 const PAGE: usize = 4096;
+
 /// What one copy took.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Copied {
@@ -129,16 +130,10 @@ fn connect(link: &Link) -> Result<(TcpStream, TcpStream), BenchError> {
 }
 
 fn connect_to(there: SocketAddr) -> io::Result<TcpStream> {
-    let family = match there {
-        SocketAddr::V4(_) => AddressFamily::INET,
-        SocketAddr::V6(_) => AddressFamily::INET6,
-    };
-    let socket = net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    if there.ip().is_loopback() {
-        // As the engine does: the limit is what such a connection can carry.
-        let _ = net::sockopt::set_tcp_congestion(&socket, "reno");
-    }
-    net::connect(&socket, &there)?;
+    // The engine's: the limit is what such a connection can carry.
+    let socket = tcp_socket(there)?;
+    rustix::io::ioctl_fionbio(&socket, false)?;
+    rustix::net::connect(&socket, &there)?;
     Ok(socket.into())
 }
 

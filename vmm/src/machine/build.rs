@@ -208,6 +208,7 @@ impl Machine {
             ..Default::default()
         };
         vm.create_pit2(pit).map_err(step("create the PIT"))?;
+
         let mut builder = BusBuilder {
             vm: &vm,
             ram: &ram,

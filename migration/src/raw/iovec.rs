@@ -6,10 +6,10 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use super::slice::RamSlice;
 
 /// Entries handed to the kernel at once; more go in further calls.
-const WINDOW: usize = 256;
+pub(super) const WINDOW: usize = 256;
 
 /// What is still to be transferred of a head and the guest memory after it.
-struct Cursor<'a> {
+pub(super) struct Cursor<'a> {
     head: *mut u8,
     head_len: usize,
     body: &'a [RamSlice<'a>],
@@ -17,8 +17,20 @@ struct Cursor<'a> {
     offset: usize,
 }
 
-impl Cursor<'_> {
-    fn fill(&self, window: &mut [libc::iovec; WINDOW]) -> usize {
+impl<'a> Cursor<'a> {
+    /// All of `head_len` bytes at `head`, then of `body`.
+    pub fn new(head: *mut u8, head_len: usize, body: &'a [RamSlice<'a>]) -> Self {
+        Self {
+            head,
+            head_len,
+            body,
+            next: 0,
+            offset: 0,
+        }
+    }
+
+    /// Describes what is left, or as much as `window` holds; tells the entries used.
+    pub fn fill(&self, window: &mut [libc::iovec; WINDOW]) -> usize {
         let mut count = 0;
         if self.head_len > 0 {
             window[0] = libc::iovec {
@@ -43,7 +55,8 @@ impl Cursor<'_> {
         count
     }
 
-    fn advance(&mut self, mut done: usize) {
+    /// Notes that `done` bytes of it were transferred.
+    pub fn advance(&mut self, mut done: usize) {
         let head = done.min(self.head_len);
         // SAFETY: `head` is at most what is left of the head.
         self.head = unsafe { self.head.add(head) };
@@ -61,7 +74,7 @@ impl Cursor<'_> {
         }
     }
 
-    fn is_done(&self) -> bool {
+    pub fn is_done(&self) -> bool {
         self.head_len == 0
             && self.body[self.next..]
                 .iter()
@@ -77,20 +90,14 @@ fn message(window: &mut [libc::iovec; WINDOW], count: usize) -> libc::msghdr {
     message
 }
 
-const EMPTY: libc::iovec = libc::iovec {
+pub(super) const EMPTY: libc::iovec = libc::iovec {
     iov_base: std::ptr::null_mut(),
     iov_len: 0,
 };
 
 /// Sends `head`, then `body`, completely.
 pub(crate) fn send_all(fd: BorrowedFd<'_>, head: &[u8], body: &[RamSlice<'_>]) -> io::Result<()> {
-    let mut cursor = Cursor {
-        head: head.as_ptr().cast_mut(),
-        head_len: head.len(),
-        body,
-        next: 0,
-        offset: 0,
-    };
+    let mut cursor = Cursor::new(head.as_ptr().cast_mut(), head.len(), body);
     let mut window = [EMPTY; WINDOW];
     while !cursor.is_done() {
         let count = cursor.fill(&mut window);
@@ -113,13 +120,7 @@ pub(crate) fn receive_all(
     head: &mut [u8],
     body: &[RamSlice<'_>],
 ) -> io::Result<()> {
-    let mut cursor = Cursor {
-        head: head.as_mut_ptr(),
-        head_len: head.len(),
-        body,
-        next: 0,
-        offset: 0,
-    };
+    let mut cursor = Cursor::new(head.as_mut_ptr(), head.len(), body);
     let mut window = [EMPTY; WINDOW];
     while !cursor.is_done() {
         let count = cursor.fill(&mut window);
@@ -136,7 +137,7 @@ pub(crate) fn receive_all(
     Ok(())
 }
 
-fn check(error: io::Error) -> io::Result<()> {
+pub(super) fn check(error: io::Error) -> io::Result<()> {
     match error.kind() {
         io::ErrorKind::Interrupted => Ok(()),
         io::ErrorKind::WouldBlock => Err(io::ErrorKind::TimedOut.into()),

@@ -2,14 +2,17 @@
 //!
 //! Guest memory is shared with running vCPUs, so no Rust reference into it may exist; everything here
 //! goes through raw pointers whose bounds were checked once, when the slice was made. A value that is
-//! read while the guest writes it may be torn: the page is then marked dirty (its mark was cleared
-//! before the read) and is sent again, so torn values are never relied on.
+//! read while the guest writes it may be torn, and one that is sent by reference may be newer than the
+//! one that was hashed: the page is then marked dirty (its mark was cleared before the read) and is sent
+//! again, so such values are never relied on.
 #![allow(unsafe_code)]
 
 mod hash;
 mod iovec;
 mod slice;
+mod splice;
 
 pub use hash::{HashKey, PageHash};
 pub(crate) use iovec::{receive_all, send_all};
 pub use slice::{Ram, RamSlice, Region, STRIPE_PAGES, Span};
+pub(crate) use splice::PagePipe;

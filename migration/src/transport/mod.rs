@@ -13,6 +13,9 @@ pub mod socket;
 pub trait Connection: Send + Sync {
     /// Sends one frame: `head`, then the guest memory of `body`.
     ///
+    /// `body` may be read later than this returns: what is written to it before the peer has
+    /// received it may arrive instead (see docs/adr/0008).
+    ///
     /// # Errors
     /// `TimedOut` when nothing moves for the I/O time-out; else whatever broke the connection.
     fn send(&self, head: &[u8], body: &[RamSlice<'_>]) -> io::Result<()>;

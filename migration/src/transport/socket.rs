@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -12,21 +13,27 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 use super::{Connect, Connection, Listen, Patience};
+use crate::PAGE_SIZE;
 use crate::address::Address;
 use crate::os;
-use crate::raw::{RamSlice, receive_all, send_all};
+use crate::raw::{PagePipe, RamSlice, receive_all, send_all};
 use crate::threads::{self, Role};
 
 /// Asked of the kernel for each direction of a unix socket; it may grant less. Two batches fit. Those
 /// of TCP grow with what the connection needs, and a fixed size keeps them from it: smaller ones stay
 /// in the CPU's cache, which a copy in a loop-back or a fast network gains from.
 const BUFFER: usize = 4 << 20;
+/// Guest memory of a frame that is sent by reference at least, in bytes; less is copied.
+const BY_REFERENCE: usize = 64 << 10;
 /// Waits are cut into pieces of this length to see whether they are still wanted.
 const SLICE: Duration = Duration::from_millis(20);
 
 /// A connected stream socket.
 pub struct SocketConnection {
     fd: OwnedFd,
+    /// Made when the first pages are sent by reference; holds nothing when there was none to be had, and
+    /// all pages are copied.
+    pipe: OnceLock<Option<PagePipe>>,
 }
 
 impl SocketConnection {
@@ -47,7 +54,20 @@ impl SocketConnection {
                 leave_unpaced(&fd, peer);
             }
         }
-        Ok(Self { fd })
+        Ok(Self {
+            fd,
+            pipe: OnceLock::new(),
+        })
+    }
+
+    /// The pipe to send `body` by reference, if that is worth it: of single pages it costs as much as
+    /// the copy that it saves.
+    fn pipe_for(&self, body: &[RamSlice<'_>]) -> Option<&PagePipe> {
+        let bytes: usize = body.iter().map(RamSlice::len).sum();
+        if bytes < BY_REFERENCE || bytes < body.len() * 2 * PAGE_SIZE as usize {
+            return None;
+        }
+        self.pipe.get_or_init(|| PagePipe::new().ok()).as_ref()
     }
 }
 
@@ -77,7 +97,11 @@ fn leave_unpaced(fd: &OwnedFd, peer: SocketAddr) {
 
 impl Connection for SocketConnection {
     fn send(&self, head: &[u8], body: &[RamSlice<'_>]) -> io::Result<()> {
-        send_all(self.fd.as_fd(), head, body)
+        let fd = self.fd.as_fd();
+        match self.pipe_for(body) {
+            Some(pipe) => pipe.send_all(fd, head, body),
+            None => send_all(fd, head, body),
+        }
     }
 
     fn receive(&self, head: &mut [u8], body: &[RamSlice<'_>]) -> io::Result<()> {

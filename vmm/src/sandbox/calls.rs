@@ -192,6 +192,17 @@ pub(super) const TRANSFER: Group = Group {
     ],
 };
 
+pub(super) const PAGES: Group = Group {
+    name: "pages",
+    why: "hand pages of the guest's RAM to a socket by way of a pipe",
+    calls: calls![
+        SYS_vmsplice,
+        SYS_splice,
+        SYS_pipe2,
+        SYS_fcntl where &[&[is(1, libc::F_SETPIPE_SZ as u32)]],
+    ],
+};
+
 pub(super) const CONNECT: Group = Group {
     name: "connect",
     why: "reach the destination of a migration, at any address",

@@ -160,6 +160,9 @@ fn hot_calls_are_allowed_by_their_number_alone() {
             &[
                 libc::SYS_sendmsg,
                 libc::SYS_recvmsg,
+                libc::SYS_vmsplice,
+                libc::SYS_splice,
+                libc::SYS_pipe2,
                 libc::SYS_madvise,
                 libc::SYS_fallocate,
                 libc::SYS_lseek,

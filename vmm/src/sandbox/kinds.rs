@@ -3,8 +3,8 @@
 use super::call::Group;
 use super::calls::{
     ACCEPT, API, BUILD, CANCEL, CLAIMS, CONNECT, DIRTY_LOG, DISK, EVENTS, FILES, GUEST_RAM,
-    LOOK_UP, MACHINE_STATE, OPEN_TAP, PACE, REMOVE, RUN_VCPU, SPAWN, START, TAP, TERMINAL, THREAD,
-    TRANSFER,
+    LOOK_UP, MACHINE_STATE, OPEN_TAP, PACE, PAGES, REMOVE, RUN_VCPU, SPAWN, START, TAP, TERMINAL,
+    THREAD, TRANSFER,
 };
 
 /// A kind of thread in the process of a VM.
@@ -137,7 +137,7 @@ impl Kind {
             ],
             Self::Reception => &[&EVENTS, &SPAWN, &FILES, &ACCEPT, &TRANSFER],
             Self::Link => &[&EVENTS, &TRANSFER],
-            Self::Stream => &[&EVENTS, &TRANSFER, &PACE, &DIRTY_LOG, &GUEST_RAM],
+            Self::Stream => &[&EVENTS, &TRANSFER, &PAGES, &PACE, &DIRTY_LOG, &GUEST_RAM],
             Self::LookUp => &[&EVENTS, &TRANSFER, &LOOK_UP],
             Self::Main => &[&EVENTS, &FILES, &TERMINAL],
             Self::Process => &[&EVENTS, &START, &OPEN_TAP],

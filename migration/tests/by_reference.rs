@@ -1,0 +1,164 @@
+//! Runs of pages are sent by reference, single pages by copy; a broken connection is an error and no signal.
+
+mod double;
+
+use std::io::ErrorKind;
+use std::time::{Duration, Instant};
+
+use double::{layout, make_ram};
+use migration::raw::{Ram, RamSlice, Span};
+use migration::transport::socket::{SocketConnect, SocketListen};
+use migration::transport::{Connect, Connection, Listen, Patience};
+
+/// Pages of each of the two regions.
+const PAGES: u64 = 64;
+const PAGE: usize = migration::PAGE_SIZE as usize;
+const BEFORE: u8 = 1;
+const AFTER: u8 = 2;
+
+fn ram() -> Ram {
+    let layout = layout(2 * PAGES);
+    Ram::new(&make_ram(&layout).0, &layout).unwrap()
+}
+
+fn slice(ram: &Ram, page: u64, pages: u64) -> RamSlice<'_> {
+    ram.slice(Span {
+        region: 0,
+        page,
+        pages,
+    })
+}
+
+fn fill(ram: &Ram, value: u8) {
+    slice(ram, 0, PAGES).copy_from(&vec![value; PAGES as usize * PAGE]);
+}
+
+fn pair(listen: &SocketListen) -> [Box<dyn Connection>; 2] {
+    let connect = SocketConnect::new(listen.address().parse().unwrap()).unwrap();
+    let patience = Patience {
+        timeout: Duration::from_secs(5),
+        give_up: &|| false,
+    };
+    let ours = connect.connect(patience).unwrap();
+    let theirs = loop {
+        if let Some(connection) = listen.accept(Duration::from_secs(5)).unwrap() {
+            break connection;
+        }
+    };
+    [ours, theirs]
+}
+
+fn tcp() -> [Box<dyn Connection>; 2] {
+    pair(&SocketListen::bind(&"127.0.0.1:0".parse().unwrap()).unwrap())
+}
+
+/// What arrives of `body` when its memory is written to between its being sent and its being received.
+fn arrives(body: &[RamSlice<'_>], ram: &Ram, [ours, theirs]: [Box<dyn Connection>; 2]) -> Vec<u8> {
+    fill(ram, BEFORE);
+    ours.send(b"head", body).unwrap();
+    fill(ram, AFTER);
+    let mut arrived = vec![0; 4 + body.iter().map(RamSlice::len).sum::<usize>()];
+    theirs.receive(&mut arrived, &[]).unwrap();
+    assert_eq!(&arrived[..4], b"head");
+    arrived.split_off(4)
+}
+
+#[test]
+fn runs_of_pages_are_read_when_the_peer_receives_them() {
+    let ram = ram();
+    let body = [slice(&ram, 1, 20), slice(&ram, 30, 9)];
+    let folder = tempfile::tempdir().unwrap();
+    let path = format!("unix:{}/s", folder.path().display());
+    let unix = SocketListen::bind(&path.parse().unwrap()).unwrap();
+    for connections in [tcp(), pair(&unix)] {
+        assert_eq!(arrives(&body, &ram, connections), vec![AFTER; 29 * PAGE]);
+    }
+}
+
+#[test]
+fn single_pages_and_short_frames_are_read_when_they_are_sent() {
+    let ram = ram();
+    let single: Vec<_> = (0..32).map(|page| slice(&ram, 2 * page, 1)).collect();
+    assert_eq!(arrives(&single, &ram, tcp()), vec![BEFORE; 32 * PAGE]);
+    let short = [slice(&ram, 0, 15)];
+    assert_eq!(arrives(&short, &ram, tcp()), vec![BEFORE; 15 * PAGE]);
+}
+
+#[test]
+fn memory_by_reference_outlives_its_mapping() {
+    let [ours, theirs] = tcp();
+    {
+        let ram = ram();
+        fill(&ram, BEFORE);
+        ours.send(&[], &[slice(&ram, 0, 32)]).unwrap();
+    }
+    let mut arrived = vec![0; 32 * PAGE];
+    theirs.receive(&mut arrived, &[]).unwrap();
+    assert_eq!(arrived, vec![BEFORE; 32 * PAGE]);
+}
+
+#[test]
+fn a_frame_larger_than_every_buffer_arrives_in_order() {
+    let ram = ram();
+    for page in 0..PAGES {
+        slice(&ram, page, 1).copy_from(&vec![page as u8; PAGE]);
+    }
+    // More entries than go into one call, in runs of two pages and a half.
+    let part = PAGE * 5 / 2;
+    let body: Vec<_> = (0..2000)
+        .map(|at| slice(&ram, at % 60, 3).part(at as usize % PAGE, part))
+        .collect();
+    let mut wanted = Vec::new();
+    for slice in &body {
+        let mut bytes = vec![0; slice.len()];
+        slice.copy_to(&mut bytes);
+        wanted.extend(bytes);
+    }
+    let [ours, theirs] = tcp();
+    let mut arrived = vec![0; wanted.len()];
+    std::thread::scope(|scope| {
+        scope.spawn(|| theirs.receive(&mut arrived, &[]).unwrap());
+        ours.send(&[], &body).unwrap();
+    });
+    assert!(arrived == wanted);
+}
+
+#[test]
+fn a_peer_that_receives_nothing_or_goes_is_an_error() {
+    let ram = ram();
+    let body = [slice(&ram, 0, PAGES)];
+    let until_it_fails = |connection: &dyn Connection| {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            if let Err(error) = connection.send(b"head", &body) {
+                return error.kind();
+            }
+            assert!(Instant::now() < deadline, "the kernel takes it all");
+        }
+    };
+    let [ours, theirs] = tcp();
+    ours.set_io_timeout(Duration::from_millis(50)).unwrap();
+    assert_eq!(until_it_fails(&*ours), ErrorKind::TimedOut);
+    drop(theirs);
+
+    let [ours, theirs] = tcp();
+    drop(theirs);
+    let kind = until_it_fails(&*ours);
+    assert!(
+        matches!(kind, ErrorKind::BrokenPipe | ErrorKind::ConnectionReset),
+        "{kind:?}"
+    );
+
+    // Shut down by another thread, as a cancelled migration is.
+    let [ours, _theirs] = tcp();
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| until_it_fails(&*ours));
+        // Once nothing is taken any more, or before; either way it ends.
+        ours.shutdown();
+        let kind = sender.join().unwrap();
+        assert!(
+            matches!(kind, ErrorKind::BrokenPipe | ErrorKind::ConnectionReset),
+            "{kind:?}"
+        );
+    });
+}

@@ -30,6 +30,17 @@ pub struct MachineDescription {
     pub machine: String,
 }
 
+/// How memory gets huge pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HugePages {
+    /// By its first touch, where the mapping was advised to have them (`MADV_HUGEPAGE`).
+    ByAdvice,
+    /// By being put together of small ones (`MADV_COLLAPSE`), whatever the host's policy is; that
+    /// costs half as much again.
+    #[default]
+    ByCollapse,
+}
+
 /// Whether the guest runs when nobody migrates it; it stays that way through a migration.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -96,6 +107,10 @@ pub trait DestinationVm: Send {
     fn prepare(&mut self, description: &MachineDescription) -> VmResult<()>;
     /// Guest RAM, zero-filled; available once prepared.
     fn ram(&self) -> VmResult<GuestRam>;
+    /// How that RAM gets huge pages.
+    fn huge_pages(&self) -> HugePages {
+        HugePages::default()
+    }
     /// Tells when the state that is loaded next was saved, as far as this side's own clock can tell:
     /// neither before `earliest` nor after `latest`. What a guest's clocks have missed lies between;
     /// neither side's wall clock has a part in it.

@@ -5,6 +5,8 @@
 
 mod file;
 mod reserve;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::ffi::c_void;
 use std::fs::File;
@@ -239,7 +241,21 @@ fn advise(start: *mut u8, len: u64, advice: i32) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use migration::raw::{Ram, RamSlice, Span};
+
+    use super::testing::huge_bytes_at;
     use super::*;
+
+    const SIZE: u64 = 16 << 20;
+
+    /// The second and the third stripe of RAM.
+    fn two_stripes(ram: &Ram) -> RamSlice<'_> {
+        ram.slice(Span {
+            region: 0,
+            page: 512,
+            pages: 1024,
+        })
+    }
 
     #[test]
     fn ram_goes_around_the_hole() {
@@ -277,30 +293,45 @@ mod tests {
 
     #[test]
     fn ram_becomes_huge_and_keeps_what_it_holds() {
-        let size = 16 << 20;
-        let ram = allocate(RamFile::memfd(), size).unwrap();
-        let indexed = migration::raw::Ram::new(&ram, &layout(size)).unwrap();
-        let two_stripes = indexed.slice(migration::raw::Span {
-            region: 0,
-            page: 512,
-            pages: 1024,
-        });
-        two_stripes.part(5000, 3).copy_from(b"abc");
-        if let Err(refused) = two_stripes.make_huge() {
+        let file = RamFile::memfd();
+        let how = file.huge_pages();
+        let ram = allocate(file, SIZE).unwrap();
+        let indexed = Ram::new(&ram, &layout(SIZE)).unwrap();
+        let stripes = two_stripes(&indexed);
+        stripes.part(5000, 3).copy_from(b"abc");
+        if let Err(refused) = stripes.make_huge(how) {
             println!("skipped: no huge pages for shared memory: {refused}");
             return;
         }
         let mut held = [1; 5];
-        two_stripes.part(4999, 5).copy_to(&mut held);
+        stripes.part(4999, 5).copy_to(&mut held);
         assert_eq!(&held, b"\0abc\0");
-        let start = format!("{:x}-", ram.iter().next().unwrap().as_ptr() as usize);
-        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-        let mapped = smaps
-            .lines()
-            .skip_while(|line| !line.starts_with(&start))
-            .find_map(|line| line.strip_prefix("ShmemPmdMapped:"))
-            .unwrap();
-        assert_eq!(mapped.trim(), "4096 kB");
+        let start = ram.iter().next().unwrap().as_ptr() as usize;
+        assert_eq!(huge_bytes_at(start + (2 << 20)), 4 << 20);
+    }
+
+    #[test]
+    fn ram_on_a_tmpfs_of_its_own_is_huge_where_that_is_advised() {
+        let file = match RamFile::on_own_tmpfs() {
+            Ok(file) => file,
+            Err(why) => return println!("skipped: no tmpfs of one's own: {why}"),
+        };
+        let how = file.huge_pages();
+        let ram = allocate(file, SIZE).unwrap();
+        let indexed = Ram::new(&ram, &layout(SIZE)).unwrap();
+        let stripes = two_stripes(&indexed);
+        stripes.make_huge(how).unwrap();
+        let start = ram.iter().next().unwrap().as_ptr() as usize;
+        assert_eq!(huge_bytes_at(start + (2 << 20)), 4 << 20);
+        assert!(stripes.is_zero());
+        // Elsewhere the pages are small as before.
+        let beside = indexed.slice(Span {
+            region: 0,
+            page: 1536,
+            pages: 512,
+        });
+        beside.populate().unwrap();
+        assert_eq!(huge_bytes_at(start + (6 << 20)), 0);
     }
 
     #[test]

@@ -258,7 +258,7 @@ impl Take<'_> {
             .build(session, &wanted.negotiated.machine)
             .map_err(before_commit)?;
         self.report.setup_ms = self.began.elapsed().as_secs_f64() * 1e3;
-        let populate = Populate::new(&ram);
+        let populate = Populate::new(&ram, self.vm.huge_pages());
         let placed = Placed::nothing(&ram, wanted.negotiated.verify);
         let key = (wanted.negotiated.verify == Verify::Stream).then_some(&wanted.key);
         let receiving = Receiving {

@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use super::cheaper::{Cheaper, Way, thread_time};
 use crate::PAGE_SIZE;
 use crate::raw::{Ram, STRIPE_PAGES, Span};
+use crate::vm::HugePages;
 
 /// A stretch of data shorter than this (in pages) is not worth a call of its own.
 const WORTH: u64 = 16;
@@ -28,15 +29,18 @@ pub(crate) struct Populate {
     /// it meanwhile waits, as filling pages that are being replaced costs more.
     runs: [Mutex<()>; 16],
     cheaper: Cheaper,
+    huge: HugePages,
     stop: AtomicBool,
 }
 
 impl Populate {
-    pub fn new(ram: &Ram) -> Self {
+    /// Of `ram`, which gets huge pages in this way.
+    pub fn new(ram: &Ram, huge: HugePages) -> Self {
         Self {
             stripes: (0..ram.stripes()).map(|_| AtomicU8::new(0)).collect(),
             runs: Default::default(),
             cheaper: Cheaper::default(),
+            huge,
             stop: AtomicBool::new(false),
         }
     }
@@ -134,7 +138,7 @@ impl Populate {
             let slice = ram.slice(part);
             let before = thread_time();
             let made = match way {
-                Way::Huge => slice.make_huge(),
+                Way::Huge => slice.make_huge(self.huge),
                 Way::Small => slice.populate(),
             };
             let took = thread_time().saturating_sub(before);

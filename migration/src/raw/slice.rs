@@ -8,7 +8,7 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 use vm_memory::{FileOffset, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::error::Error;
-use crate::vm::RamRegion;
+use crate::vm::{HugePages, RamRegion};
 use crate::{GuestRam, PAGE_SIZE};
 
 /// Pages in a stripe (2 MiB): the unit in which RAM is divided among the data streams.
@@ -114,13 +114,24 @@ impl<'a> RamSlice<'a> {
         self.advise(libc::MADV_POPULATE_WRITE)
     }
 
-    /// Backs whole, aligned stripes by huge pages, whatever the system's policy for shared memory is:
-    /// several times cheaper than as many small pages. What they hold stays.
+    /// Makes whole, aligned stripes present in huge pages: several times cheaper than as many small
+    /// pages. What they hold stays.
     ///
     /// # Errors
-    /// When the kernel has no huge page to give, is older than 6.1, or denies them altogether
-    /// (`shmem_enabled` is `deny`); and when the mapping is not aligned. Some may be huge then.
-    pub fn make_huge(&self) -> std::io::Result<()> {
+    /// When the kernel cannot make them present. By collapse also when it has no huge page to give, is
+    /// older than 6.1, or denies them altogether (`shmem_enabled` is `deny`), and when the mapping is not
+    /// aligned: some may be huge then. By advice small ones take their place without an error.
+    pub fn make_huge(&self, how: HugePages) -> std::io::Result<()> {
+        match how {
+            HugePages::ByAdvice => {
+                self.advise(libc::MADV_HUGEPAGE)?;
+                self.populate()
+            }
+            HugePages::ByCollapse => self.collapse(),
+        }
+    }
+
+    fn collapse(&self) -> std::io::Result<()> {
         for stripe in (0..self.len).step_by((STRIPE_PAGES * PAGE_SIZE) as usize) {
             // The kernel collapses what has at least one page: reading brings it.
             // SAFETY: the offset is within the slice; concurrent writers are tolerated.
@@ -130,7 +141,7 @@ impl<'a> RamSlice<'a> {
     }
 
     fn advise(&self, advice: i32) -> std::io::Result<()> {
-        // SAFETY: the range is mapped; neither advice changes its contents.
+        // SAFETY: the range is mapped; none of the advices changes its contents.
         if unsafe { libc::madvise(self.ptr.cast(), self.len, advice) } < 0 {
             return Err(std::io::Error::last_os_error());
         }

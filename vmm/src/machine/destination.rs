@@ -7,7 +7,7 @@ use block::Content;
 use block::control_file::ControlFile;
 use migration::GuestRam;
 use migration::observation::{Observation, Side};
-use migration::vm::{DestinationVm, MachineDescription, VmResult};
+use migration::vm::{DestinationVm, HugePages, MachineDescription, VmResult};
 
 use super::build::{self, DiskClaim, DiskSource};
 use super::claims::Completion;
@@ -21,7 +21,7 @@ use super::{DiskOverrides, Machine, MachineError, NetOverrides, late};
 use crate::boot::refusal::KvmBackend;
 use crate::console::ConsoleHub;
 use crate::cpuid::{HostCpu, Model};
-use crate::memory::{RamFile, Room};
+use crate::memory::{PageBacking, RamFile, Room};
 use crate::runtime_dir::VmDir;
 use crate::sandbox::opener;
 use crate::{kvm, memory};
@@ -81,6 +81,7 @@ pub(super) struct MachineDestination {
     machine: Option<Arc<Machine>>,
     /// Takes what is left of the disks' claims when the guest runs.
     completion: Option<Completion>,
+    huge: HugePages,
     run: RunStateV1,
     /// When the state was saved, as far as this host can tell.
     saved: Window,
@@ -93,6 +94,7 @@ impl MachineDestination {
             started,
             machine: None,
             completion: None,
+            huge: HugePages::default(),
             run: RunStateV1::Running,
             saved: Window::default(),
         }
@@ -229,6 +231,11 @@ impl DestinationVm for MachineDestination {
         let disks = self.disks(&spec);
         let room = self.arrival.room.take();
         let room = room.unwrap_or_else(|| Room::Empty(RamFile::memfd()));
+        self.huge = match spec.pages {
+            PageBacking::Thp => room.huge_pages(),
+            // The advice would stay after the guest has come.
+            PageBacking::Small => HugePages::ByCollapse,
+        };
         let ram = room.take(spec.memory);
         let machine = Machine::build_on(
             ram.map_err(|e| observed(&e.into()))?,
@@ -250,6 +257,10 @@ impl DestinationVm for MachineDestination {
 
     fn ram(&self) -> VmResult<GuestRam> {
         Ok(self.built()?.ram().clone())
+    }
+
+    fn huge_pages(&self) -> HugePages {
+        self.huge
     }
 
     fn saved_between(&mut self, earliest: Option<Instant>, latest: Instant) {
@@ -310,7 +321,6 @@ mod tests {
     use super::*;
     use crate::console::ConsoleOutputs;
     use crate::machine::spec::{DiskAccess, DiskSpec};
-    use crate::memory::PageBacking;
     use crate::runtime_dir::RuntimeDir;
 
     fn check(paths: DiskPaths, overrides: DiskOverrides) -> VmResult<()> {

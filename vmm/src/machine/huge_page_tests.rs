@@ -1,39 +1,11 @@
 //! A guest whose RAM is backed by transparent huge pages.
 
-use std::path::Path;
-
 use vm_memory::GuestMemoryBackend;
 
 use super::probe_tests::{Probe, Setup};
 use super::tests::has_kvm;
+use crate::memory::testing::huge_bytes_at;
 use crate::memory::{PageBacking, RamFile};
-
-/// Bytes of the mapping at `address` that huge pages map.
-fn huge_bytes_at(address: usize) -> u64 {
-    let smaps = std::fs::read_to_string(Path::new("/proc/self/smaps")).unwrap();
-    let mut inside = false;
-    for line in smaps.lines() {
-        let range = line.split(' ').next().unwrap();
-        if let Some((start, end)) = range.split_once('-')
-            && let (Ok(start), Ok(end)) = (
-                usize::from_str_radix(start, 16),
-                usize::from_str_radix(end, 16),
-            )
-        {
-            inside = (start..end).contains(&address);
-        } else if let Some(amount) = line.strip_prefix("ShmemPmdMapped:")
-            && inside
-        {
-            return amount
-                .trim()
-                .trim_end_matches(" kB")
-                .parse::<u64>()
-                .unwrap()
-                << 10;
-        }
-    }
-    panic!("no mapping at {address:#x}");
-}
 
 #[test]
 fn a_guest_on_huge_pages_has_them_and_finds_no_fault() {

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 
+use migration::vm::HugePages;
 use rustix::fs::{AtFlags, MemfdFlags, Mode, OFlags, ftruncate, memfd_create, openat, unlinkat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
@@ -35,6 +36,14 @@ impl RamFile {
     /// When this process may not mount, or the kernel is older than 5.2.
     pub fn on_own_tmpfs() -> io::Result<Self> {
         on_own_tmpfs().map(|file| Self(Some(file)))
+    }
+
+    /// How a mapping of it gets huge pages.
+    pub(super) fn huge_pages(&self) -> HugePages {
+        match self.0 {
+            Some(_) => HugePages::ByAdvice,
+            None => HugePages::ByCollapse,
+        }
     }
 
     /// The file with `size` bytes; no page is touched.

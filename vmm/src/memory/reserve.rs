@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 use migration::raw::{Ram, STRIPE_PAGES, Span};
+use migration::vm::HugePages;
 use migration::{GuestRam, PAGE_SIZE};
 use rustix::fs::ftruncate;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
@@ -30,6 +31,14 @@ pub enum Room {
 }
 
 impl Room {
+    /// How RAM that lies in it gets huge pages.
+    pub fn huge_pages(&self) -> HugePages {
+        match self {
+            Self::Empty(file) => file.huge_pages(),
+            Self::Reserved(reserve) => reserve.huge,
+        }
+    }
+
     /// Guest RAM of `size` bytes.
     ///
     /// # Errors
@@ -46,6 +55,7 @@ impl Room {
 #[derive(Debug)]
 pub struct Reserve {
     size: u64,
+    huge: HugePages,
     ram: GuestRam,
     taken: Arc<AtomicBool>,
     filling: JoinHandle<()>,
@@ -57,6 +67,7 @@ impl Reserve {
     /// # Errors
     /// When the host cannot hold it, or the kernel refuses.
     pub fn new(file: RamFile, size: u64) -> Result<Self, MemoryError> {
+        let huge = file.huge_pages();
         let (ram, indexed) = make(file, size)?;
         let taken = Arc::new(AtomicBool::new(false));
         let stop = taken.clone();
@@ -64,11 +75,12 @@ impl Reserve {
             .name("reserve".into())
             .spawn(move || {
                 sandbox::begin(Kind::Helper);
-                fill(&indexed, &stop);
+                fill(&indexed, huge, &stop);
             })
             .map_err(MemoryError::Thread)?;
         Ok(Self {
             size,
+            huge,
             ram,
             taken,
             filling,
@@ -85,6 +97,7 @@ impl Reserve {
             ram,
             taken,
             filling,
+            ..
         } = self;
         taken.store(true, Ordering::Relaxed);
         if filling.join().is_err() {
@@ -113,8 +126,10 @@ impl Reserve {
 /// # Errors
 /// When the host cannot hold it, or the kernel refuses.
 pub fn present(size: u64) -> Result<GuestRam, MemoryError> {
-    let (ram, indexed) = make(RamFile::memfd(), size)?;
-    fill(&indexed, &AtomicBool::new(false));
+    let file = RamFile::memfd();
+    let huge = file.huge_pages();
+    let (ram, indexed) = make(file, size)?;
+    fill(&indexed, huge, &AtomicBool::new(false));
     Ok(ram)
 }
 
@@ -125,7 +140,7 @@ fn make(file: RamFile, size: u64) -> Result<(GuestRam, Ram), MemoryError> {
 }
 
 /// Makes all of `ram` present, until `stop` is set.
-fn fill(ram: &Ram, stop: &AtomicBool) {
+fn fill(ram: &Ram, how: HugePages, stop: &AtomicBool) {
     let mut huge = true;
     for (index, region) in ram.regions().iter().enumerate() {
         let mut page = 0;
@@ -139,7 +154,7 @@ fn fill(ram: &Ram, stop: &AtomicBool) {
                 page,
                 pages,
             });
-            huge = huge && slice.make_huge().is_ok();
+            huge = huge && slice.make_huge(how).is_ok();
             // Without huge pages, and for the end that fills none.
             if (!huge || !pages.is_multiple_of(STRIPE_PAGES))
                 && let Err(e) = slice.populate()

@@ -13,6 +13,8 @@ use super::slice::RamSlice;
 /// at a time; a larger pipe takes fewer calls. What all pipes of an ordinary user may hold by default
 /// (64 MiB) does for 256 of these.
 const CAPACITY: usize = 256 << 10;
+/// With room for less, as have pipes of a user who has too many, to copy is cheaper.
+const LEAST: usize = 64 << 10;
 
 /// A pipe through which references to pages pass on their way into one socket (splice(2), vmsplice(2)).
 pub(crate) struct PagePipe {
@@ -24,11 +26,14 @@ impl PagePipe {
     /// An empty pipe.
     ///
     /// # Errors
-    /// When the process or the host may have no more descriptors.
+    /// When the process or the host may have no more descriptors, or no pipe of a useful size.
     pub fn new() -> io::Result<Self> {
         let (out, into) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        // A smaller one is slower, not wrong.
-        let _ = rustix::pipe::fcntl_setpipe_size(&into, CAPACITY);
+        let capacity = rustix::pipe::fcntl_setpipe_size(&into, CAPACITY)
+            .or_else(|_| rustix::pipe::fcntl_getpipe_size(&into))?;
+        if capacity < LEAST {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
         Ok(Self { out, into })
     }
 

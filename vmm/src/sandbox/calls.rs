@@ -199,7 +199,7 @@ pub(super) const PAGES: Group = Group {
         SYS_vmsplice,
         SYS_splice,
         SYS_pipe2,
-        SYS_fcntl where &[&[is(1, libc::F_SETPIPE_SZ as u32)]],
+        SYS_fcntl where &[&[is(1, libc::F_SETPIPE_SZ as u32)], &[is(1, libc::F_GETPIPE_SZ as u32)]],
     ],
 };
 

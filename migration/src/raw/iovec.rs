@@ -97,6 +97,16 @@ pub(super) const EMPTY: libc::iovec = libc::iovec {
 
 /// Sends `head`, then `body`, completely.
 pub(crate) fn send_all(fd: BorrowedFd<'_>, head: &[u8], body: &[RamSlice<'_>]) -> io::Result<()> {
+    send_with(fd, head, body, libc::MSG_NOSIGNAL)
+}
+
+/// The same with these `flags` of sendmsg(2).
+pub(super) fn send_with(
+    fd: BorrowedFd<'_>,
+    head: &[u8],
+    body: &[RamSlice<'_>],
+    flags: libc::c_int,
+) -> io::Result<()> {
     let mut cursor = Cursor::new(head.as_ptr().cast_mut(), head.len(), body);
     let mut window = [EMPTY; WINDOW];
     while !cursor.is_done() {
@@ -104,7 +114,7 @@ pub(crate) fn send_all(fd: BorrowedFd<'_>, head: &[u8], body: &[RamSlice<'_>]) -
         let message = message(&mut window, count);
         // SAFETY: the entries point to `head`, which is only read, and to guest memory that `body`
         // keeps mapped; the kernel copies with its own fault handling.
-        let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) };
+        let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, flags) };
         match sent {
             0 => return Err(io::ErrorKind::WriteZero.into()),
             1.. => cursor.advance(sent as usize),

@@ -3,10 +3,9 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::net::SendFlags;
 use rustix::pipe::{PipeFlags, SpliceFlags};
 
-use super::iovec::{Cursor, EMPTY, WINDOW, check};
+use super::iovec::{Cursor, EMPTY, WINDOW, check, send_with};
 use super::slice::RamSlice;
 
 /// Bytes of pages that a pipe holds at once, if the host lets it have so many. The kernel hands on 64 KiB
@@ -48,15 +47,10 @@ impl PagePipe {
     pub fn send_all(
         &self,
         fd: BorrowedFd<'_>,
-        mut head: &[u8],
+        head: &[u8],
         body: &[RamSlice<'_>],
     ) -> io::Result<()> {
-        while !head.is_empty() {
-            match rustix::net::send(fd, head, SendFlags::NOSIGNAL | SendFlags::MORE) {
-                Ok(sent) => head = &head[sent..],
-                Err(error) => check(error.into())?,
-            }
-        }
+        send_with(fd, head, &[], libc::MSG_NOSIGNAL | libc::MSG_MORE)?;
         let mut cursor = Cursor::new(std::ptr::null_mut(), 0, body);
         let mut window = [EMPTY; WINDOW];
         while !cursor.is_done() {

@@ -5,10 +5,9 @@ mod double;
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
-use double::{layout, make_ram};
+use double::{layout, make_ram, network};
 use migration::raw::{Ram, RamSlice, Span};
-use migration::transport::socket::{SocketConnect, SocketListen};
-use migration::transport::{Connect, Connection, Listen, Patience};
+use migration::transport::Connection;
 
 /// Pages of each of the two regions.
 const PAGES: u64 = 64;
@@ -33,23 +32,8 @@ fn fill(ram: &Ram, value: u8) {
     slice(ram, 0, PAGES).copy_from(&vec![value; PAGES as usize * PAGE]);
 }
 
-fn pair(listen: &SocketListen) -> [Box<dyn Connection>; 2] {
-    let connect = SocketConnect::new(listen.address().parse().unwrap()).unwrap();
-    let patience = Patience {
-        timeout: Duration::from_secs(5),
-        give_up: &|| false,
-    };
-    let ours = connect.connect(patience).unwrap();
-    let theirs = loop {
-        if let Some(connection) = listen.accept(Duration::from_secs(5)).unwrap() {
-            break connection;
-        }
-    };
-    [ours, theirs]
-}
-
 fn tcp() -> [Box<dyn Connection>; 2] {
-    pair(&SocketListen::bind(&"127.0.0.1:0".parse().unwrap()).unwrap())
+    network::connection(&network::tcp())
 }
 
 /// What arrives of `body` when its memory is written to between its being sent and its being received.
@@ -68,9 +52,8 @@ fn runs_of_pages_are_read_when_the_peer_receives_them() {
     let ram = ram();
     let body = [slice(&ram, 1, 20), slice(&ram, 30, 9)];
     let folder = tempfile::tempdir().unwrap();
-    let path = format!("unix:{}/s", folder.path().display());
-    let unix = SocketListen::bind(&path.parse().unwrap()).unwrap();
-    for connections in [tcp(), pair(&unix)] {
+    let unix = network::listening(&format!("unix:{}/s", folder.path().display()));
+    for connections in [tcp(), network::connection(&unix)] {
         assert_eq!(arrives(&body, &ram, connections), vec![AFTER; 29 * PAGE]);
     }
 }

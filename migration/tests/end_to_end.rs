@@ -6,12 +6,11 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use double::{Destination, Guest, Source, Witness};
+use double::{Destination, Guest, Source, Witness, network};
 use migration::control::Control;
 use migration::journal::{FileJournal, Journal, MemoryJournal};
 use migration::progress::Verify;
 use migration::raw::RamSlice;
-use migration::transport::socket::{SocketConnect, SocketListen};
 use migration::transport::{Connect, Connection, Listen, Patience, memory};
 use migration::wire::hello::{Hello, Role};
 use migration::{MigrationId, Outcome, destination, source};
@@ -212,8 +211,7 @@ fn what_a_slow_stream_does_not_come_to_the_others_carry() {
 #[test]
 fn guest_moves_over_tcp_however_it_is_verified() {
     for verify in [Verify::Stream, Verify::Full, Verify::Off] {
-        let listen = SocketListen::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
-        let connect = SocketConnect::new(listen.address().parse().unwrap()).unwrap();
+        let (connect, listen) = network::tcp();
         move_with(&connect, &listen, verify, 2);
     }
 }
@@ -221,11 +219,8 @@ fn guest_moves_over_tcp_however_it_is_verified() {
 #[test]
 fn guest_moves_over_a_unix_socket_with_durable_journals() {
     let directory = tempfile::tempdir().unwrap();
-    let address = format!("unix:{}/in.sock", directory.path().display())
-        .parse()
-        .unwrap();
-    let listen = SocketListen::bind(&address).unwrap();
-    let connect = SocketConnect::new(address).unwrap();
+    let address = format!("unix:{}/in.sock", directory.path().display());
+    let (connect, listen) = network::listening(&address);
     let witness = Arc::default();
     let vm = busy_source(&witness);
     let mut into = Destination::new(&witness);

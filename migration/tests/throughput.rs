@@ -6,13 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use double::{Destination, Guest, Source, Witness};
+use double::{Destination, Guest, Source, Witness, network};
 use migration::control::Control;
 use migration::journal::MemoryJournal;
 use migration::progress::Verify;
 use migration::raw::{Ram, Span};
-use migration::transport::socket::{SocketConnect, SocketListen};
-use migration::transport::{Connect, Listen, Patience};
 use migration::vm::{RamRegion, SourceVm};
 use migration::{MigrationId, destination, source};
 
@@ -38,30 +36,13 @@ fn cpu_ms() -> u64 {
     (fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()) * 10
 }
 
-fn sockets() -> (SocketConnect, SocketListen) {
-    let listen = SocketListen::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
-    (
-        SocketConnect::new(listen.address().parse().unwrap()).unwrap(),
-        listen,
-    )
-}
-
 /// Copies all memory over `streams` plain sockets: seconds.
 fn plain_copy(from: &Ram, to: &Ram, streams: u64) -> f64 {
-    let (connect, listen) = sockets();
+    let sockets = network::tcp();
     let began = Instant::now();
     std::thread::scope(|scope| {
         for stream in 0..streams {
-            let patience = Patience {
-                timeout: std::time::Duration::from_secs(5),
-                give_up: &|| false,
-            };
-            let sender = connect.connect(patience).unwrap();
-            let receiver = loop {
-                if let Some(connection) = listen.accept(patience.timeout).unwrap() {
-                    break connection;
-                }
-            };
+            let [sender, receiver] = network::connection(&sockets);
             let chunks = move |ram: &Ram| {
                 let mut all = Vec::new();
                 for (region, r) in ram.regions().iter().enumerate() {
@@ -155,7 +136,7 @@ fn throughput_is_printed_next_to_a_plain_copy() {
 }
 
 fn migrate_once(vm: &Source, streams: u8, verify: Verify) -> (f64, f64) {
-    let (connect, listen) = sockets();
+    let (connect, listen) = network::tcp();
     let witness: Arc<Witness> = Arc::default();
     let mut into = Destination::new(&witness);
     let options = source::Options {

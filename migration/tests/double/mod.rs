@@ -2,6 +2,8 @@
 //! who sees whether two of them ever run the same guest.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod network;
+
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};

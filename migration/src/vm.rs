@@ -83,6 +83,11 @@ pub trait SourceVm: Send + Sync {
     /// `region` on (`first_page` is a multiple of 64), so that later writes are seen again. Called
     /// before the pages are read.
     fn clear_dirty(&self, region: usize, first_page: u64, bits: &[u64]) -> VmResult<()>;
+    /// Tells that from now on `threads` threads of this host move memory and want processors beside the
+    /// running vCPUs; 0 when they no longer do. A VM whose host has too few for all may see to it that
+    /// neither side waits for long. Told before the
+    /// destination builds the machine, and when the guest is stopped or stays.
+    fn share_processors(&self, _threads: usize) {}
     /// Stops the guest: vCPUs, then devices drain and flush their disks. Idempotent.
     fn pause(&self) -> VmResult<()>;
     /// Undoes [`SourceVm::pause`]: the guest goes on, unless its own user had paused it. Idempotent.

@@ -3,6 +3,7 @@
 mod double;
 
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -63,6 +64,9 @@ fn assert_moved(vm: &Source, into: &Destination, moved: &Moved, witness: &Witnes
     assert_eq!(into.state.as_deref(), Some(vm.state.as_slice()));
     assert_eq!(witness.running(), (false, true));
     assert_eq!(into.started, 1);
+    let sharing = [&vm.shared, &vm.sharing].map(|threads| threads.load(Ordering::SeqCst));
+    assert!(sharing[0] > 0, "nobody said that processors are shared");
+    assert_eq!(sharing[1], 0, "they are no longer");
     let downtime = report.downtime_ms.unwrap();
     assert!(downtime > 0.0 && report.total_ms >= downtime);
     let parts = &report.downtime;

@@ -20,7 +20,7 @@ use crate::journal::{Decision, Journal};
 use crate::observation::Side;
 use crate::pages::populate::Populate;
 use crate::pages::receiver::{Placed, Receiver, Receiving};
-use crate::pages::{self, Counters, digest_text, full};
+use crate::pages::{Counters, digest_text, full, processors};
 use crate::progress::{Phase, Report, Verify};
 use crate::raw::{HashKey, Ram};
 use crate::session::{CloseOnDrop, Note, Session, Timing};
@@ -302,8 +302,8 @@ impl Take<'_> {
         wanted: &Negotiate,
     ) -> Result<Ready, Error> {
         let session = receiving.session;
-        let streams = usize::from(wanted.streams);
-        let mut done: Vec<(u32, u64)> = vec![(0, 0); streams];
+        let streams = wanted.streams;
+        let mut done: Vec<(u32, u64)> = vec![(0, 0); usize::from(streams)];
         let mut state: Option<Vec<u8>> = None;
         let mut placings = Placings::new();
         let (mut last, mut placed) = (None, 0);
@@ -334,7 +334,7 @@ impl Take<'_> {
             }
             match note {
                 Some(Note::Data { stream, connection }) => {
-                    if usize::from(stream) >= streams {
+                    if stream >= u16::from(streams) {
                         return Err(Error::Protocol(format!(
                             "data stream {stream} of {streams}"
                         )));
@@ -344,7 +344,8 @@ impl Take<'_> {
                     }
                     let connection = session.add_data(connection);
                     threads::start(scope, Role::Stream, "receiving pages", move || {
-                        pages::step_back();
+                        processors::step_back();
+                        processors::spread(stream, streams);
                         session.guard(|| Receiver::new(receiving, stream, connection).run());
                     })?;
                 }
@@ -354,10 +355,13 @@ impl Take<'_> {
                     digest,
                 }) => done[usize::from(stream)] = (pass, digest),
                 Some(Note::Message(Message::Extents(Extents { extents }))) => {
-                    threads::start(scope, Role::Stream, "making memory present", move || {
-                        pages::step_back();
-                        session.guard(|| receiving.populate.run(receiving.ram, &extents));
-                    })?;
+                    receiving.populate.expect(receiving.ram, &extents);
+                    if !processors::are_few(streams) {
+                        threads::start(scope, Role::Stream, "making memory present", move || {
+                            processors::step_back();
+                            session.guard(|| receiving.populate.go_ahead(receiving.ram, &extents));
+                        })?;
+                    }
                 }
                 Some(Note::Message(Message::State(bytes))) if state.is_none() => {
                     placings.state_is_here();

@@ -5,6 +5,7 @@ pub(crate) mod dirty;
 pub(crate) mod full;
 pub(crate) mod hashes;
 pub(crate) mod populate;
+pub(crate) mod processors;
 pub(crate) mod receiver;
 pub(crate) mod sender;
 pub(crate) mod stripes;
@@ -14,15 +15,6 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::progress::EncodingCount;
-
-/// Makes the calling thread one that moves memory: it steps back behind the vCPUs of its host, which
-/// share its cores and whose guest is not to notice.
-pub(crate) fn step_back() {
-    /// Enough for a vCPU that wakes to run at once, and not so much that the move starves beside it.
-    const NICER: i32 = 2;
-    // Refused only where a limit forbids even that; then all are equal.
-    let _ = rustix::process::nice(NICER);
-}
 
 /// Pages and bytes moved, counted by all streams.
 #[derive(Default)]

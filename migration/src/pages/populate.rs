@@ -2,7 +2,8 @@
 //!
 //! First touch costs the destination more than receiving: a fault for each small page. A stripe that
 //! is announced to be full of data is backed by a huge page instead, where that is cheaper, by whoever
-//! comes to it first: a thread that goes ahead of the data, or the stream whose data arrives.
+//! comes to it first: a thread that goes ahead of the data, or the stream whose data arrives. Without a
+//! processor to spare nobody goes ahead: what a stream zeroed itself is in its cache when data comes.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -14,8 +15,11 @@ use crate::vm::HugePages;
 
 /// A stretch of data shorter than this (in pages) is not worth a call of its own.
 const WORTH: u64 = 16;
-/// Stripes that are made present by one call: each call costs the kernel some housekeeping of its own.
-const RUN: u64 = 8;
+/// Stripes that are made present together when they are put together of small pages: each such call costs
+/// the kernel some housekeeping on all processors.
+const RUN_BY_COLLAPSE: u64 = 8;
+/// The same by advice, where a call costs little: no more than the cache still holds when data arrives.
+const RUN_BY_ADVICE: u64 = 2;
 
 /// The stripe will be full of data.
 const FULL: u8 = 1;
@@ -28,6 +32,8 @@ pub(crate) struct Populate {
     /// Held while a run of stripes is made present, by the number of the run: data that arrives for
     /// it meanwhile waits, as filling pages that are being replaced costs more.
     runs: [Mutex<()>; 16],
+    /// Stripes in a run.
+    run: u64,
     cheaper: Cheaper,
     huge: HugePages,
     stop: AtomicBool,
@@ -39,13 +45,17 @@ impl Populate {
         Self {
             stripes: (0..ram.stripes()).map(|_| AtomicU8::new(0)).collect(),
             runs: Default::default(),
+            run: match huge {
+                HugePages::ByAdvice => RUN_BY_ADVICE,
+                HugePages::ByCollapse => RUN_BY_COLLAPSE,
+            },
             cheaper: Cheaper::default(),
             huge,
             stop: AtomicBool::new(false),
         }
     }
 
-    /// Ends [`Populate::run`] soon.
+    /// Ends [`Populate::go_ahead`] soon.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
     }
@@ -67,14 +77,17 @@ impl Populate {
         }
     }
 
-    /// Takes note of the announced extents, then makes them present, in the order in which data
-    /// comes.
-    pub fn run(&self, ram: &Ram, extents: &[(u64, u64)]) {
-        let pieces = || extents.iter().flat_map(|&extent| pieces(ram, extent));
-        for piece in pieces().filter(|&piece| piece == stripe_of(ram, piece)) {
+    /// Takes note of the announced extents.
+    pub fn expect(&self, ram: &Ram, extents: &[(u64, u64)]) {
+        let pieces = extents.iter().flat_map(|&extent| pieces(ram, extent));
+        for piece in pieces.filter(|&piece| piece == stripe_of(ram, piece)) {
             self.state(ram, piece).fetch_or(FULL, Ordering::Relaxed);
         }
-        for piece in pieces() {
+    }
+
+    /// Makes the announced extents, which are expected, present in the order in which data comes.
+    pub fn go_ahead(&self, ram: &Ram, extents: &[(u64, u64)]) {
+        for piece in extents.iter().flat_map(|&extent| pieces(ram, extent)) {
             if self.stop.load(Ordering::Relaxed) {
                 return;
             }
@@ -95,12 +108,12 @@ impl Populate {
 
     /// Makes all full stripes present that are in one run with `stripe`.
     fn make_present(&self, ram: &Ram, stripe: Span) {
-        let number = stripe.page / STRIPE_PAGES / RUN;
+        let number = stripe.page / STRIPE_PAGES / self.run;
         let turn = &self.runs[number as usize % self.runs.len()];
         let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let pages = ram.regions()[stripe.region].pages();
-        let first = number * RUN * STRIPE_PAGES;
-        let end = (first + RUN * STRIPE_PAGES).min(pages);
+        let first = number * self.run * STRIPE_PAGES;
+        let end = (first + self.run * STRIPE_PAGES).min(pages);
         let wanted = |page: u64| {
             let state = self.state(ram, Span { page, ..stripe });
             state.load(Ordering::Relaxed) == FULL

@@ -296,6 +296,7 @@ impl Run<'_> {
             self.undo.paused = true;
             self.vm.pause().map_err(Error::vm("pause the guest"))?;
             self.report.downtime.stop = Some(milliseconds(began.elapsed()));
+            self.stop_sharing();
         }
         Ok(())
     }

@@ -107,6 +107,7 @@ enum End {
 struct Undo {
     disks_offered: bool,
     logging: bool,
+    sharing: bool,
     paused: bool,
     commit_sent: bool,
 }
@@ -323,6 +324,13 @@ impl<'a> Run<'a> {
         Outcome::Failed(self.report)
     }
 
+    /// Gives the processors back to the vCPUs alone.
+    fn stop_sharing(&mut self) {
+        if std::mem::take(&mut self.undo.sharing) {
+            self.vm.share_processors(0);
+        }
+    }
+
     /// Undoes the pause of the switch-over.
     fn resume_guest(&mut self) -> Result<(), Error> {
         if self.undo.paused {
@@ -344,6 +352,7 @@ impl<'a> Run<'a> {
     /// Makes the VM what it was before; what could not be undone.
     fn restore(&mut self) -> Vec<Error> {
         let mut failures = Vec::new();
+        self.stop_sharing();
         failures.extend(self.resume_guest().err());
         if std::mem::take(&mut self.undo.logging) {
             let stopped = self.vm.stop_dirty_log();

@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::journal::Handover;
 use crate::observation::Side;
 use crate::pages::sender::{Pass, Sender, Sending, Sent};
-use crate::pages::{self, populate};
+use crate::pages::{populate, processors};
 use crate::progress::{Phase, Verify};
 use crate::raw::{HashKey, Ram};
 use crate::session::{CloseOnDrop, Session};
@@ -66,6 +66,11 @@ impl<'a> Run<'a> {
         let key = HashKey::new(&welcome.token);
         let verify = self.options.verify;
         let streams = self.choose_streams();
+        if !self.options.plan {
+            // Also while the destination builds the machine: whoever wakes next is to run at once.
+            self.undo.sharing = true;
+            self.vm.share_processors(usize::from(streams));
+        }
         let sent = Sent::nothing(&ram, verify, streams, welcome.version);
         let ground = Ground {
             ram: &ram,
@@ -272,7 +277,8 @@ impl<'a> Run<'a> {
             let sender = Sender::new(self.sending(link, ground), u16::from(stream), connection);
             let session: &Session = &link.session;
             threads::start(scope, ThreadRole::Stream, "sending pages", move || {
-                pages::step_back();
+                processors::step_back();
+                processors::spread(stream.into(), ground.streams);
                 session.guard(|| sender.run(&passes));
             })?;
             jobs.push(job);

@@ -5,7 +5,7 @@
 pub mod network;
 
 use std::fs::File;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -162,6 +162,9 @@ pub struct Source {
     pub run_state: RunState,
     pub state: Vec<u8>,
     pub logging: AtomicBool,
+    /// Threads that it was told share its processors: now, and at most.
+    pub sharing: AtomicUsize,
+    pub shared: AtomicUsize,
     pub offered: AtomicBool,
     pub released: AtomicBool,
 }
@@ -215,6 +218,8 @@ impl Source {
             run_state: RunState::Running,
             state: b"the state of the machine".to_vec(),
             logging: AtomicBool::new(false),
+            sharing: AtomicUsize::new(0),
+            shared: AtomicUsize::new(0),
             offered: AtomicBool::new(false),
             released: AtomicBool::new(false),
         }
@@ -249,6 +254,7 @@ impl Source {
     /// Whether it is as before a migration.
     pub fn is_untouched(&self) -> bool {
         !self.logging.load(Ordering::SeqCst)
+            && self.sharing.load(Ordering::SeqCst) == 0
             && !self.offered.load(Ordering::SeqCst)
             && !self.released.load(Ordering::SeqCst)
             && *self.inner.runs.lock().unwrap() == (self.run_state == RunState::Running)
@@ -341,6 +347,11 @@ impl SourceVm for Source {
             marks.fetch_and(!bits, Ordering::SeqCst);
         }
         Ok(())
+    }
+
+    fn share_processors(&self, threads: usize) {
+        self.sharing.store(threads, Ordering::SeqCst);
+        self.shared.fetch_max(threads, Ordering::SeqCst);
     }
 
     fn pause(&self) -> VmResult<()> {

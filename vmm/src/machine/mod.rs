@@ -38,6 +38,8 @@ pub mod spec;
 pub mod state;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod turns_tests;
 
 use std::path::PathBuf;
 
@@ -189,6 +191,17 @@ impl Machine {
             boot::set_msrs(&self.vcpus.fd(index))?;
         }
         Ok(entry.set_registers(&self.vcpus.fd(0), &self.ram)?)
+    }
+
+    /// As [`VcpuSet::share_processors`].
+    pub fn share_processors(&self, threads: usize) {
+        self.vcpus.share_processors(threads);
+    }
+
+    /// As [`VcpuSet::turns_given`].
+    #[cfg(test)]
+    fn turns_given(&self) -> u64 {
+        self.vcpus.turns_given()
     }
 
     /// Turns the dirty log of all RAM on or off.

@@ -88,6 +88,10 @@ impl SourceVm for MachineSource {
             .map_err(|e| observed(&e))
     }
 
+    fn share_processors(&self, threads: usize) {
+        self.machine.share_processors(threads);
+    }
+
     fn pause(&self) -> VmResult<()> {
         self.machine
             .pause(PauseReason::Migration)

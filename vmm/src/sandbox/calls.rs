@@ -99,8 +99,14 @@ pub(super) const SPAWN: Group = Group {
 
 pub(super) const PACE: Group = Group {
     name: "pace",
-    why: "step back behind the vCPUs",
+    why: "step back behind the vCPUs, keep to a share of the processors",
     calls: calls![SYS_getpriority, SYS_setpriority, SYS_sched_setaffinity],
+};
+
+pub(super) const TURNS: Group = Group {
+    name: "turns",
+    why: "a timer of its own, after which it lets others run",
+    calls: calls![SYS_timer_create, SYS_timer_settime, SYS_timer_delete],
 };
 
 pub(super) const FILES: Group = Group {

@@ -8,6 +8,7 @@ mod run;
 mod shutdown;
 pub mod state;
 mod timer;
+mod turns;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -16,12 +17,14 @@ use std::{io, thread};
 use devices::bus::Bus;
 use kvm_ioctls::VcpuFd;
 use migration::observation::Observation;
+use rustix::thread::sched_getaffinity;
 use vmm_sys_util::signal::Killable;
 
 use crate::machine::GuestEvents;
 use crate::sandbox::{self, Kind};
 use gate::{Gate, Mode};
 use kick::ImmediateExit;
+use turns::Turns;
 
 /// What a guest did that ends its run.
 #[derive(Debug, Clone)]
@@ -57,6 +60,7 @@ struct Vcpu {
 pub struct VcpuSet {
     vcpus: Vec<Vcpu>,
     gate: Arc<Gate>,
+    turns: Arc<Turns>,
 }
 
 impl VcpuSet {
@@ -70,6 +74,7 @@ impl VcpuSet {
         let mut set = Self {
             vcpus: Vec::with_capacity(fds.len()),
             gate,
+            turns: Arc::default(),
         };
         for (index, mut fd) in fds.into_iter().enumerate() {
             let immediate_exit = ImmediateExit::of(&mut fd);
@@ -79,6 +84,7 @@ impl VcpuSet {
                 fd: fd.clone(),
                 immediate_exit: immediate_exit.clone(),
                 gate: set.gate.clone(),
+                turns: set.turns.clone(),
                 handlers: handlers.clone(),
             };
             let thread = thread::Builder::new()
@@ -106,6 +112,25 @@ impl VcpuSet {
         self.gate.close(Mode::Paused);
         self.kick();
         self.gate.wait_parked(self.vcpus.len());
+    }
+
+    /// Lets the vCPUs take turns with `threads` others of this process, while 0 ends it: where those
+    /// and the vCPUs are more than the processors that this process may use, each vCPU offers its own
+    /// to others after each millisecond.
+    pub fn share_processors(&self, threads: usize) {
+        let scarce = sched_getaffinity(None)
+            .is_ok_and(|allowed| (allowed.count() as usize) < self.vcpus.len() + threads);
+        let taken = threads > 0 && scarce;
+        self.turns.take(taken);
+        if taken {
+            // A guest that does not leave by itself would not see it.
+            self.kick();
+        }
+    }
+
+    /// How often a vCPU offered its processor to others.
+    pub fn turns_given(&self) -> u64 {
+        self.turns.given()
     }
 
     /// Number of vCPUs.

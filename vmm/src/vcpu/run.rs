@@ -12,6 +12,7 @@ use super::exit;
 use super::gate::{Gate, Mode};
 use super::kick::ImmediateExit;
 use super::shutdown::Shutdown;
+use super::turns::{Turn, Turns};
 use super::{ExitHandlers, GuestEvent};
 
 /// What is said of a guest whose exit could not be handled.
@@ -24,7 +25,16 @@ pub(super) struct Worker {
     pub(super) fd: Arc<Mutex<VcpuFd>>,
     pub(super) immediate_exit: ImmediateExit,
     pub(super) gate: Arc<Gate>,
+    pub(super) turns: Arc<Turns>,
     pub(super) handlers: ExitHandlers,
+}
+
+/// How the guest was left, to be entered again.
+enum Came {
+    /// By something that it did, which is dealt with.
+    Back,
+    /// By a signal.
+    Interrupted,
 }
 
 /// Why the loop left the guest for good.
@@ -38,12 +48,13 @@ enum Left {
 impl Worker {
     pub(super) fn run(self) {
         let _span = tracing::debug_span!("vcpu", index = self.index).entered();
+        let turn = Turn::new(&self.turns);
         while self.gate.park() == Mode::Running {
             // A thread that died of a device's mistake would never park again, and whoever pauses the
             // machine would wait for it for ever.
             let left = panic::catch_unwind(AssertUnwindSafe(|| {
                 let mut fd = self.fd.lock().unwrap_or_else(PoisonError::into_inner);
-                self.run_guest(&mut fd)
+                self.run_guest(&mut fd, &turn)
             }))
             .unwrap_or_else(|_| Left::Over(self.failed("vmm.panic", MISTAKE.into())));
             if let Left::Over(event) = left {
@@ -54,15 +65,23 @@ impl Worker {
         }
     }
 
-    fn run_guest(&self, fd: &mut VcpuFd) -> Left {
-        // Cleared before the gate is looked at: whoever closes the gate sets it afterwards.
+    fn run_guest(&self, fd: &mut VcpuFd, turn: &Turn<'_>) -> Left {
+        turn.reset();
         self.immediate_exit.clear();
         loop {
             if !self.gate.is_open() {
                 return self.complete_io(fd);
             }
+            turn.begin();
             match self.enter(fd) {
-                Ok(()) => {}
+                Ok(Came::Back) => {}
+                Ok(Came::Interrupted) => {
+                    // Cleared before the gate is looked at: whoever closes the gate sets it afterwards.
+                    self.immediate_exit.clear();
+                    if self.gate.is_open() {
+                        turn.end();
+                    }
+                }
                 Err(event) => return Left::Over(event),
             }
         }
@@ -86,13 +105,14 @@ impl Worker {
         }
     }
 
-    fn enter(&self, fd: &mut VcpuFd) -> Result<(), GuestEvent> {
+    fn enter(&self, fd: &mut VcpuFd) -> Result<Came, GuestEvent> {
         match fd.run() {
             Ok(exit) => match dispatch(exit, &self.handlers) {
-                Ok(()) => Ok(()),
+                Ok(()) => Ok(Came::Back),
                 Err(end) => Err(self.explain(fd, end)),
             },
-            Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => Ok(()),
+            Err(e) if e.errno() == libc::EINTR => Ok(Came::Interrupted),
+            Err(e) if e.errno() == libc::EAGAIN => Ok(Came::Back),
             Err(e) => Err(self.failed("kvm.run", format!("KVM_RUN: {e}"))),
         }
     }

@@ -114,9 +114,9 @@ impl VcpuSet {
         self.gate.wait_parked(self.vcpus.len());
     }
 
-    /// Lets the vCPUs take turns with `threads` others of this process, while 0 ends it: where those
-    /// and the vCPUs are more than the processors that this process may use, each vCPU offers its own
-    /// to others after each millisecond.
+    /// Lets the vCPUs take turns with `threads` other threads; 0 ends it. Where all of them together are
+    /// more than the processors that this process may use, each vCPU offers its own to others after each
+    /// millisecond.
     pub fn share_processors(&self, threads: usize) {
         let scarce = sched_getaffinity(None)
             .is_ok_and(|allowed| (allowed.count() as usize) < self.vcpus.len() + threads);

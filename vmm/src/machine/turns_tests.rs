@@ -65,6 +65,25 @@ fn a_guest_that_spins_gives_turns_until_told_not_to() {
 }
 
 #[test]
+fn a_guest_that_leaves_all_the_time_gives_turns_too() {
+    if !has_kvm() {
+        return;
+    }
+    // A line each millisecond, an exit for each character of it: timers go off outside of the guest too.
+    let probe = Probe::start(&Setup {
+        cpus: 1,
+        memory: 64 << 20,
+        pages: PageBacking::Small,
+        disk: None,
+        cmdline: "idle=spin tick_ms=1",
+    });
+    probe.ready();
+    probe.machine().share_processors(MANY);
+    more(&probe, 1000);
+    assert_eq!(probe.tick().faults, 0);
+}
+
+#[test]
 fn a_vcpu_keeps_its_processor_where_there_are_some_to_spare() {
     if !has_kvm() {
         return;

@@ -57,6 +57,7 @@ impl Worker {
                 self.run_guest(&mut fd, &turn)
             }))
             .unwrap_or_else(|_| Left::Over(self.failed("vmm.panic", MISTAKE.into())));
+            turn.stop();
             if let Left::Over(event) = left {
                 self.handlers.events.tell(event);
                 // A guest that is over must not be entered again when another pause ends.
@@ -66,7 +67,6 @@ impl Worker {
     }
 
     fn run_guest(&self, fd: &mut VcpuFd, turn: &Turn<'_>) -> Left {
-        turn.reset();
         self.immediate_exit.clear();
         loop {
             if !self.gate.is_open() {

@@ -45,7 +45,7 @@ impl Turns {
 pub(super) struct Turn<'a> {
     turns: &'a Turns,
     timer: OnceCell<Option<Timer>>,
-    /// Whether the timer was set and has not interrupted the guest yet.
+    /// Whether the timer is set.
     running: Cell<bool>,
 }
 
@@ -58,32 +58,41 @@ impl<'a> Turn<'a> {
         }
     }
 
-    /// Forgets a turn during which the vCPU was stopped: its timer went off unseen.
-    pub(super) fn reset(&self) {
-        self.running.set(false);
-    }
-
-    /// Called before each entry into the guest: a turn begins if none is running.
+    /// Called before each entry into the guest: a turn begins if none is running and turns are taken.
     pub(super) fn begin(&self) {
-        if self.running.get() || !self.turns.are_taken() {
-            return;
+        match (self.running.get(), self.turns.are_taken()) {
+            (false, true) => {}
+            (true, false) => return self.stop(),
+            _ => return,
         }
         let timer = self.timer.get_or_init(|| {
             Timer::new()
                 .inspect_err(|e| tracing::warn!("vCPUs take no turns: no timer: {e}"))
                 .ok()
         });
-        if let Some(timer) = timer {
-            timer.set(TURN);
-            self.running.set(true);
+        self.running.set(timer.is_some());
+        self.set(TURN);
+    }
+
+    /// Called when the vCPU is to stand still: nothing interrupts it then.
+    pub(super) fn stop(&self) {
+        if self.running.replace(false) {
+            self.set(Duration::ZERO);
+        }
+    }
+
+    fn set(&self, period: Duration) {
+        if let Some(Some(timer)) = self.timer.get() {
+            timer.set(period);
         }
     }
 
     /// Called when a signal interrupted the guest: its turn is over, others run first.
     pub(super) fn end(&self) {
-        if self.running.replace(false) {
+        if self.running.get() {
             std::thread::yield_now();
             self.turns.given.fetch_add(1, Ordering::Relaxed);
+            self.set(TURN);
         }
     }
 }
@@ -107,12 +116,17 @@ impl Timer {
         }
     }
 
-    /// Goes off once, after `after`.
-    fn set(&self, after: Duration) {
-        // SAFETY: the structure consists of integers, for which zero is a value.
-        let mut setting: libc::itimerspec = unsafe { std::mem::zeroed() };
-        setting.it_value.tv_sec = after.as_secs() as libc::time_t;
-        setting.it_value.tv_nsec = after.subsec_nanos().into();
+    /// Goes off after each `period` from now on; after zero never. Again and again, as the signal
+    /// interrupts nothing when the thread is not in the guest just then.
+    fn set(&self, period: Duration) {
+        let period = libc::timespec {
+            tv_sec: period.as_secs() as libc::time_t,
+            tv_nsec: period.subsec_nanos().into(),
+        };
+        let setting = libc::itimerspec {
+            it_interval: period,
+            it_value: period,
+        };
         // SAFETY: the timer lives as long as `self`; the setting is valid for the call, which reads it.
         let set =
             unsafe { libc::timer_settime(self.0, 0, &raw const setting, std::ptr::null_mut()) };

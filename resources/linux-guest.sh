@@ -14,6 +14,10 @@ for tool in apt-get dpkg busybox cpio mke2fs depmod modprobe; do
     command -v "$tool" >/dev/null ||
         { echo "$tool is missing: apt-get install busybox-static cpio e2fsprogs kmod" >&2; exit 1; }
 done
+for file in vmlinuz initrd.img root.ext4; do
+    # It may be the disk of a guest.
+    [ ! -e "$1/$file" ] || { echo "$1/$file is there already: remove it, or name another folder" >&2; exit 1; }
+done
 mkdir -p "$1"
 cd "$1"
 work=$(mktemp -d)
@@ -86,7 +90,6 @@ echo "guest: up, Linux $(uname -r), $(nproc) CPUs"
 while :; do setsid cttyhack sh; done
 INIT
 chmod 755 "$root/sbin/init"
-rm -f root.ext4
 mke2fs -q -t ext4 -E root_owner=0:0 -d "$root" root.ext4 64M
 
 echo "made $PWD/vmlinuz ($package), initrd.img and root.ext4"

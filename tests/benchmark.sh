@@ -16,7 +16,7 @@ mkdir -p "$target"
 target=$(cd "$target" && pwd)
 
 bash tests/setup.sh
-cargo build --release --package vmm
+cargo build --release --package vmm --package bench
 page=(--page docs/benchmarks.md)
 case " $* " in *" --page"*) page=() ;; esac
 exec "$target/release/vmm" bench "${page[@]}" "$@"

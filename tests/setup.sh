@@ -4,9 +4,9 @@
 #   bash tests/setup.sh
 #
 # As root it installs the few Debian packages that are missing. It downloads, without installing, QEMU 10
-# and two Debian cloud kernels, the release's own and that of its backports, into <target>/rig, for the
-# nested job (docs/testing.md), and QEMU 7.2 for the benchmark. What cannot be had is said, the reason is
-# left in <target>/rig/missing or missing-kernel-backports, and the tests that need it print
+# and three Debian kernels (the release's cloud kernel, that of its backports, and the release's full one) into
+# <target>/rig, for the nested job (docs/testing.md), and QEMU 7.2 for the benchmark. What cannot be had is
+# said, the reason is left in <target>/rig/missing or missing-NAME, and the tests that need it print
 # `skipped: reason`; the script itself fails only when the workspace cannot be built at all.
 set -euo pipefail
 
@@ -73,8 +73,9 @@ install_missing() {
 
 # --- packages unpacked beside the build output ---------------------------------------------------
 
-# apt with its own lists, cache and copy of the sources; it reads the system's package state and
-# writes nothing of the system's.
+# apt with its own lists, cache and copy of the sources. It believes that this system has nothing but the base
+# packages, so that what is unpacked brings all other libraries along: whatever else is installed here by chance is
+# not on the next machine. Nothing of the system's is written.
 private_apt_ready=
 prepare_private_apt() {
     [ -z "$private_apt_ready" ] || return 0
@@ -92,6 +93,7 @@ prepare_private_apt() {
 Dir::Etc::sourcelist "/dev/null";
 Dir::Etc::sourceparts "$apt/sources";
 Dir::State::lists "$apt/lists";
+Dir::State::status "$apt/status";
 Dir::Cache "$apt/cache";
 Dir::Cache::archives "$apt/cache/archives";
 APT::Sandbox::User "";
@@ -103,6 +105,8 @@ Acquire::http::Timeout "30";
 Acquire::https::Timeout "30";
 Debug::NoLocking "true";
 CONF
+    # shellcheck disable=SC2046 # a list of package names
+    dpkg-query -s $(bash tests/base-packages.sh) >"$apt/status"
     say "reading package lists"
     private_update
     private_apt_ready=yes
@@ -145,29 +149,33 @@ add_backports() {
 # Name of the suite that add_backports added.
 backports_suite() { sed -E 's/.* ([^ ]+-backports) .*/\1/' "$rig/apt/sources/backports.list"; }
 
-# Unpacks the .deb files of a folder into $rig/NAME; the folder appears only when it is whole.
+# Unpacks the .deb files of a folder into $rig/NAME, with a list of them in its file `packages`; the folder
+# appears only when it is whole.
 unpack_as() {
     local name=$1 debs=$2 deb
     rm -rf "$rig/$name" "$rig/$name.partial"
     mkdir -p "$rig/$name.partial"
     for deb in "$debs"/*.deb; do
         dpkg -x "$deb" "$rig/$name.partial"
+        basename "$deb" >>"$rig/$name.partial/packages"
     done
     mv "$rig/$name.partial" "$rig/$name"
     rm -rf "$debs"
 }
 
-qemu_works() {
-    local root="$rig/qemu"
-    [ -x "$root/usr/bin/qemu-system-x86_64" ] || return 1
-    local version
-    version=$(LD_LIBRARY_PATH="$root/usr/lib/x86_64-linux-gnu:$root/lib/x86_64-linux-gnu" \
-        "$root/usr/bin/qemu-system-x86_64" --version 2>/dev/null | sed -nE '1s/.*version ([0-9]+)\..*/\1/p')
-    [ "${version:-0}" -ge 10 ]
+# Version of the QEMU that is unpacked as $rig/NAME; nothing where it does not start, or where it was unpacked by
+# an older version of this script, which left out what this machine had.
+unpacked_qemu() {
+    local root="$rig/$1"
+    [ -e "$root/packages" ] || return 0
+    LD_LIBRARY_PATH="$root/usr/lib/x86_64-linux-gnu:$root/lib/x86_64-linux-gnu" \
+        "$root/usr/bin/qemu-system-x86_64" --version 2>/dev/null | sed -nE '1s/.*version ([0-9.]+).*/\1/p'
 }
 
+qemu_works() { [ "$(qemu_major "$(unpacked_qemu qemu)")" -ge 10 ]; }
+
 fetch_qemu() {
-    qemu_works && return 0
+    qemu_works && [ -x "$rig/qemu/usr/bin/qemu-img" ] && return 0
     prepare_private_apt
     local version suite=()
     [ "$(qemu_major "$(newest_version qemu-system-x86)")" -ge 10 ] || add_backports
@@ -178,10 +186,8 @@ fetch_qemu() {
     local debs="$rig/apt/cache/archives"
     find "$debs" -name '*.deb' -delete
     say "downloading QEMU $version"
-    # --reinstall: they are wanted here even where the system has them; libraries that the system
-    # has are used from there.
-    private_apt install -qq -y --no-install-recommends --reinstall --download-only \
-        "${suite[@]}" qemu-system-x86 qemu-system-common qemu-system-data seabios \
+    private_apt install -qq -y --no-install-recommends --download-only \
+        "${suite[@]}" qemu-system-x86 qemu-system-common qemu-system-data seabios qemu-utils \
         >"$rig/apt/qemu.log" 2>&1 || unavailable "QEMU could not be downloaded: $(tail -n 1 "$rig/apt/qemu.log")"
     mkdir -p "$rig/qemu.debs"
     mv "$debs"/*.deb "$rig/qemu.debs/"
@@ -191,12 +197,7 @@ fetch_qemu() {
 
 # The release's own QEMU, of which the backports are newer: a peer of the benchmark. Tests do without
 # it: whatever is missing for it is only said.
-release_qemu_works() {
-    local root="$rig/qemu-7.2"
-    [ -x "$root/usr/bin/qemu-system-x86_64" ] || return 1
-    LD_LIBRARY_PATH="$root/usr/lib/x86_64-linux-gnu:$root/lib/x86_64-linux-gnu" \
-        "$root/usr/bin/qemu-system-x86_64" --version 2>/dev/null | grep -q 'version 7\.2'
-}
+release_qemu_works() { [[ $(unpacked_qemu qemu-7.2) == 7.2* ]]; }
 
 fetch_release_qemu() (
     release_qemu_works && return 0
@@ -215,8 +216,7 @@ fetch_release_qemu() (
     local debs="$rig/apt/cache/archives"
     find "$debs" -name '*.deb' -delete
     say "downloading QEMU ${version##*:}"
-    private_apt install -qq -y --no-install-recommends --reinstall --allow-downgrades --download-only \
-        "${packages[@]}" seabios \
+    private_apt install -qq -y --no-install-recommends --download-only "${packages[@]}" seabios \
         >"$rig/apt/qemu-7.2.log" 2>&1 || without "it could not be downloaded: $(tail -n 1 "$rig/apt/qemu-7.2.log")"
     rm -rf "$rig/qemu-7.2.debs"
     mkdir -p "$rig/qemu-7.2.debs"
@@ -225,49 +225,63 @@ fetch_release_qemu() (
     release_qemu_works || without "the unpacked one does not start here"
 )
 
-# kernel_works NAME: whether $rig/NAME holds a kernel with its modules.
+# kernel_works NAME MODULE: whether $rig/NAME holds a kernel with its modules.
 kernel_works() {
     # Both, because the modules must be of the very kernel that boots.
     local image
     image=$(find "$rig/$1/boot" -name 'vmlinuz-*' 2>/dev/null | head -n 1)
-    [ -n "$image" ] && [ -n "$(find "$rig/$1" -name 'kvm-amd.ko*' 2>/dev/null | head -n 1)" ]
+    [ -n "$image" ] && [ -n "$(find "$rig/$1" -name "$2.ko*" 2>/dev/null | head -n 1)" ]
 }
 
-# unpack_kernel NAME VERSION: the cloud kernel that this version of Debian's metapackage stands for.
+# unpack_kernel NAME MODULE METAPACKAGE VERSION: the kernel that this version of Debian's metapackage stands for;
+# MODULE is one that it must have.
 unpack_kernel() {
-    local name=$1 version=$2 package
-    package=$(apt-cache -c "$rig/apt/apt.conf" show "linux-image-cloud-amd64=$version" 2>/dev/null |
+    local name=$1 module=$2 metapackage=$3 version=$4 package
+    package=$(apt-cache -c "$rig/apt/apt.conf" show "$metapackage=$version" 2>/dev/null |
         sed -nE 's/^Depends:.*(linux-image-[0-9][^ ,]*).*/\1/p' | sort -V | tail -n 1) || true
-    [ -n "$package" ] || unavailable "apt's mirror offers no linux-image-cloud-amd64"
+    [ -n "$package" ] || unavailable "apt's mirror offers no $metapackage"
     say "downloading $package"
     rm -rf "$rig/$name.debs"
     mkdir -p "$rig/$name.debs"
     (cd "$rig/$name.debs" && private_apt download -qq "$package") >"$rig/apt/$name.log" 2>&1 ||
         unavailable "$package could not be downloaded: $(tail -n 1 "$rig/apt/$name.log")"
     unpack_as "$name" "$rig/$name.debs"
-    kernel_works "$name" || unavailable "$package holds no vmlinuz or no kvm-amd module"
+    kernel_works "$name" "$module" || unavailable "$package holds no vmlinuz or no module $module"
+}
+
+# The version that apt would install: packages of backports are none, unless they are asked for.
+candidate() {
+    apt-cache -c "$rig/apt/apt.conf" policy "$1" | sed -nE 's/^ *Candidate: (.*)/\1/p'
 }
 
 fetch_kernel() {
-    kernel_works kernel && return 0
+    kernel_works kernel kvm-amd && return 0
     prepare_private_apt
-    # The candidate: packages of backports are none, unless they are asked for.
-    unpack_kernel kernel "$(apt-cache -c "$rig/apt/apt.conf" policy linux-image-cloud-amd64 |
-        sed -nE 's/^ *Candidate: (.*)/\1/p')"
+    unpack_kernel kernel kvm-amd linux-image-cloud-amd64 "$(candidate linux-image-cloud-amd64)"
 }
 
-# A second kernel for the guest. Without it the nested job still runs with the first.
+# Further kernels for the guest. Without them the nested job still runs with the first.
+
 fetch_backports_kernel() {
     local missing_part="the backports kernel in the nested job" missing_file="$rig/missing-kernel-backports"
     rm -f "$missing_file"
-    kernel_works kernel-backports && return 0
+    kernel_works kernel-backports kvm-amd && return 0
     prepare_private_apt
     add_backports
     local version
     version=$(apt-cache -c "$rig/apt/apt.conf" madison linux-image-cloud-amd64 2>/dev/null |
         awk -F'|' -v suite="$(backports_suite)/" 'index($3, suite) { gsub(/ /, "", $2); print $2 }' |
         sort -V | tail -n 1) || true
-    unpack_kernel kernel-backports "$version"
+    unpack_kernel kernel-backports kvm-amd linux-image-cloud-amd64 "$version"
+}
+
+# The kernel for any machine, which has as modules what the cloud kernel has built in, file systems above all.
+fetch_full_kernel() {
+    local missing_part="the full kernel in the nested job" missing_file="$rig/missing-kernel-full"
+    rm -f "$missing_file"
+    kernel_works kernel-full ext4 && return 0
+    prepare_private_apt
+    unpack_kernel kernel-full ext4 linux-image-amd64 "$(candidate linux-image-amd64)"
 }
 
 check_build_tools
@@ -277,7 +291,8 @@ rm -f "$rig/missing"
 why=$(install_missing "${nested_needs[@]}") || unavailable "$why"
 fetch_qemu
 fetch_kernel
-# In a shell of its own, because what cannot be had ends it.
+# In shells of their own, because what cannot be had ends them.
 (fetch_backports_kernel)
+(fetch_full_kernel)
 fetch_release_qemu || true
 say "ready: QEMU and kernels in $rig"

@@ -8,18 +8,23 @@
 //! |---|---|---|
 //! | running | A B | |
 //! | [`Claim::offer_successor`] | A | |
-//! | [`Claim::succeed`], before commit | A | B |
+//! | `Claim::successor`, before commit | A | B |
 //! | commit: nothing to do | A | B |
 //! | the source's process lets go | | B |
 //! | [`Claim::complete`] | | A B |
 //! | or, after a failure: destination gone, [`Claim::reclaim`] | A B | |
+//!
+//! Beside these bytes, everybody who holds a part of a claim also holds those by which QEMU knows that an
+//! image is in use. And where the image is a loop device, the file below it is locked as well, so that
+//! nobody comes in by another way to the same bytes.
 
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use crate::ofd::{self, Kind};
-use crate::{Error, Result};
+use crate::{Access, Error, Result, qemu_locks};
 
 /// Place of the owner's byte: behind any image, and within what every file system can lock.
 const OWNER: i64 = 0x3fff_ffff_766d_6d00;
@@ -53,43 +58,88 @@ impl Held {
     }
 }
 
+/// A file that is locked for an image: the image itself, or what lies below it.
+#[derive(Debug)]
+pub(crate) struct Locked {
+    file: File,
+    path: PathBuf,
+}
+
+impl Locked {
+    /// The file that `file` is open on; the locks are those of its open file description.
+    pub(crate) fn new(file: &File, path: &Path) -> Result<Self> {
+        let failed = |source| Error::Lock {
+            path: path.to_owned(),
+            source,
+        };
+        Ok(Self {
+            file: file.try_clone().map_err(failed)?,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Whether somebody else holds the owner's byte.
+    pub(crate) fn has_owner(&self) -> Result<bool> {
+        self.result(ofd::is_locked(&self.file, OWNER))
+    }
+
+    fn try_byte(&self, byte: i64, kind: Kind) -> Result<bool> {
+        self.result(ofd::try_lock(&self.file, byte, kind))
+    }
+
+    fn unlock_byte(&self, byte: i64) -> Result<()> {
+        self.result(ofd::unlock(&self.file, byte..byte + 1))
+    }
+
+    fn result<T>(&self, result: io::Result<T>) -> Result<T> {
+        result.map_err(|source| Error::Lock {
+            path: self.path.clone(),
+            source,
+        })
+    }
+}
+
 /// The right to use an image, held by locks that end with the process.
 ///
-/// The locks belong to the open file description; they are let go when the claim is released or
+/// The locks belong to the open file descriptions; they are let go when the claim is released or
 /// dropped.
 #[derive(Debug)]
 pub struct Claim {
-    file: File,
-    path: PathBuf,
+    /// Never empty; the image itself comes first.
+    files: Vec<Locked>,
+    access: Access,
     held: Mutex<Held>,
 }
 
 impl Claim {
-    /// Claims an image for this process alone. `file` must be open for writing.
+    /// Claims an image for this process alone, or together with other readers where it only reads.
     ///
     /// # Errors
-    /// [`Error::InUse`] when anybody else holds a part of the claim.
-    pub fn exclusive(file: &File, path: &Path) -> Result<Self> {
-        Self::both(file, path, Kind::Exclusive, Held::Both)
+    /// [`Error::InUse`] when anybody else's claim is in the way, [`Error::InUseByQemu`] when QEMU or one of
+    /// its tools is.
+    pub(crate) fn owner(files: Vec<Locked>, access: Access) -> Result<Self> {
+        match access {
+            Access::ReadWrite => Self::both(files, access, Kind::Exclusive, Held::Both),
+            Access::ReadOnly => Self::both(files, access, Kind::Shared, Held::Shared),
+        }
     }
 
-    /// Claims an image together with other readers; keeps writers out.
-    ///
-    /// # Errors
-    /// [`Error::InUse`] when somebody holds the image for writing.
-    pub fn shared(file: &File, path: &Path) -> Result<Self> {
-        Self::both(file, path, Kind::Shared, Held::Shared)
-    }
-
-    /// Claims an image as the successor of an owner that has offered it, or is gone. `file` must be
-    /// open for writing.
+    /// Claims an image as the successor of an owner that has offered it, or is gone; as
+    /// [`Claim::owner`] where it only reads.
     ///
     /// # Errors
     /// [`Error::InUse`] when the owner has not offered the image, or another successor was faster.
-    pub fn succeed(file: &File, path: &Path) -> Result<Self> {
-        let claim = Self::new(file, path)?;
-        claim.lock_byte(SUCCESSOR, Kind::Exclusive)?;
+    pub(crate) fn successor(files: Vec<Locked>, access: Access) -> Result<Self> {
+        if access == Access::ReadOnly {
+            return Self::owner(files, access);
+        }
+        let claim = Self::new(files, access);
+        // From here on, dropping it lets go of what it has got.
         claim.set(Held::Successor);
+        claim.lock_byte(SUCCESSOR, Kind::Exclusive)?;
+        // Not looked at whether QEMU uses it: the owner's own bytes would be seen, and they have kept QEMU
+        // out.
+        claim.lock_for_qemu()?;
         Ok(claim)
     }
 
@@ -167,6 +217,7 @@ impl Claim {
     pub fn release(&self) -> Result<()> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if *held != Held::Nothing {
+            self.on_each(|file| qemu_locks::unlock(&file.file))?;
             self.unlock_byte(SUCCESSOR)?;
             self.unlock_byte(OWNER)?;
             *held = Held::Nothing;
@@ -174,63 +225,80 @@ impl Claim {
         Ok(())
     }
 
-    fn both(file: &File, path: &Path, kind: Kind, result: Held) -> Result<Self> {
-        let claim = Self::new(file, path)?;
+    fn both(files: Vec<Locked>, access: Access, kind: Kind, result: Held) -> Result<Self> {
+        let claim = Self::new(files, access);
+        claim.set(result);
         // Owner first: while an owner is there, a stranger's attempt never touches the successor's
         // byte, and so cannot come in a successor's way.
         claim.lock_byte(OWNER, kind)?;
-        if let Err(error) = claim.lock_byte(SUCCESSOR, kind) {
-            claim.unlock_byte(OWNER)?;
-            return Err(error);
+        claim.lock_byte(SUCCESSOR, kind)?;
+        // As QEMU does: first its own, then a look at the others', so that of two who come at once not
+        // both get in.
+        claim.lock_for_qemu()?;
+        for file in &claim.files {
+            if file.result(qemu_locks::is_contradicted(&file.file, access))? {
+                return Err(Error::InUseByQemu {
+                    path: file.path.clone(),
+                });
+            }
         }
-        claim.set(result);
         Ok(claim)
     }
 
-    fn new(file: &File, path: &Path) -> Result<Self> {
-        let file = file.try_clone().map_err(|source| Error::Lock {
-            path: path.to_owned(),
-            source,
-        })?;
-        Ok(Self {
-            file,
-            path: path.to_owned(),
+    fn new(files: Vec<Locked>, access: Access) -> Self {
+        Self {
+            files,
+            access,
             held: Mutex::new(Held::Nothing),
-        })
+        }
     }
 
     fn set(&self, held: Held) {
         *self.held.lock().unwrap_or_else(PoisonError::into_inner) = held;
     }
 
+    /// Locks a byte of every file; those that are ours already stay so when another is not to be had.
     fn try_byte(&self, byte: i64, kind: Kind) -> Result<bool> {
-        ofd::try_lock(&self.file, byte, kind).map_err(|source| Error::Lock {
-            path: self.path.clone(),
-            source,
-        })
+        let mut all = true;
+        for file in &self.files {
+            all &= file.try_byte(byte, kind)?;
+        }
+        Ok(all)
     }
 
+    /// Locks a byte of every file, or of none.
     fn lock_byte(&self, byte: i64, kind: Kind) -> Result<()> {
-        if self.try_byte(byte, kind)? {
-            Ok(())
-        } else {
-            Err(Error::InUse {
-                path: self.path.clone(),
-            })
+        for file in &self.files {
+            if !file.try_byte(byte, kind)? {
+                self.unlock_byte(byte)?;
+                return Err(Error::InUse {
+                    path: file.path.clone(),
+                });
+            }
         }
+        Ok(())
+    }
+
+    fn lock_for_qemu(&self) -> Result<()> {
+        self.on_each(|file| qemu_locks::lock(&file.file, self.access))
     }
 
     fn unlock_byte(&self, byte: i64) -> Result<()> {
-        ofd::unlock(&self.file, byte).map_err(|source| Error::Lock {
-            path: self.path.clone(),
-            source,
-        })
+        self.files
+            .iter()
+            .try_for_each(|file| file.unlock_byte(byte))
+    }
+
+    fn on_each(&self, act: impl Fn(&Locked) -> io::Result<()>) -> Result<()> {
+        self.files
+            .iter()
+            .try_for_each(|file| file.result(act(file)))
     }
 
     fn wrong_state(&self, operation: &'static str, held: Held) -> Error {
         Error::ClaimState {
             operation,
-            path: self.path.clone(),
+            path: self.files[0].path.clone(),
             state: held.describe(),
         }
     }

@@ -4,6 +4,9 @@ use std::fmt;
 
 use crate::{Buffer, Result};
 
+/// Bytes in a sector, the unit of a guest's addresses on a disk.
+pub const SECTOR_SIZE: u64 = 512;
+
 /// Where an image comes from, to recognise the same image opened twice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
@@ -13,6 +16,22 @@ pub struct Identity {
     pub device: u64,
     /// Inode number; 0 for a block device.
     pub inode: u64,
+    /// Device and inode number of the file below a loop device, as far as it is known; as above where
+    /// that is a block device.
+    pub below: Option<(u64, u64)>,
+    /// Whether it lies on a file system that no other host can use at the same time.
+    pub is_local: bool,
+}
+
+impl Identity {
+    /// Whether both, on one host, lead to the same bytes.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        let places = |of: &Self| [Some((of.device, of.inode)), of.below];
+        let others = places(other);
+        places(self)
+            .iter()
+            .any(|place| place.is_some() && others.contains(place))
+    }
 }
 
 impl fmt::Display for Identity {

@@ -120,6 +120,18 @@ pub enum Error {
         /// Image.
         path: PathBuf,
     },
+    /// QEMU, one of its tools, or a program that locks images as they do, uses the image.
+    #[error("disk image {path} is in use by QEMU, or by a program that locks images as QEMU does")]
+    InUseByQemu {
+        /// Image.
+        path: PathBuf,
+    },
+    /// Somebody else holds the block device for itself.
+    #[error("block device {path} is mounted, or held by another program")]
+    Held {
+        /// Block device.
+        path: PathBuf,
+    },
     /// The claim cannot do what was asked in the state that it is in.
     #[error("cannot {operation} disk image {path}: {state}")]
     ClaimState {

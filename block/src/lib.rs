@@ -7,21 +7,27 @@
 
 #![deny(missing_docs)]
 
+mod access;
 pub mod buffer;
 pub mod claim;
 pub mod control_file;
 pub mod device;
 pub mod error;
 pub mod fault;
+pub mod hold;
+
 mod ofd;
+mod open;
+mod place;
+mod qemu_locks;
 pub mod raw;
+pub mod samples;
 mod sys;
 
+pub use access::Access;
 pub use buffer::Buffer;
 pub use claim::Claim;
-pub use device::{BlockDevice, Extent, ExtentKind, Identity, ZeroMode};
+pub use device::{BlockDevice, Extent, ExtentKind, Identity, SECTOR_SIZE, ZeroMode};
 pub use error::{Error, Result};
-pub use raw::{Access, Content, RawImage};
-
-/// Bytes in a sector, the unit of a guest's addresses on a disk.
-pub const SECTOR_SIZE: u64 = 512;
+pub use hold::Hold;
+pub use raw::{Content, ImageKind, RawImage};

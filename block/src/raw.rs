@@ -1,26 +1,23 @@
 //! Raw images: plain files and block special files.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, OFlags};
 
+pub use crate::access::Access;
+use crate::claim::Locked;
+use crate::open::{self, Caching};
+use crate::place::{self, Below};
+use crate::samples::{self, LastWrites};
 use crate::sys::{self, Direction};
 use crate::{
-    BlockDevice, Buffer, Claim, Error, Extent, ExtentKind, Identity, Result, SECTOR_SIZE, ZeroMode,
+    BlockDevice, Buffer, Claim, Error, Extent, ExtentKind, Hold, Identity, Result, SECTOR_SIZE,
+    ZeroMode,
 };
-
-/// What an image is opened for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
-    /// Reading only; shared with other readers.
-    ReadOnly,
-    /// Reading and writing.
-    ReadWrite,
-}
 
 /// What is known about the content of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +29,15 @@ pub enum Content {
     Raw,
 }
 
+/// What kind of file an image is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageKind {
+    /// A regular file.
+    File,
+    /// A block special file.
+    BlockDevice,
+}
+
 /// An image whose bytes are the bytes of the disk.
 #[derive(Debug)]
 pub struct RawImage {
@@ -39,7 +45,11 @@ pub struct RawImage {
     path: PathBuf,
     size: u64,
     access: Access,
+    kind: ImageKind,
     identity: Identity,
+    /// What a loop device shows.
+    below: Option<Below>,
+    last_writes: LastWrites,
     /// Cleared when the storage has said that it cannot punch holes.
     can_punch: AtomicBool,
     /// Cleared when the storage has said that it cannot zero a range.
@@ -52,22 +62,30 @@ impl RawImage {
     /// # Errors
     /// When it cannot be opened so, is no image, or does not look like a raw one.
     pub fn open(path: impl AsRef<Path>, access: Access, content: Content) -> Result<Self> {
-        let path = path.as_ref().to_owned();
-        // Non-blocking, so that a named pipe is refused and not waited for; files ignore it.
-        let opened = OpenOptions::new()
-            .read(true)
-            .write(access == Access::ReadWrite)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(&path);
-        let file = match opened {
+        Self::open_with(path.as_ref(), access, content, Caching::On)
+    }
+
+    /// Opens an image, known to be raw, that another process still writes, perhaps on another host. Until
+    /// [`RawImage::begin_use`], nothing that is read of it stays in the page cache of this host, and reads
+    /// have to be aligned to blocks of the storage, in memory and in the image.
+    ///
+    /// # Errors
+    /// As [`RawImage::open`].
+    pub fn open_beside_owner(path: impl AsRef<Path>, access: Access) -> Result<Self> {
+        Self::open_with(path.as_ref(), access, Content::Raw, Caching::Off)
+    }
+
+    fn open_with(path: &Path, access: Access, content: Content, caching: Caching) -> Result<Self> {
+        let path = path.to_owned();
+        let file = match open::file(&path, access, caching) {
             Ok(file) => file,
-            Err(source) => return Err(open_error(path, access, source)),
+            Err(source) => return Err(open::error(path, access, source)),
         };
         let metadata = match file.metadata() {
             Ok(metadata) => metadata,
             Err(source) => return Err(Error::Open { path, source }),
         };
-        check_kind(&path, &metadata)?;
+        open::check_kind(&path, &metadata)?;
         // Seeking to the end gives the size of block special files too.
         let size = match (&file).seek(SeekFrom::End(0)) {
             Ok(size) => size,
@@ -77,32 +95,46 @@ impl RawImage {
             return Err(Error::Empty { path });
         }
         if content == Content::Guess
-            && let Some(format) = foreign_format(&file, size)
+            && let Some(format) = open::foreign_format(&file, size)
         {
             return Err(Error::ForeignFormat { path, format });
         }
         if !size.is_multiple_of(SECTOR_SIZE) {
             return Err(Error::Unaligned { path, size });
         }
-        let identity = if metadata.file_type().is_block_device() {
-            Identity {
-                name: path.display().to_string(),
-                device: metadata.rdev(),
-                inode: 0,
-            }
+        let kind = if metadata.file_type().is_block_device() {
+            ImageKind::BlockDevice
         } else {
-            Identity {
-                name: path.display().to_string(),
-                device: metadata.dev(),
-                inode: metadata.ino(),
-            }
+            ImageKind::File
+        };
+        let below = place::below(&file, &metadata, access);
+        let (device, inode) = place::place(&metadata);
+        // A device is as far away as what is below it, as far as that is known.
+        let lowest = match (&below, kind) {
+            (Some(below), _) => Some(&below.file),
+            (None, ImageKind::File) => Some(&file),
+            (None, ImageKind::BlockDevice) => None,
+        };
+        let is_local = lowest.is_some_and(place::is_local);
+        let identity = Identity {
+            name: path.display().to_string(),
+            device,
+            inode,
+            below: below
+                .as_ref()
+                .and_then(|below| below.file.metadata().ok())
+                .map(|metadata| place::place(&metadata)),
+            is_local,
         };
         Ok(Self {
             file,
             path,
             size,
             access,
+            kind,
             identity,
+            below,
+            last_writes: LastWrites::none(),
             can_punch: AtomicBool::new(true),
             can_zero: AtomicBool::new(true),
         })
@@ -113,15 +145,18 @@ impl RawImage {
         &self.path
     }
 
+    /// What kind of file it is.
+    pub fn kind(&self) -> ImageKind {
+        self.kind
+    }
+
     /// Claims the image: for this process alone when it is writable, else shared with other readers.
     ///
     /// # Errors
-    /// [`Error::InUse`] when somebody else's claim is in the way.
+    /// [`Error::InUse`] when somebody else's claim is in the way, [`Error::InUseByQemu`] when QEMU or one
+    /// of its tools is.
     pub fn claim(&self) -> Result<Claim> {
-        match self.access {
-            Access::ReadWrite => Claim::exclusive(&self.file, &self.path),
-            Access::ReadOnly => Claim::shared(&self.file, &self.path),
-        }
+        Claim::owner(self.lockable()?, self.access)
     }
 
     /// Claims the image as the successor of the process that uses it now and has offered it.
@@ -129,10 +164,71 @@ impl RawImage {
     /// # Errors
     /// [`Error::InUse`] when it is not offered.
     pub fn claim_as_successor(&self) -> Result<Claim> {
-        match self.access {
-            Access::ReadWrite => Claim::succeed(&self.file, &self.path),
-            Access::ReadOnly => Claim::shared(&self.file, &self.path),
+        Claim::successor(self.lockable()?, self.access)
+    }
+
+    /// Whether somebody else owns the image, be it a reader, as far as locks tell: not those of another
+    /// host where the storage does not carry them.
+    ///
+    /// # Errors
+    /// When the locks cannot be used at all.
+    pub fn has_owner(&self) -> Result<bool> {
+        for file in self.lockable()? {
+            if file.has_owner()? {
+                return Ok(true);
+            }
         }
+        Ok(false)
+    }
+
+    /// The files whose locks stand for the image: itself, and what lies below.
+    fn lockable(&self) -> Result<Vec<Locked>> {
+        let mut files = vec![Locked::new(&self.file, &self.path)?];
+        if let Some(Below { file, path }) = &self.below {
+            files.push(Locked::new(file, path)?);
+        }
+        Ok(files)
+    }
+
+    /// Holds the block device, so that nobody mounts it or uses it by another node; nothing for a file, or
+    /// an image that is only read.
+    ///
+    /// # Errors
+    /// [`Error::Held`] when it is mounted or held by somebody else.
+    pub fn hold(&self) -> Result<Option<Hold>> {
+        match (self.kind, self.access) {
+            (ImageKind::BlockDevice, Access::ReadWrite) => {
+                Hold::take(&self.path, self.identity.device).map(Some)
+            }
+            (ImageKind::BlockDevice, Access::ReadOnly) | (ImageKind::File, _) => Ok(None),
+        }
+    }
+
+    /// Makes the image as any other, once nobody else writes it: see [`RawImage::open_beside_owner`].
+    ///
+    /// # Errors
+    /// When the operating system refuses.
+    pub fn begin_use(&self) -> Result<()> {
+        let cached = rustix::fs::fcntl_getfl(&self.file)
+            .and_then(|flags| rustix::fs::fcntl_setfl(&self.file, flags - OFlags::DIRECT));
+        cached.map_err(|errno| self.io_error("begin to use", 0, self.size, errno.into()))
+    }
+
+    /// Drops what this host's page cache holds of the image, as far as nobody has written it here.
+    ///
+    /// # Errors
+    /// When the operating system refuses.
+    pub fn forget_cached(&self) -> Result<()> {
+        rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed)
+            .map_err(|errno| self.io_error("drop from the cache", 0, self.size, errno.into()))
+    }
+
+    /// Where the image was written last: offsets of whole blocks of [`crate::samples::BLOCK`] bytes,
+    /// ascending, at most [`crate::samples::REMEMBERED`].
+    pub fn last_writes(&self) -> Vec<u64> {
+        let mut offsets = self.last_writes.offsets();
+        offsets.retain(|offset| offset + samples::BLOCK <= self.size);
+        offsets
     }
 
     fn check_range(&self, offset: u64, len: u64) -> Result<()> {
@@ -261,6 +357,7 @@ impl BlockDevice for RawImage {
 
     fn write(&self, buffers: &[Buffer<'_>], offset: u64) -> Result<()> {
         self.check_change(offset, Buffer::total_len(buffers))?;
+        self.last_writes.note(offset);
         self.transfer(Direction::Write, buffers, offset)
     }
 
@@ -288,6 +385,7 @@ impl BlockDevice for RawImage {
         if len == 0 {
             return Ok(());
         }
+        self.last_writes.note(offset);
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         if mode == ZeroMode::MayUnmap
             && self.allocate(&self.can_punch, punch, OPERATION, offset, len)?
@@ -361,68 +459,4 @@ fn whence_at(kind: ExtentKind, place: u64) -> rustix::fs::SeekFrom {
         ExtentKind::Data => rustix::fs::SeekFrom::Data(place),
         ExtentKind::Hole => rustix::fs::SeekFrom::Hole(place),
     }
-}
-
-fn open_error(path: PathBuf, access: Access, source: io::Error) -> Error {
-    match source.kind() {
-        io::ErrorKind::NotFound => Error::Missing { path },
-        io::ErrorKind::IsADirectory => Error::Directory { path },
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Error::Denied {
-            path,
-            access: match access {
-                Access::ReadOnly => "reading",
-                Access::ReadWrite => "reading and writing",
-            },
-            source,
-        },
-        _ => Error::Open { path, source },
-    }
-}
-
-fn check_kind(path: &Path, metadata: &Metadata) -> Result<()> {
-    let kind = metadata.file_type();
-    let path = path.to_owned();
-    if kind.is_dir() {
-        Err(Error::Directory { path })
-    } else if kind.is_char_device() {
-        Err(Error::NotAnImage {
-            path,
-            kind: "character device",
-        })
-    } else if kind.is_fifo() {
-        Err(Error::NotAnImage {
-            path,
-            kind: "named pipe",
-        })
-    } else if kind.is_socket() {
-        Err(Error::NotAnImage {
-            path,
-            kind: "socket",
-        })
-    } else {
-        Ok(())
-    }
-}
-
-/// The container format that the image begins (or, for VHD, ends) as.
-fn foreign_format(file: &File, size: u64) -> Option<&'static str> {
-    let mut head = [0; 8];
-    // An image too short for a signature is judged by its size alone.
-    file.read_exact_at(&mut head, 0).ok()?;
-    let begins = |signature: &[u8]| head.starts_with(signature);
-    if begins(b"QFI\xfb") {
-        return Some("qcow2");
-    }
-    if begins(b"KDMV") || begins(b"COWD") || begins(b"# Disk D") {
-        return Some("VMDK");
-    }
-    if begins(b"vhdxfile") {
-        return Some("VHDX");
-    }
-    if begins(b"conectix") {
-        return Some("VHD");
-    }
-    let mut foot = [0; 8];
-    file.read_exact_at(&mut foot, size.checked_sub(512)?).ok()?;
-    (&foot == b"conectix").then_some("VHD")
 }

@@ -7,6 +7,9 @@ use std::os::fd::AsRawFd;
 
 use crate::Buffer;
 
+/// Asks a loop device what lies below it (linux/loop.h).
+const LOOP_GET_STATUS64: libc::Ioctl = 0x4c05;
+
 /// Most entries that the kernel takes in one vector (`UIO_MAXIOV`).
 const MAX_VECTOR: usize = 1024;
 
@@ -17,6 +20,35 @@ pub(crate) enum Direction {
     Read,
     /// Memory to image.
     Write,
+}
+
+/// What a loop device is backed by (`struct loop_info64`, linux/loop.h).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LoopStatus {
+    /// Device number of the file system that the file is on.
+    pub(crate) device: u64,
+    /// Inode number of the file.
+    pub(crate) inode: u64,
+    /// First byte of the file that the device shows.
+    pub(crate) offset: u64,
+    /// Most bytes that it shows; 0 for all.
+    pub(crate) limit: u64,
+}
+
+/// What `file`, a block device, is backed by, if it is a loop device.
+pub(crate) fn loop_status(file: &File) -> io::Result<LoopStatus> {
+    let mut info = [0_u64; 232 / 8];
+    // SAFETY: the descriptor is open, and the array has the size of the struct that the kernel fills.
+    if unsafe { libc::ioctl(file.as_raw_fd(), LOOP_GET_STATUS64, info.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let [device, inode, _, offset, limit, ..] = info;
+    Ok(LoopStatus {
+        device,
+        inode,
+        offset,
+        limit,
+    })
 }
 
 /// Moves as much as the kernel does at once between `buffers` and `offset`; 0 is the end of the file.

@@ -4,7 +4,9 @@ use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use block::{Access, BlockDevice, Buffer, Content, Error, Extent, ExtentKind, RawImage, ZeroMode};
+use block::{
+    Access, BlockDevice, Buffer, Content, Error, Extent, ExtentKind, RawImage, ZeroMode, samples,
+};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -221,6 +223,60 @@ fn identity_is_that_of_the_file_and_not_of_its_name() {
     let (a, b) = (open(&path).identity(), open(&link).identity());
     assert_eq!((a.device, a.inode), (b.device, b.inode));
     assert_ne!(a.name, b.name);
+}
+
+#[test]
+fn an_image_beside_its_owner_is_read_past_the_page_cache_until_its_use_begins() {
+    let dir = TempDir::new().unwrap();
+    let path = image(&dir, MIB);
+    let direct = |disk: &RawImage| {
+        // What the descriptor says of itself; the last one opened on this file.
+        let fds = fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let fd = fds
+            .filter(|fd| fs::read_link(fd.path()).is_ok_and(|to| to == disk.path()))
+            .map(|fd| fd.file_name())
+            .next()
+            .unwrap();
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.display())).unwrap();
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+        let flags = i32::from_str_radix(flags.unwrap().trim(), 8).unwrap();
+        flags & libc::O_DIRECT != 0
+    };
+    let disk = RawImage::open_beside_owner(&path, Access::ReadWrite).unwrap();
+    if !direct(&disk) {
+        println!("skipped: this file system has no direct reads");
+        return;
+    }
+    samples::hash(&disk, &[7; 32], 0).unwrap();
+    disk.forget_cached().unwrap();
+    disk.begin_use().unwrap();
+    assert!(!direct(&disk));
+    let mut byte = [1];
+    disk.read(&[Buffer::new(&mut byte)], 511).unwrap();
+    assert_eq!(byte, [0]);
+}
+
+#[test]
+fn samples_tell_what_was_written_from_what_was_not() {
+    let dir = TempDir::new().unwrap();
+    let path = image(&dir, MIB + 512);
+    let copy = dir.path().join("copy");
+    fs::copy(&path, &copy).unwrap();
+    let disk = open(&path);
+    assert!(disk.last_writes().is_empty());
+    disk.write(&[Buffer::new(&mut [1; 512])], 5 * 4096 + 512)
+        .unwrap();
+    disk.write_zeroes(9 * 4096, 4096, ZeroMode::MayUnmap)
+        .unwrap();
+    // The rest behind the last whole block is left out.
+    disk.write(&[Buffer::new(&mut [1; 512])], MIB).unwrap();
+    assert_eq!(disk.last_writes(), [5 * 4096, 9 * 4096]);
+    let (copy, key) = (open(&copy), [7; 32]);
+    let hash = |disk: &RawImage, key, block: u64| samples::hash(disk, key, block * 4096).unwrap();
+    assert_ne!(hash(&disk, &key, 5), hash(&copy, &key, 5));
+    assert_eq!(hash(&disk, &key, 9), hash(&copy, &key, 9));
+    assert_ne!(hash(&disk, &key, 9), hash(&disk, &[8; 32], 9));
+    assert!(samples::hash(&disk, &key, 1 << 40).is_err());
 }
 
 #[derive(Debug, Clone)]

@@ -63,10 +63,12 @@ pub enum Error {
         source: block::Error,
     },
     /// What is behind a device does not end its work, as a disk whose storage has gone away.
-    #[error("{device} has not ended its requests for {waited:?}: its storage does not answer")]
+    #[error("{device} has not {awaited} in {waited:?}: its storage does not answer")]
     Hangs {
         /// The device and what is behind it.
         device: String,
+        /// What it was to have done.
+        awaited: &'static str,
         /// How long it was waited for.
         waited: Duration,
     },

@@ -6,7 +6,7 @@
 //!
 //! | device | made by | on its bus | besides |
 //! |---|---|---|---|
-//! | [`serial::Serial`] | `Serial::new(interrupt, Box<dyn Write + Send>)?` | ports 0x3f8, [`serial::SERIAL_PORTS`] | `enqueue_input(&[u8]) -> usize`, `drain_output(timeout) -> bool` |
+//! | [`serial::Serial`] | `Serial::new(interrupt, Box<dyn Write + Send>)?` | ports 0x3f8, [`serial::SERIAL_PORTS`] | `enqueue_input(&[u8]) -> usize`, `on_room(OnRoom)`, `drain_output(timeout) -> bool` |
 //! | [`rtc::Rtc`] | `Rtc::new(interrupt)?` | ports 0x70, [`rtc::RTC_PORTS`] | |
 //! | [`power::I8042`] | `I8042::new(power)` | ports 0x60, [`power::I8042_PORTS`] | |
 //! | [`power::AcpiPower`] | `AcpiPower::new(power, interrupt)` | ports 0x600, [`power::ACPI_POWER_PORTS`] | `press_power_button()?` |
@@ -41,6 +41,7 @@ pub mod interrupt;
 mod locked;
 mod output;
 pub mod power;
+mod room;
 pub mod rtc;
 pub mod serial;
 pub mod threads;
@@ -49,3 +50,4 @@ pub mod virtio;
 pub use bus::{Bus, BusDevice};
 pub use error::{Error, Result};
 pub use interrupt::{EventFdInterrupt, Interrupt};
+pub use room::OnRoom;

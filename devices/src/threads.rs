@@ -3,7 +3,7 @@
 //! A thread says its role first of all. Devices know nothing of confinement; the process that they run
 //! in may give each role no more rights than it needs.
 
-use std::sync::OnceLock;
+use migration::threads::Hook;
 
 /// What a thread of a device does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,17 +18,10 @@ pub enum Role {
     Helper,
 }
 
-static HOOK: OnceLock<fn(Role)> = OnceLock::new();
-
-/// Has `hook` run first in every thread that this crate starts from now on, in that thread. Only the
-/// first call in a process counts.
-pub fn on_start(hook: fn(Role)) {
-    let _ = HOOK.set(hook);
-}
+/// The threads of this crate.
+pub static STARTED: Hook<Role> = Hook::new();
 
 /// Says what the calling thread does for the rest of its life.
 pub(crate) fn begin(role: Role) {
-    if let Some(hook) = HOOK.get() {
-        hook(role);
-    }
+    STARTED.begin(role);
 }

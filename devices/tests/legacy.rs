@@ -4,12 +4,12 @@
 mod common;
 
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::{CountedInterrupt, wait_until};
-use devices::power::{AcpiPower, I8042, I8042StateV1, PowerControl};
+use devices::power::{AcpiPower, I8042, I8042StateV1, PowerControl, ResetControl};
 use devices::rtc::Rtc;
 use devices::serial::Serial;
 use devices::{Bus, BusDevice, Error, EventFdInterrupt, Interrupt};
@@ -189,6 +189,34 @@ fn serial_input_waits_for_the_guest_and_interrupts_it() {
 }
 
 #[test]
+fn serial_input_that_finds_no_room_is_asked_for_again_until_all_is_read() {
+    let (_interrupt, _sink, serial) = serial();
+    let room = Arc::new(AtomicBool::new(false));
+    serial.on_room(Box::new({
+        let room = Arc::clone(&room);
+        move || room.store(true, Ordering::SeqCst)
+    }));
+    let typed: Vec<u8> = (0..20_000).map(|n| (n % 251) as u8).collect();
+    let mut given = serial.enqueue_input(&typed);
+    assert!(given < typed.len());
+    let mut read = Vec::new();
+    while get(&serial, 5) & 1 != 0 {
+        read.push(get(&serial, 0));
+        if room.swap(false, Ordering::SeqCst) {
+            let taken = serial.enqueue_input(&typed[given..]);
+            assert!(taken > 0);
+            given += taken;
+        }
+    }
+    assert!(
+        read == typed,
+        "{} of {} bytes were read",
+        read.len(),
+        typed.len()
+    );
+}
+
+#[test]
 fn serial_port_goes_on_where_it_was_saved() {
     let (_interrupt, _sink, source) = serial();
     put(&source, 3, 0x80);
@@ -244,6 +272,19 @@ impl PowerControl for Power {
     fn power_off(&self) {
         self.offs.fetch_add(1, Ordering::SeqCst);
     }
+}
+
+#[test]
+fn reset_control_register_resets_and_keeps_nothing() {
+    let power = Arc::new(Power::default());
+    let register = ResetControl::new(power.clone());
+    put(&register, 0, 0x02);
+    assert_eq!(power.counts(), (0, 0));
+    assert_eq!(get(&register, 0), 0);
+    for way in [0x06, 0x0e] {
+        put(&register, 0, way);
+    }
+    assert_eq!(power.counts(), (2, 0));
 }
 
 #[test]

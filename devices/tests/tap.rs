@@ -203,3 +203,24 @@ fn a_silent_tap_hears_nothing_and_forgets_what_came() {
         }
     });
 }
+
+#[test]
+fn a_tap_that_is_deleted_under_its_guest_is_named_as_gone() {
+    in_namespace(
+        &["ip tuntap add dev t0 mode tap", "ip link set t0 up"],
+        || {
+            let tap = Tap::open("t0", 1).unwrap();
+            tap.set_pairs(1).unwrap();
+            let deleted = Command::new("ip").args(["link", "delete", "t0"]).status();
+            assert!(deleted.unwrap().success());
+            let mut memory = vec![0; 2000];
+            let errors = [
+                tap.receive(0, &[Buffer::new(&mut memory)]).unwrap_err(),
+                tap.send(0, &[Buffer::new(&mut arp_request())]).unwrap_err(),
+            ];
+            for error in errors {
+                assert!(error.to_string().contains("\"t0\" is gone"), "{error}");
+            }
+        },
+    );
+}

@@ -18,7 +18,7 @@ use disk::{
 };
 use tempfile::TempDir;
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 fn fresh(queues: u16) -> (TempDir, Arc<block::fault::FaultLayer>, Driver) {
     let dir = TempDir::new().unwrap();
@@ -339,44 +339,6 @@ fn pause_reports_a_flush_that_fails_and_is_paused_all_the_same() {
     driver.transport.pause().unwrap();
     driver.transport.resume().unwrap();
     assert_eq!(driver.disk_write(0, 3, &[5; 512], false), OK);
-}
-
-#[test]
-fn reset_waits_for_the_request_in_flight_and_forgets_the_rest() {
-    let (_dir, disk, mut driver) = fresh(1);
-    disk.inject(Fault {
-        operation: Operation::Read,
-        skip: 0,
-        times: 1,
-        effect: Effect::Hang,
-    });
-    driver.put(BUFFERS, &[0; 16]);
-    let read = [
-        readable(BUFFERS, 16),
-        writable(BUFFERS + 0x1000, 512),
-        writable(BUFFERS + 64, 1),
-    ];
-    for _ in 0..5 {
-        driver.offer(0, &read, false);
-    }
-    driver.notify(0);
-    disk.wait_hanging(1);
-    let transport = Arc::clone(&driver.transport);
-    let reset = std::thread::spawn(move || devices::BusDevice::write(&*transport, 0x70, &[0; 4]));
-    let waits = stays_unfinished(&reset);
-    disk.release();
-    assert!(waits);
-    reset.join().unwrap();
-    assert_eq!(driver.status(), 0);
-    // The memory belongs to the driver again: nothing is written behind its back.
-    let before: u16 = driver
-        .ram
-        .read_obj(GuestAddress(driver.rings[0].used() + 2))
-        .unwrap();
-    driver.notify(0);
-    driver.start(0);
-    assert_eq!(driver.disk_write(0, 3, &[5; 512], false), OK);
-    assert!(before <= 5);
 }
 
 #[test]

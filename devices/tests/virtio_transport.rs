@@ -237,8 +237,22 @@ fn console_carries_bytes_both_ways_and_keeps_input_for_later() {
     assert_eq!(later.enqueue(b"x"), 1);
     assert_eq!(next.wait_used(0).1, 1);
     let flood = vec![b'y'; 1 << 20];
+    let (sender, room) = std::sync::mpsc::channel();
+    later.on_room(Box::new(move || sender.send(()).unwrap()));
     assert_eq!(later.enqueue(&flood), 64 << 10);
     assert_eq!(later.enqueue(&flood), 0);
+    // Asked for again when it is worth while.
+    assert_eq!(
+        next.request(0, &[writable(BUFFERS, 31 << 10)], false),
+        31 << 10
+    );
+    assert!(room.try_recv().is_err());
+    assert_eq!(
+        next.request(0, &[writable(BUFFERS, 1 << 10)], false),
+        1 << 10
+    );
+    room.recv().unwrap();
+    assert_eq!(later.enqueue(&flood), 32 << 10);
 }
 
 #[test]

@@ -49,6 +49,7 @@ bounded! {
     state: "state",
     machine: "machine",
     description: "description",
+    agreement: "agreement",
     kernel: "kernel",
     virtio_block: "virtio-block",
     virtio_console: "virtio-console",

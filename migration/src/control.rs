@@ -1,8 +1,14 @@
 //! The handle by which others watch and steer a migration while it runs.
 
-use std::sync::mpsc::{Receiver, Sender, channel};
+mod events;
+mod history;
+
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
+
+pub use events::{EventSender, Events};
+
+use history::History;
 
 use crate::error::Error;
 use crate::id::MigrationId;
@@ -40,8 +46,8 @@ struct State {
     stop: Option<Stop>,
     committing: bool,
     sessions: Vec<Weak<Session>>,
-    history: Vec<Event>,
-    subscribers: Vec<Sender<Event>>,
+    history: History,
+    subscribers: Vec<EventSender>,
     /// The outcome is known: the last event is in the history.
     ended: bool,
     /// The last event was told.
@@ -53,7 +59,7 @@ struct State {
 #[derive(Default)]
 pub struct Control {
     state: Mutex<State>,
-    limits_changed: Condvar,
+    changed: Condvar,
 }
 
 impl Control {
@@ -90,7 +96,7 @@ impl Control {
         for session in sessions.iter().filter_map(Weak::upgrade) {
             session.fail(stop.error());
         }
-        self.limits_changed.notify_all();
+        self.changed.notify_all();
         true
     }
 
@@ -147,7 +153,7 @@ impl Control {
     /// Changes the limits; in force at once.
     pub fn set_limits(&self, limits: Limits) {
         self.lock().limits = Some(limits);
-        self.limits_changed.notify_all();
+        self.changed.notify_all();
     }
 
     /// The limits in force.
@@ -155,27 +161,32 @@ impl Control {
         self.lock().limits.unwrap_or_default()
     }
 
-    /// Waits until the limits change, the migration is cancelled, or `timeout` passes.
+    /// Has whoever waits for a change look again.
+    pub(crate) fn wake(&self) {
+        self.changed.notify_all();
+    }
+
+    /// Waits until the limits change, the migration is cancelled, someone calls [`Control::wake`], or
+    /// `timeout` passes.
     pub(crate) fn wait_for_change(&self, timeout: Duration) {
         let state = self.lock();
         // Woken early or not: the caller looks again.
-        let _ = self.limits_changed.wait_timeout(state, timeout);
+        let _ = self.changed.wait_timeout(state, timeout);
     }
 
-    /// Events from the beginning on; closed after the last. Of successive progress events that are
-    /// past, only the newest is told.
-    pub fn subscribe(&self) -> Receiver<Event> {
-        let (sender, receiver) = channel();
+    /// Events from the beginning on; closed after the last. What there may be any number of is told as far
+    /// as it is kept: of passes the first and the newest, of progress the newest.
+    pub fn subscribe(&self) -> Events {
         let mut state = self.lock();
-        let held_back = usize::from(state.ended && !state.told);
-        for event in &state.history[..state.history.len() - held_back] {
-            // The receiver is alive: it is ours.
-            let _ = sender.send(event.clone());
+        let mut past = state.history.clone();
+        if state.ended && !state.told {
+            past.hold_last_back();
         }
+        let (subscriber, events) = Events::after(past);
         if !state.told {
-            state.subscribers.push(sender);
+            state.subscribers.push(subscriber);
         }
-        receiver
+        events
     }
 
     /// The newest event.
@@ -190,12 +201,8 @@ impl Control {
         }
         state
             .subscribers
-            .retain(|subscriber| subscriber.send(event.clone()).is_ok());
-        let is_progress = matches!(event, Event::Progress { .. });
-        match state.history.last_mut() {
-            Some(last @ Event::Progress { .. }) if is_progress => *last = event,
-            _ => state.history.push(event),
-        }
+            .retain(|subscriber| subscriber.tell(event.clone()));
+        state.history.push(event);
     }
 
     pub(crate) fn phase(&self, phase: Phase) {
@@ -228,7 +235,7 @@ impl Control {
         state.told = true;
         for subscriber in state.subscribers.drain(..) {
             // It may have lost its interest.
-            let _ = subscriber.send(event.clone());
+            let _ = subscriber.tell(event.clone());
         }
     }
 }
@@ -238,7 +245,28 @@ mod tests {
     use std::sync::mpsc::TryRecvError;
 
     use super::*;
-    use crate::progress::Report;
+    use crate::progress::{Iteration, Report};
+
+    #[test]
+    fn who_does_not_read_keeps_little_waiting_and_still_hears_the_end() {
+        let control = Control::new();
+        let slow = control.subscribe();
+        control.phase(Phase::Precopy);
+        for n in 1..=20_000 {
+            control.emit(Event::Iteration(Iteration {
+                n,
+                ..Iteration::default()
+            }));
+        }
+        let outcome = Outcome::Completed(Report::default());
+        control.end(&outcome);
+        for told in [slow, control.subscribe()] {
+            let events: Vec<_> = told.iter().collect();
+            assert!(events.len() < 100, "{}", events.len());
+            assert!(matches!(events[0], Event::Phase { .. }));
+            assert_eq!(events.last(), Some(&outcome.event()));
+        }
+    }
 
     #[test]
     fn outcome_is_acted_on_before_a_subscriber_hears_of_it() {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::progress::{Limits, TimeoutAction};
+use crate::vm::RunState;
 
 /// What is known after a pass.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -20,6 +21,8 @@ pub struct Observed {
     pub overhead: Duration,
     /// Since the request.
     pub elapsed: Duration,
+    /// Whether there is a guest that would be down.
+    pub run_state: RunState,
 }
 
 /// The total time allowed and what then.
@@ -108,7 +111,9 @@ pub fn forecast(observed: &Observed, limits: &Limits) -> Forecast {
 pub fn decide(observed: &Observed, limits: &Limits, deadline: Deadline) -> Decision {
     let forecast = forecast(observed, limits);
     let ratio = observed.dirty_rate / bandwidth(observed, limits);
-    if forecast.downtime <= limits.downtime || observed.remaining_bytes == 0 {
+    // A guest that its user has paused is not down for longer; another pass would not help it.
+    let stands = observed.run_state == RunState::Paused && observed.remaining_bytes == 0;
+    if forecast.downtime <= limits.downtime || stands {
         let transfer = forecast.downtime.saturating_sub(observed.overhead);
         let late = deadline.timeout.is_some_and(|timeout| {
             observed.elapsed.saturating_add(transfer.saturating_mul(2)) >= timeout
@@ -147,6 +152,7 @@ mod tests {
             dirty_rate: 100.0 * MIB as f64,
             overhead: Duration::from_millis(5),
             elapsed: Duration::from_secs(2),
+            run_state: RunState::Running,
         }
     }
 
@@ -209,6 +215,27 @@ mod tests {
                 Observed {
                     remaining_bytes: 0,
                     overhead: Duration::from_secs(1),
+                    ..base
+                },
+                NO_DEADLINE,
+                Iterate(Stuck),
+            ),
+            (
+                "nothing left, overhead beyond the limit, late, stop",
+                Observed {
+                    remaining_bytes: 0,
+                    overhead: Duration::from_secs(1),
+                    ..base
+                },
+                after(2, TimeoutAction::Stop),
+                SwitchOver,
+            ),
+            (
+                "nothing left, overhead beyond the limit, but it stands still anyway",
+                Observed {
+                    remaining_bytes: 0,
+                    overhead: Duration::from_secs(1),
+                    run_state: RunState::Paused,
                     ..base
                 },
                 NO_DEADLINE,
@@ -313,6 +340,7 @@ mod tests {
                         overhead: Duration::MAX,
                         elapsed: Duration::MAX,
                         iteration: u32::MAX,
+                        run_state: RunState::Running,
                     };
                     decide(&observed, &Limits::default(), NO_DEADLINE);
                 }

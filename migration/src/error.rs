@@ -52,7 +52,7 @@ pub enum Error {
     #[error("the peer broke the protocol: {0}")]
     Protocol(String),
     /// The peer reported a failure.
-    #[error("the {} failed", side_name(.0.side))]
+    #[error("the {} failed", .0.side.name())]
     Peer(#[source] Box<Observation>),
     /// The VM could not do what it was asked.
     #[error("cannot {operation}")]
@@ -135,14 +135,6 @@ pub enum Error {
     /// The system has no random numbers.
     #[error("cannot make a secret")]
     Random(#[source] io::Error),
-}
-
-fn side_name(side: Side) -> &'static str {
-    match side {
-        Side::Source => "source",
-        Side::Destination => "destination",
-        Side::Client => "client",
-    }
 }
 
 /// Whether the other end, or something between, has ended the connection: so it looks when its

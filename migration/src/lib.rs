@@ -13,6 +13,7 @@ pub mod bandwidth;
 pub mod control;
 pub mod convergence;
 pub mod destination;
+pub mod endpoint;
 pub mod error;
 pub mod id;
 pub mod journal;
@@ -21,7 +22,9 @@ pub mod os;
 mod outcome;
 mod pages;
 pub mod progress;
+mod ram;
 pub mod raw;
+mod resolution;
 mod session;
 pub mod source;
 pub mod threads;
@@ -33,9 +36,4 @@ pub mod wire;
 pub use error::Error;
 pub use id::{HostId, MigrationId};
 pub use outcome::Outcome;
-
-/// Guest RAM: memfd-backed mappings whose writes by the VMM's own devices are tracked per page.
-pub type GuestRam = vm_memory::GuestMemoryMmap<vm_memory::bitmap::AtomicBitmap>;
-
-/// Bytes in a guest page, the unit of dirty tracking.
-pub const PAGE_SIZE: u64 = 4096;
+pub use ram::{GuestRam, PAGE_SIZE};

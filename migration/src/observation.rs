@@ -52,6 +52,17 @@ pub struct Observation {
     pub causes: Vec<Observation>,
 }
 
+impl Side {
+    /// What it is called in messages.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Destination => "destination",
+            Self::Client => "client",
+        }
+    }
+}
+
 impl Observation {
     /// Records a condition seen now on `side`.
     pub fn new(side: Side, id: impl Into<String>, message: impl Into<String>) -> Self {
@@ -92,7 +103,8 @@ impl Observation {
         let mut observation = Self::from_error(side, id, source);
         let why = source
             .downcast_ref()
-            .and_then(|error| os::explanation(side, error));
+            .and_then(os::explanation)
+            .map(|why| Self::new(side, "sandbox.refused", why));
         observation.causes.extend(why);
         observation
     }

@@ -3,8 +3,6 @@
 use std::io;
 use std::sync::OnceLock;
 
-use crate::observation::{Observation, Side};
-
 static DENIAL: OnceLock<fn() -> Option<String>> = OnceLock::new();
 
 /// Has `explain` asked why something was denied (`EPERM`), by whoever confines this process. Only the
@@ -14,12 +12,11 @@ pub fn on_denial(explain: fn() -> Option<String>) {
 }
 
 /// Why the operating system did not permit it, where that is known.
-pub(crate) fn explanation(side: Side, error: &io::Error) -> Option<Observation> {
+pub(crate) fn explanation(error: &io::Error) -> Option<String> {
     if error.raw_os_error() != Some(libc::EPERM) {
         return None;
     }
-    let why = DENIAL.get()?()?;
-    Some(Observation::new(side, "sandbox.refused", why))
+    DENIAL.get()?()
 }
 
 /// The system cannot start a thread: it has no memory for it, or allows no more of them.
@@ -57,6 +54,7 @@ pub fn condition(error: &io::Error) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observation::{Observation, Side};
 
     #[derive(Debug, thiserror::Error)]
     #[error("cannot write the record")]

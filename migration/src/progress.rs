@@ -99,6 +99,11 @@ pub struct EncodingCount {
     pub bytes: u64,
 }
 
+/// Passes that a report and a list of events keep, the first ones.
+pub const FIRST_ITERATIONS: usize = 8;
+/// Passes that a report and a list of events keep, the newest ones.
+pub const NEWEST_ITERATIONS: usize = 56;
+
 /// One pass over the dirty pages.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -115,6 +120,20 @@ pub struct Iteration {
     pub dirty_pages_per_s: f64,
     /// Rate on the wire.
     pub mib_per_s: f64,
+}
+
+/// What passes that a report does not list did, all together.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct OmittedIterations {
+    /// How many there were.
+    pub count: u32,
+    /// Pages sent, skipped ones included.
+    pub pages: u64,
+    /// Bytes on the wire.
+    pub bytes: u64,
+    /// How long they took.
+    pub ms: f64,
 }
 
 /// The parts of the downtime, in milliseconds; `None` where this side does not know them.
@@ -158,9 +177,12 @@ pub struct Report {
     pub downtime: DowntimeParts,
     /// Negotiate and prepare.
     pub setup_ms: f64,
-    /// Passes over the dirty pages.
+    /// Passes over the dirty pages: the first [`FIRST_ITERATIONS`] and the last [`NEWEST_ITERATIONS`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub iterations: Option<Vec<Iteration>>,
+    /// The passes between those, where there were more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iterations_omitted: Option<OmittedIterations>,
     /// By encoding: `zero`, `raw`, and at the source `hole`.
     pub encodings: std::collections::BTreeMap<String, EncodingCount>,
     /// All bytes that left the source, headers and control frames included; at the destination,
@@ -206,6 +228,34 @@ impl Report {
             ..Self::default()
         }
     }
+
+    /// Adds a pass; of many, those in the middle become sums.
+    pub fn add_iteration(&mut self, iteration: Iteration) {
+        let listed = self.iterations.get_or_insert_default();
+        if listed.len() == FIRST_ITERATIONS + NEWEST_ITERATIONS {
+            let Iteration {
+                n: _,
+                pages,
+                bytes,
+                ms,
+                dirty_pages_per_s: _,
+                mib_per_s: _,
+            } = listed.remove(FIRST_ITERATIONS);
+            let omitted = self.iterations_omitted.get_or_insert_default();
+            omitted.count += 1;
+            omitted.pages += pages;
+            omitted.bytes += bytes;
+            omitted.ms += ms;
+        }
+        listed.push(iteration);
+    }
+
+    /// How many passes there were; `None` where this side does not know.
+    pub fn passes(&self) -> Option<u64> {
+        let omitted = self.iterations_omitted.as_ref().map_or(0, |o| o.count);
+        let listed = self.iterations.as_ref()?.len() as u64;
+        Some(listed + u64::from(omitted))
+    }
 }
 
 /// What a migration tells; one JSON object a line on the command line.
@@ -250,4 +300,34 @@ pub enum Event {
     Failed(Report),
     /// Cancelled on request; the guest runs at the source.
     Cancelled(Report),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_of_any_number_of_passes_stays_small_and_loses_no_sum() {
+        let id = MigrationId::random().unwrap();
+        let mut report = Report::at_source(id, RunState::Running);
+        for n in 1..=100_000 {
+            report.add_iteration(Iteration {
+                n,
+                pages: 2,
+                bytes: 10,
+                ms: 0.5,
+                ..Iteration::default()
+            });
+        }
+        let told: Vec<u32> = report.iterations.iter().flatten().map(|i| i.n).collect();
+        assert_eq!(told.len(), FIRST_ITERATIONS + NEWEST_ITERATIONS);
+        assert_eq!((told[0], told[7], told[8]), (1, 8, 99_945));
+        assert_eq!(told.last(), Some(&100_000));
+        assert_eq!(report.passes(), Some(100_000));
+        let listed: u64 = report.iterations.iter().flatten().map(|i| i.bytes).sum();
+        let omitted = report.iterations_omitted.clone().unwrap();
+        assert_eq!(listed + omitted.bytes, 1_000_000);
+        assert_eq!(omitted.pages, 2 * u64::from(omitted.count));
+        assert!(serde_json::to_vec(&report).unwrap().len() < 64 << 10);
+    }
 }

@@ -3,20 +3,27 @@
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::observation::Side;
-use crate::transport::Connection;
+use crate::transport::{Connection, Within};
 use crate::wire::control::Message;
+use crate::wire::conversation::Conversation;
+use crate::wire::kind::Kind;
+use crate::wire::{MAX_PASSES_AHEAD, MAX_STREAMS};
 
 /// How long a side that lost its link waits for the peer's account of why.
 const EXPLANATION: Duration = Duration::from_millis(500);
 /// Idle waits are cut into pieces of this length to see whether they are still wanted.
 pub(crate) const SLICE: Duration = Duration::from_millis(50);
+
+/// Notes that nobody has taken yet. Each stream tells of [`MAX_PASSES_AHEAD`] passes at most that are not
+/// placed, and of itself; control frames but the keep-alive come a few times in all.
+const MAX_NOTES: usize = (MAX_PASSES_AHEAD as usize + 2) * MAX_STREAMS as usize + 32;
 
 /// Bounds of waiting.
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +47,7 @@ pub(crate) enum Note {
     /// A data connection of this migration came in.
     Data {
         stream: u16,
-        connection: Box<dyn Connection>,
+        connection: Arc<dyn Connection>,
     },
 }
 
@@ -48,10 +55,15 @@ pub(crate) struct Session {
     side: Side,
     timing: Timing,
     control: Arc<dyn Connection>,
-    sending: Mutex<()>,
+    /// What has passed on the control connection.
+    conversation: Mutex<Conversation>,
+    /// Held while a frame is sent; whether one was not sent whole, after which nothing makes sense.
+    sending: Mutex<bool>,
+    /// The last pass that the peer was told is placed.
+    placed: AtomicU32,
     data: Mutex<Vec<Arc<dyn Connection>>>,
     failure: Mutex<Option<Error>>,
-    notes: Sender<Note>,
+    notes: SyncSender<Note>,
     stopped: AtomicBool,
     /// No page is to come any more.
     pages_complete: AtomicBool,
@@ -67,17 +79,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Session {
+    /// A session in which `conversation` was led so far.
     pub fn new(
-        side: Side,
+        conversation: Conversation,
         control: Arc<dyn Connection>,
         timing: Timing,
     ) -> (Arc<Self>, Receiver<Note>) {
-        let (notes, receiver) = channel();
+        let (notes, receiver) = sync_channel(MAX_NOTES);
         let session = Self {
-            side,
+            side: conversation.us(),
             timing,
             control,
+            conversation: Mutex::new(conversation),
             sending: Mutex::default(),
+            placed: AtomicU32::new(0),
             data: Mutex::default(),
             failure: Mutex::default(),
             notes,
@@ -110,24 +125,53 @@ impl Session {
         self.control_bytes.load(Ordering::Relaxed)
     }
 
-    /// Tells the coordinating thread; it may be gone already.
+    /// Tells the coordinating thread; it may be gone already. Nobody waits for room: what may be told has
+    /// room, so a peer that fills it all breaks the protocol.
     pub fn note(&self, note: Note) {
-        let _ = self.notes.send(note);
+        if let Err(TrySendError::Full(_)) = self.notes.try_send(note) {
+            self.fail(Error::Protocol("it says too much at once".into()));
+        }
     }
 
     pub fn send(&self, message: &Message) -> Result<(), Error> {
         let frame = message.encode()?;
-        let _one_at_a_time = lock(&self.sending);
+        let lost = Error::link("sending on the control connection");
+        let mut is_broken = lock(&self.sending);
+        if *is_broken {
+            return Err(lost(io::ErrorKind::BrokenPipe.into()));
+        }
+        if let Message::PassPlaced(placed) = message {
+            self.placed.store(placed.pass, Ordering::Release);
+        }
+        lock(&self.conversation).say(message.kind());
         self.control_bytes
             .fetch_add(frame.len() as u64, Ordering::Relaxed);
-        self.control
-            .send(&frame, &[])
-            .map_err(Error::link("sending on the control connection"))
+        let sent = self
+            .control
+            .send_within(&frame, Within::bytes(frame.len(), self.timing.io));
+        *is_broken = sent.is_err();
+        sent.map_err(lost)
+    }
+
+    /// The source begins a pass, which the destination may then say is placed.
+    pub fn pass_begins(&self, pass: u32) {
+        lock(&self.conversation).pass_begins(pass);
+    }
+
+    /// Whether the destination's machine is there, so that data connections may come.
+    pub fn takes_data(&self) -> bool {
+        lock(&self.conversation).has(Kind::Prepared)
+    }
+
+    /// Whether a stream may end `pass` already, at the destination.
+    pub fn may_end(&self, pass: u32) -> bool {
+        let placed = self.placed.load(Ordering::Acquire);
+        pass <= placed.saturating_add(MAX_PASSES_AHEAD)
     }
 
     /// Takes part in the session's end: a failure shuts the connection down.
-    pub fn add_data(&self, connection: Box<dyn Connection>) -> Arc<dyn Connection> {
-        let connection: Arc<dyn Connection> = connection.into();
+    pub fn add_data(&self, connection: impl Into<Arc<dyn Connection>>) -> Arc<dyn Connection> {
+        let connection = connection.into();
         let mut data = lock(&self.data);
         data.push(connection.clone());
         if self.is_stopped() {
@@ -174,10 +218,14 @@ impl Session {
             if self.is_stopped() && failure.is_none() {
                 return;
             }
-            failure.get_or_insert(error);
+            if failure.is_some() {
+                return;
+            }
+            *failure = Some(error);
         }
         self.stop_data();
-        self.note(Note::Failed);
+        // Where there is no room, it is seen when the notes before are taken.
+        let _ = self.notes.try_send(Note::Failed);
     }
 
     /// Does the work of a thread: a panic in it fails the migration, not the process of the VM.
@@ -207,7 +255,10 @@ impl Session {
     /// The next note for the coordinating thread.
     pub fn next(&self, notes: &Receiver<Note>, timeout: Duration) -> Result<Option<Note>, Error> {
         let error = match notes.recv_timeout(timeout) {
-            Err(RecvTimeoutError::Timeout) => return Ok(None),
+            Err(RecvTimeoutError::Timeout) => match lock(&self.failure).take() {
+                Some(failure) => failure,
+                None => return Ok(None),
+            },
             Err(RecvTimeoutError::Disconnected) => Error::Worker,
             Ok(Note::Failed) => lock(&self.failure).take().unwrap_or(Error::Worker),
             Ok(Note::ControlEnded(error)) => error,
@@ -215,6 +266,17 @@ impl Session {
             Ok(note) => return Ok(Some(note)),
         };
         Err(error)
+    }
+
+    /// Why the session was stopped, once it was.
+    pub fn why_stopped(&self, notes: &Receiver<Note>) -> Error {
+        loop {
+            match self.next(notes, EXPLANATION) {
+                Ok(Some(_)) => {}
+                Ok(None) => return Error::Worker,
+                Err(error) => return error,
+            }
+        }
     }
 
     /// Looks for the peer's account of a failure that it may have caused.
@@ -290,7 +352,9 @@ impl Session {
                 .wait_readable(interval)
                 .map_err(Error::link("waiting for the peer"))?;
             if readable {
-                let message = Message::receive(&*self.control)?;
+                let message = Message::receive_in_turn(&*self.control, self.timing.io, |kind| {
+                    lock(&self.conversation).hear(kind)
+                })?;
                 heard = Instant::now();
                 match message {
                     // What the peer sent before it went is still to be read, a commit perhaps.
@@ -346,6 +410,14 @@ mod tests {
             Err(io::ErrorKind::UnexpectedEof.into())
         }
 
+        fn send_within(&self, head: &[u8], _within: Within) -> io::Result<()> {
+            self.send(head, &[])
+        }
+
+        fn receive_within(&self, head: &mut [u8], _within: Within) -> io::Result<()> {
+            self.receive(head, &[])
+        }
+
         fn wait_readable(&self, _timeout: Duration) -> io::Result<bool> {
             Ok(true)
         }
@@ -363,8 +435,9 @@ mod tests {
             io: Duration::from_secs(10),
             peer: Duration::from_secs(10),
         };
-        let (session, _notes) = Session::new(Side::Source, Arc::new(Ended), timing);
-        session.add_data(Box::new(Ended));
+        let conversation = Conversation::new(Side::Source);
+        let (session, _notes) = Session::new(conversation, Arc::new(Ended), timing);
+        session.add_data(Arc::new(Ended) as Arc<dyn Connection>);
         assert!(session.check_data().is_err());
         session.pages_complete();
         session.check_data().unwrap();

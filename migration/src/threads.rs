@@ -19,25 +19,48 @@ pub enum Role {
     Stream,
     /// Hashes guest memory.
     Hash,
+    /// Has the guest's disks flushed while the guest runs.
+    Flush,
     /// Takes connections in and hears what they want.
     Reception,
-    /// Looks the address of a host up.
-    LookUp,
 }
 
-static HOOK: OnceLock<fn(Role)> = OnceLock::new();
+/// Where the threads of a crate say their roles, and whoever confines them hears it.
+#[derive(Debug)]
+pub struct Hook<R>(OnceLock<fn(R)>);
 
-/// Has `hook` run first in every thread that this crate starts from now on, in that thread. Only the
-/// first call in a process counts.
-pub fn on_start(hook: fn(Role)) {
-    let _ = HOOK.set(hook);
+impl<R> Hook<R> {
+    /// Nobody listens.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(OnceLock::new())
+    }
+
+    /// Has `listener` run in each thread that says its role from now on. Only the first call in a process counts.
+    pub fn set(&self, listener: fn(R)) {
+        let _ = self.0.set(listener);
+    }
+
+    /// Says what the calling thread does for the rest of its life.
+    pub fn begin(&self, role: R) {
+        if let Some(listener) = self.0.get() {
+            listener(role);
+        }
+    }
 }
+
+impl<R> Default for Hook<R> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The threads of this crate.
+pub static STARTED: Hook<Role> = Hook::new();
 
 /// Says what the calling thread does for the rest of its life.
 pub(crate) fn begin(role: Role) {
-    if let Some(hook) = HOOK.get() {
-        hook(role);
-    }
+    STARTED.begin(role);
 }
 
 /// Runs `work` on a thread of `scope` that does `role`; `what` it is for, should there be none.

@@ -6,7 +6,7 @@ use crate::wire::hello::HELLO_LEN;
 use crate::wire::{MAX_REGIONS, MAX_STATE, MAX_STREAMS, MIN_VERSION, VERSION};
 
 const _: () = {
-    assert!(VERSION == 3 && MIN_VERSION == 1);
+    assert!(VERSION == 4 && MIN_VERSION == 1);
     assert!(HELLO_LEN == 80);
     assert!(CONTROL_LEN == 24 && CONTROL_MAGIC == 0x436d_6d76);
     assert!(BATCH_LEN == 32 && BATCH_MAGIC == 0x506d_6d76);

@@ -1,7 +1,7 @@
 //! What the engine asks of a VM: one trait for the side that gives it away, one for the side that
 //! takes it in.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::GuestRam;
 use crate::observation::Observation;
@@ -28,6 +28,10 @@ pub struct MachineDescription {
     pub ram: Vec<RamRegion>,
     /// The machine as its VMM describes it to itself (JSON: CPUs, CPUID, devices, disks); opaque here.
     pub machine: String,
+    /// Where its disks lie, by which a destination tells whether it has the same; as opaque here. Absent
+    /// where there are none, and from a source of version 0.1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disks: Option<String>,
 }
 
 /// How memory gets huge pages.
@@ -53,14 +57,39 @@ pub enum RunState {
     Paused,
 }
 
+/// What parts of a switch-over take, as they were measured beforehand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rehearsal {
+    /// Stopping the vCPUs.
+    pub stop: Duration,
+    /// Saving the state of the machine.
+    pub save: Duration,
+}
+
 /// The VM as the source of a migration.
 ///
 /// Calls come from the engine's coordinating thread, except [`SourceVm::clear_dirty`], which every
-/// data stream calls for the range that it is about to read.
+/// data stream calls for the range that it is about to read, and [`SourceVm::flush_disks`].
+///
+/// # Who marks pages, and who takes the marks
+/// vCPUs and devices mark each page after they wrote to it. A fetch shows the vCPUs' marks, which stay
+/// until they are cleared, and takes the devices' marks: what was fetched must be sent, or added to what
+/// is fetched later. Both kinds go before the page is read: the vCPUs' by [`SourceVm::clear_dirty`], the
+/// devices' by the fetch or, before the first pass, by [`SourceVm::forget_device_writes`].
 pub trait SourceVm: Send + Sync {
     /// Describes the machine that the destination must build.
     fn describe(&self) -> VmResult<MachineDescription>;
-    /// Whether its user lets it run; asked once, when the migration begins.
+    /// How the state can be written, for the destination's VM to choose from; opaque here. Asked only where
+    /// the destination speaks a version of the protocol in which it is told.
+    fn offer_state(&self) -> VmResult<Option<String>> {
+        Ok(None)
+    }
+    /// Takes what the destination's VM chose of [`SourceVm::offer_state`], before anything is built; `None`
+    /// where it did not choose. An error ends the migration.
+    fn agree_on_state(&self, _chosen: Option<&str>) -> VmResult<()> {
+        Ok(())
+    }
+    /// Whether its user lets it run now. While [`SourceVm::pause`] holds the guest that does not change.
     fn run_state(&self) -> RunState {
         RunState::Running
     }
@@ -71,8 +100,12 @@ pub trait SourceVm: Send + Sync {
     fn offer_disks(&self) -> VmResult<()>;
     /// Takes the whole claim on the disks back after a failure.
     fn reclaim_disks(&self) -> VmResult<()>;
-    /// Turns on dirty logging; every page counts as dirty from here on until cleared.
+    /// Turns on dirty logging; every page counts as written by a vCPU from here on until cleared.
     fn start_dirty_log(&self) -> VmResult<()>;
+    /// Takes the marks of all that devices, and whoever loaded the guest, wrote until now, and drops
+    /// them. Called once, when logging is on and before the first page is read: all pages are about to
+    /// be sent.
+    fn forget_device_writes(&self) -> VmResult<()>;
     /// Turns off dirty logging.
     fn stop_dirty_log(&self) -> VmResult<()>;
     /// Adds the pages written by vCPUs and devices since they were last cleared to `dirty`: one
@@ -88,12 +121,29 @@ pub trait SourceVm: Send + Sync {
     /// neither side waits for long. Told before the
     /// destination builds the machine, and when the guest is stopped or stays.
     fn share_processors(&self, _threads: usize) {}
+    /// Makes durable what the running guest has written to its disks, so that [`SourceVm::pause`] finds
+    /// little to flush. Takes as long as the storage takes; called on a thread of its own, beside all
+    /// other calls.
+    fn flush_disks(&self) -> VmResult<()> {
+        Ok(())
+    }
+    /// Measures what stopping the guest and saving its state takes, the devices' part of stopping aside.
+    /// A guest that runs stands still for that long, some tenths of a millisecond.
+    fn rehearse(&self) -> VmResult<Rehearsal> {
+        Ok(Rehearsal::default())
+    }
     /// Stops the guest: vCPUs, then devices drain and flush their disks. Idempotent.
     fn pause(&self) -> VmResult<()>;
     /// Undoes [`SourceVm::pause`]: the guest goes on, unless its own user had paused it. Idempotent.
     fn resume(&self) -> VmResult<()>;
     /// State of the paused machine: vCPUs, interrupt controllers, clock, devices and queues.
     fn save_state(&self) -> VmResult<Vec<u8>>;
+    /// Samples of what the disks `of` hold while the guest is stopped and they are flushed; asked where the
+    /// destination's VM wants them (see [`DestinationVm::doubtful_disks`]), and opaque here. At most
+    /// [`crate::wire::kind::MAX_SAMPLES`] bytes.
+    fn disk_samples(&self, _of: &[String]) -> VmResult<String> {
+        Ok(String::new())
+    }
     /// What has come for the guest since it was stopped, such as packets, and no earlier answer held;
     /// asked only once it is known to run elsewhere, where it is sent after it. At most
     /// [`crate::wire::control::MAX_LATE`] bytes. `None` when nothing can come.
@@ -108,6 +158,15 @@ pub trait SourceVm: Send + Sync {
 pub trait DestinationVm: Send {
     /// Says whether this host can build and run the described machine; nothing is built yet.
     fn negotiate(&mut self, description: &MachineDescription) -> VmResult<()>;
+    /// Chooses how the described machine's state is to be written, of what its source offered, which is
+    /// nothing where that is older; what to answer it, if it offered something. Nothing is built yet.
+    fn choose_state(
+        &mut self,
+        _description: &MachineDescription,
+        _offered: Option<&str>,
+    ) -> VmResult<Option<String>> {
+        Ok(None)
+    }
     /// Builds the whole machine, opens its disks and allocates (but does not touch) its RAM.
     fn prepare(&mut self, description: &MachineDescription) -> VmResult<()>;
     /// Guest RAM, zero-filled; available once prepared.
@@ -120,6 +179,16 @@ pub trait DestinationVm: Send {
     /// neither before `earliest` nor after `latest`. What a guest's clocks have missed lies between;
     /// neither side's wall clock has a part in it.
     fn saved_between(&mut self, _earliest: Option<Instant>, _latest: Instant) {}
+    /// Disks of which only samples of their content can tell whether they are the guest's; asked once the
+    /// machine is prepared.
+    fn doubtful_disks(&self) -> Vec<String> {
+        Vec::new()
+    }
+    /// Looks whether the disks hold what the source's samples say, if it sent any; before the state is
+    /// loaded. An error leaves the guest at the source.
+    fn check_disk_samples(&mut self, _samples: Option<&str>) -> VmResult<()> {
+        Ok(())
+    }
     /// Loads the machine's state into the prepared machine.
     fn load_state(&mut self, state: &[u8]) -> VmResult<()>;
     /// Runs the guest; called once, after the commit was recorded. An error means that no

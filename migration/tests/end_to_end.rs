@@ -12,7 +12,7 @@ use migration::control::Control;
 use migration::journal::{FileJournal, Journal, MemoryJournal};
 use migration::progress::Verify;
 use migration::raw::RamSlice;
-use migration::transport::{Connect, Connection, Listen, Patience, memory};
+use migration::transport::{Connect, Connection, Listen, Patience, Within, memory};
 use migration::wire::hello::{Hello, Role};
 use migration::{MigrationId, Outcome, destination, source};
 
@@ -174,6 +174,14 @@ impl Connection for Holder {
 
     fn receive(&self, head: &mut [u8], body: &[RamSlice<'_>]) -> io::Result<()> {
         self.inner.receive(head, body)
+    }
+
+    fn send_within(&self, head: &[u8], within: Within) -> io::Result<()> {
+        self.inner.send_within(head, within)
+    }
+
+    fn receive_within(&self, head: &mut [u8], within: Within) -> io::Result<()> {
+        self.inner.receive_within(head, within)
     }
 
     fn wait_readable(&self, timeout: Duration) -> io::Result<bool> {

@@ -5,60 +5,27 @@ mod double;
 use std::sync::Arc;
 use std::time::Duration;
 
+use double::players::{
+    PlayedSource, Point, behaved, live, message_of, receive_from, say, serve_slowly, wanted,
+};
 use double::{Destination, Guest, Source, Witness};
 use migration::control::Control;
 use migration::journal::{Journal, MemoryJournal};
 use migration::progress::Verify;
-use migration::transport::memory::{self, MemoryConnect, MemoryListen};
-use migration::transport::{Connect, Connection, Listen, Patience};
-use migration::vm::{MachineDescription, RamRegion, RunState};
+use migration::transport::{Connection, memory};
+use migration::vm::RamRegion;
 use migration::wire::batch::{BatchHeader, Encoding, PageRange};
 use migration::wire::control::{
-    Answer, Intent, LastPass, Message, Negotiate, PassPlaced, Prepared, Ready, Resolution, Welcome,
+    Answer, Extents, LastPass, Message, Negotiate, Ready, Resolution, Welcome,
 };
-use migration::wire::hello::{HELLO_LEN, Hello, Role};
+use migration::wire::kind::Kind;
 use migration::{MigrationId, Outcome, destination, source};
 use zerocopy::IntoBytes;
-
-const PATIENCE: Patience<'static> = Patience {
-    timeout: Duration::from_secs(5),
-    give_up: &|| false,
-};
 
 const RAN: Answer = Answer {
     resolution: Resolution::Ran,
     host: None,
 };
-
-fn say(connection: &dyn Connection, message: &Message) {
-    // The peer may have hung up already: that is what is tested.
-    let _ = connection.send(&message.encode().unwrap(), &[]);
-}
-
-/// The next message that is no keep-alive.
-fn hear(connection: &dyn Connection) -> Option<Message> {
-    loop {
-        match Message::receive(connection).ok()? {
-            Message::Ping(number) => say(connection, &Message::Pong(number)),
-            Message::Pong(_) => {}
-            message => return Some(message),
-        }
-    }
-}
-
-fn wanted() -> Negotiate {
-    Negotiate {
-        machine: MachineDescription {
-            name: "hostile".into(),
-            ram: double::layout(64),
-            machine: "{}".into(),
-        },
-        run_state: RunState::Running,
-        streams: 1,
-        verify: Verify::Stream,
-        intent: Intent::Migrate,
-    }
-}
 
 /// Plays a source as far as `streams`, which gets the control and the data connections.
 fn play_source(
@@ -79,45 +46,15 @@ fn play_source(
             let journal = MemoryJournal::default();
             destination::receive(&listen, &mut into, &options, &Control::new(), &journal)
         });
-        drive_source(&connect, negotiate, streams);
+        if let Some(source) = PlayedSource::at(&connect, negotiate, Point::Prepared) {
+            streams(&*source.control, &source.data);
+            source.see_out();
+        }
         there.join().unwrap()
     });
     assert!(into.has_nothing(), "something is left");
     assert_eq!(witness.running(), (false, false));
     outcome
-}
-
-fn drive_source(
-    connect: &MemoryConnect,
-    negotiate: Negotiate,
-    streams: impl FnOnce(&dyn Connection, &[Box<dyn Connection>]),
-) {
-    let count = u16::from(negotiate.streams);
-    let id = MigrationId::random().unwrap();
-    let control = connect.connect(PATIENCE).unwrap();
-    control
-        .send(&Hello::new(Role::Control, id, [0; 16]).encode(), &[])
-        .unwrap();
-    let Some(Message::Welcome(welcome)) = hear(&*control) else {
-        panic!("no welcome")
-    };
-    say(&*control, &Message::Negotiate(Box::new(negotiate)));
-    if hear(&*control) != Some(Message::Negotiated) {
-        return;
-    }
-    say(&*control, &Message::Prepare);
-    let Some(Message::Prepared(_)) = hear(&*control) else {
-        panic!("not prepared")
-    };
-    let open = |stream| {
-        let data = connect.connect(PATIENCE).unwrap();
-        let hello = Hello::new(Role::Data { stream }, id, welcome.token);
-        data.send(&hello.encode(), &[]).unwrap();
-        data
-    };
-    let data: Vec<_> = (0..count).map(open).collect();
-    streams(&*control, &data);
-    while hear(&*control).is_some() {}
 }
 
 fn root(outcome: &Outcome) -> (&str, &str) {
@@ -240,13 +177,32 @@ fn machines_that_cannot_be_are_refused() {
 
 #[test]
 fn a_source_out_of_turn_never_starts_the_guest() {
-    let cases: [(&str, Vec<Message>); 5] = [
+    let extents = |extents| Message::Extents(Extents { extents });
+    let cases: [(&str, Vec<Message>); 9] = [
+        (
+            "extents twice",
+            vec![message_of(Kind::Extents), message_of(Kind::Extents)],
+        ),
+        (
+            "too many extents",
+            vec![extents((0..=1 << 14).map(|i| (i << 12, 4096)).collect())],
+        ),
+        (
+            "extents over each other",
+            vec![extents(vec![(0, 8192), (4096, 8192)])],
+        ),
+        (
+            "crooked extents",
+            vec![extents(vec![(0, 8192), (12_289, 4096)])],
+        ),
         ("commit before the state", vec![Message::Commit]),
         (
             "last pass before the state",
             vec![Message::LastPass(LastPass {
                 pass: 0,
                 saved: None,
+                run_state: None,
+                disks: None,
             })],
         ),
         (
@@ -265,7 +221,9 @@ fn a_source_out_of_turn_never_starts_the_guest() {
     ];
     for (name, messages) in cases {
         let outcome = play_source(wanted(), |control, _| {
-            messages.iter().for_each(|message| say(control, message));
+            messages.iter().for_each(|message| {
+                say(control, message);
+            });
         });
         assert_eq!(
             root(&outcome).0,
@@ -303,9 +261,19 @@ fn a_source_that_stalls_is_given_up() {
 
 /// Plays a destination: `answer` says what to send for what the source said, `None` hangs up.
 fn play_destination(answer: impl Fn(&Message) -> Option<Vec<Message>> + Sync) -> Outcome {
+    play_slow_destination(Verify::Stream, Duration::ZERO, answer)
+}
+
+/// The same, of one that takes `loading` before it is ready.
+fn play_slow_destination(
+    verify: Verify,
+    loading: Duration,
+    answer: impl Fn(&Message) -> Option<Vec<Message>> + Sync,
+) -> Outcome {
     let (connect, listen) = memory::network(&[]);
     let witness: Arc<Witness> = Arc::default();
-    let vm = Source::new(64, Guest::Idle, &witness);
+    let mut vm = Source::new(64, Guest::Idle, &witness);
+    vm.forms = Some("forms".into());
     vm.fill(0, 0, 10);
     let options = source::Options {
         io_timeout: Duration::from_millis(300),
@@ -313,11 +281,12 @@ fn play_destination(answer: impl Fn(&Message) -> Option<Vec<Message>> + Sync) ->
         prepare_timeout: Duration::from_millis(600),
         resolve_for: Duration::from_millis(100),
         streams: Some(1),
+        verify,
         ..source::Options::new(MigrationId::random().unwrap())
     };
     let journal = MemoryJournal::default();
     let outcome = std::thread::scope(|scope| {
-        scope.spawn(|| serve(&listen, &answer));
+        scope.spawn(|| serve_slowly(&listen, 1, loading, &answer));
         source::migrate(&vm, &connect, &options, &Control::new(), &journal)
     });
     if matches!(outcome, Outcome::HandoverUnknown(_)) {
@@ -328,41 +297,6 @@ fn play_destination(answer: impl Fn(&Message) -> Option<Vec<Message>> + Sync) ->
         assert_eq!(witness.running(), (true, false));
     }
     outcome
-}
-
-fn serve(listen: &MemoryListen, answer: &(dyn Fn(&Message) -> Option<Vec<Message>> + Sync)) {
-    let control = listen.accept(PATIENCE.timeout).unwrap().unwrap();
-    control.receive(&mut [0; HELLO_LEN], &[]).unwrap();
-    let welcome = Welcome {
-        version: 1,
-        token: [9; 16],
-        host: None,
-    };
-    say(&*control, &Message::Welcome(welcome));
-    let mut data = Vec::new();
-    while let Some(message) = hear(&*control) {
-        let Some(answers) = answer(&message) else {
-            return;
-        };
-        answers.iter().for_each(|answer| say(&*control, answer));
-        if matches!(message, Message::Prepare | Message::Extents(_)) {
-            data.extend(listen.accept(Duration::from_millis(50)).unwrap());
-        }
-    }
-}
-
-/// What a well-behaved destination says, as far as the state.
-fn behaved(message: &Message) -> Vec<Message> {
-    match message {
-        Message::Negotiate(_) => vec![Message::Negotiated],
-        Message::Prepare => vec![Message::Prepared(Prepared {
-            journal_ms: f64::MAX,
-        })],
-        Message::Extents(_) => (1..3)
-            .map(|pass| Message::PassPlaced(PassPlaced { pass }))
-            .collect(),
-        _ => vec![],
-    }
 }
 
 #[test]
@@ -392,7 +326,7 @@ fn a_destination_that_lies_does_not_get_the_guest() {
         (
             "negotiated again",
             "migration.protocol",
-            Message::Negotiated,
+            message_of(Kind::Negotiated),
         ),
     ];
     for (name, id, lie) in cases {
@@ -422,5 +356,58 @@ fn a_destination_that_hangs_up_or_falls_silent_leaves_the_guest_running() {
             ];
             assert!(expected.contains(&id), "{at}: {outcome:?}");
         }
+    }
+}
+
+#[test]
+fn an_older_destination_is_not_asked_how_the_state_is_to_be_written() {
+    let outcome = play_destination(|message| {
+        if let Message::Negotiate(wanted) = message {
+            assert_eq!(wanted.state, None);
+            return None;
+        }
+        Some(behaved(message))
+    });
+    assert_eq!(root(&outcome).0, "link.closed");
+}
+
+/// A source that plays to its end, and takes `time` to compare the digests.
+fn slow_to_decide(verify: Verify, time: Duration) -> Outcome {
+    let options = destination::Options {
+        io_timeout: Duration::from_millis(150),
+        peer_timeout: Duration::from_millis(300),
+        ..destination::Options::default()
+    };
+    let negotiate = Negotiate { verify, ..wanted() };
+    receive_from(&options, negotiate, Point::Loaded, |source| {
+        live(&*source.control, time);
+        source.say(&Message::Commit);
+        source.say(&Message::Finish);
+    })
+}
+
+#[test]
+fn a_source_that_hashes_for_longer_is_waited_for_as_long_as_it_lives() {
+    let time = Duration::from_millis(1500);
+    let outcome = slow_to_decide(Verify::Full, time);
+    assert!(matches!(outcome, Outcome::Completed(_)), "{outcome:?}");
+    // There is nothing to wait for when nothing is hashed.
+    let outcome = slow_to_decide(Verify::Stream, time);
+    assert_eq!(root(&outcome).0, "migration.no-answer");
+}
+
+#[test]
+fn a_destination_that_hashes_for_longer_is_waited_for_as_long_as_it_lives() {
+    for (verify, expected) in [
+        (Verify::Full, "migration.digest-mismatch"),
+        (Verify::Stream, "migration.no-answer"),
+    ] {
+        let time = Duration::from_millis(1500);
+        let outcome = play_slow_destination(verify, time, |message| match message {
+            Message::LastPass(_) => Some(vec![message_of(Kind::Ready)]),
+            Message::Failure(_) => None,
+            other => Some(behaved(other)),
+        });
+        assert_eq!(root(&outcome).0, expected);
     }
 }

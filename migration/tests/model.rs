@@ -2,8 +2,9 @@
 //! and comes back with its journal only, the guest may fail to start, the source may ask again.
 //!
 //! A process that crashes takes the guest that it holds with it; that is no fault of the hand-over.
-//! The rules are the engine's (`source/handover.rs`, `destination/take.rs`, `journal.rs`); two
-//! broken ones show that the model would see it.
+//! Strangers ask about the migration at any time, and old records are forgotten. The rules are the
+//! engine's (`source/handover.rs`, `destination/take.rs`, `journal/`); broken ones show that the model
+//! would see it.
 
 use std::collections::BTreeSet;
 
@@ -39,15 +40,30 @@ enum Source {
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Destination {
+    /// The migration has begun, the journal knows nothing of it.
+    Begun,
+    /// Its journal has room for the decision, and guest memory comes in.
+    Filling,
     /// Everything is loaded, the source was told.
     Ready,
     /// The commit is recorded, no instruction was executed.
     Starting,
     Runs,
-    /// Nothing is built; questions are answered from the journal.
+    /// Nothing is built; questions are answered from the journal, and other migrations may come.
     Empty,
     /// The process is gone.
     Down,
+}
+
+/// What the destination's journal has of the migration.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Room {
+    /// It does not know the identifier.
+    Unknown,
+    /// Room that no decision was recorded in.
+    Blank,
+    GaveUp,
+    Committed,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -55,10 +71,12 @@ struct State {
     source: Source,
     destination: Destination,
     /// The destination's journal: the decision, and what a commit was answered with.
-    committed: Option<bool>,
+    room: Room,
     answered: Option<bool>,
-    /// Answers that were ever given: never-ran, ran.
+    /// Answers that the source was ever given: never-ran, ran.
     given: [bool; 2],
+    /// Someone who asked about what the journal did not know had it write something down.
+    wrote_for_stranger: bool,
     /// Whether the guest has executed instructions at the destination.
     ran: bool,
     network: BTreeSet<Message>,
@@ -73,6 +91,11 @@ enum Action {
     SourceSends,
     SourceMissesAnswer,
     SourceAsks,
+    StrangerAsks,
+    DestinationReserves,
+    DestinationFails,
+    DestinationIsReady,
+    DestinationForgets,
     DestinationGivesUp,
     DestinationStarts,
     DestinationCannotStart,
@@ -90,6 +113,13 @@ enum Rules {
     AnswerUnrecorded,
     /// A source takes the guest back when its decision is recorded and the commit sent, on request.
     CancelAfterCommit,
+    /// A destination records its answer also for an identifier that it does not know.
+    RecordForStrangers,
+    /// A commit makes the room for its record if there is none any more.
+    CommitMakesRoom,
+    /// A destination says that it is ready before its journal has room for the decision, which the
+    /// commit then makes.
+    ReadyBeforeRoom,
 }
 
 struct Handover {
@@ -97,30 +127,43 @@ struct Handover {
 }
 
 impl Handover {
-    fn answer(&self, state: &mut State) -> Message {
-        if state.committed.is_none() && self.rules != Rules::AnswerUnrecorded {
-            state.committed = Some(false);
+    /// Answers a question; whoever asks about what is unknown here leaves no trace, as no commit can
+    /// come for it any more.
+    fn answer(&self, state: &mut State) -> bool {
+        match (state.room, self.rules) {
+            (Room::Unknown, Rules::RecordForStrangers) => {
+                state.room = Room::GaveUp;
+                state.wrote_for_stranger = true;
+            }
+            (Room::Blank, Rules::AnswerUnrecorded) => {}
+            (Room::Blank, _) => state.room = Room::GaveUp,
+            _ => {}
         }
-        let ran = match state.committed {
-            Some(true) => *state.answered.get_or_insert(true),
+        match state.room {
+            Room::Committed => *state.answered.get_or_insert(true),
             _ => false,
-        };
+        }
+    }
+
+    fn answer_source(&self, state: &mut State) {
+        let ran = self.answer(state);
         state.given[usize::from(ran)] = true;
-        if ran { Message::Ran } else { Message::NeverRan }
+        let message = if ran { Message::Ran } else { Message::NeverRan };
+        state.network.insert(message);
     }
 
     fn deliver(&self, state: &mut State, message: Message) -> Option<()> {
         match (message, state.source, state.destination) {
             (Message::Ready, Source::WaitsForReady, _) => state.source = Source::Decided,
-            (Message::Commit, _, Destination::Ready) => match state.committed {
-                None => {
-                    state.committed = Some(true);
+            (Message::Commit, _, Destination::Ready) => match (state.room, self.rules) {
+                (Room::Blank, _)
+                | (Room::Unknown, Rules::CommitMakesRoom | Rules::ReadyBeforeRoom) => {
+                    state.room = Room::Committed;
                     state.destination = Destination::Starting;
                 }
-                Some(_) => {
+                _ => {
                     state.destination = Destination::Empty;
-                    let refusal = self.answer(state);
-                    state.network.insert(refusal);
+                    self.answer_source(state);
                 }
             },
             (Message::Committed, Source::CommitSent, _) | (Message::Ran, Source::Unknown, _) => {
@@ -131,14 +174,25 @@ impl Handover {
             }
             // A question waits while the guest starts, and nobody answers when the process is gone.
             (Message::Resolve, _, Destination::Starting | Destination::Down) => return None,
-            (Message::Resolve, _, _) => {
-                let answer = self.answer(state);
-                state.network.insert(answer);
-            }
+            (Message::Resolve, _, _) => self.answer_source(state),
             // Too late: dropped.
             _ => {}
         }
         Some(())
+    }
+
+    /// Whether the source, which does not know, does once its question and the answer get through.
+    fn can_be_told(&self, state: &State) -> bool {
+        let mut state = state.clone();
+        state.network.clear();
+        self.act(&mut state, Action::SourceAsks);
+        self.act(&mut state, Action::Deliver(Message::Resolve));
+        for answer in [Message::Ran, Message::NeverRan] {
+            if state.network.contains(&answer) {
+                self.act(&mut state, Action::Deliver(answer));
+            }
+        }
+        matches!(state.source, Source::Runs | Source::Released)
     }
 
     fn act(&self, state: &mut State, action: Action) -> Option<()> {
@@ -163,11 +217,27 @@ impl Handover {
             SourceAsks => {
                 state.network.insert(Message::Resolve);
             }
-            DestinationGivesUp => {
-                state.committed.get_or_insert(false);
+            StrangerAsks => {
+                self.answer(state);
+            }
+            DestinationReserves => {
+                state.room = Room::Blank;
+                state.destination = Destination::Filling;
+            }
+            DestinationFails => {
+                if state.room == Room::Blank {
+                    state.room = Room::Unknown;
+                }
                 state.destination = Destination::Empty;
-                let refusal = self.answer(state);
-                state.network.insert(refusal);
+            }
+            DestinationIsReady => {
+                state.destination = Destination::Ready;
+                state.network.insert(Message::Ready);
+            }
+            DestinationForgets => state.room = Room::Unknown,
+            DestinationGivesUp => {
+                state.destination = Destination::Empty;
+                self.answer_source(state);
             }
             DestinationStarts => {
                 state.destination = Destination::Runs;
@@ -180,8 +250,7 @@ impl Handover {
                 state.destination = Destination::Empty;
                 // Told unless someone was told otherwise, unasked.
                 if state.answered == Some(false) {
-                    let refusal = self.answer(state);
-                    state.network.insert(refusal);
+                    self.answer_source(state);
                 }
             }
             SourceCrashes => {
@@ -205,12 +274,13 @@ impl Model for Handover {
     fn init_states(&self) -> Vec<State> {
         vec![State {
             source: Source::WaitsForReady,
-            destination: Destination::Ready,
-            committed: None,
+            destination: Destination::Begun,
+            room: Room::Unknown,
             answered: None,
             given: [false; 2],
+            wrote_for_stranger: false,
             ran: false,
-            network: BTreeSet::from([Message::Ready]),
+            network: BTreeSet::new(),
             crashes: 0,
         }]
     }
@@ -235,12 +305,28 @@ impl Model for Handover {
             _ => {}
         }
         match state.destination {
+            Destination::Begun => {
+                actions.extend([Action::DestinationReserves, Action::DestinationFails]);
+                if self.rules == Rules::ReadyBeforeRoom {
+                    actions.push(Action::DestinationIsReady);
+                }
+            }
+            Destination::Filling => {
+                actions.extend([Action::DestinationIsReady, Action::DestinationFails]);
+            }
             Destination::Ready => actions.push(Action::DestinationGivesUp),
             Destination::Starting => {
                 actions.extend([Action::DestinationStarts, Action::DestinationCannotStart]);
             }
             Destination::Down => actions.push(Action::DestinationReturns),
             _ => {}
+        }
+        if !matches!(state.destination, Destination::Starting | Destination::Down) {
+            actions.push(Action::StrangerAsks);
+        }
+        // After 30 days, or many other migrations. A commit stays until its source will not ask any more.
+        if matches!(state.room, Room::Blank | Room::GaveUp) {
+            actions.push(Action::DestinationForgets);
         }
         if state.crashes < 3 {
             if state.source != Source::Crashed {
@@ -269,13 +355,21 @@ impl Model for Handover {
             ),
             Property::always(
                 "the source lets go only of a guest that was taken",
-                |_, s: &State| s.source != Source::Released || s.committed == Some(true),
+                |_, s: &State| s.source != Source::Released || s.room == Room::Committed || s.ran,
             ),
             Property::always("nothing runs there without its record", |_, s: &State| {
-                !s.ran || s.committed == Some(true)
+                !s.ran || s.room == Room::Committed
             }),
             Property::always("a question has one answer for ever", |_, s: &State| {
                 s.given != [true, true]
+            }),
+            Property::always("a stranger leaves no record", |_, s: &State| {
+                !s.wrote_for_stranger
+            }),
+            Property::always("a doubt ends when the question is heard", |m, s: &State| {
+                s.source != Source::Unknown
+                    || matches!(s.destination, Destination::Starting | Destination::Down)
+                    || Self::can_be_told(m, s)
             }),
             Property::always(
                 "before the commit was sent the guest is here",
@@ -295,6 +389,14 @@ impl Model for Handover {
             Property::sometimes(
                 "a guest that cannot start goes on at the source",
                 |_, s: &State| s.source == Source::Runs && s.answered == Some(false),
+            ),
+            Property::sometimes(
+                "a destination that gave up tells the source so, later",
+                |_, s: &State| {
+                    s.source == Source::Unknown
+                        && s.destination == Destination::Empty
+                        && s.room == Room::GaveUp
+                },
             ),
             Property::eventually(
                 "someone has the guest, unless its holder crashed",
@@ -330,6 +432,9 @@ fn the_model_sees_a_broken_rule() {
             "a question has one answer for ever",
         ),
         (Rules::CancelAfterCommit, "at most one side runs the guest"),
+        (Rules::RecordForStrangers, "a stranger leaves no record"),
+        (Rules::CommitMakesRoom, "at most one side runs the guest"),
+        (Rules::ReadyBeforeRoom, "at most one side runs the guest"),
     ] {
         let checker = Handover { rules }.checker().threads(2).spawn_bfs().join();
         assert!(checker.discovery(broken).is_some(), "not seen: {broken}");

@@ -4,91 +4,18 @@ mod double;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
+use double::scene::{HOT, SLOW, Scene, ignore};
 use double::{Destination, Guest, Refuse, Source, Witness, wait_until};
 use migration::control::Control;
 use migration::journal::{Decision, Journal, MemoryJournal};
+use migration::observation::Side;
 use migration::progress::{Event, Limits, Phase, TimeoutAction};
 use migration::transport::memory::{self, MemoryConnect};
 use migration::transport::{Connect, Patience};
 use migration::wire::hello::{Hello, Role};
 use migration::{MigrationId, Outcome, destination, source};
-
-/// Dirties memory faster than the limit on bandwidth lets it go.
-const HOT: Guest = Guest::Writes {
-    pages: 1000,
-    pause: Duration::ZERO,
-};
-const SLOW: Limits = Limits {
-    downtime: Duration::from_millis(20),
-    bandwidth: Some(4 << 20),
-};
-
-struct Scene {
-    witness: Arc<Witness>,
-    vm: Source,
-    into: Destination,
-    options: source::Options,
-    journal: MemoryJournal,
-}
-
-impl Scene {
-    fn new(guest: Guest) -> Self {
-        let witness = Arc::default();
-        let vm = Source::new(2000, guest, &witness);
-        vm.fill(0, 0, 900);
-        Self {
-            vm,
-            into: Destination::new(&witness),
-            witness,
-            options: source::Options::new(MigrationId::random().unwrap()),
-            journal: MemoryJournal::default(),
-        }
-    }
-
-    /// Runs the migration while `steer` watches its events.
-    fn run(&mut self, steer: impl FnOnce(&Control, Receiver<Event>) + Send) -> [Outcome; 2] {
-        let (connect, listen) = memory::network(&[]);
-        let (control, receiving) = (Control::new(), Control::new());
-        let Self {
-            vm,
-            into,
-            options,
-            journal,
-            ..
-        } = self;
-        std::thread::scope(|scope| {
-            let there = scope.spawn(|| {
-                let options = destination::Options::default();
-                destination::receive(&listen, into, &options, &receiving, journal)
-            });
-            let events = control.subscribe();
-            let handle = control.clone();
-            scope.spawn(move || steer(&handle, events));
-            let here = source::migrate(vm, &connect, options, &control, &MemoryJournal::default());
-            // A destination that nobody came to, or that was only asked, waits for the next.
-            let until = Instant::now() + Duration::from_millis(500);
-            while !there.is_finished() && Instant::now() < until {
-                std::thread::yield_now();
-            }
-            receiving.cancel();
-            [here, there.join().unwrap()]
-        })
-    }
-
-    fn assert_kept(&self) {
-        assert!(self.vm.is_untouched(), "the source is not as before");
-        assert!(
-            self.into.has_nothing(),
-            "something is left at the destination"
-        );
-        assert_eq!(self.witness.running(), (true, false));
-    }
-}
-
-fn ignore(_: &Control, _: Receiver<Event>) {}
 
 #[test]
 fn cancel_in_any_phase_leaves_the_guest_where_it_was() {
@@ -206,8 +133,22 @@ fn a_plan_changes_nothing() {
 fn whatever_a_vm_refuses_the_guest_stays_and_both_sides_know_why() {
     use Refuse::*;
     for refuse in [
-        Describe, OfferDisks, StartLog, FetchDirty, ClearDirty, Pause, SaveState, Negotiate,
-        Prepare, Ram, LoadState, Start,
+        Describe,
+        OfferState,
+        AgreeOnState,
+        OfferDisks,
+        StartLog,
+        FlushDisks,
+        FetchDirty,
+        ClearDirty,
+        Pause,
+        SaveState,
+        Negotiate,
+        ChooseState,
+        Prepare,
+        Ram,
+        LoadState,
+        Start,
     ] {
         let mut scene = Scene::new(Guest::Idle);
         (scene.vm.refuse, scene.into.refuse) = (refuse, refuse);
@@ -227,6 +168,20 @@ fn whatever_a_vm_refuses_the_guest_stays_and_both_sides_know_why() {
             assert_eq!(root, "test.refused", "{refuse:?} at the destination");
         }
         scene.assert_kept();
+    }
+}
+
+#[test]
+fn how_the_state_is_written_is_agreed_on_before_anything_is_built() {
+    for plan in [false, true] {
+        let mut scene = Scene::new(Guest::Idle);
+        scene.options.plan = plan;
+        scene.vm.forms = Some("old, new".into());
+        scene.into.chooses = Some("new".into());
+        scene.run(ignore);
+        assert_eq!(scene.into.offers, [Some("old, new".to_owned())]);
+        let agreed = scene.vm.agreed.lock().unwrap().clone();
+        assert_eq!(agreed, [Some("new".to_owned())]);
     }
 }
 
@@ -328,10 +283,9 @@ fn strangers_are_refused_and_the_guest_still_comes_in() {
 #[test]
 fn a_migration_that_was_given_up_cannot_come_again() {
     let mut scene = Scene::new(Guest::Idle);
-    scene
-        .journal
-        .decide(scene.options.id, Decision::GiveUp)
-        .unwrap();
+    let id = scene.options.id;
+    scene.journal.reserve(id, Side::Destination).unwrap();
+    scene.journal.decide(id, Decision::GiveUp).unwrap();
     let [here, _] = scene.run(ignore);
     let Outcome::Failed(report) = here else {
         panic!("{here:?}")

@@ -144,6 +144,8 @@ fn migrate_once(vm: &Source, streams: u8, verify: Verify) -> (f64, f64) {
         verify,
         ..source::Options::new(MigrationId::random().unwrap())
     };
+    // It was given away before, and is given away again.
+    vm.offered.store(false, Ordering::SeqCst);
     let outcome = std::thread::scope(|scope| {
         scope.spawn(|| {
             let options = destination::Options::default();

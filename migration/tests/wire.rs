@@ -11,8 +11,8 @@ use migration::wire::batch::{
     BATCH_LEN, BatchHeader, BatchKind, Encoding, MAX_PAYLOAD, MAX_RANGES, PageRange, RANGE_LEN,
 };
 use migration::wire::control::{
-    Answer, Committed, ControlHeader, Extents, Intent, LastPass, Message, Negotiate, PassPlaced,
-    Prepared, Ready, Resolution, Welcome,
+    Answer, Committed, ControlHeader, Extents, Intent, LastPass, Message, Negotiate, Negotiated,
+    PassPlaced, Prepared, Ready, Resolution, Welcome,
 };
 use migration::wire::hello::{HELLO_LEN, Hello, Role};
 use migration::{HostId, MigrationId};
@@ -36,15 +36,21 @@ fn every_message() -> Vec<Message> {
                     len: 1 << 20,
                 }],
                 machine: "{\"cpus\":2}".into(),
+                disks: None,
             },
             run_state: RunState::Running,
             streams: 2,
             verify: Verify::Stream,
             intent: Intent::Migrate,
+            state: None,
         })),
-        Message::Negotiated,
+        Message::Negotiated(Negotiated::default()),
         Message::Prepare,
-        Message::Prepared(Prepared { journal_ms: 0.25 }),
+        Message::Prepared(Prepared {
+            journal_ms: 0.25,
+            hash_bytes_per_s: None,
+            disks: Vec::new(),
+        }),
         Message::Extents(Extents {
             extents: vec![(0, 8192), (65536, 4096)],
         }),
@@ -52,6 +58,8 @@ fn every_message() -> Vec<Message> {
         Message::LastPass(LastPass {
             pass: 4,
             saved: None,
+            run_state: None,
+            disks: None,
         }),
         Message::State(vec![1, 2, 3]),
         Message::Ready(Ready {
@@ -93,6 +101,20 @@ fn messages_of_version_2() -> Vec<Message> {
     ]
 }
 
+/// What version 4 tells in other bytes.
+fn messages_of_version_4() -> Vec<Message> {
+    let Message::Negotiate(mut negotiate) = every_message().swap_remove(1) else {
+        unreachable!()
+    };
+    negotiate.state = Some("{\"rtc\":[1,2]}".into());
+    vec![
+        Message::Negotiate(negotiate),
+        Message::Negotiated(Negotiated {
+            state: Some("{\"rtc\":2}".into()),
+        }),
+    ]
+}
+
 fn split(frame: &[u8]) -> (ControlHeader, &[u8]) {
     let (header, body) = ControlHeader::read_from_prefix(frame).unwrap();
     (header, body)
@@ -113,7 +135,11 @@ fn assert_golden(name: &str, bytes: &[u8]) {
 
 #[test]
 fn control_frames_are_the_bytes_of_their_version() {
-    let all = [("v1", every_message()), ("v2", messages_of_version_2())];
+    let all = [
+        ("v1", every_message()),
+        ("v2", messages_of_version_2()),
+        ("v4", messages_of_version_4()),
+    ];
     for (version, message) in all
         .into_iter()
         .flat_map(|(version, all)| all.into_iter().map(move |message| (version, message)))
@@ -129,8 +155,8 @@ fn control_frames_are_the_bytes_of_their_version() {
 fn hello_and_batches_are_the_bytes_of_their_version() {
     let mut hello = Hello::new(Role::Data { stream: 3 }, MigrationId([1; 16]), [2; 16]);
     assert_eq!(Hello::decode(&hello.encode()).unwrap(), hello);
-    assert_golden("v3-hello.bin", &hello.encode());
-    for version in [2, 1] {
+    assert_golden("v4-hello.bin", &hello.encode());
+    for version in [3, 2, 1] {
         hello.version = version;
         assert_golden(&format!("v{version}-hello.bin"), &hello.encode());
         assert_eq!(hello.common_version(), Some(version));

@@ -6,57 +6,55 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use double::players::{say, take_pages};
 use double::{Guest, Source, Witness};
 use migration::control::Control;
 use migration::destination;
 use migration::journal::{Decision, Journal, MemoryJournal};
+use migration::observation::Side;
 use migration::progress::Verify;
+use migration::transport::Listen;
 use migration::transport::memory::{self, MemoryListen};
-use migration::transport::{Connection, Listen};
-use migration::wire::control::{Message, PassPlaced, Prepared, Ready, Resolution, Welcome};
+use migration::wire::control::{Message, Negotiated, Prepared, Ready, Resolution, Welcome};
 use migration::wire::hello::HELLO_LEN;
 use migration::{HostId, MigrationId, Outcome, source};
-
-fn say(connection: &dyn Connection, message: &Message) {
-    connection.send(&message.encode().unwrap(), &[]).unwrap();
-}
 
 /// Plays the host `host` until the commit has come, which it does not answer.
 fn take_until_commit(listen: &MemoryListen, host: HostId) {
     let accept = || listen.accept(Duration::from_secs(5)).unwrap().unwrap();
-    let control = accept();
+    let control = &*accept();
     control.receive(&mut [0; HELLO_LEN], &[]).unwrap();
-    say(
-        &*control,
-        &Message::Welcome(Welcome {
-            version: 2,
-            token: [9; 16],
-            host: Some(host),
-        }),
-    );
-    let mut data = Vec::new();
-    loop {
-        match Message::receive(&*control).unwrap() {
-            Message::Ping(number) => say(&*control, &Message::Pong(number)),
-            Message::Negotiate(_) => say(&*control, &Message::Negotiated),
-            Message::Prepare => {
-                say(&*control, &Message::Prepared(Prepared { journal_ms: 0.0 }));
-            }
-            Message::Extents(_) => {
-                data.push(accept());
-                say(&*control, &Message::PassPlaced(PassPlaced { pass: 1 }));
-            }
-            Message::LastPass(_) => say(
-                &*control,
-                &Message::Ready(Ready {
+    let welcome = Welcome {
+        version: 2,
+        token: [9; 16],
+        host: Some(host),
+    };
+    say(control, &Message::Welcome(welcome));
+    std::thread::scope(|scope| {
+        loop {
+            let answer = match Message::receive(control).unwrap() {
+                Message::Ping(number) => Message::Pong(number),
+                Message::Negotiate(_) => Message::Negotiated(Negotiated::default()),
+                Message::Prepare => Message::Prepared(Prepared {
+                    journal_ms: 0.0,
+                    hash_bytes_per_s: None,
+                    disks: Vec::new(),
+                }),
+                Message::Extents(_) => {
+                    scope.spawn(|| take_pages(&*accept(), control));
+                    continue;
+                }
+                Message::LastPass(_) => Message::Ready(Ready {
                     digest: None,
                     load_ms: 0.0,
                 }),
-            ),
-            Message::Commit => return,
-            _ => {}
+                Message::Commit => break,
+                _ => continue,
+            };
+            say(control, &answer);
         }
-    }
+        control.shutdown();
+    });
 }
 
 /// Loses the answer of `given` to a commit, while `answers` is asked at its address.
@@ -97,6 +95,12 @@ fn ask(id: MigrationId, ours: &dyn Journal, answers: &dyn Journal) -> Result<Res
     })
 }
 
+fn commits(journal: &dyn Journal, id: MigrationId) {
+    journal.reserve(id, Side::Destination).unwrap();
+    let decision = journal.decide(id, Decision::Commit).unwrap();
+    assert_eq!(decision, Decision::Commit);
+}
+
 #[test]
 fn only_the_host_that_was_given_the_guest_says_whether_it_ran() {
     let witness: Arc<Witness> = Arc::default();
@@ -107,7 +111,7 @@ fn only_the_host_that_was_given_the_guest_says_whether_it_ran() {
         MemoryJournal::default(),
     );
     let id = MigrationId([3; 16]);
-    theirs.decide(id, Decision::Commit).unwrap();
+    commits(&theirs, id);
     let outcome = lose_answer(&vm, id, &ours, theirs.identity(), &other);
     let Outcome::HandoverUnknown(report) = outcome else {
         panic!("{outcome:?}")
@@ -130,7 +134,7 @@ fn the_right_host_is_believed_at_once() {
     let vm = Source::new(64, Guest::Idle, &witness);
     let (ours, theirs) = (MemoryJournal::default(), MemoryJournal::default());
     let id = MigrationId([4; 16]);
-    theirs.decide(id, Decision::Commit).unwrap();
+    commits(&theirs, id);
     let outcome = lose_answer(&vm, id, &ours, theirs.identity(), &theirs);
     assert!(matches!(outcome, Outcome::Completed(_)), "{outcome:?}");
     assert!(vm.released.load(Ordering::SeqCst));

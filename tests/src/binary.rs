@@ -45,6 +45,10 @@ fn find_or_build() -> Result<PathBuf> {
         "vmm",
         "--bin",
         "vmm",
+        "--package",
+        "bench",
+        "--bin",
+        "vmm-bench",
         "--target-dir",
     ]);
     build

@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal};
 
 use crate::binary;
 use crate::eventually;
+use crate::last_version;
 use crate::network::Namespace;
 use crate::process::{Outcome, Process};
 
@@ -29,6 +30,10 @@ pub struct Host {
     dir: tempfile::TempDir,
     binary: PathBuf,
     network: Option<Arc<Namespace>>,
+    /// Variables of the environment that its commands do not see.
+    hidden: &'static [&'static str],
+    /// Variables that they are given.
+    variables: Vec<(&'static str, String)>,
 }
 
 impl Host {
@@ -38,6 +43,17 @@ impl Host {
     /// When `vmm` cannot be built or a temporary directory cannot be made.
     pub fn new() -> Result<Self> {
         Self::with_binary(binary::vmm()?)
+    }
+
+    /// A host with no VMs that runs the `vmm` of the version before this one. Its sandbox is as by default,
+    /// whatever this run of the tests is to have: it cannot be mended any more.
+    ///
+    /// # Errors
+    /// As [`last_version::vmm`], or when a temporary directory cannot be made.
+    pub fn of_last_version() -> Result<Self> {
+        let mut host = Self::with_binary(last_version::vmm()?)?;
+        host.hidden = &["VMM_SANDBOX"];
+        Ok(host)
     }
 
     /// A host with no VMs that runs `binary`.
@@ -55,6 +71,8 @@ impl Host {
             dir,
             binary: binary.to_path_buf(),
             network: None,
+            hidden: &[],
+            variables: Vec::new(),
         })
     }
 
@@ -65,6 +83,13 @@ impl Host {
         let mut this = self;
         this.network = Some(network);
         this
+    }
+
+    /// The same host, whose commands are given this variable.
+    #[must_use]
+    pub fn with(mut self, variable: &'static str, value: &str) -> Self {
+        self.variables.push((variable, value.to_owned()));
+        self
     }
 
     /// Directory for files of the test (sockets, disks); removed with the host.
@@ -95,7 +120,11 @@ impl Host {
         command
             .args(args)
             .env(RUNTIME_VARIABLE, self.runtime_dir())
-            .env_remove(STATE_VARIABLE);
+            .env_remove(STATE_VARIABLE)
+            .envs(self.variables.iter().map(|(name, value)| (name, value)));
+        for variable in self.hidden {
+            command.env_remove(variable);
+        }
         command
     }
 

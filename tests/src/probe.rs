@@ -1,3 +1,3 @@
 //! The probe guest's lines, as the black-box tests read them.
 
-pub use vmm::probe::*;
+pub use machine::probe::*;

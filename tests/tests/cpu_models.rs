@@ -124,8 +124,9 @@ fn model_of_a_file_is_what_the_guest_needs_everywhere() {
         "{said}"
     );
     assert!(!said.contains("lahf_lm"), "{said}");
-    // Its name is free when the process that had it is gone.
-    pair.destination.is_clean();
+    pair.destination.waits_on("guest");
+    // What the host offers is read when a receiver starts.
+    pair.destination.waits_no_more("guest");
     // The operator allows one more.
     limit(
         &pair.destination,

@@ -5,7 +5,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Crates whose errors users see.
-const CRATES: [&str; 4] = ["block", "devices", "migration", "vmm"];
+const CRATES: [&str; 7] = [
+    "bench",
+    "block",
+    "control",
+    "devices",
+    "machine",
+    "migration",
+    "vmm",
+];
 /// Endings of file names, which look like identifiers.
 const FILES: [&str; 5] = [".elf", ".json", ".log", ".raw", ".sock"];
 
@@ -66,7 +74,10 @@ fn product(text: &str) -> String {
 
 fn is_test(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    name == "tests.rs" || name == "testing.rs" || name.ends_with("_tests.rs")
+    let of_tests = path
+        .parent()
+        .is_some_and(|folder| folder.ends_with("tests"));
+    of_tests || name == "tests.rs" || name == "testing.rs" || name.ends_with("_tests.rs")
 }
 
 /// Texts between quotes, which may be more than the code has; none that it has is left out as long as
@@ -231,6 +242,24 @@ fn every_page_is_in_the_index() {
 }
 
 #[test]
+fn source_files_that_pages_name_exist() {
+    let mut found = 0;
+    for page in pages() {
+        let text = read(&page);
+        let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || "_-./".contains(c)));
+        let crates = CRATES.map(|name| format!("{name}/"));
+        for word in words.map(|word| word.trim_end_matches('.')) {
+            if word.contains("/src/") && crates.iter().any(|start| word.starts_with(start)) {
+                found += 1;
+                let exists = root().join(word).exists();
+                assert!(exists, "{} names {word}", page.display());
+            }
+        }
+    }
+    assert!(found > 20, "only {found} found");
+}
+
+#[test]
 fn pages_that_the_code_names_exist() {
     for path in sources() {
         for line in read(&path).lines() {
@@ -243,4 +272,25 @@ fn pages_that_the_code_names_exist() {
             }
         }
     }
+}
+
+#[test]
+fn the_workflow_runs_the_two_commands_of_the_quick_start_and_no_other() {
+    let readme = read(&root().join("README.md"));
+    let (_, quick_start) = readme
+        .split_once("## Quick start")
+        .expect("the quick start");
+    let (quick_start, _) = quick_start.split_once("\n## ").expect("what follows it");
+    let wanted: Vec<_> = quick_start
+        .split("```sh\n")
+        .skip(1)
+        .map(|block| block.split("```").next().unwrap_or_default().trim())
+        .collect();
+    let workflow = read(&root().join(".github/workflows/ci.yml"));
+    let run: Vec<_> = workflow
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- run: "))
+        .filter(|command| !command.starts_with("git config"))
+        .collect();
+    assert_eq!(run, wanted);
 }

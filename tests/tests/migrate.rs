@@ -225,6 +225,34 @@ fn claim_on_a_shared_disk_changes_hands() {
 }
 
 #[test]
+fn what_was_loaded_into_the_guest_travels_once() {
+    const INITRD: u64 = 96 << 20;
+    let Some(_gate) = gate() else { return };
+    let pair = Pair::new();
+    let files = tempfile::tempdir().expect("folder for kernel and initrd");
+    let (kernel, initrd) = (files.path().join("probe.elf"), files.path().join("initrd"));
+    std::fs::write(&kernel, tests::probe::PROBE_GUEST).expect("kernel");
+    std::fs::write(&initrd, vec![0x5a; INITRD as usize]).expect("initrd");
+    let guest = Guest::idle().memory("256MiB").initrd(&kernel, &initrd);
+    let mut console = pair.source.run("guest", &guest);
+    let (from, to) = (&pair.source, &pair.destination);
+    let report = moves(from, to, "guest", "127.0.0.1:0", &mut console, &[]);
+    let sum = |passes: &[serde_json::Value], field: &str| -> u64 {
+        passes.iter().filter_map(|pass| pass[field].as_u64()).sum()
+    };
+    let passes = report["iterations"].as_array().expect("iterations");
+    assert!(sum(&passes[..1], "bytes") > INITRD, "{report:#}");
+    // What the guest itself writes while it is idle.
+    assert!(sum(&passes[1..], "pages") < 256, "{report:#}");
+    let raw = report["encodings"]["raw"]["bytes"].as_u64().expect("raw");
+    let distinct = sum(&passes[..1], "bytes");
+    assert!(
+        raw < distinct + (4 << 20),
+        "{raw} bytes of {distinct}: {report:#}"
+    );
+}
+
+#[test]
 fn untouched_memory_neither_travels_nor_takes_room() {
     let Some(_gate) = gate() else { return };
     let pair = Pair::new();

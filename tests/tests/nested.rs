@@ -1,86 +1,190 @@
-//! Stock distribution kernels on a real `kvm_amd`: boot under `vmm run` with their root on virtio-blk,
-//! are migrated and migrated back while they write files, and lose nothing: no file, no register, no
-//! timer, no time, no byte of a TCP session.
+//! Stock distribution kernels on hardware virtualization, this machine's or one in emulation: they boot under
+//! `vmm run` with their root on virtio-blk, are migrated and migrated back while they write files, and lose nothing:
+//! no file, no register, no timer, no time, no byte of a TCP session. Each way in which they reset their machine
+//! is a reset. And a page cache is sent once.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use tests::nested::level1::{Level1, Run};
+use anyhow::{Context, Result};
+use tests::nested::direct;
+use tests::nested::level1::Level1;
 use tests::nested::level2::{self, Node};
-use tests::nested::outcome::Outcome;
-use tests::nested::rig::{Kernel, Rig, find_program};
+use tests::nested::outcome::{Outcome, check_cache, numbered};
+use tests::nested::payload::Payload;
+use tests::nested::rig::{Rig, find_program};
+use tests::nested::run::Run;
 use tests::{binary, skip};
 
 /// Ends what hangs; a run takes a fifth of it.
-const DEADLINE: Duration = Duration::from_secs(900);
+const DEADLINE: Duration = Duration::from_secs(1200);
 
 /// Overrides the scenarios, separated by spaces: `stock-2 stock-2 stock-2` looks for what happens seldom.
 const SCENARIOS_VARIABLE: &str = "VMM_NESTED_SCENARIOS";
+/// Overrides the resets, separated by spaces: a kernel, a way and a number of vCPUs, as in `stock-triple-2`.
+const RESETS_VARIABLE: &str = "VMM_NESTED_RESETS";
+
+/// Overrides the kernels whose page cache is moved, separated by spaces.
+const CACHES_VARIABLE: &str = "VMM_NESTED_CACHES";
+
+/// A scenario as it is, and as it is without the kernel that it asks for.
+const SCENARIOS: &[(&str, &str)] = &[
+    ("full-1", "stock-1"),
+    ("stock-2", "stock-2"),
+    ("backports-2-x86-64-v2", "stock-2-x86-64-v2"),
+];
+/// Every way in which a kernel tries to reset its machine (`guest/reset.sh`).
+const RESETS: &[&str] = &[
+    "default", "acpi", "kbd", "efi", "bios", "pci", "triple", "panic", "sysrq",
+];
+
+/// Kernels whose page cache is moved.
+const CACHES: &str = "stock";
+/// Size of the disk that is in it.
+const CACHED_MIB: u64 = 200;
 
 /// CPUs of level 1. With two, the emulator runs two vCPUs of the same guest at the same moment, and two
 /// guests in some twenty failed, one of them by a triple fault before it was ever moved (docs/testing.md).
 const LEVEL1_CPUS: u32 = 1;
 
-fn run_scenarios(rig: &Rig, backports: Option<&Kernel>, scenarios: &str) -> anyhow::Result<Run> {
+/// The kernel that `stock-2` or `full-triple-1` asks for.
+fn kernel_of(what: &str) -> &str {
+    what.split('-').next().unwrap_or(what)
+}
+
+/// The scenarios of every run, with what there is in the place of a kernel that is missing.
+fn usual_scenarios(rig: &Rig) -> String {
+    let each = SCENARIOS.iter().map(|(wanted, without)| {
+        let kernel = kernel_of(wanted);
+        if kernel == "stock" {
+            return *wanted;
+        }
+        match rig.further_kernel(kernel) {
+            Ok(_) => *wanted,
+            Err(reason) => {
+                println!("{}", skip::line(format_args!("{reason}")));
+                *without
+            }
+        }
+    });
+    each.collect::<Vec<_>>().join(" ")
+}
+
+/// Every way with 1 and with 2 vCPUs.
+fn usual_resets() -> String {
+    let each = RESETS
+        .iter()
+        .flat_map(|way| [1, 2].map(|cpus| format!("stock-{way}-{cpus}")));
+    each.collect::<Vec<_>>().join(" ")
+}
+
+fn payload(rig: &Rig, scenarios: &[String], resets: &str, caches: &str) -> Result<Payload> {
     let witness = Path::new(env!("CARGO_BIN_EXE_witness"));
-    let settings = format!(
-        "SCENARIOS='{scenarios}'\nCMDLINE='{}'\nDISK_SIZE={}\n",
-        level2::CMDLINE,
-        level2::DISK_SIZE
-    );
-    let mut level1 = Level1::new(rig, include_str!("../src/nested/guest/scenario.sh"))?
-        .cpus(LEVEL1_CPUS)
-        .file("settings", settings.as_bytes())
-        .program("vmm", binary::vmm()?)?
-        .program("witness", witness)?
-        .program("ip", &find_program("ip")?)?
-        .program("mke2fs", &find_program("mke2fs")?)?
-        .program("e2fsck", &find_program("e2fsck")?)?;
-    for (name, kernel) in [("stock", Some(rig.kernel())), ("backports", backports)] {
-        let Some(kernel) = kernel else { continue };
-        level1 = level1
-            .file(&format!("{name}.vmlinuz"), &std::fs::read(kernel.image())?)
-            .file(
-                &format!("{name}.cpio"),
-                &level2::initramfs(&kernel.modules()?)?,
-            );
+    let settings = [
+        (
+            "SANDBOX",
+            &*std::env::var("VMM_SANDBOX").unwrap_or_else(|_| "on".into()),
+        ),
+        ("SCENARIOS", &*scenarios.join(" ")),
+        ("RESETS", resets),
+        ("CACHES", caches),
+        ("CMDLINE", level2::CMDLINE),
+        ("DISK_SIZE", level2::DISK_SIZE),
+        ("CACHED_MIB", &*CACHED_MIB.to_string()),
+    ];
+    let settings = settings.map(|(name, value)| format!("{name}='{value}'\n"));
+    let mut payload = Payload::new(include_str!("../src/nested/guest/run.sh"))
+        .file("host.sh", include_bytes!("../src/nested/guest/host.sh"))
+        .file(
+            "scenario.sh",
+            include_bytes!("../src/nested/guest/scenario.sh"),
+        )
+        .file("reset.sh", include_bytes!("../src/nested/guest/reset.sh"))
+        .file("cache.sh", include_bytes!("../src/nested/guest/cache.sh"))
+        .file("settings", settings.concat().as_bytes())
+        .file("reset.cpio", &level2::reset_initramfs()?)
+        .program("vmm", binary::vmm()?)
+        .program("witness", witness);
+    for program in ["ip", "mke2fs", "e2fsck", "debugfs"] {
+        payload = payload.program(program, &find_program(program)?);
+    }
+    let numbered = scenarios.iter().filter_map(|name| name.split_once(':'));
+    let kernels: BTreeSet<_> = numbered
+        .map(|(_, what)| what)
+        .chain(resets.split_whitespace())
+        .chain(caches.split_whitespace())
+        .map(kernel_of)
+        .collect();
+    for name in kernels {
+        let further;
+        let kernel = if name == "stock" {
+            rig.kernel()
+        } else {
+            further = rig.further_kernel(name).map_err(anyhow::Error::msg)?;
+            &further
+        };
+        let image = std::fs::read(kernel.image()).context("read the kernel")?;
+        payload = payload.file(&format!("{name}.vmlinuz"), &image).file(
+            &format!("{name}.cpio"),
+            &level2::initramfs(&kernel.modules()?)?,
+        );
     }
     for node in level2::root_tree(witness)? {
-        level1 = match node {
-            Node::Directory(path) => level1.directory(&format!("root/{path}")),
-            Node::Program(path, content) => level1.file(&format!("root/{path}"), &content),
+        payload = match node {
+            Node::Directory(path) => payload.directory(&format!("root/{path}")),
+            Node::Program(path, content) => payload.file(&format!("root/{path}"), &content),
         };
     }
-    level1.run("nested", DEADLINE)
+    Ok(payload)
+}
+
+/// Runs the payload on this machine if that can be, else in emulation; says which.
+fn run(rig: &Rig, payload: &Payload) -> Result<Run> {
+    match direct::lacks() {
+        None => {
+            println!("on the KVM of this machine");
+            direct::run(payload, rig.dir(), "nested", DEADLINE)
+        }
+        Some(why) => {
+            println!("in emulation: {why}");
+            Level1::new(rig, payload)?
+                .cpus(LEVEL1_CPUS)
+                .run("nested", DEADLINE)
+        }
+    }
 }
 
 #[test]
-fn distribution_kernels_move_there_and_back_and_lose_nothing() {
+fn distribution_kernels_move_there_and_back_lose_nothing_and_reset_in_every_way() {
     let rig = match Rig::find() {
         Ok(rig) => rig,
         Err(reason) => skip!("{reason}"),
     };
-    let backports = rig.backports_kernel();
-    let scenarios = match (std::env::var(SCENARIOS_VARIABLE), &backports) {
-        (Ok(chosen), _) => chosen,
-        (Err(_), Ok(_)) => "stock-1 stock-2 backports-2-x86-64-v2".into(),
-        (Err(_), Err(reason)) => {
-            println!("{}", skip::line(format_args!("backports kernel: {reason}")));
-            "stock-1 stock-2 stock-2-x86-64-v2".into()
-        }
-    };
-    let run = run_scenarios(&rig, backports.as_ref().ok(), &scenarios).unwrap();
+    let scenarios = std::env::var(SCENARIOS_VARIABLE).unwrap_or_else(|_| usual_scenarios(&rig));
+    let scenarios = numbered(&scenarios);
+    let resets = std::env::var(RESETS_VARIABLE).unwrap_or_else(|_| usual_resets());
+    let caches = std::env::var(CACHES_VARIABLE).unwrap_or_else(|_| CACHES.to_owned());
+    let run = run(&rig, &payload(&rig, &scenarios, &resets, &caches).unwrap()).unwrap();
     for line in run.lines_after("scenario: ") {
         println!("{line}");
     }
     assert_eq!(
         run.code,
         0,
-        "log {}, its end:\n{}",
+        "with a CPU for {:.0} % of the time, log {}, its end:\n{}",
+        run.cpu_share * 100.0,
         run.log_file.display(),
         run.tail()
     );
-    for name in scenarios.split_whitespace() {
+    for name in &scenarios {
         Outcome::from_log(name, &run).check();
     }
+    let reset = run.lines_after("scenario: reset ").count();
+    assert_eq!(reset, resets.split_whitespace().count());
+    for told in run.lines_after("cache: ") {
+        check_cache(told, CACHED_MIB << 20);
+    }
+    let cached = run.lines_after("cache: ").count();
+    assert_eq!(cached, caches.split_whitespace().count());
 }

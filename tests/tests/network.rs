@@ -122,6 +122,7 @@ fn failed_migration_is_not_heard_and_the_guest_stays_on_the_network() {
         let ended = Migration::start(&hosts.a.host, "guest", &relay.address(), &options).finish();
         let _ = ended.ended(1, "failed");
         assert_eq!(hosts.a.host.status("guest")["state"], "running");
+        hosts.b.host.waits_no_more("guest");
         hosts.b.is_clean();
         outside.goes_on();
     }
@@ -217,13 +218,9 @@ fn guest_that_is_held_after_a_lost_commit_comes_back_to_its_connections() {
     let _ = migration.finish().ended(3, "failed");
     let said = captures.map(|capture| in_the_guests_name(&capture.finish()));
     assert_eq!(said, [[], []], "somebody speaks for a guest that is held");
-    // Whoever listens there now has the journal of the receiver, which has given up.
-    hosts.b.host.is_clean();
-    hosts.b.host.receive("guest", &address);
+    hosts.b.host.waits_on("guest");
     relay.go_on();
-    let resolve = ["migrate", "guest", "--resolve"];
-    let _ = hosts.a.host.vmm(resolve).success();
-    assert_eq!(hosts.a.host.status("guest")["state"], "running");
+    hosts.a.host.wait_state("guest", "running");
     outside.goes_on();
     leads_to(&hosts, &hosts.a, "a");
     outside.finish();
@@ -363,4 +360,22 @@ fn network_is_not_gone_for_longer_than_the_guest() {
     assert!(by_tcp[MIGRATIONS / 2] <= MORE, "TCP {by_tcp:?}");
     hosts.b.host.stop("guest");
     hosts.is_clean();
+}
+
+#[test]
+fn a_tap_that_is_deleted_under_its_guest_is_no_fault_of_the_guest() {
+    let Some(_gate) = gate() else { return };
+    let Some(hosts) = TwoHosts::new() else { return };
+    let mut console = hosts.a.host.run("guest", &guest());
+    hosts.a.namespace.ip("link delete tap0").expect("deleted");
+    let log = || std::fs::read_to_string(hosts.a.host.runtime_dir().join("guest/vmm.log"));
+    holds("the log says what became of the tap", || {
+        log().is_ok_and(|log| log.contains("is gone from this host"))
+    });
+    let log = log().expect("the log");
+    assert!(!log.contains("misbehaves"), "{log}");
+    // What does not need the network goes on.
+    console.wait_tick();
+    console.is_unharmed();
+    hosts.a.host.stop("guest");
 }

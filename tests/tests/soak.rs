@@ -78,7 +78,7 @@ fn source_whose_migrations_fail_again_and_again_does_not_grow() {
         } else {
             let _ = migration.finish().ended(1, "failed");
         }
-        pair.destination.is_clean();
+        pair.destination.waits_no_more("guest");
         course.add(settled(pid));
     }
     course.has_not_grown(WARM_UP);

@@ -2,13 +2,13 @@
 
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 
-use crate::rotating_file::RotatingFile;
+use control::rotating_file::RotatingFile;
 
 /// Environment variable that filters logs (`info,migration=debug`) and wins over `-v`.
 pub const FILTER_VARIABLE: &str = "VMM_LOG";
@@ -38,6 +38,9 @@ pub struct LogOptions {
 /// A log file that several threads write to.
 #[derive(Debug, Clone)]
 struct SharedFile(Arc<Mutex<RotatingFile>>);
+
+/// The log file of this process, if it has one.
+static FILE: OnceLock<SharedFile> = OnceLock::new();
 
 impl Write for SharedFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -75,6 +78,7 @@ pub fn init(options: LogOptions, log: Option<&Path>) -> io::Result<()> {
         Some(path) => {
             let file = RotatingFile::create(path, LOG_LIMIT)?;
             let writer = SharedFile(Arc::new(Mutex::new(file)));
+            let _first = FILE.set(writer.clone());
             let layer = tracing_subscriber::fmt::layer()
                 .with_ansi(false)
                 .with_writer(writer);
@@ -109,6 +113,19 @@ pub fn init(options: LogOptions, log: Option<&Path>) -> io::Result<()> {
         .with(layers)
         .with(filter(level));
     let _ = tracing::subscriber::set_global_default(subscriber);
+    Ok(())
+}
+
+/// Goes on in a new file at `log`, as when the one before was moved away. Does nothing where no log was
+/// begun.
+///
+/// # Errors
+/// What opening the file gives; the one before is used then.
+pub fn reopen(log: &Path) -> io::Result<()> {
+    if let Some(SharedFile(file)) = FILE.get() {
+        let new = RotatingFile::create(log, LOG_LIMIT)?;
+        *file.lock().unwrap_or_else(PoisonError::into_inner) = new;
+    }
     Ok(())
 }
 

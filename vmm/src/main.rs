@@ -3,14 +3,13 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use control::instance::Instance;
+use control::runtime_dir::VmDir;
+use machine::config::{ReceiveConfig, RunConfig};
+use machine::console::ConsoleHub;
+use machine::memory::RamFile;
 use migration::observation::Observation;
 use vmm::cli::Launcher;
-use vmm::config::{ReceiveConfig, RunConfig};
-use vmm::console::ConsoleHub;
-use vmm::instance::Instance;
-use vmm::machine;
-use vmm::memory::RamFile;
-use vmm::runtime_dir::VmDir;
 
 /// Starts VMs on this host's KVM.
 struct Machines;
@@ -37,7 +36,7 @@ impl Launcher for Machines {
     }
 
     fn probe_guest(&self) -> &[u8] {
-        vmm::probe::PROBE_GUEST
+        machine::probe::PROBE_GUEST
     }
 }
 

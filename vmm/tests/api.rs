@@ -9,13 +9,13 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use control::api::body::{LimitsBody, MigrateBody};
+use control::api::client::Client;
+use control::api::{ControlServer, Hangup};
+use control::instance::{StopMode, VmState};
+use control::runtime_dir::{RuntimeDir, VmDir};
 use fake::Fake;
 use migration::progress::Event;
-use vmm::api::ControlServer;
-use vmm::api::body::{LimitsBody, MigrateBody};
-use vmm::api::client::Client;
-use vmm::instance::{StopMode, VmState};
-use vmm::runtime_dir::{RuntimeDir, VmDir};
 
 struct Host {
     _temp: tempfile::TempDir,
@@ -31,7 +31,8 @@ impl Host {
         let runtime = RuntimeDir::at(temp.path().join("rt")).unwrap();
         let dir = runtime.create(Some("a"), "vm").unwrap();
         let vm = Arc::new(Fake::new("a", state, false));
-        let mut server = ControlServer::start(dir.bind_control().unwrap()).unwrap();
+        let mut server =
+            ControlServer::start(dir.bind_control().unwrap(), Hangup::Ignored).unwrap();
         server.serve(Arc::clone(&vm) as _);
         Self {
             _temp: temp,
@@ -144,6 +145,65 @@ fn a_migration_is_followed_to_its_report() {
 }
 
 #[test]
+fn a_name_comes_with_what_it_stands_for() {
+    let host = Host::new(VmState::Running);
+    let body = "{\"to\":\"named:7\",\"addresses\":[\"192.0.2.1:7\",\"[2001:db8::1]:7\"]}";
+    assert_eq!(host.post("POST", "/vm/migration", body).0, 202);
+    let request = host.vm.request().unwrap();
+    assert_eq!(request.to.to_string(), "named:7");
+    let sockets = request.to.sockets().iter().map(ToString::to_string);
+    assert_eq!(
+        sockets.collect::<Vec<_>>(),
+        ["192.0.2.1:7", "[2001:db8::1]:7"]
+    );
+}
+
+/// The command line may be newer than the process of a VM that runs for long.
+#[test]
+fn a_vm_that_knows_no_addresses_is_asked_without_them() {
+    let temp = tempfile::tempdir().unwrap();
+    let runtime = RuntimeDir::at(temp.path().join("rt")).unwrap();
+    let dir = runtime.create(Some("old"), "vm").unwrap();
+    let listener = dir.bind_control().unwrap();
+    let answers = [
+        (
+            "400 Bad Request",
+            "{\"id\":\"usage.body\",\"message\":\"unknown field `addresses`\",\"side\":\"source\",\"at_us\":1}",
+        ),
+        ("200 OK", "{\"event\":\"phase\",\"phase\":\"negotiate\"}\n"),
+    ];
+    let server = std::thread::spawn(move || {
+        answers.map(|(status, body)| {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut asked = String::new();
+            let mut byte = [0];
+            // The body is the last that comes, and ends with its brace.
+            while !asked.contains("\r\n\r\n{") || !asked.ends_with('}') {
+                stream.read_exact(&mut byte).unwrap();
+                asked.push(byte[0].into());
+            }
+            let length = body.len();
+            write!(
+                stream,
+                "HTTP/1.1 {status}\r\ncontent-length: {length}\r\n\r\n{body}"
+            )
+            .unwrap();
+            asked
+        })
+    });
+    let mut body = body("named:7");
+    body.addresses = vec!["192.0.2.1:7".parse().unwrap()];
+    let first = block_on(async {
+        let client = Client::new(&runtime, "old");
+        client.migrate_and_follow(&body).await?.next().await
+    });
+    assert!(matches!(first, Ok(Some(Event::Phase { .. }))), "{first:?}");
+    let asked = server.join().unwrap();
+    assert!(asked[0].contains("192.0.2.1:7"), "{}", asked[0]);
+    assert!(!asked[1].contains("addresses"), "{}", asked[1]);
+}
+
+#[test]
 fn a_running_migration_is_steered_and_cancelled() {
     let host = Host::new(VmState::Running);
     block_on(async {
@@ -196,6 +256,35 @@ fn wrong_requests_get_one_clear_error() {
             "{\"to\":\"unix:/ok\",\"streams\":99}",
             400,
             "usage.streams",
+        ),
+        (
+            "POST",
+            "/vm/migration",
+            "{\"to\":\"127.0.0.1:0\"}",
+            400,
+            "usage.address",
+        ),
+        (
+            "POST",
+            "/vm/migration",
+            "{\"to\":\"fd:3\"}",
+            400,
+            "usage.address",
+        ),
+        // A name that nobody has looked up.
+        (
+            "POST",
+            "/vm/migration",
+            "{\"to\":\"host:7\"}",
+            400,
+            "usage.address",
+        ),
+        (
+            "POST",
+            "/vm/migration/resolve",
+            "{\"addresses\":[\"host:7\"]}",
+            400,
+            "usage.body",
         ),
         (
             "POST",
@@ -289,6 +378,7 @@ fn the_document_names_every_endpoint_and_error() {
         "Report",
         "VmStatus",
         "MigrateBody",
+        "ResolveBody",
         "LimitsBody",
     ] {
         assert!(
@@ -312,7 +402,7 @@ fn the_last_answers_are_given_before_the_server_ends() {
     while Instant::now() < deadline && block_on(host.client().status()).is_err() {}
     host.vm.set(VmState::Migrated, None);
     host.server.take().unwrap().finish();
-    host.server = Some(ControlServer::start(another_socket(&host)).unwrap());
+    host.server = Some(ControlServer::start(another_socket(&host), Hangup::Ignored).unwrap());
     let mut answer = String::new();
     let _ = stream.read_to_string(&mut answer);
     assert!(answer.contains("\"migrated\""), "{answer}");

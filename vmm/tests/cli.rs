@@ -2,104 +2,15 @@
 
 #![allow(missing_docs)]
 
+#[path = "support/host.rs"]
+mod host;
+
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Stdio};
 
+use host::{Host, end_of, until};
 use serde_json::Value;
-
-const LIMIT: Duration = Duration::from_secs(30);
-
-/// One "host".
-struct Host {
-    temp: tempfile::TempDir,
-}
-
-/// The example binary beside the real one.
-fn program() -> PathBuf {
-    let real = Path::new(env!("CARGO_BIN_EXE_vmm"));
-    let program = real.parent().unwrap().join("examples/fake_vmm");
-    assert!(
-        program.exists(),
-        "{} is built by `cargo test -p vmm`",
-        program.display()
-    );
-    program
-}
-
-impl Host {
-    fn new() -> Self {
-        Self {
-            temp: tempfile::tempdir().unwrap(),
-        }
-    }
-
-    fn command(&self, line: &str) -> Command {
-        let mut command = Command::new(program());
-        command.args(line.split_whitespace());
-        command
-            .env("VMM_RUNTIME_DIR", self.temp.path().join("rt"))
-            .env_remove("VMM_STATE_DIR")
-            .env_remove("VMM_LOG");
-        command.stdin(Stdio::null());
-        command
-    }
-
-    fn vmm(&self, line: &str) -> Output {
-        self.command(line).output().unwrap()
-    }
-
-    fn ok(&self, line: &str) -> String {
-        let output = self.vmm(line);
-        assert_eq!(output.status.code(), Some(0), "{line}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn json(&self, line: &str) -> Vec<Value> {
-        self.ok(line)
-            .lines()
-            .map(|line| serde_json::from_str(line).expect(line))
-            .collect()
-    }
-
-    fn fails(&self, line: &str, code: i32, id: &str) {
-        let output = self.vmm(line);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(code), "{line}: {said}");
-        assert!(said.contains(id), "{line}: {said}");
-    }
-
-    fn folder(&self, name: &str) -> PathBuf {
-        self.temp.path().join("rt").join(name)
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        for vm in self.json("list --json") {
-            let name = vm["name"].as_str().unwrap().to_owned();
-            self.vmm(&format!("stop {name} --force"));
-        }
-    }
-}
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + LIMIT;
-    while !done() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn end_of(mut child: Child) -> Option<i32> {
-    let mut code = None;
-    until("the process ends", || {
-        code = child.try_wait().unwrap();
-        code.is_some()
-    });
-    code.unwrap().code()
-}
 
 #[test]
 fn a_detached_vm_is_there_as_soon_as_run_returns() {
@@ -119,15 +30,143 @@ fn a_detached_vm_is_there_as_soon_as_run_returns() {
 }
 
 #[test]
-fn a_stopped_vm_leaves_nothing() {
+fn a_stopped_vm_is_told_of_until_it_is_forgotten() {
+    let host = Host::new();
+    for (line, by) in [("stop a", "stop"), ("stop a --force", "stop --force")] {
+        host.ok("run a --detach");
+        assert!(host.ok(line).contains(&format!("stopped by `vmm {by}`")));
+        let status = &host.json("status a --json")[0];
+        assert_eq!(status["state"], "stopped");
+        assert_eq!(status["end"]["how"], "stopped");
+        assert_eq!(status["end"]["by"], by);
+        assert_eq!(status["cpus"], 1);
+        assert!(
+            host.ok("status a")
+                .contains(&format!("ended      stopped by `vmm {by}`, "))
+        );
+        assert_eq!(host.ok("list --json"), "");
+        assert_eq!(host.json("list --all --json"), std::slice::from_ref(status));
+        assert!(host.ok("list --all").contains("stopped by"));
+        // It is over: nothing is to be done, and nothing can be.
+        assert_eq!(host.json("wait a --json"), std::slice::from_ref(status));
+        assert!(host.ok("stop a --force").contains("stopped by"));
+        for line in [
+            "pause a",
+            "console a",
+            "migrate a --to unix:/ok",
+            "migrate a --cancel",
+        ] {
+            host.fails(line, 1, "vm.ended");
+        }
+        host.fails("wait a --state running", 1, "vm.ended");
+        assert_eq!(&host.json("status a --json")[0], status);
+    }
+    assert!(host.ok("forget a").contains("forgotten"));
+    assert!(!host.folder("a").exists());
+    for line in ["status a", "logs a", "forget a", "stop a"] {
+        host.fails(line, 1, "vm.not-found");
+    }
+    assert_eq!(host.ok("list --all --json"), "");
+}
+
+#[test]
+fn a_name_is_free_when_its_end_is_told() {
+    let host = Host::new();
+    for _ in 0..20 {
+        host.ok("run a --detach");
+        // By a client that waits for nothing but the answer.
+        let mut control = UnixStream::connect(host.folder("a").join("control.sock")).unwrap();
+        let body = "{\"mode\":\"force\"}";
+        write!(
+            control,
+            "POST /vm/stop HTTP/1.1\r\nhost: vmm\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
+        let mut answer = [0; 12];
+        control.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        host.ok("run a --detach");
+        let waiting = host.command("wait a --json").spawn().unwrap();
+        host.ok("stop a");
+        assert_eq!(end_of(waiting), Some(0));
+        let ended = &host.json("list --all --json")[0];
+        assert_eq!(ended["end"]["by"], "stop", "{ended}");
+    }
+}
+
+#[test]
+fn logs_are_read_and_followed_until_the_end_and_afterwards() {
     let host = Host::new();
     host.ok("run a --detach");
-    assert!(host.ok("stop a").contains("stopped"));
-    assert!(!host.folder("a").exists());
+    let following = |line: &str| host.command(line).stdout(Stdio::piped()).spawn().unwrap();
+    let console = following("logs a --follow");
+    let lines = following("logs a --console -f --json");
+    let log = following("logs a --vmm --follow");
+    assert_eq!(host.ok("logs a"), "hello from the guest\n");
+    assert!(host.ok("logs a --vmm").contains("the VM is up"));
+    host.types("a", "once\npoweroff\n");
+    let said = |child: Child| String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+    let all = "hello from the guest\nonce\npoweroff\n";
+    assert_eq!(said(console), all);
+    let objects: Vec<Value> = said(lines)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let expected: Vec<_> = all
+        .lines()
+        .map(|line| serde_json::json!({ "line": line }))
+        .collect();
+    assert_eq!(objects, expected);
+    assert!(said(log).contains("the VM has ended"));
+    for line in ["logs a", "logs a --follow", "logs a --console"] {
+        assert_eq!(host.ok(line), all);
+    }
+    host.fails("logs a --console --vmm", 2, "");
+    host.fails("logs b", 1, "vm.not-found");
+}
+
+#[test]
+fn nothing_is_removed_that_vmm_did_not_make() {
+    let host = Host::new();
+    let album = host.folder("photos").join("2019");
+    std::fs::create_dir_all(&album).unwrap();
+    std::fs::write(album.join("a.jpg"), "x").unwrap();
+    std::fs::create_dir(host.folder("empty")).unwrap();
+    for name in ["photos", "empty"] {
+        host.ok("list");
+        host.ok("list --all");
+        for command in [
+            "status", "stop", "wait", "console", "logs", "forget", "pause",
+        ] {
+            host.fails(&format!("{command} {name}"), 1, "vm.not-found");
+        }
+        for line in [
+            format!("run {name}"),
+            format!("run {name} --detach"),
+            format!("receive --listen 127.0.0.1:0 --detach --name {name}"),
+        ] {
+            host.fails(&line, 1, "vm.foreign-folder");
+        }
+        assert!(host.folder(name).is_dir());
+    }
+    assert_eq!(std::fs::read(album.join("a.jpg")).unwrap(), b"x");
+}
+
+#[test]
+fn a_live_vm_whose_files_were_cleaned_away_is_still_found() {
+    let host = Host::new();
     host.ok("run a --detach");
-    host.ok("stop a --force");
-    host.fails("status a", 1, "vm.not-found");
-    assert_eq!(host.ok("list --json"), "");
+    for file in ["pid", ".vmm", "serial.log", "vmm.log"] {
+        std::fs::remove_file(host.folder("a").join(file)).unwrap();
+        assert_eq!(host.json("list --json")[0]["state"], "running");
+        assert_eq!(host.json("status a --json")[0]["state"], "running");
+        host.fails("run a", 1, "vm.name-in-use");
+        host.fails("forget a", 1, "vm.name-in-use");
+    }
+    host.ok("stop a");
+    assert_eq!(host.json("status a --json")[0]["end"]["how"], "stopped");
+    host.ok("run a --detach");
 }
 
 #[test]
@@ -169,9 +208,13 @@ fn a_killed_vm_frees_its_name() {
     let mut child = child;
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(host.folder("a").exists());
-    host.fails("status a", 1, "vm.not-found");
-    assert!(!host.folder("a").exists());
+    let status = &host.json("status a --json")[0];
+    assert_eq!(status["state"], "failed");
+    assert_eq!(status["end"]["how"], "killed");
+    assert_eq!(status["error"]["id"], "vm.killed");
+    assert!(!host.folder("a").join("control.sock").exists());
+    assert_eq!(host.ok("logs a"), "hello from the guest\n");
+    host.fails("wait a", 1, "vm.killed");
     host.ok("run a --detach");
 }
 
@@ -179,26 +222,17 @@ fn a_killed_vm_frees_its_name() {
 fn a_detached_vm_that_fails_leaves_its_reason() {
     let host = Host::new();
     host.ok("run a --detach");
-    let mut console = host
-        .command("console a")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    console
-        .stdin
-        .as_mut()
-        .unwrap()
-        .write_all(b"crash\n")
-        .unwrap();
-    assert_eq!(end_of(console), Some(0));
+    host.types("a", "crash\n");
     host.fails("wait a", 1, "guest.crashed");
     let status = &host.json("status a --json")[0];
     assert_eq!(status["state"], "failed");
     assert_eq!(status["error"]["id"], "guest.crashed");
-    assert!(host.folder("a").join("vmm.log").exists());
+    assert_eq!(status["end"]["how"], "crashed");
+    assert!(host.ok("list --all").contains("crashed"));
+    assert_eq!(host.ok("logs a"), "hello from the guest\ncrash\n");
+    assert!(host.ok("logs a --vmm").contains("the VM failed"));
     host.ok("stop a");
-    assert!(!host.folder("a").exists());
+    assert_eq!(&host.json("status a --json")[0], status);
 }
 
 #[test]
@@ -259,7 +293,7 @@ fn the_foreground_is_the_console_and_ends_with_the_guest() {
         .unwrap();
     run.stdin.as_mut().unwrap().write_all(b"crash\n").unwrap();
     assert_eq!(end_of(run), Some(1));
-    assert!(!host.folder("a").exists());
+    assert_eq!(host.json("status a --json")[0]["end"]["how"], "crashed");
 }
 
 #[test]
@@ -271,11 +305,13 @@ fn signals_stop_the_guest_gracefully_then_by_force() {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        until("the VM runs", || host.vmm("status a").status.success());
+        // The one before has left its end under the name.
+        until("the VM runs", || !host.json("list --json").is_empty());
         let pid = rustix::process::Pid::from_child(&run);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         assert_eq!(end_of(run), Some(0), "{cmdline}");
-        assert!(!host.folder("a").exists());
+        let status = &host.json("status a --json")[0];
+        assert_eq!(status["end"]["by"], "SIGTERM", "{status}");
     }
 }
 
@@ -300,6 +336,11 @@ fn receive_returns_when_it_listens() {
     host.fails("wait incoming-1 --timeout 10ms", 1, "vm.wait-timeout");
     host.fails("stop incoming-1", 1, "vm.wrong-state");
     host.ok("stop incoming-1 --force");
+    // There is nothing to tell of one that nobody named.
+    host.fails("status incoming-1", 1, "vm.not-found");
+    host.ok("receive --listen 127.0.0.1:0 --name b --detach");
+    host.ok("stop b --force");
+    assert_eq!(host.json("status b --json")[0]["end"]["how"], "stopped");
 }
 
 #[test]
@@ -323,7 +364,27 @@ fn migrations_end_with_their_exit_codes() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("--resolve"));
     assert!(host.ok("migrate a --resolve").contains("running"));
     assert!(host.ok("migrate a --to unix:/ok").contains("verified  yes"));
-    host.fails("status a", 1, "vm.not-found");
+    let status = &host.json("status a --json")[0];
+    assert_eq!(status["state"], "migrated");
+    assert_eq!(status["end"]["to"], "unix:/ok");
+    assert!(host.ok("wait a").contains("moved to unix:/ok"));
+    // The guest lives on, elsewhere: it is not stopped.
+    host.fails("stop a --force", 1, "moved to unix:/ok");
+}
+
+#[test]
+fn a_success_is_a_success_however_its_events_arrive() {
+    let host = Host::new();
+    host.ok("run a --detach");
+    for to in ["unix:/long", "unix:/mute"] {
+        assert!(
+            host.ok(&format!("migrate a --to {to}"))
+                .contains("verified  yes"),
+            "{to}"
+        );
+        let events = host.json(&format!("migrate a --to {to} --json"));
+        assert_eq!(events.last().unwrap()["event"], "completed", "{to}");
+    }
 }
 
 #[test]
@@ -360,7 +421,7 @@ fn completions_and_man_pages_are_generated() {
     for shell in ["bash", "zsh", "fish"] {
         assert!(host.ok(&format!("completions {shell}")).contains("migrate"));
     }
-    let man = host.temp.path().join("man");
+    let man = host.path().join("man");
     host.ok(&format!("man {}", man.display()));
     for page in ["vmm.1", "vmm-run.1", "vmm-migrate.1"] {
         assert!(man.join(page).exists(), "{page}");
@@ -386,4 +447,29 @@ fn logs_are_filtered_and_formatted() {
             .any(|l| serde_json::from_str::<Value>(l).is_ok()),
         "{log}"
     );
+}
+
+#[test]
+fn output_that_cannot_be_written_is_told_by_the_exit_code() {
+    let host = Host::new();
+    host.ok("run a --detach");
+    for line in [
+        "list",
+        "list --json",
+        "status a",
+        "completions bash",
+        "--version",
+    ] {
+        let full = std::fs::File::options().write(true).open("/dev/full");
+        let output = host.command(line).stdout(full.unwrap()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{line}: {said}");
+        assert!(said.contains("[output.write]"), "{line}: {said}");
+    }
+    // A reader that has seen enough is no failure.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = host.command("list").stdout(writer).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    host.ok("stop a --force");
 }

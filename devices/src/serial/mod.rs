@@ -5,7 +5,7 @@ mod state;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use vm_superio::serial::{NoEvents, SerialState};
@@ -15,6 +15,7 @@ use crate::bus::BusDevice;
 use crate::interrupt::Interrupt;
 use crate::locked::locked;
 use crate::output::{Output, OutputHandle};
+use crate::room::{OnRoom, Room};
 use crate::{Error, Result};
 
 pub use state::SerialStateV1;
@@ -64,6 +65,7 @@ pub struct Serial {
     inner: Mutex<Inner>,
     interrupt: Arc<dyn Interrupt>,
     output: Output,
+    room: Room,
 }
 
 impl Serial {
@@ -82,16 +84,33 @@ impl Serial {
             inner: Mutex::new(inner),
             interrupt,
             output,
+            room: Room::default(),
         })
     }
 
-    /// Gives input to the guest; how many bytes were taken (the rest may be offered again later).
+    /// Gives input to the guest; how many bytes were taken. The rest is to be offered again, for example
+    /// when [`Serial::on_room`] says so.
     pub fn enqueue_input(&self, bytes: &[u8]) -> usize {
         let mut inner = locked(&self.inner);
         let taken = bytes.len().min(INPUT_BACKLOG - inner.backlog.len());
         inner.backlog.extend(&bytes[..taken]);
         inner.feed();
+        if taken < bytes.len() {
+            self.room.lacks();
+        }
         taken
+    }
+
+    /// Has `tell` called when input that was not taken finds room.
+    pub fn on_room(&self, tell: OnRoom) {
+        self.room.on_room(tell);
+    }
+
+    /// The guest may have taken input away.
+    fn tell_room(&self, inner: MutexGuard<'_, Inner>) {
+        let free = INPUT_BACKLOG - inner.backlog.len();
+        drop(inner);
+        self.room.has(free, INPUT_BACKLOG);
     }
 
     /// Waits until all output is written, at most for `timeout`; whether it is.
@@ -222,6 +241,7 @@ impl BusDevice for Serial {
             let mut inner = locked(&self.inner);
             *byte = inner.port.read(offset);
             inner.feed();
+            self.tell_room(inner);
         }
     }
 
@@ -233,6 +253,7 @@ impl BusDevice for Serial {
                 tracing::debug!(%error, "serial interrupt not raised");
             }
             inner.feed();
+            self.tell_room(inner);
         }
     }
 }

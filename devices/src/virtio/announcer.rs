@@ -10,7 +10,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::chain::BadRequest;
-use super::worker::Shared;
+use super::shared::Shared;
 
 /// Completed requests are announced at the latest after so many ...
 const MOST_UNANNOUNCED: u32 = 16;

@@ -218,3 +218,8 @@ pub(super) fn pieces<'s, 'r: 's, I: Iterator<Item = &'s GuestSlice<'r>>>(
         slice.subslice(from as usize, take as usize).ok()
     })
 }
+
+/// A ring that breaks the rules, as the request that was found so.
+pub(super) fn broken(error: virtio_queue::Error) -> BadRequest {
+    BadRequest::Ring(error.to_string())
+}

@@ -6,9 +6,10 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::announcer::Announcer;
-use super::chain::BadRequest;
-use super::lent::{Lent, Packets, Received};
-use super::worker::{Shared, Wait, Woken, broken};
+use super::available::{AvailableBuffers, Packets, Received};
+use super::chain::{BadRequest, broken};
+use super::shared::Shared;
+use super::wait::{Wait, Woken};
 
 impl Shared {
     /// Fills buffers until no packet waits, the driver lends no more, or the gate closes; what is to
@@ -17,13 +18,13 @@ impl Shared {
         &'r self,
         queue: &mut Queue,
         packets: &dyn Packets,
-        lent: &mut Lent<'r>,
+        available: &mut AvailableBuffers<'r>,
         announcer: &mut Announcer<'_>,
         woken: Woken,
     ) -> Result<Wait, BadRequest> {
-        let result = self.fill(queue, packets, lent, announcer, woken);
+        let result = self.fill(queue, packets, available, announcer, woken);
         // What was not filled is the driver's again: it may reset the queue, or be moved away.
-        let back = lent.give_back();
+        let back = available.give_back();
         // At most the size of the queue.
         queue.set_next_avail(queue.next_avail().wrapping_sub(back as u16));
         result
@@ -33,7 +34,7 @@ impl Shared {
         &'r self,
         queue: &mut Queue,
         packets: &dyn Packets,
-        lent: &mut Lent<'r>,
+        available: &mut AvailableBuffers<'r>,
         announcer: &mut Announcer<'_>,
         woken: Woken,
     ) -> Result<Wait, BadRequest> {
@@ -45,29 +46,29 @@ impl Shared {
                 // Whoever opens the gate kicks every queue.
                 return Ok(Wait::Kick);
             }
-            while !lent.is_enough(room) && self.take_one(queue, packets, lent)? {}
-            if lent.is_enough(room) {
+            while !available.is_enough(room) && self.take_one(queue, packets, available)? {}
+            if available.is_enough(room) {
                 patient = true;
-            } else if lent.is_empty() || patient {
+            } else if available.is_empty() || patient {
                 // Everything is taken, so that the driver's next buffer is notified.
                 announcer.announce(queue)?;
-                // One that claims to have lent more than the queue holds has nothing that could be taken.
-                let all_taken = lent.chains() >= usize::from(queue.size());
+                // One that claims to have more available than the queue holds has nothing that could be taken.
+                let all_taken = available.chains() >= usize::from(queue.size());
                 if queue.enable_notification(&self.ram).map_err(broken)? && !all_taken {
                     queue.disable_notification(&self.ram).map_err(broken)?;
                     continue;
                 }
                 // A driver may have so few buffers that there is never room for the largest packet:
                 // it gets those that fit.
-                return Ok(if lent.is_empty() {
+                return Ok(if available.is_empty() {
                     Wait::Kick
                 } else {
                     Wait::KickOrPatience
                 });
             }
-            match packets.receive(lent) {
+            match packets.receive(available) {
                 Ok(Received::Packet(len)) => {
-                    self.complete(queue, lent, len)?;
+                    self.complete(queue, available, len)?;
                     announcer.completed(queue)?;
                 }
                 Ok(Received::Dropped) => {}
@@ -83,7 +84,7 @@ impl Shared {
                     });
                 }
                 Err(error) => {
-                    self.complain(&format_args!("no packets can be had: {error}"));
+                    self.host_fails(&format_args!("no packets can be had: {error}"));
                     return Ok(Wait::Recovery);
                 }
             }
@@ -95,9 +96,9 @@ impl Shared {
         &'r self,
         queue: &mut Queue,
         packets: &dyn Packets,
-        lent: &mut Lent<'r>,
+        available: &mut AvailableBuffers<'r>,
     ) -> Result<bool, BadRequest> {
-        if lent.chains() >= usize::from(queue.size()) {
+        if available.chains() >= usize::from(queue.size()) {
             // A driver that lends more than it has; what is taken is given back in its order.
             return Ok(false);
         }
@@ -109,14 +110,19 @@ impl Shared {
         if head >= size {
             return Err(BadRequest::HeadOutOfRange { index: head, size });
         }
-        lent.take(&self.ram, head, chain, limit, packets.header())?;
+        available.take(&self.ram, head, chain, limit, packets.header())?;
         Ok(true)
     }
 
     /// Puts the chains that hold a packet into the used ring, all at once: a driver that looks at the
     /// first must find the others.
-    fn complete(&self, queue: &mut Queue, lent: &mut Lent<'_>, len: u64) -> Result<(), BadRequest> {
-        let mut filled = lent.filled(len);
+    fn complete(
+        &self,
+        queue: &mut Queue,
+        available: &mut AvailableBuffers<'_>,
+        len: u64,
+    ) -> Result<(), BadRequest> {
+        let mut filled = available.filled(len);
         while let Some((head, bytes)) = filled.next() {
             if filled.len() == 0 {
                 return queue.add_used(&self.ram, head, bytes).map_err(broken);

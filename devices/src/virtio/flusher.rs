@@ -4,40 +4,71 @@
 //! signal ends it. So the flush has a thread of its own, which is left behind when it takes too long;
 //! the next flush waits for the one before, so that there is never more than one.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::worker::Shared;
+use super::awaited::Awaited;
+use super::shared::Shared;
 use crate::locked::locked;
 use crate::threads::{self, Role};
 use crate::{Error, Result};
 
-/// The flush under way, if one was left behind.
+/// Whether a flush is under way, perhaps one that was left behind.
+#[derive(Debug, Default)]
+struct UnderWay {
+    flag: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl UnderWay {
+    /// Waits for the flush before, at most until `deadline`: the right to the next one.
+    fn take(this: &Arc<Self>, deadline: Instant) -> Option<Turn> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let (mut flag, _) = this
+            .changed
+            .wait_timeout_while(locked(&this.flag), left, |flag| *flag)
+            .unwrap_or_else(PoisonError::into_inner);
+        if *flag {
+            return None;
+        }
+        *flag = true;
+        Some(Turn(Arc::clone(this)))
+    }
+}
+
+/// The right to flush, given up when it is dropped; also when the flush panics.
+struct Turn(Arc<UnderWay>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *locked(&self.0.flag) = false;
+        self.0.changed.notify_all();
+    }
+}
+
+/// Flushes the storage behind a device, one flush at a time.
 #[derive(Debug, Default)]
 pub(super) struct Flusher {
-    left_behind: Mutex<Option<Receiver<Result<()>>>>,
+    under_way: Arc<UnderWay>,
 }
 
 impl Flusher {
-    /// Makes durable what was completed; gives up waiting for that after `patience`.
-    pub(super) fn flush(&self, shared: &Arc<Shared>, patience: Duration) -> Result<()> {
+    /// Makes durable what was completed; gives up waiting for that after `left`, as the last part of the
+    /// `patience` that is told then.
+    pub(super) fn flush(
+        &self,
+        shared: &Arc<Shared>,
+        left: Duration,
+        patience: Duration,
+    ) -> Result<()> {
         if shared.device.storage().is_none() {
             return shared.device.flush();
         }
-        let until = Instant::now() + patience;
-        let hangs = || shared.hangs(patience);
-        let mut left_behind = locked(&self.left_behind);
-        if let Some(earlier) = left_behind.take()
-            && matches!(
-                earlier.recv_timeout(patience),
-                Err(RecvTimeoutError::Timeout)
-            )
-        {
-            *left_behind = Some(earlier);
-            return Err(hangs());
-        }
+        let deadline = Instant::now() + left;
+        let hangs = || shared.hangs(Awaited::Flush, patience);
+        let turn = UnderWay::take(&self.under_way, deadline).ok_or_else(hangs)?;
         let (done, flushed) = channel();
         let flushing = Arc::clone(shared);
         thread::Builder::new()
@@ -45,20 +76,18 @@ impl Flusher {
             .stack_size(256 << 10)
             .spawn(move || {
                 threads::begin(Role::Disk);
+                let result = flushing.device.flush();
+                drop(turn);
                 // Nobody may be waiting any more.
-                let _ = done.send(flushing.device.flush());
+                let _ = done.send(result);
             })
             .map_err(|source| Error::Thread {
                 device: shared.kind.name(),
                 source,
             })?;
-        match flushed.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Ok(result) => result,
-            // Left behind; or it panicked, and the flush is not confirmed either.
-            Err(_) => {
-                *left_behind = Some(flushed);
-                Err(hangs())
-            }
-        }
+        // Left behind; or it panicked, and the flush is not confirmed either.
+        flushed
+            .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            .unwrap_or_else(|_| Err(hangs()))
     }
 }

@@ -72,16 +72,14 @@ impl Gate {
         state.parked >= state.threads
     }
 
-    /// Closes the gate and waits until all threads stand still. `wake` wakes them.
-    pub(super) fn hold(&self, wake: impl Fn()) {
-        self.close(wake);
-        let mut state = locked(&self.state);
-        while state.parked < state.threads {
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
+    /// Waits until there are no threads any more; whether there are none in time.
+    pub(super) fn left_within(&self, patience: Duration) -> bool {
+        let state = locked(&self.state);
+        let (state, _) = self
+            .changed
+            .wait_timeout_while(state, patience, |state| state.threads > 0)
+            .unwrap_or_else(PoisonError::into_inner);
+        state.threads == 0
     }
 
     /// Opens the gate again, unless another hold remains.
@@ -139,6 +137,14 @@ mod tests {
 
     use super::*;
 
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    /// Closes the gate and waits until all threads stand still.
+    fn hold(gate: &Gate) {
+        gate.close(|| {});
+        assert!(gate.drained_within(LIMIT));
+    }
+
     /// Threads that count their rounds while the gate lets them.
     fn threads(gate: &Arc<Gate>, rounds: &Arc<AtomicUsize>) -> Vec<JoinHandle<()>> {
         (0..4)
@@ -162,8 +168,8 @@ mod tests {
         let (gate, rounds) = (Arc::new(Gate::default()), Arc::new(AtomicUsize::new(0)));
         let threads = threads(&gate, &rounds);
         for _ in 0..50 {
-            gate.hold(|| {});
-            gate.hold(|| {});
+            hold(&gate);
+            hold(&gate);
             gate.release();
             let held = rounds.load(Ordering::SeqCst);
             std::thread::sleep(Duration::from_micros(500));
@@ -183,13 +189,13 @@ mod tests {
     fn a_held_gate_lets_threads_end() {
         let (gate, rounds) = (Arc::new(Gate::default()), Arc::new(AtomicUsize::new(0)));
         let threads = threads(&gate, &rounds);
-        gate.hold(|| {});
+        hold(&gate);
         gate.stop();
         for thread in threads {
             thread.join().unwrap();
         }
         // Nobody is left to wait for.
-        gate.hold(|| {});
+        hold(&gate);
     }
 
     #[test]
@@ -214,7 +220,7 @@ mod tests {
         gate.close(|| {});
         assert!(!gate.drained_within(Duration::from_millis(20)));
         go_on.send(()).unwrap();
-        assert!(gate.drained_within(Duration::from_secs(60)));
+        assert!(gate.drained_within(LIMIT));
         assert_eq!(rounds.load(Ordering::SeqCst), 1);
         gate.stop();
         drop(go_on);
@@ -232,7 +238,7 @@ mod tests {
                 panic!("on purpose");
             }
         });
-        gate.hold(|| {});
+        hold(&gate);
         gate.release();
         assert!(thread.join().is_err());
     }

@@ -1,31 +1,22 @@
-//! The virtio-mmio transport (virtio 1.2, section 4.2), without the legacy interface.
+//! The virtio-mmio transport (virtio 1.2, section 4.2), without the legacy interface: what a driver reads
+//! and writes of its registers.
 
-use std::fmt;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
-use std::time::Duration;
 
-use migration::GuestRam;
 use virtio_bindings::virtio_config::{
-    VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
-    VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
+    VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
     VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::virtio_mmio::*;
-use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::{Queue, QueueT};
-use vmm_sys_util::eventfd::EventFd;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::QueueT;
 
-use super::flusher::Flusher;
-use super::state::{QueueStateV1, TransportStateV1};
-use super::worker::Shared;
-use super::{ConfigNotifier, DeviceKind, QueueWaker, VirtioDevice, queue};
+use super::queue;
+use super::registers::{Registers, STATUS_BITS};
+pub use super::transport::MmioTransport;
+use super::unfinished::Change;
 use crate::bus::BusDevice;
-use crate::interrupt::Interrupt;
 use crate::locked::locked;
-use crate::threads::{self, Role};
-use crate::{Error, Result};
 
 /// Bytes of MMIO space that a device takes.
 pub const MMIO_LEN: u64 = 0x1000;
@@ -38,320 +29,10 @@ const VERSION: u32 = 2;
 /// `vmm` in ASCII.
 const VENDOR: u32 = 0x006d_6d76;
 
-/// How long a device that is being paused may take to end its requests, and again to flush: the guest
-/// stands still meanwhile.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
-/// How long a flush may take while the guest runs.
-const FLUSH_PATIENCE: Duration = Duration::from_secs(20);
-
-/// Features of the transport.
-const TRANSPORT_FEATURES: u64 =
-    (1 << VIRTIO_F_VERSION_1) | (1 << VIRTIO_RING_F_EVENT_IDX) | (1 << VIRTIO_RING_F_INDIRECT_DESC);
-
-/// Every bit of Status that has a meaning.
-const STATUS_BITS: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE
-    | VIRTIO_CONFIG_S_DRIVER
-    | VIRTIO_CONFIG_S_DRIVER_OK
-    | VIRTIO_CONFIG_S_FEATURES_OK
-    | VIRTIO_CONFIG_S_NEEDS_RESET
-    | VIRTIO_CONFIG_S_FAILED;
-
-/// Registers that only the driver changes, and that no queue's thread reads.
-#[derive(Debug, Default)]
-struct Registers {
-    device_features_sel: u32,
-    driver_features_sel: u32,
-    queue_sel: u32,
-}
-
-/// A virtio device in MMIO space: its registers, its queues and their threads.
-pub struct MmioTransport {
-    shared: Arc<Shared>,
-    features: u64,
-    registers: Mutex<Registers>,
-    /// Whether [`MmioTransport::pause`] holds the gate.
-    paused: Mutex<bool>,
-    flusher: Flusher,
-    threads: Vec<JoinHandle<()>>,
-}
-
 impl MmioTransport {
-    /// Puts `device` behind a transport, running and reset.
-    ///
-    /// # Errors
-    /// When its event descriptors or threads cannot be made.
-    pub fn new(
-        device: Box<dyn VirtioDevice>,
-        ram: GuestRam,
-        interrupt: Arc<dyn Interrupt>,
-    ) -> Result<Arc<Self>> {
-        let name = device.kind().name();
-        let role = match device.kind() {
-            DeviceKind::Block => Role::Disk,
-            DeviceKind::Net => Role::Net,
-            DeviceKind::Console | DeviceKind::Rng => Role::Queue,
-        };
-        let features = device.features() | TRANSPORT_FEATURES;
-        let event_error = |source| Error::EventFd {
-            device: name,
-            source,
-        };
-        let mut queues = Vec::new();
-        let mut kicks = Vec::new();
-        let mut wakers = Vec::new();
-        for (queue, &size) in device.queue_sizes().iter().enumerate() {
-            let ring = Queue::new(size).map_err(|_| Error::QueueSize {
-                device: name,
-                queue,
-                size,
-            })?;
-            queues.push(Mutex::new(ring));
-            let kick = EventFd::new(0).map_err(event_error)?;
-            wakers.push(QueueWaker::new(kick.try_clone().map_err(event_error)?));
-            kicks.push(kick);
-        }
-        device.attach(wakers);
-        let shared = Arc::new(Shared::new(device, ram, interrupt, queues, kicks));
-        shared.device.attach_config(ConfigNotifier::new(&shared));
-        let mut transport = Self {
-            shared,
-            features,
-            registers: Mutex::default(),
-            paused: Mutex::new(false),
-            flusher: Flusher::default(),
-            threads: Vec::new(),
-        };
-        for index in 0..transport.shared.queues.len() {
-            let shared = Arc::clone(&transport.shared);
-            shared.gate.expect();
-            let thread = std::thread::Builder::new()
-                .name(format!("{name}-{index}"))
-                .stack_size(256 << 10)
-                .spawn(move || {
-                    threads::begin(role);
-                    shared.run(index);
-                });
-            match thread {
-                Ok(thread) => transport.threads.push(thread),
-                // Dropping the transport ends the threads that were started.
-                Err(source) => {
-                    transport.shared.gate.unexpect();
-                    return Err(Error::Thread {
-                        device: name,
-                        source,
-                    });
-                }
-            }
-        }
-        Ok(Arc::new(transport))
-    }
-
-    /// One event descriptor per queue, for `KVM_IOEVENTFD` at [`QUEUE_NOTIFY_OFFSET`].
-    pub fn queue_notifiers(&self) -> &[EventFd] {
-        &self.shared.kicks
-    }
-
-    /// Processes what is in a queue on the caller's thread, for tests that need to know when that was
-    /// done; otherwise the queue's own thread does it when it is notified.
-    #[doc(hidden)]
-    pub fn serve_now(&self, queue: usize) {
-        if queue < self.shared.queues.len() {
-            self.shared.serve_once(queue);
-        }
-    }
-
-    /// Finishes the requests in flight, stops the queues' threads, and flushes what is behind the
-    /// device. Idempotent; vCPUs are stopped before.
-    ///
-    /// # Errors
-    /// When the flush is not confirmed; the device is paused all the same. When a request does not end
-    /// in time: the device takes no other, and [`MmioTransport::resume`] lets it go on.
-    pub fn pause(&self) -> Result<()> {
-        let mut paused = locked(&self.paused);
-        if !*paused {
-            self.shared.gate.close(|| self.shared.kick_all());
-            *paused = true;
-        }
-        if !self.shared.gate.drained_within(DRAIN_PATIENCE) {
-            return Err(self.shared.hangs(DRAIN_PATIENCE));
-        }
-        self.shared.device.stand();
-        self.flusher.flush(&self.shared, DRAIN_PATIENCE)
-    }
-
-    /// Makes durable what was completed, while the device runs, so that [`MmioTransport::pause`] finds
-    /// less to do.
-    ///
-    /// # Errors
-    /// When the flush is not confirmed, or not in time.
-    pub fn flush(&self) -> Result<()> {
-        self.flusher.flush(&self.shared, FLUSH_PATIENCE)
-    }
-
-    /// Lets the device go on where it was paused, or where the saved one was. Idempotent.
-    ///
-    /// # Errors
-    /// When the device cannot go on, and stays paused; or when a pending interrupt cannot be raised,
-    /// and the device runs all the same.
-    pub fn resume(&self) -> Result<()> {
-        let mut paused = locked(&self.paused);
-        if !*paused {
-            return Ok(());
-        }
-        self.shared.device.go_on()?;
-        *paused = false;
-        self.shared.gate.release();
-        // A notification may have been taken before the pause, or at the other host, without its
-        // request; and an edge may have gone to an interrupt controller that was already saved.
-        self.shared.kick_all();
-        if self.shared.interrupt_status.load(Ordering::SeqCst) != 0 {
-            self.shared
-                .interrupt
-                .trigger()
-                .map_err(|source| Error::Interrupt {
-                    device: self.shared.kind.name(),
-                    source,
-                })?;
-        }
-        Ok(())
-    }
-
-    /// State of transport, queues and device.
-    ///
-    /// # Errors
-    /// [`Error::NotPaused`] while the device runs.
-    pub fn save(&self) -> Result<TransportStateV1> {
-        let _paused = self.require_paused("save")?;
-        let Registers {
-            device_features_sel,
-            driver_features_sel,
-            queue_sel,
-        } = *locked(&self.registers);
-        let shared = &self.shared;
-        Ok(TransportStateV1 {
-            device_id: shared.kind.id(),
-            device_features_sel,
-            driver_features_sel,
-            driver_features: shared.driver_features.load(Ordering::SeqCst),
-            queue_sel,
-            status: shared.status.load(Ordering::SeqCst),
-            interrupt_status: shared.interrupt_status.load(Ordering::SeqCst),
-            queues: shared
-                .queues
-                .iter()
-                .map(|queue| queue::save(&locked(queue)))
-                .collect(),
-            device: shared.device.save(),
-        })
-    }
-
-    /// Takes the place of a device that was saved; [`MmioTransport::resume`] lets it go on.
-    ///
-    /// # Errors
-    /// When the device runs, or the state does not fit device and memory: nothing is changed then.
-    pub fn load(&self, state: TransportStateV1) -> Result<()> {
-        let _paused = self.require_paused("load")?;
-        let TransportStateV1 {
-            device_id,
-            device_features_sel,
-            driver_features_sel,
-            driver_features,
-            queue_sel,
-            status,
-            interrupt_status,
-            queues,
-            device,
-        } = state;
-        let shared = &self.shared;
-        if device_id != shared.kind.id() {
-            return Err(self.bad_state(format!("it is of device id {device_id}")));
-        }
-        // Before they are agreed on a driver may have written anything.
-        let agreed = status & VIRTIO_CONFIG_S_FEATURES_OK != 0;
-        let missing = driver_features & !self.features;
-        if agreed && missing != 0 {
-            return Err(self.bad_state(format!("features {missing:#x} are not offered here")));
-        }
-        let version_1 = driver_features & (1 << VIRTIO_F_VERSION_1) != 0;
-        if status & !STATUS_BITS != 0
-            || (agreed && !version_1)
-            || (status & VIRTIO_CONFIG_S_DRIVER_OK != 0 && !agreed)
-        {
-            return Err(self.bad_state(format!("impossible status {status:#x}")));
-        }
-        if interrupt_status & !(VIRTIO_MMIO_INT_VRING | VIRTIO_MMIO_INT_CONFIG) != 0 {
-            return Err(self.bad_state(format!("interrupt status {interrupt_status:#x}")));
-        }
-        let event_idx = agreed && driver_features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
-        let loaded = self.check_queues(queues, event_idx)?;
-        shared.device.load(device)?;
-        for (queue, loaded) in shared.queues.iter().zip(loaded) {
-            *locked(queue) = loaded;
-        }
-        *locked(&self.registers) = Registers {
-            device_features_sel,
-            driver_features_sel,
-            queue_sel,
-        };
-        shared
-            .driver_features
-            .store(driver_features, Ordering::SeqCst);
-        shared
-            .interrupt_status
-            .store(interrupt_status, Ordering::SeqCst);
-        if status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
-            shared.device.took_over(driver_features);
-        }
-        shared.status.store(status, Ordering::SeqCst);
-        Ok(())
-    }
-
-    fn require_paused(&self, operation: &'static str) -> Result<std::sync::MutexGuard<'_, bool>> {
-        let paused = locked(&self.paused);
-        if *paused {
-            Ok(paused)
-        } else {
-            Err(Error::NotPaused {
-                operation,
-                device: self.shared.kind.name(),
-            })
-        }
-    }
-
-    fn bad_state(&self, reason: String) -> Error {
-        Error::BadState {
-            device: self.shared.kind.name(),
-            reason,
-        }
-    }
-
-    /// Builds queues from saved ones, checked against this device and its memory.
-    fn check_queues(&self, saved: Vec<QueueStateV1>, event_idx: bool) -> Result<Vec<Queue>> {
-        let count = self.shared.queues.len();
-        if saved.len() != count {
-            let reason = format!("{} queues where this device has {count}", saved.len());
-            return Err(self.bad_state(reason));
-        }
-        let mut queues = Vec::with_capacity(count);
-        for (index, state) in saved.into_iter().enumerate() {
-            let ours = locked(&self.shared.queues[index]).max_size();
-            let queue = queue::load(state, ours, event_idx, &self.shared.ram)
-                .map_err(|reason| self.bad_state(format!("queue {index}: {reason}")))?;
-            queues.push(queue);
-        }
-        Ok(queues)
-    }
-
-    fn selected<T>(&self, registers: &Registers, of: impl FnOnce(&mut Queue) -> T) -> Option<T> {
-        let index = usize::try_from(registers.queue_sel).ok()?;
-        self.shared
-            .queues
-            .get(index)
-            .map(|queue| of(&mut locked(queue)))
-    }
-
     fn read_register(&self, offset: u32) -> u32 {
-        let registers = locked(&self.registers);
+        let mut registers = locked(&self.registers);
+        self.finish(&mut registers);
         let shared = &self.shared;
         match offset {
             VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
@@ -363,14 +44,16 @@ impl MmioTransport {
                 1 => (self.features >> 32) as u32,
                 _ => 0,
             },
-            VIRTIO_MMIO_QUEUE_NUM_MAX => self
-                .selected(&registers, |queue| u32::from(queue.max_size()))
-                .unwrap_or(0),
-            VIRTIO_MMIO_QUEUE_READY => self
-                .selected(&registers, |queue| u32::from(queue.ready()))
-                .unwrap_or(0),
+            VIRTIO_MMIO_QUEUE_NUM_MAX => {
+                let size = |index: usize| shared.device.queue_sizes().get(index).copied();
+                registers.selected().and_then(size).map_or(0, u32::from)
+            }
+            VIRTIO_MMIO_QUEUE_READY => {
+                let ready = |index: usize| registers.ready[index];
+                registers.selected().map_or(0, |index| ready(index).into())
+            }
             VIRTIO_MMIO_INTERRUPT_STATUS => shared.interrupt_status.load(Ordering::SeqCst),
-            VIRTIO_MMIO_STATUS => shared.status.load(Ordering::SeqCst),
+            VIRTIO_MMIO_STATUS => self.shown_status(&registers),
             // There is no shared memory region, of whatever id.
             VIRTIO_MMIO_SHM_LEN_LOW
             | VIRTIO_MMIO_SHM_LEN_HIGH
@@ -389,19 +72,26 @@ impl MmioTransport {
             }
             return;
         }
-        let mut registers = locked(&self.registers);
+        let registers = &mut *locked(&self.registers);
+        self.finish(registers);
+        if registers.unfinished.is_reset()
+            && !matches!(offset, VIRTIO_MMIO_STATUS | VIRTIO_MMIO_INTERRUPT_ACK)
+        {
+            self.shared.complain(&"it goes on before its reset is done");
+            return;
+        }
         match offset {
             VIRTIO_MMIO_DEVICE_FEATURES_SEL => registers.device_features_sel = value,
             VIRTIO_MMIO_DRIVER_FEATURES_SEL => registers.driver_features_sel = value,
-            VIRTIO_MMIO_DRIVER_FEATURES => self.write_driver_features(&registers, value),
+            VIRTIO_MMIO_DRIVER_FEATURES => self.write_driver_features(registers, value),
             VIRTIO_MMIO_QUEUE_SEL => registers.queue_sel = value,
             VIRTIO_MMIO_INTERRUPT_ACK => {
                 self.shared
                     .interrupt_status
                     .fetch_and(!value, Ordering::SeqCst);
             }
-            VIRTIO_MMIO_STATUS => self.write_status(&mut registers, value),
-            VIRTIO_MMIO_QUEUE_READY => self.write_queue_ready(&registers, value),
+            VIRTIO_MMIO_STATUS => self.write_status(registers, value),
+            VIRTIO_MMIO_QUEUE_READY => self.write_queue_ready(registers, value),
             VIRTIO_MMIO_QUEUE_NUM
             | VIRTIO_MMIO_QUEUE_DESC_LOW
             | VIRTIO_MMIO_QUEUE_DESC_HIGH
@@ -409,7 +99,12 @@ impl MmioTransport {
             | VIRTIO_MMIO_QUEUE_AVAIL_HIGH
             | VIRTIO_MMIO_QUEUE_USED_LOW
             | VIRTIO_MMIO_QUEUE_USED_HIGH => {
-                self.selected(&registers, |queue| queue::set_up(queue, offset, value));
+                if let Some(index) = registers
+                    .selected()
+                    .filter(|&index| !registers.ready[index])
+                {
+                    queue::set_up(&mut locked(&self.shared.queues[index]), offset, value);
+                }
             }
             _ => {}
         }
@@ -434,29 +129,40 @@ impl MmioTransport {
             .store(features, Ordering::SeqCst);
     }
 
-    fn write_queue_ready(&self, registers: &Registers, value: u32) {
-        let usable = self.selected(registers, |queue| {
-            if value != 1 {
-                queue.set_ready(false);
-                // Should it be used again, then with new rings.
+    fn write_queue_ready(&self, registers: &mut Registers, value: u32) {
+        let Some(index) = registers.selected() else {
+            return;
+        };
+        match (registers.ready[index], value == 1) {
+            (true, true) => {}
+            (true, false) => self.change(registers, Change::StopQueue(index)),
+            (false, false) => {
+                let queue = &mut *locked(&self.shared.queues[index]);
+                // Should it be used, then with new rings.
                 queue.set_next_avail(0);
                 queue.set_next_used(0);
-                return true;
             }
-            queue.set_ready(true);
-            let usable = queue::is_usable(queue, &self.shared.ram);
-            queue.set_ready(usable);
-            usable
-        });
-        if usable == Some(false) {
-            self.shared
-                .need_reset(&"rings of a queue are not in guest memory");
+            (false, true) => {
+                let queue = &mut *locked(&self.shared.queues[index]);
+                queue.set_ready(true);
+                let usable = queue::is_usable(queue, &self.shared.ram);
+                queue.set_ready(usable);
+                registers.ready[index] = usable;
+                if !usable {
+                    self.shared
+                        .need_reset(&"rings of a queue are not in guest memory");
+                }
+            }
         }
     }
 
     fn write_status(&self, registers: &mut Registers, value: u32) {
         if value == 0 {
-            self.reset(registers);
+            self.change(registers, Change::Reset);
+            return;
+        }
+        if registers.unfinished.is_reset() {
+            self.shared.complain(&"it goes on before its reset is done");
             return;
         }
         let shared = &self.shared;
@@ -491,21 +197,6 @@ impl MmioTransport {
             shared.kick_all();
         }
     }
-
-    fn reset(&self, registers: &mut Registers) {
-        let shared = &self.shared;
-        // The driver may use the memory of its requests for something else from here on.
-        shared.gate.hold(|| shared.kick_all());
-        for queue in &shared.queues {
-            locked(queue).reset();
-        }
-        shared.device.reset();
-        *registers = Registers::default();
-        shared.driver_features.store(0, Ordering::SeqCst);
-        shared.interrupt_status.store(0, Ordering::SeqCst);
-        shared.status.store(0, Ordering::SeqCst);
-        shared.gate.release();
-    }
 }
 
 impl BusDevice for MmioTransport {
@@ -529,25 +220,5 @@ impl BusDevice for MmioTransport {
         {
             self.write_register(offset as u32, u32::from_le_bytes(data));
         }
-    }
-}
-
-impl Drop for MmioTransport {
-    fn drop(&mut self) {
-        self.shared.gate.stop();
-        self.shared.kick_all();
-        for thread in self.threads.drain(..) {
-            let _panicked = thread.join();
-        }
-    }
-}
-
-impl fmt::Debug for MmioTransport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MmioTransport")
-            .field("device", &self.shared.kind)
-            .field("status", &self.shared.status)
-            .field("paused", &self.paused)
-            .finish_non_exhaustive()
     }
 }

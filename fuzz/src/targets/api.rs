@@ -1,24 +1,26 @@
 //! The control socket: HTTP as it comes in, and the JSON of requests and answers.
 
 use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use control::api::body::{LimitsBody, MigrateBody, ResolveBody, StopBody, WaitQuery};
+use control::api::{ControlServer, Hangup};
+use control::instance::{
+    Ending, Instance, LimitChange, MigrateRequest, MigrationStatus, Requester, StopMode, VmEnd,
+    VmState, VmStatus,
+};
+use migration::control::Events;
 use migration::observation::{Observation, Side};
 use migration::progress::{Event, Report};
+use migration::wire::control::Resolution;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use vmm::api::ControlServer;
-use vmm::api::body::{LimitsBody, MigrateBody, StopBody, WaitQuery};
-use vmm::instance::{
-    Instance, LimitChange, MigrateRequest, MigrationStatus, StopMode, VmState, VmStatus,
-};
 
-use super::texts;
+use super::seeds::texts;
 use crate::{Memory, Target};
 
 const MEMORY: Memory = Memory {
@@ -88,6 +90,9 @@ impl Instance for Agreeable {
             listen: None,
             migration: None,
             error: None,
+            end: None,
+            failed_migrations: 0,
+            last_failure: None,
         }
     }
 
@@ -99,7 +104,7 @@ impl Instance for Agreeable {
         Err(Observation::new(Side::Source, "vm.busy", "not now"))
     }
 
-    fn stop(&self, _: StopMode) -> Result<(), Observation> {
+    fn stop(&self, _: StopMode, _: Requester) -> Result<(), Observation> {
         Ok(())
     }
 
@@ -112,9 +117,9 @@ impl Instance for Agreeable {
         Ok("0".repeat(32))
     }
 
-    fn migration_events(&self) -> Option<Receiver<Event>> {
-        let (events, receiver) = channel();
-        let _ = events.send(Event::Completed(Report::default()));
+    fn migration_events(&self) -> Option<Events> {
+        let (events, receiver) = Events::channel();
+        events.tell(Event::Completed(Report::default()));
         Some(receiver)
     }
 
@@ -126,7 +131,7 @@ impl Instance for Agreeable {
         Ok(())
     }
 
-    fn resolve(&self) -> Result<VmState, Observation> {
+    fn resolve(&self, _: Vec<SocketAddr>) -> Result<VmState, Observation> {
         Ok(VmState::Paused)
     }
 
@@ -138,6 +143,18 @@ impl Instance for Agreeable {
             VmState::Running
         }
     }
+
+    fn wait_end(&self, _: &VmStatus, _: Duration) -> Option<VmStatus> {
+        None
+    }
+
+    fn own_status(&self) -> VmStatus {
+        self.status()
+    }
+
+    fn close_door(&self) {}
+
+    fn tell_end(&self) {}
 }
 
 /// The socket of a server that lives as long as this process.
@@ -147,7 +164,7 @@ fn socket() -> &'static PathBuf {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("control.sock");
         let listener = UnixListener::bind(&path).expect("a socket");
-        let mut server = ControlServer::start(listener).expect("a server");
+        let mut server = ControlServer::start(listener, Hangup::Ignored).expect("a server");
         server.serve(Arc::new(Agreeable));
         // The server ends with the process; its folder goes when its last user does.
         FOLDER.set(folder).expect("set once");
@@ -220,19 +237,20 @@ fn again<T: Serialize + DeserializeOwned>(text: &[u8]) -> Option<T> {
 
 fn json(bytes: &[u8]) {
     if let Some(body) = again::<MigrateBody>(bytes) {
-        let _ = MigrateRequest::from(body);
+        let _ = MigrateRequest::try_from(body);
     }
     if let Some(body) = again::<LimitsBody>(bytes) {
         let _ = LimitChange::from(body);
     }
     again::<StopBody>(bytes);
+    again::<ResolveBody>(bytes);
     again::<WaitQuery>(bytes);
     again::<VmStatus>(bytes);
     again::<Event>(bytes);
     if let Some(observation) = again::<Observation>(bytes) {
         let _ = (observation.root().id.len(), observation.to_string());
-        let _ = vmm::api::http_status(&observation);
-        let _ = vmm::fuzzing::explain(&observation);
+        let _ = control::api::http_status(&observation);
+        let _ = control::output::explain(&observation);
     }
 }
 
@@ -246,8 +264,17 @@ fn json_seeds() -> Vec<Vec<u8>> {
     let status = VmStatus {
         migration: Some(MigrationStatus {
             id: Some("0".repeat(32)),
+            to: Some("host:7".into()),
             last: Some(Event::Cancelled(report.clone())),
+            resolution: Some(Resolution::NeverRan),
         }),
+        end: Some(VmEnd {
+            by: Some("stop".into()),
+            to: Some("h:1".into()),
+            ..VmEnd::new(Ending::Stopped)
+        }),
+        failed_migrations: 2,
+        last_failure: Some(failure.clone()),
         ..Agreeable.status()
     };
     let mut seeds = texts(&[

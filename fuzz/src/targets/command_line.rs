@@ -3,7 +3,7 @@
 use clap::Parser;
 use vmm::cli::{Cli, Command};
 
-use super::texts;
+use super::seeds::texts;
 use crate::{Memory, Target};
 
 /// Words of a command line, one a line.

@@ -1,8 +1,8 @@
 //! Configuration files.
 
-use vmm::config::{MAX_CPUS, MAX_ID};
+use machine::config::{MAX_CPUS, MAX_ID};
 
-use super::texts;
+use super::seeds::texts;
 use crate::{Memory, Target};
 
 /// The TOML of `run --config`.
@@ -41,7 +41,7 @@ pub(super) const CONFIG: Target = Target {
 
 fn run(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
-    let options = match vmm::fuzzing::options_from_toml(&text) {
+    let options = match machine::fuzzing::options_from_toml(&text) {
         Ok(options) => options,
         Err(message) => {
             assert!(!message.is_empty());

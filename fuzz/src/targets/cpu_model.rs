@@ -1,8 +1,8 @@
 //! Files of CPU models, and the CPUID that a model makes of a host's.
 
-use vmm::cpuid::{CpuidLeaf, missing};
+use machine::cpuid::{CpuidLeaf, missing};
 
-use super::SMALL;
+use crate::target::SMALL;
 use crate::{Input, Target};
 
 /// Leaves of a host, and the TOML of a model.
@@ -55,7 +55,7 @@ fn run(bytes: &[u8]) {
     }
     let ram_end = u64::from(input.u32()) << 12;
     let text = String::from_utf8_lossy(input.rest());
-    let model = match vmm::fuzzing::cpu_model(&text) {
+    let model = match machine::fuzzing::cpu_model(&text) {
         Ok(model) => model,
         Err(message) => {
             assert!(!message.is_empty());
@@ -63,7 +63,7 @@ fn run(bytes: &[u8]) {
         }
     };
     assert!((1..=32).contains(&model.name().len()));
-    let (limited, guest) = vmm::fuzzing::cpuid_of(&model, &host, ram_end);
+    let (limited, guest) = machine::fuzzing::cpuid_of(&model, &host, ram_end);
     // A limit takes away; and what a guest is given, its host has.
     assert_eq!(missing(&limited, &host), Vec::<String>::new());
     if let Some(guest) = guest {

@@ -1,12 +1,12 @@
-//! The description of a machine that a source sends in the negotiation.
+//! The description of a machine that a source sends in the negotiation, and what it tells of its disks.
 
 use devices::virtio::net::Mac;
+use machine::boot::refusal::KvmBackend;
+use machine::build::spec::{CpuDemands, DiskAccess, DiskSpec, MAX_CPUS, MAX_PLUGGED, MachineSpec};
+use machine::cpuid::CpuidLeaf;
+use machine::devices::net::NetSpec;
+use machine::memory::{self, PageBacking};
 use migration::vm::MachineDescription;
-use vmm::boot::refusal::KvmBackend;
-use vmm::cpuid::CpuidLeaf;
-use vmm::machine::net::NetSpec;
-use vmm::machine::spec::{CpuDemands, DiskAccess, DiskSpec, MAX_CPUS, MAX_PLUGGED, MachineSpec};
-use vmm::memory::{self, PageBacking};
 
 use crate::{Memory, Target};
 
@@ -35,8 +35,15 @@ pub(super) const DESCRIPTION: Target = Target {
     },
 };
 
+/// Where disks lie, and samples of what they hold.
+const DISKS: [&str; 2] = [
+    r#"{"host":"a","holds":"00","disks":[{"id":"data","device":1,"inode":2,"below":[3,4],"is_local":true}]}"#,
+    r#"{"key":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0],"disks":[{"id":"data","blocks":[[4096,[1,2,3,4,5,6,7,8]]]}]}"#,
+];
+
 fn run(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes).into_owned();
+    machine::fuzzing::told_of_disks(&text);
     // The layout follows from the size; a peer that sends another is refused.
     let size = serde_json::from_str::<serde_json::Value>(&text)
         .ok()
@@ -46,6 +53,7 @@ fn run(bytes: &[u8]) {
         name: "guest".into(),
         ram: memory::layout(size),
         machine: text,
+        disks: None,
     };
     let Ok(spec) = MachineSpec::from_description(&description) else {
         return;
@@ -106,5 +114,6 @@ fn seeds() -> Vec<Vec<u8>> {
     [spec(1, Vec::new(), Vec::new()), spec(2, disks, vec![net])]
         .iter()
         .filter_map(|spec| serde_json::to_vec(spec).ok())
+        .chain(DISKS.map(|text| text.as_bytes().to_vec()))
         .collect()
 }

@@ -8,8 +8,8 @@ use migration::journal::{Decision, FileJournal, Handover, Journal, SourceRecord}
 use migration::observation::Side;
 use migration::source::Resolution;
 
-use super::SMALL;
 use crate::input::counted;
+use crate::target::SMALL;
 use crate::{Input, Target};
 
 /// The files of a journal.
@@ -70,7 +70,9 @@ fn run(bytes: &[u8]) {
         let decided = journal.decide(ID, Decision::GiveUp);
         if let Ok(decided) = decided {
             assert_eq!(decided, found.unwrap_or(Decision::GiveUp));
-            assert_eq!(journal.decision(ID).ok().flatten(), Some(decided));
+            // Where there is no room, nothing is recorded, and no commit can come any more.
+            let stands = journal.decision(ID).ok().flatten();
+            assert_eq!(stands.unwrap_or(Decision::GiveUp), decided);
             assert_eq!(journal.decide(ID, Decision::Commit).ok(), Some(decided));
         }
     } else {
@@ -97,10 +99,11 @@ fn seeds() -> Vec<Vec<u8>> {
     };
     let written = [
         journal.record(ID, &record).is_ok(),
+        journal.reserve(ID, Side::Destination).is_ok(),
         journal.decide(ID, Decision::Commit).is_ok(),
         journal.answer(ID, Resolution::Ran).is_ok(),
     ];
-    if written != [true; 3] {
+    if written != [true; 4] {
         return Vec::new();
     }
     let read = |name: &str| fs::read(folder.path().join(name)).unwrap_or_default();

@@ -6,10 +6,10 @@ use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
+use machine::boot::{self, BootPlan, EntryPoint, KernelSource, MmioSlot};
 use migration::GuestRam;
 use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::GuestAddress;
-use vmm::boot::{self, BootPlan, EntryPoint, KernelSource, MmioSlot};
 
 use crate::input::counted;
 use crate::{Input, Memory, Target};

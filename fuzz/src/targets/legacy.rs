@@ -8,7 +8,7 @@ use devices::rtc::Rtc;
 use devices::serial::Serial;
 use devices::{BusDevice, EventFdInterrupt, Interrupt};
 
-use super::no_seeds;
+use super::seeds::no_seeds;
 use crate::{Input, Memory, Target};
 
 /// Port reads and writes.

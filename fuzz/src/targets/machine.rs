@@ -2,9 +2,9 @@
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use vmm::fuzzing;
-use vmm::machine::Machine;
-use vmm::machine::state::RunStateV1;
+use machine::Machine;
+use machine::fuzzing;
+use machine::state::{Form, RunStateV1};
 
 use crate::{Memory, Target};
 
@@ -13,7 +13,7 @@ pub(super) const MACHINE: Target = Target {
     name: "machine",
     run,
     seeds,
-    words: &["VMMS", "console", "rng"],
+    words: &["VMMS", "console", "rng", "vcpu.0", "virtio-mmio.0"],
     longest: 12 << 10,
     memory: Memory {
         base: 8 << 20,
@@ -46,9 +46,11 @@ fn run(bytes: &[u8]) {
 }
 
 fn seeds() -> Vec<Vec<u8>> {
-    let saved = machine().and_then(|machine| {
-        let machine = machine.lock().unwrap_or_else(PoisonError::into_inner);
-        machine.save(RunStateV1::Paused).ok()
-    });
-    saved.into_iter().collect()
+    let Some(machine) = machine() else {
+        return Vec::new();
+    };
+    let machine = machine.lock().unwrap_or_else(PoisonError::into_inner);
+    let components = machine.save(RunStateV1::Paused);
+    let one = machine.save_as(RunStateV1::Paused, &Form::One);
+    [components, one].into_iter().flatten().collect()
 }

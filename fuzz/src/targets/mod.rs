@@ -1,16 +1,19 @@
 //! The targets, by what they read.
 
+mod agreement;
 mod api;
 mod command_line;
 mod config;
 mod cpu_model;
 mod description;
+mod descriptors;
 mod journal;
 mod kernel;
 mod legacy;
 mod machine;
 mod network;
 mod script;
+mod seeds;
 mod session;
 mod source;
 mod state;
@@ -18,7 +21,7 @@ mod text;
 mod virtio;
 mod wire;
 
-use crate::{Memory, Target};
+use crate::Target;
 
 /// All targets.
 pub static ALL: &[Target] = &[
@@ -31,6 +34,7 @@ pub static ALL: &[Target] = &[
     state::STATE,
     machine::MACHINE,
     description::DESCRIPTION,
+    agreement::AGREEMENT,
     kernel::KERNEL,
     virtio::BLOCK,
     virtio::CONSOLE,
@@ -54,19 +58,4 @@ pub static ALL: &[Target] = &[
 pub fn find(name: &str) -> Result<&'static Target, String> {
     let found = ALL.iter().find(|target| target.name == name);
     found.ok_or_else(|| format!("there is no target {name:?}; fuzz-input --list names them"))
-}
-
-/// Enough for decoders of small things.
-const SMALL: Memory = Memory {
-    base: 256 << 10,
-    per_byte: 128,
-};
-
-fn no_seeds() -> Vec<Vec<u8>> {
-    Vec::new()
-}
-
-/// Texts as seeds.
-fn texts(texts: &[&str]) -> Vec<Vec<u8>> {
-    texts.iter().map(|text| text.as_bytes().to_vec()).collect()
 }

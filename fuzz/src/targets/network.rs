@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use block::Buffer;
 use devices::virtio::net::{Net, NetBackend, NetConfig, Offloads};
 
-use super::virtio::{describe, plain_seeds};
+use super::descriptors::{describe, plain_seeds};
 
 /// Packets that wait for the guest, by their length with the header; some are too short or too long.
 const PACKETS: [usize; 8] = [72, 12, 1526, 13, 65_562, 5, 70_000, 300];

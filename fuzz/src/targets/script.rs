@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use migration::raw::RamSlice;
-use migration::transport::Connection;
+use migration::transport::{Connection, Within};
 use migration::wire::control::{CONTROL_LEN, Message};
 
 use super::wire::{Bytes, kind_of};
@@ -37,15 +37,21 @@ impl Pace {
 
 /// Kinds of frames that scripts wait for or with.
 pub(super) mod kind {
+    pub const WELCOME: u16 = 1;
     pub const NEGOTIATE: u16 = 2;
     pub const NEGOTIATED: u16 = 3;
     pub const PREPARE: u16 = 4;
     pub const PREPARED: u16 = 5;
+    pub const EXTENTS: u16 = 6;
     pub const PASS_PLACED: u16 = 7;
     pub const LAST_PASS: u16 = 8;
+    pub const STATE: u16 = 9;
     pub const READY: u16 = 10;
     pub const COMMIT: u16 = 11;
     pub const COMMITTED: u16 = 12;
+    pub const FINISH: u16 = 13;
+    pub const PLAN_END: u16 = 18;
+    pub const LATE: u16 = 19;
 }
 
 /// What happened so far on all connections of a session.
@@ -279,6 +285,14 @@ impl Connection for Scripted {
             slice.copy_from(&buffer);
         }
         Ok(())
+    }
+
+    fn send_within(&self, head: &[u8], _: Within) -> io::Result<()> {
+        self.send(head, &[])
+    }
+
+    fn receive_within(&self, head: &mut [u8], _: Within) -> io::Result<()> {
+        self.receive(head, &[])
     }
 
     fn wait_readable(&self, timeout: Duration) -> io::Result<bool> {

@@ -156,9 +156,18 @@ struct Plan {
 
 impl Plan {
     fn say(&mut self, frame: Vec<u8>) {
-        let line = match kind_of(&frame) {
-            kind::COMMIT => Line::after(|seen| seen.has(kind::READY), frame),
-            _ => Line::now(frame),
+        // What it answers, without which it is refused.
+        let answers = match kind_of(&frame) {
+            kind::NEGOTIATE => Some(kind::WELCOME),
+            kind::PREPARE | kind::PLAN_END => Some(kind::NEGOTIATED),
+            kind::EXTENTS | kind::STATE => Some(kind::PREPARED),
+            kind::COMMIT => Some(kind::READY),
+            kind::FINISH | kind::LATE => Some(kind::COMMITTED),
+            _ => None,
+        };
+        let line = match answers {
+            Some(kind) => Line::after(move |seen| seen.has(kind), frame),
+            None => Line::now(frame),
         };
         self.control.push(line);
     }
@@ -266,6 +275,7 @@ fn receive(bytes: &[u8], pace: Pace) -> Outcome {
         peer_timeout: pace.peer,
         hello_timeout: pace.peer,
         progress_timeout: pace.peer * 2,
+        answer_for: pace.peer,
     };
     let journal = MemoryJournal::default();
     let mut vm = Vm::default();
@@ -289,7 +299,7 @@ fn judge(outcome: &Outcome, vm: &Vm, decision: Option<Decision>) {
             assert!(vm.ram.is_none(), "memory is left");
             assert!(vm.prepared == 0 || vm.abandoned > 0);
             let error = report.error.as_ref().expect("a reason");
-            let told = vmm::fuzzing::explain(error);
+            let told = control::output::explain(error);
             assert!(told.chars().all(|c| c == '\n' || !c.is_control()));
         }
         // A plan goes on until somebody migrates; the journal and the VM here never fail.

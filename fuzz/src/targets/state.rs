@@ -1,13 +1,19 @@
-//! Saved state: the codec, and every device that takes such a state over.
+//! Saved state: the codec, a machine in either form, and every device that takes such a state over.
 
 use std::fmt::Debug;
 
 use devices::BusDevice;
 use devices::virtio::TransportStateV1;
+use machine::boot::refusal::KvmBackend;
+use machine::build::spec::{CpuDemands, DiskAccess, DiskSpec, MachineSpec};
+use machine::memory::PageBacking;
+use machine::snapshot::codec;
+use machine::snapshot::saved::SAVED_VERSION;
+use machine::state::components;
+use machine::state::v1;
+use machine::state::{Form, MachineState};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use vmm::machine::state::{MachineStateV1, STATE_VERSION};
-use vmm::snapshot::codec;
 
 use super::legacy::Devices;
 use super::virtio::{self, Kind};
@@ -18,7 +24,15 @@ pub(super) const STATE: Target = Target {
     name: "state",
     run,
     seeds,
-    words: &["VMMS", "disk0", "console", "rng"],
+    words: &[
+        "VMMS",
+        "disk0",
+        "console",
+        "rng",
+        "vcpu.0",
+        "virtio-mmio.0",
+        "virtio-block.disk0",
+    ],
     longest: 12 << 10,
     memory: Memory {
         base: 8 << 20,
@@ -30,8 +44,8 @@ fn run(bytes: &[u8]) {
     let Some((&which, rest)) = bytes.split_first() else {
         return;
     };
-    match which % 9 {
-        0 => drop(read::<MachineStateV1>(rest)),
+    match which % 10 {
+        0 => load_machine(v1::VERSION, rest),
         1 => load_transport(Kind::Block, rest),
         2 => load_transport(Kind::Console, rest),
         3 => load_transport(Kind::Rng, rest),
@@ -51,6 +65,7 @@ fn run(bytes: &[u8]) {
             |d| d.i8042.save(),
         ),
         8 => load_transport(Kind::Net, rest),
+        9 => load_machine(SAVED_VERSION, rest),
         _ => load(
             rest,
             |state, devices| devices.acpi.load(state).is_ok(),
@@ -61,11 +76,48 @@ fn run(bytes: &[u8]) {
 
 /// Reads a state; what is read is what is written again, byte by byte.
 fn read<T: Serialize + DeserializeOwned>(body: &[u8]) -> Option<T> {
-    let blob = [b"VMMS", &STATE_VERSION.to_le_bytes()[..], body].concat();
-    let state: T = codec::decode(STATE_VERSION, &blob).ok()?;
-    let again = codec::encode(STATE_VERSION, &state).expect("what was read can be written");
-    assert_eq!(again, blob);
+    let state: T = codec::read(body).ok()?;
+    let again = codec::write(&state).expect("what was read can be written");
+    assert_eq!(again, body);
     Some(state)
+}
+
+/// The machine that the golden states are of, as far as its components go by it.
+fn spec() -> MachineSpec {
+    MachineSpec {
+        memory: 16 << 20,
+        pages: PageBacking::Small,
+        cpuid: vec![Vec::new()],
+        cpu: CpuDemands::default(),
+        backend: KvmBackend::Unknown,
+        disks: vec![DiskSpec {
+            id: "disk0".into(),
+            path: "/srv/disk0.raw".into(),
+            access: DiskAccess::ReadWrite,
+            size: 1 << 20,
+        }],
+        nets: Vec::new(),
+    }
+}
+
+/// Reads a machine in the form of this version; written and read again it is the same.
+fn load_machine(version: u32, body: &[u8]) {
+    let blob = [b"VMMS", &version.to_le_bytes()[..], body].concat();
+    let spec = spec();
+    let Ok(state) = MachineState::decode(&blob, &spec) else {
+        return;
+    };
+    let form = match version {
+        v1::VERSION => Form::One,
+        _ => Form::Components(components::of(&spec).newest()),
+    };
+    let again = state.clone().encode(&form);
+    let again = again.expect("what was read can be written");
+    // A list may have come in another order.
+    assert_eq!(again.len(), blob.len());
+    assert!(version != v1::VERSION || again == blob);
+    let again = MachineState::decode(&again, &spec).expect("what was written can be read");
+    assert_eq!(again, state);
 }
 
 fn load_transport(kind: Kind, body: &[u8]) {
@@ -128,8 +180,7 @@ fn load<S: Serialize + DeserializeOwned + Clone + PartialEq + Debug>(
 
 fn seeds() -> Vec<Vec<u8>> {
     fn seed<T: Serialize>(which: u8, state: &T) -> Vec<u8> {
-        let blob = codec::encode(STATE_VERSION, state).unwrap_or_default();
-        [&[which][..], blob.get(8..).unwrap_or_default()].concat()
+        [&[which][..], &codec::write(state).unwrap_or_default()].concat()
     }
     let devices = Devices::new();
     let mut seeds = vec![
@@ -151,7 +202,9 @@ fn seeds() -> Vec<Vec<u8>> {
             seeds.push(seed(which, &state));
         }
     }
-    let golden = include_bytes!("../../../vmm/tests/goldens/machine-v1.bin");
-    seeds.push([&[0], &golden[8..]].concat());
+    let one = include_bytes!("../../../machine/tests/goldens/machine-v1.bin");
+    let components = include_bytes!("../../../machine/tests/goldens/machine-v2.bin");
+    seeds.push([&[0], &one[8..]].concat());
+    seeds.push([&[9], &components[8..]].concat());
     seeds
 }

@@ -3,14 +3,15 @@
 use std::fmt::{Debug, Display};
 use std::str::FromStr;
 
+use control::units::{ByteSize, Rate, Span, human_bytes, human_ms};
 use devices::virtio::net::Mac;
+use machine::config::{CpuModel, DiskArg, DiskFormat, NetArg, PageBacking, parse_disk_override};
+use machine::probe::{ProbeLine, Tick, probe_lines};
 use migration::address::Address;
 use migration::{HostId, MigrationId};
-use vmm::config::{CpuModel, DiskArg, DiskFormat, NetArg, PageBacking, parse_disk_override};
-use vmm::probe::{ProbeLine, Tick, probe_lines};
-use vmm::units::{ByteSize, Rate, Span, human_bytes, human_ms};
 
-use super::{SMALL, texts};
+use super::seeds::texts;
+use crate::target::SMALL;
 use crate::{Input, Target};
 
 /// Quantities, addresses, disks and identifiers.

@@ -15,6 +15,7 @@ use std::sync::Mutex;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
+use super::descriptors::{describe, plain_seeds};
 use super::network;
 use crate::{Input, Memory, Target};
 
@@ -163,6 +164,8 @@ impl BlockDevice for Disk {
             name: "memory".into(),
             device: 0,
             inode: 0,
+            below: None,
+            is_local: true,
         }
     }
 }
@@ -419,31 +422,6 @@ fn run(kind: Kind, bytes: &[u8]) {
         }
     }
     guest.check_marks();
-}
-
-/// The bytes of a descriptor as [`Guest::descriptor`] reads them.
-pub(super) fn describe(queue: u8, index: u8, gpa: u16, len: u8, flags: u8) -> Vec<u8> {
-    let mut bytes = vec![4, queue, index];
-    bytes.extend((gpa / 4).to_le_bytes());
-    bytes.extend([len, flags, index + 1]);
-    bytes
-}
-
-/// Descriptors, request and notification of a queue, once for each of `queues`.
-pub(super) fn plain_seeds(queues: u8) -> Vec<Vec<u8>> {
-    let mut seeds = Vec::new();
-    for queue in 0..queues {
-        // Odd queues are for output; a fifth one takes commands.
-        let flags = if queue % 2 == 1 { 0 } else { 2 };
-        let mut seed = vec![0, 0, 0, 0, 0];
-        seed.extend([10, 4, b'a', b'b', b'c', b'd']);
-        let first = if queue == 4 { 0 } else { flags };
-        seed.extend(describe(queue, 0, 0x8000, 64, 1 | first));
-        seed.extend(describe(queue, 1, 0x9000, 130, flags));
-        seed.extend([6, queue, 0, 7, queue, 9, 6, queue, 0, 7, queue]);
-        seeds.push(seed);
-    }
-    seeds
 }
 
 fn block_seeds() -> Vec<Vec<u8>> {

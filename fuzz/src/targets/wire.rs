@@ -10,19 +10,19 @@ use std::time::Duration;
 use migration::observation::{Observation, Side};
 use migration::progress::{Event, Report, Verify};
 use migration::raw::RamSlice;
-use migration::transport::Connection;
+use migration::transport::{Connection, Within};
 use migration::vm::{MachineDescription, RamRegion, RunState};
 use migration::wire::batch::{
     BATCH_LEN, BatchHeader, BatchKind, Encoding, MAX_PAYLOAD, MAX_RANGES, PageRange, RANGE_LEN,
 };
 use migration::wire::control::{
     Answer, CONTROL_LEN, CONTROL_MAGIC, Committed, Extents, Intent, LastPass, Message, Negotiate,
-    PassPlaced, Prepared, Ready, Resolution, Welcome,
+    Negotiated, PassPlaced, Prepared, Ready, Resolution, Welcome,
 };
 use migration::wire::hello::{HELLO_LEN, Hello, Role};
 use migration::{HostId, MigrationId};
 
-use super::SMALL;
+use crate::target::SMALL;
 use crate::{Input, Memory, Target};
 
 /// Where the check of each header lies.
@@ -151,6 +151,14 @@ impl Connection for Bytes<'_> {
         Ok(())
     }
 
+    fn send_within(&self, head: &[u8], _: Within) -> io::Result<()> {
+        self.send(head, &[])
+    }
+
+    fn receive_within(&self, head: &mut [u8], _: Within) -> io::Result<()> {
+        self.receive(head, &[])
+    }
+
     fn wait_readable(&self, _: Duration) -> io::Result<bool> {
         Ok(true)
     }
@@ -194,7 +202,7 @@ fn control(bytes: &[u8]) {
 /// What a peer says of its failure reaches the user: as text that cannot steer a terminal, and as the
 /// cause of this side's own failure, in JSON that clients can read.
 fn passed_on(observation: &Observation) {
-    let told = vmm::fuzzing::explain(observation);
+    let told = control::output::explain(observation);
     assert!(
         told.chars().all(|c| c == '\n' || !c.is_control()),
         "{told:?}"
@@ -226,9 +234,13 @@ pub(super) fn every_message() -> Vec<Message> {
             host: Some(HostId([3; 16])),
         }),
         Message::Negotiate(Box::new(negotiate(1))),
-        Message::Negotiated,
+        Message::Negotiated(Negotiated::default()),
         Message::Prepare,
-        Message::Prepared(Prepared { journal_ms: 0.25 }),
+        Message::Prepared(Prepared {
+            journal_ms: 0.25,
+            hash_bytes_per_s: None,
+            disks: vec!["data".into()],
+        }),
         Message::Extents(Extents {
             extents: vec![(0, 8192), (1 << 32, 4096)],
         }),
@@ -236,6 +248,8 @@ pub(super) fn every_message() -> Vec<Message> {
         Message::LastPass(LastPass {
             pass: 1,
             saved: None,
+            run_state: None,
+            disks: Some("{}".into()),
         }),
         Message::State(vec![1, 2, 3]),
         Message::Ready(Ready {
@@ -272,11 +286,13 @@ pub(super) fn negotiate(streams: u8) -> Negotiate {
             name: "guest".into(),
             ram: vec![region(0), region(4 << 30)],
             machine: "{}".into(),
+            disks: None,
         },
         run_state: RunState::Running,
         streams,
         verify: Verify::Stream,
         intent: Intent::Migrate,
+        state: None,
     }
 }
 

@@ -1,26 +1,30 @@
 //! Who may come in: reads the hello of each connection and passes on those of the migration.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::Options;
+use super::options::Options;
+use super::places::{Admission, Evicted, Place, Places};
 use crate::error::Error;
 use crate::id::MigrationId;
 use crate::journal::{Decision, Journal};
 use crate::observation::{Observation, Side};
 use crate::session::{Note, Session};
 use crate::threads::{self, Role as ThreadRole};
-use crate::transport::{Connection, Listen};
-use crate::wire::VERSION;
+use crate::transport::{Connection, Listen, Within};
 use crate::wire::control::{Answer, Message, Resolution};
 use crate::wire::hello::{HELLO_LEN, Hello, Role};
+use crate::wire::{MAX_STREAMS, VERSION};
 
-/// Connections that have not said yet what they want; more are refused.
-const MAX_PENDING: usize = 32;
+/// Questions that are looked out for.
+const MAX_DOUBTED: usize = 16;
+/// How long it may take to tell someone that there is no place.
+const BUSY: Duration = Duration::from_millis(100);
+const TOO_MANY: &str = "too many connections to this host are waiting for an answer";
 /// Waits are cut into pieces of this length to see whether they are still wanted.
 const SLICE: Duration = Duration::from_millis(20);
 
@@ -28,7 +32,7 @@ const SLICE: Duration = Duration::from_millis(20);
 pub(super) enum Incoming {
     /// A migration begins.
     Control {
-        connection: Box<dyn Connection>,
+        connection: Arc<dyn Connection>,
         id: MigrationId,
         /// Of the protocol, as both sides speak it.
         version: u16,
@@ -55,8 +59,16 @@ pub(super) struct Reception<'a> {
     expected: Mutex<Option<Expected>>,
     /// Held while a commit is carried out, so that a question about it waits for how it went.
     handover: Mutex<()>,
-    pending: AtomicUsize,
+    /// Migrations of which the commit may have been sent, until somebody has asked: the last few.
+    doubted: Mutex<Vec<MigrationId>>,
+    places: Places,
     stop: AtomicBool,
+}
+
+/// A connection that has just come, with its place.
+struct Newcomer<'a> {
+    connection: Arc<dyn Connection>,
+    place: Place<'a>,
 }
 
 impl<'a> Reception<'a> {
@@ -73,7 +85,8 @@ impl<'a> Reception<'a> {
             incoming,
             expected: Mutex::default(),
             handover: Mutex::default(),
-            pending: AtomicUsize::new(0),
+            doubted: Mutex::default(),
+            places: Places::default(),
             stop: AtomicBool::new(false),
         }
     }
@@ -99,14 +112,35 @@ impl<'a> Reception<'a> {
         self.handover.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn doubted(&self) -> MutexGuard<'_, Vec<MigrationId>> {
+        self.doubted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on looks out for a question about `id`.
+    pub fn expect_question(&self, id: MigrationId) {
+        let mut doubted = self.doubted();
+        if doubted.len() >= MAX_DOUBTED {
+            doubted.remove(0);
+        }
+        doubted.push(id);
+    }
+
+    /// Whether the question about `id` that was expected has come.
+    pub fn was_asked(&self, id: MigrationId) -> bool {
+        !self.doubted().contains(&id)
+    }
+
+    /// Takes nobody in any more once the guard is dropped; whoever has not said yet what it wants is not
+    /// waited for.
     pub fn stop_on_drop(&self) -> impl Drop {
-        struct Stop<'s>(&'s AtomicBool);
-        impl Drop for Stop<'_> {
+        struct Stop<'s, 'a>(&'s Reception<'a>);
+        impl Drop for Stop<'_, '_> {
             fn drop(&mut self) {
-                self.0.store(true, Ordering::Release);
+                self.0.stop.store(true, Ordering::Release);
+                self.0.places.close();
             }
         }
-        Stop(&self.stop)
+        Stop(self)
     }
 
     fn is_stopped(&self) -> bool {
@@ -156,60 +190,66 @@ impl<'a> Reception<'a> {
                 });
             }
         };
-        if self.pending.fetch_add(1, Ordering::AcqRel) >= MAX_PENDING {
-            self.pending.fetch_sub(1, Ordering::AcqRel);
+        let connection: Arc<dyn Connection> = connection.into();
+        let Some((place, evicted)) = self.places.take(&connection) else {
             return Ok(());
+        };
+        if let Some(Evicted(oldest)) = evicted {
+            // Nothing was sent to it yet, so this does not wait.
+            drop(refuse(&*oldest, BUSY, "migration.busy", TOO_MANY.into()));
+            oldest.shutdown();
         }
-        let connection = Arc::new(Mutex::new(Some(connection)));
+        let newcomer = Arc::new(Mutex::new(Some(Newcomer { connection, place })));
         let hears = {
-            let connection = connection.clone();
-            move || self.hear_once(&connection)
+            let newcomer = newcomer.clone();
+            move || self.hear_once(&newcomer)
         };
         if let Err(error) = threads::start(scope, ThreadRole::Reception, "a connection", hears) {
             // Then whoever comes next waits for this one.
             tracing::debug!("{}", error.observe(Side::Destination));
-            self.hear_once(&connection);
+            self.hear_once(&newcomer);
         }
         Ok(())
     }
 
     /// Hears the connection, unless somebody else does.
-    fn hear_once(&self, connection: &Mutex<Option<Box<dyn Connection>>>) {
-        let connection = connection
+    fn hear_once(&self, newcomer: &Mutex<Option<Newcomer<'_>>>) {
+        let newcomer = newcomer
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        let Some(connection) = connection else { return };
-        let heard = catch_unwind(AssertUnwindSafe(|| self.hear(connection)));
+        let Some(newcomer) = newcomer else { return };
+        let heard = catch_unwind(AssertUnwindSafe(|| self.hear(newcomer)));
         if let Err(error) = heard.unwrap_or(Err(Error::Worker)) {
             tracing::debug!("refused a connection: {}", error.observe(Side::Destination));
         }
-        self.pending.fetch_sub(1, Ordering::AcqRel);
     }
 
-    fn hear(&self, connection: Box<dyn Connection>) -> Result<(), Error> {
-        let until = Instant::now() + self.options.hello_timeout;
-        let setting_up = || Error::link("setting up a connection");
-        // Short, as the whole hello comes at once; a slow stranger must not hold us up at the end.
-        connection
-            .set_io_timeout(Duration::from_millis(500))
-            .map_err(setting_up())?;
-        while !connection.wait_readable(SLICE).map_err(setting_up())? {
-            if Instant::now() >= until || self.is_stopped() {
-                return Err(Error::Protocol("the connection said nothing".into()));
-            }
-        }
+    fn hear(&self, newcomer: Newcomer<'_>) -> Result<(), Error> {
+        let Newcomer {
+            connection,
+            mut place,
+        } = newcomer;
         let mut hello = [0; HELLO_LEN];
         connection
-            .receive(&mut hello, &[])
+            .receive_within(&mut hello, Within::time(self.options.hello_timeout))
             .map_err(Error::link("reading a hello"))?;
         let hello = Hello::decode(&hello)?;
+        let patience = self.options.io_timeout;
+        match place.become_known() {
+            Admission::Known => {}
+            Admission::Full => {
+                return refuse(&*connection, patience, "migration.busy", TOO_MANY.into());
+            }
+            Admission::Ended => return Err(Error::Protocol("the hello came late".into())),
+        }
         connection
             .set_io_timeout(self.options.io_timeout)
-            .map_err(setting_up())?;
+            .map_err(Error::link("setting up a connection"))?;
         let Some(version) = hello.common_version() else {
             return refuse(
                 &*connection,
+                patience,
                 "migration.version",
                 format!(
                     "this host speaks protocol version {VERSION}, the peer {} to {}",
@@ -226,13 +266,14 @@ impl<'a> Reception<'a> {
 
     fn hear_control(
         &self,
-        connection: Box<dyn Connection>,
+        connection: Arc<dyn Connection>,
         id: MigrationId,
         version: u16,
     ) -> Result<(), Error> {
         let Some(incoming) = &self.incoming else {
             return refuse(
                 &*connection,
+                self.options.io_timeout,
                 "migration.not-receiving",
                 "this host takes no migration in now".into(),
             );
@@ -243,6 +284,7 @@ impl<'a> Reception<'a> {
                 drop(expected);
                 return refuse(
                     &*connection,
+                    self.options.io_timeout,
                     "migration.busy",
                     "another migration is coming in here".into(),
                 );
@@ -263,7 +305,7 @@ impl<'a> Reception<'a> {
 
     fn hear_data(
         &self,
-        connection: Box<dyn Connection>,
+        connection: Arc<dyn Connection>,
         hello: &Hello,
         stream: u16,
     ) -> Result<(), Error> {
@@ -271,7 +313,10 @@ impl<'a> Reception<'a> {
         let bit = 1u64.checked_shl(u32::from(stream)).unwrap_or(0);
         let session = expected.as_mut().and_then(|expected| {
             let (token, session) = expected.admission.as_ref()?;
-            let fits = expected.id == hello.id && *token == hello.token;
+            let fits = expected.id == hello.id
+                && *token == hello.token
+                && stream < u16::from(MAX_STREAMS)
+                && session.takes_data();
             if !fits || bit == 0 || expected.came & bit != 0 {
                 return None;
             }
@@ -305,14 +350,16 @@ impl<'a> Reception<'a> {
                 let host = (version > 1).then(|| self.journal.identity());
                 let frame = Message::Resolution(Answer { resolution, host }).encode()?;
                 connection
-                    .send(&frame, &[])
-                    .map_err(Error::link("answering a resolve"))
+                    .send_within(&frame, Within::time(self.options.io_timeout))
+                    .map_err(Error::link("answering a resolve"))?;
+                self.doubted().retain(|doubted| *doubted != id);
+                Ok(())
             }
             Err(error) => {
                 let observation = error.observe(Side::Destination);
                 let frame = Message::Failure(Box::new(observation)).encode()?;
                 connection
-                    .send(&frame, &[])
+                    .send_within(&frame, Within::time(self.options.io_timeout))
                     .map_err(Error::link("answering a resolve"))?;
                 Err(error)
             }
@@ -320,7 +367,8 @@ impl<'a> Reception<'a> {
     }
 }
 
-/// Whether migration `id` was committed here; if not, it never will be.
+/// Whether migration `id` was committed here; if not, it never will be. Asked about what is unknown here,
+/// the journal records nothing: a source asks after it has sent its commit, for which there was room then.
 fn answer(journal: &dyn Journal, id: MigrationId) -> Result<Resolution, Error> {
     Ok(match journal.decide(id, Decision::GiveUp)? {
         Decision::GiveUp => Resolution::NeverRan,
@@ -328,11 +376,16 @@ fn answer(journal: &dyn Journal, id: MigrationId) -> Result<Resolution, Error> {
     })
 }
 
-fn refuse(connection: &dyn Connection, id: &str, message: String) -> Result<(), Error> {
+fn refuse(
+    connection: &dyn Connection,
+    patience: Duration,
+    id: &str,
+    message: String,
+) -> Result<(), Error> {
     let observation = Observation::new(Side::Destination, id, message);
     let frame = Message::Failure(Box::new(observation.clone())).encode()?;
     connection
-        .send(&frame, &[])
+        .send_within(&frame, Within::time(patience))
         .map_err(Error::link("refusing a connection"))?;
     Err(Error::Peer(Box::new(observation)))
 }

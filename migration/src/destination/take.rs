@@ -1,67 +1,45 @@
 //! Takes one guest in, phase by phase.
 
 mod commit;
+mod run;
 
 use std::sync::Arc;
 use std::sync::mpsc::Receiver as Notes;
 use std::thread::{self, Scope};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use tracing::span::EnteredSpan;
+use run::{Doubt, Failure, Step, Take, Undo, before_commit, message, unexpected};
 
+use super::bounds::check_bounds;
+use super::options::Options;
 use super::placings::Placings;
 use super::reception::Reception;
-use super::wanted::check_wanted;
-use super::{Fate, Options, Taken, failure_in};
+use super::taken::{Failed, Fate, Taken, failure_in};
 use crate::control::Control;
 use crate::error::Error;
 use crate::id::{MigrationId, random_bytes};
-use crate::journal::{Decision, Journal};
+use crate::journal::Journal;
 use crate::observation::Side;
 use crate::pages::populate::Populate;
 use crate::pages::receiver::{Placed, Receiver, Receiving};
-use crate::pages::{Counters, digest_text, full, processors};
+use crate::pages::{Counters, digest_text, full_digest, processors};
 use crate::progress::{Phase, Report, Verify};
 use crate::raw::{HashKey, Ram};
 use crate::session::{CloseOnDrop, Note, Session, Timing};
 use crate::threads::{self, Role};
 use crate::transport::Connection;
-use crate::vm::{DestinationVm, MachineDescription};
+use crate::vm::DestinationVm;
 use crate::wire::control::{
-    Extents, Intent, Message, Negotiate, PassPlaced, Prepared, Ready, Welcome,
+    Extents, Intent, Message, Negotiate, Negotiated, PassPlaced, Prepared, Ready, Welcome,
 };
+use crate::wire::conversation::Conversation;
 
 /// Who wants to give a guest.
 pub(super) struct Peer {
-    pub connection: Box<dyn Connection>,
+    pub connection: Arc<dyn Connection>,
     pub id: MigrationId,
     /// Of the protocol, as both sides speak it.
     pub version: u16,
-}
-
-/// A session under way.
-struct Take<'a> {
-    id: MigrationId,
-    version: u16,
-    vm: &'a mut dyn DestinationVm,
-    control: &'a Control,
-    journal: &'a dyn Journal,
-    reception: &'a Reception<'a>,
-    began: Instant,
-    phase: Phase,
-    phase_began: Instant,
-    span: Option<EnteredSpan>,
-    built: bool,
-    progress_timeout: Duration,
-    /// The source was told that everything is ready, so that its commit may come.
-    ready: bool,
-    report: Report,
-}
-
-/// How far the machine came.
-enum Step {
-    Planned,
-    Running,
 }
 
 pub(super) fn take(
@@ -83,7 +61,7 @@ pub(super) fn take(
         io: options.io_timeout,
         peer: options.peer_timeout,
     };
-    let (session, notes) = Session::new(Side::Destination, connection.into(), timing);
+    let (session, notes) = Session::new(Conversation::new(Side::Destination), connection, timing);
     control.set_id(id);
     control.attach(&session);
     let counters = Counters::default();
@@ -98,9 +76,10 @@ pub(super) fn take(
         phase: Phase::Negotiate,
         phase_began: Instant::now(),
         span: None,
+        undo: Undo::default(),
         built: false,
         progress_timeout: options.progress_timeout,
-        ready: false,
+        doubt: Doubt::None,
         report: Report {
             migration_id: id.to_string(),
             ..Report::default()
@@ -133,66 +112,24 @@ pub(super) fn take(
     take.report.total_ms = take.began.elapsed().as_secs_f64() * 1e3;
     match result {
         Ok(Step::Planned) => Taken::Planned,
-        Ok(Step::Running) => Taken::Completed(take.report),
+        Ok(Step::Running) => Taken::Completed(Box::new(take.report)),
         Err((error, fate)) => {
             let mut observation = failure_in(take.phase, &error);
             if fate != Fate::Unknown {
                 observation.causes.extend(take.undo());
             }
-            Taken::Failed(take.report, Box::new(observation), fate)
+            let aftermath = take.aftermath(&error);
+            Taken::Failed(Box::new(Failed {
+                report: take.report,
+                observation,
+                fate,
+                aftermath,
+            }))
         }
     }
-}
-
-type Failure = (Error, Fate);
-
-/// Before the commit is recorded, every failure leaves the guest at the source.
-fn before_commit(error: Error) -> Failure {
-    let fate = match error {
-        Error::Cancelled => Fate::AtSourceByRequest,
-        _ => Fate::AtSource,
-    };
-    (error, fate)
 }
 
 impl Take<'_> {
-    fn enter(&mut self, phase: Phase) {
-        if phase != self.phase {
-            self.end_phase();
-        }
-        // The one before is left first, or this one would be inside of it.
-        self.span = None;
-        self.span = Some(tracing::info_span!("phase", name = phase.name()).entered());
-        self.phase = phase;
-        self.phase_began = Instant::now();
-        self.control.phase(phase);
-    }
-
-    fn end_phase(&self) {
-        let ms = self.phase_began.elapsed().as_secs_f64() * 1e3;
-        tracing::info!(ms, "phase ended");
-    }
-
-    /// Gives up a hand-over that was on offer, and drops what was built.
-    fn undo(&mut self) -> Option<crate::observation::Observation> {
-        let given_up = if self.ready {
-            self.journal
-                .decide(self.id, Decision::GiveUp)
-                .err()
-                .map(Error::from)
-        } else {
-            None
-        };
-        if self.built {
-            self.vm.abandon();
-            if let Err(error) = self.journal.discard(self.id, Side::Destination) {
-                // A blank record says the same as none.
-                tracing::debug!("{}", error);
-            }
-        }
-        given_up.map(|error| error.observe(Side::Destination))
-    }
-
     fn negotiate(
         &mut self,
         session: &Arc<Session>,
@@ -225,13 +162,17 @@ impl Take<'_> {
             Message::Negotiate(wanted) => *wanted,
             other => return Err(unexpected(&other, "negotiate")),
         };
-        check_wanted(&wanted)?;
+        check_bounds(&wanted)?;
         self.report.run_state = wanted.run_state;
         self.report.guest_bytes = wanted.machine.ram.iter().map(|region| region.len).sum();
         self.vm
             .negotiate(&wanted.machine)
             .map_err(Error::vm("run the described machine"))?;
-        session.send(&Message::Negotiated)?;
+        let state = self
+            .vm
+            .choose_state(&wanted.machine, wanted.state.as_deref())
+            .map_err(Error::vm("load the described machine's state"))?;
+        session.send(&Message::Negotiated(Negotiated { state }))?;
         if wanted.intent == Intent::Plan {
             // The source says good-bye, or is gone: nothing was built either way.
             let _ = message(session, notes, "planning", patience);
@@ -255,7 +196,7 @@ impl Take<'_> {
     ) -> Result<Step, Failure> {
         self.enter(Phase::Prepare);
         let ram = self
-            .build(session, &wanted.negotiated.machine)
+            .build(session, &wanted.negotiated)
             .map_err(before_commit)?;
         self.report.setup_ms = self.began.elapsed().as_secs_f64() * 1e3;
         let populate = Populate::new(&ram, self.vm.huge_pages());
@@ -275,20 +216,26 @@ impl Take<'_> {
             let digest = self
                 .fill(scope, notes, receiving, &wanted.negotiated)
                 .map_err(before_commit)?;
-            self.commit(session, notes, digest, wanted.negotiated.run_state)
+            self.commit(session, notes, digest, &wanted.negotiated)
         })
     }
 
-    fn build(&mut self, session: &Session, machine: &MachineDescription) -> Result<Ram, Error> {
-        self.built = true;
+    fn build(&mut self, session: &Session, wanted: &Negotiate) -> Result<Ram, Error> {
+        let machine = &wanted.machine;
+        // Durable long before the commit can come, which without it would not be accepted.
+        self.undo.reserved = true;
+        let cost = self.journal.reserve(self.id, Side::Destination)?;
+        self.undo.building = true;
         self.vm
             .prepare(machine)
             .map_err(Error::vm("build the machine"))?;
+        self.built = true;
         let ram = self.vm.ram().map_err(Error::vm("allocate guest memory"))?;
         let ram = Ram::new(&ram, &machine.ram)?;
-        let cost = self.journal.reserve(self.id, Side::Destination)?;
         session.send(&Message::Prepared(Prepared {
             journal_ms: cost.as_secs_f64() * 1e3,
+            hash_bytes_per_s: (wanted.verify == Verify::Full).then(full_digest::speed),
+            disks: self.vm.doubtful_disks(),
         }))?;
         Ok(ram)
     }
@@ -323,7 +270,16 @@ impl Take<'_> {
                 let sum = done
                     .iter()
                     .fold(0u64, |sum, &(_, digest)| sum.wrapping_add(digest));
-                return self.load(receiving.ram, loaded, wanted.verify, sum);
+                // Before the state is loaded: that may complete an access that writes to memory.
+                let digest = match wanted.verify {
+                    Verify::Off => None,
+                    Verify::Stream => Some(digest_text(sum)),
+                    Verify::Full => {
+                        let digest = full_digest::of(receiving.ram, &|| session.is_stopped());
+                        Some(digest.ok_or_else(|| session.why_stopped(notes))?)
+                    }
+                };
+                return self.load(loaded, digest);
             }
             let note = session.next(notes, slice)?;
             let received = receiving.counters.wire_bytes();
@@ -368,10 +324,17 @@ impl Take<'_> {
                     self.enter(Phase::StopAndCopy);
                     state = Some(bytes);
                 }
-                Some(Note::Message(Message::LastPass(pass))) if state.is_some() => {
+                Some(Note::Message(Message::LastPass(pass)))
+                    if state.is_some() && last.is_none() =>
+                {
                     last = Some(pass.pass);
+                    // Its user may have paused it, or let it go on, since it was negotiated.
+                    self.report.run_state = pass.run_state.unwrap_or(wanted.run_state);
                     let (earliest, latest) = placings.saved_between(pass.saved);
                     self.vm.saved_between(earliest, latest);
+                    self.vm
+                        .check_disk_samples(pass.disks.as_deref())
+                        .map_err(Error::vm("recognise the guest's disks"))?;
                 }
                 Some(Note::Message(other)) => return Err(unexpected(&other, "pages")),
                 Some(_) | None => {}
@@ -379,25 +342,12 @@ impl Take<'_> {
         }
     }
 
-    fn load(
-        &mut self,
-        ram: &Ram,
-        state: &[u8],
-        verify: Verify,
-        stream_digest: u64,
-    ) -> Result<Ready, Error> {
+    fn load(&mut self, state: &[u8], digest: Option<String>) -> Result<Ready, Error> {
         let began = Instant::now();
-        // Before the state is loaded: that may complete an access that writes to memory.
-        let digest = match verify {
-            Verify::Off => None,
-            Verify::Stream => Some(digest_text(stream_digest)),
-            Verify::Full => Some(full::full_digest(ram)),
-        };
-        let hashed = began.elapsed();
         self.vm
             .load_state(state)
             .map_err(Error::vm("load the machine's state"))?;
-        let load_ms = (began.elapsed() - hashed).as_secs_f64() * 1e3;
+        let load_ms = began.elapsed().as_secs_f64() * 1e3;
         self.report.downtime.state_load = load_ms;
         Ok(Ready { digest, load_ms })
     }
@@ -416,30 +366,4 @@ impl Drop for StopStreams<'_> {
         self.1.stop();
         self.0.end_streams();
     }
-}
-
-/// Waits for the next message of the source, other notes aside.
-fn message(
-    session: &Session,
-    notes: &Notes<Note>,
-    operation: &'static str,
-    patience: Duration,
-) -> Result<Message, Error> {
-    let until = Instant::now() + patience;
-    loop {
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(Error::NoAnswer {
-                operation,
-                waited: patience,
-            });
-        }
-        if let Some(Note::Message(message)) = session.next(notes, left)? {
-            return Ok(message);
-        }
-    }
-}
-
-fn unexpected(message: &Message, expected: &str) -> Error {
-    Error::Protocol(format!("it sent {} instead of {expected}", message.name()))
 }

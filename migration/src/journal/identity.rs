@@ -5,8 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use super::JournalError;
-use super::file::failed;
+use super::error::{JournalError, failed};
 use crate::id::HostId;
 
 /// Name of the file.

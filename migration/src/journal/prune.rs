@@ -11,10 +11,10 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{FlockOperation, flock};
 use serde::Deserialize;
 
-use super::file::read;
-use super::{Decision, Handover, SourceRecord};
+use super::record::{Decision, Handover, SourceRecord};
+use super::sector::read;
 use crate::id::MigrationId;
-use crate::wire::control::Resolution;
+use crate::resolution::Resolution;
 
 /// How long the record of a migration that ended is kept, for people.
 const KEEP: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -146,6 +146,11 @@ mod tests {
     use super::*;
     use crate::observation::Side;
 
+    fn decide(journal: &FileJournal, id: MigrationId, decision: Decision) {
+        journal.reserve(id, Side::Destination).unwrap();
+        assert_eq!(journal.decide(id, decision).unwrap(), decision);
+    }
+
     fn later(days: u64) -> SystemTime {
         SystemTime::now() + Duration::from_secs(days * 24 * 3600)
     }
@@ -170,15 +175,15 @@ mod tests {
             journal.record(id(number), &record).unwrap();
         }
         journal.reserve(id(5), Side::Destination).unwrap();
-        journal.decide(id(6), Decision::GiveUp).unwrap();
-        journal.decide(id(7), Decision::Commit).unwrap();
+        decide(&journal, id(6), Decision::GiveUp);
+        decide(&journal, id(7), Decision::Commit);
         journal.finish(id(7)).unwrap();
-        journal.decide(id(8), Decision::Commit).unwrap();
+        decide(&journal, id(8), Decision::Commit);
         journal.answer(id(8), Resolution::NeverRan).unwrap();
         // Asked once, and the answer may have been lost again.
-        journal.decide(id(9), Decision::Commit).unwrap();
+        decide(&journal, id(9), Decision::Commit);
         journal.answer(id(9), Resolution::Ran).unwrap();
-        journal.decide(id(10), Decision::Commit).unwrap();
+        decide(&journal, id(10), Decision::Commit);
         std::fs::write(journal.path(id(11), "destination"), "damaged").unwrap();
         let count = || std::fs::read_dir(directory.path()).unwrap().count();
         let before = count();
@@ -213,16 +218,16 @@ mod tests {
             MigrationId(bytes)
         };
         // The oldest of all: not answered, not decided, and one that is history.
-        journal.decide(id(1), Decision::Commit).unwrap();
+        decide(&journal, id(1), Decision::Commit);
         journal.reserve(id(2), Side::Destination).unwrap();
-        journal.decide(id(3), Decision::GiveUp).unwrap();
+        decide(&journal, id(3), Decision::GiveUp);
         let old = SystemTime::now() - Duration::from_secs(3600);
         for number in 1..=3 {
             let path = journal.path(id(number), "destination");
             File::open(path).unwrap().set_modified(old).unwrap();
         }
         for number in 0..MOST as u32 {
-            journal.decide(id(100 + number), Decision::GiveUp).unwrap();
+            decide(&journal, id(100 + number), Decision::GiveUp);
         }
         prune(directory.path(), SystemTime::now());
         assert_eq!(journal.decision(id(1)).unwrap(), Some(Decision::Commit));
@@ -237,7 +242,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let journal = FileJournal::open(directory.path()).unwrap();
         let id = MigrationId([1; 16]);
-        journal.decide(id, Decision::GiveUp).unwrap();
+        decide(&journal, id, Decision::GiveUp);
         let file = File::open(journal.path(id, "destination")).unwrap();
         flock(&file, FlockOperation::LockShared).unwrap();
         prune(directory.path(), later(31));

@@ -1,10 +1,10 @@
 //! The page pipeline: what is dirty, how it is sent, how it is placed.
 
-mod cheaper;
 pub(crate) mod dirty;
-pub(crate) mod full;
+pub(crate) mod full_digest;
 pub(crate) mod hashes;
 pub(crate) mod populate;
+mod populate_cost;
 pub(crate) mod processors;
 pub(crate) mod receiver;
 pub(crate) mod sender;

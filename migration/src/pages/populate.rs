@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::cheaper::{Cheaper, Way, thread_time};
+use super::populate_cost::{PopulateCost, Way, thread_time};
 use crate::PAGE_SIZE;
 use crate::raw::{Ram, STRIPE_PAGES, Span};
 use crate::vm::HugePages;
@@ -34,7 +34,7 @@ pub(crate) struct Populate {
     runs: [Mutex<()>; 16],
     /// Stripes in a run.
     run: u64,
-    cheaper: Cheaper,
+    cost: PopulateCost,
     huge: HugePages,
     stop: AtomicBool,
 }
@@ -49,7 +49,7 @@ impl Populate {
                 HugePages::ByAdvice => RUN_BY_ADVICE,
                 HugePages::ByCollapse => RUN_BY_COLLAPSE,
             },
-            cheaper: Cheaper::default(),
+            cost: PopulateCost::default(),
             huge,
             stop: AtomicBool::new(false),
         }
@@ -146,7 +146,7 @@ impl Populate {
     fn back(&self, ram: &Ram, span: Span) {
         let mut rest = span;
         while rest.pages >= STRIPE_PAGES {
-            let (way, stripes) = self.cheaper.next(rest.pages / STRIPE_PAGES);
+            let (way, stripes) = self.cost.next(rest.pages / STRIPE_PAGES);
             let (part, after) = rest.split_at(stripes * STRIPE_PAGES);
             let slice = ram.slice(part);
             let before = thread_time();
@@ -156,9 +156,9 @@ impl Populate {
             };
             let took = thread_time().saturating_sub(before);
             match (way, made) {
-                (_, Ok(())) => self.cheaper.learn(way, stripes, took),
+                (_, Ok(())) => self.cost.learn(way, stripes, took),
                 (Way::Huge, Err(_)) => {
-                    self.cheaper.huge_failed();
+                    self.cost.huge_failed();
                     let _ = slice.populate();
                 }
                 (Way::Small, Err(_)) => {}

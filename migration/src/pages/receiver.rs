@@ -104,10 +104,12 @@ impl<'a> Receiver<'a> {
         match header.kind()? {
             BatchKind::PassEnd => {
                 header.verify(&[])?;
-                if header.pass() != self.pass + 1 {
+                let may_end = self.shared.session.may_end(header.pass());
+                if header.pass() != self.pass + 1 || !may_end {
                     return Err(Error::Protocol(format!(
-                        "pass {} ended after pass {}",
+                        "pass {} ended on stream {} after pass {}",
                         header.pass(),
+                        self.stream,
                         self.pass
                     )));
                 }

@@ -109,6 +109,7 @@ impl<'a> Sender<'a> {
     pub fn run(mut self, passes: &Receiver<Arc<Pass>>) {
         while let Ok(pass) = passes.recv() {
             let number = pass.number;
+            self.shared.session.pass_begins(number);
             let sent = self.send_pass(&pass);
             // The bitmaps are used again once nobody holds them.
             drop(pass);

@@ -1,17 +1,15 @@
-//! Pre-copy passes while the guest runs, and the last ones when it is stopped.
+//! Single passes, while the guest runs and when it is stopped.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::setup::Streams;
-use super::{Link, Run, milliseconds};
+use super::run::{Link, Run, Streams, milliseconds, unexpected};
 use crate::PAGE_SIZE;
-use crate::convergence::{self, Decision, Forecast, Observed, Outlook};
+use crate::convergence::{self, Observed};
 use crate::error::Error;
-use crate::observation::{Observation, Side};
 use crate::pages::dirty::{self, Bitmaps};
 use crate::pages::sender::{Pass, PassKind};
-use crate::progress::{Event, Iteration, Phase, TimeoutAction};
+use crate::progress::{Event, TimeoutAction};
 use crate::raw::Ram;
 use crate::session::Note;
 use crate::wire::MAX_STATE;
@@ -19,26 +17,29 @@ use crate::wire::control::{LastPass, Message, Saved};
 
 /// Assumed before anything was measured, in bytes per second.
 const FIRST_BANDWIDTH: f64 = 200e6;
-/// Passes with less on the wire measure latency, not bandwidth.
-const MEASURABLE: u64 = 1 << 20;
-/// What stopping the guest, and saving and loading its state, is taken to cost.
-const STOP_AND_STATE: Duration = Duration::from_millis(4);
 /// Between two progress events.
 const PROGRESS: Duration = Duration::from_millis(100);
-/// Passes that do not converge before the user is warned.
-const WARN_AFTER: u32 = 3;
 
 /// What has been measured so far.
 pub(super) struct Rates {
     /// Guest memory that reaches the destination, bytes per second.
-    bandwidth: f64,
+    pub bandwidth: f64,
     /// Guest memory that is dirtied, bytes per second.
-    dirty: f64,
+    pub dirty: f64,
+}
+
+impl Default for Rates {
+    fn default() -> Self {
+        Self {
+            bandwidth: FIRST_BANDWIDTH,
+            dirty: 0.0,
+        }
+    }
 }
 
 /// When a pass is over.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Until {
+pub(super) enum Until {
     /// The destination has placed its pages.
     Placed,
     /// Its pages are sent.
@@ -46,117 +47,7 @@ enum Until {
 }
 
 impl Run<'_> {
-    /// Copies until the switch-over is due: the number of the last pass, and what is dirty still.
-    pub(super) fn precopy(
-        &mut self,
-        link: &Link,
-        ram: &Ram,
-        streams: &mut Streams,
-    ) -> Result<(u32, Bitmaps), Error> {
-        let mut rates = Rates {
-            bandwidth: FIRST_BANDWIDTH,
-            dirty: 0.0,
-        };
-        let mut pass = 1;
-        let mut kind = PassKind::First;
-        let mut dirty = dirty::all(ram);
-        let mut stuck = 0;
-        loop {
-            let _iteration = tracing::info_span!("iteration", n = pass).entered();
-            let pages = dirty::count(&dirty);
-            let wire_before = self.counters.wire_bytes();
-            let began = Instant::now();
-            self.start_pass(streams, pass, kind, &mut dirty)?;
-            self.finish_pass(link, streams, pass, pages, &rates, Until::Placed)?;
-            let took = began.elapsed().max(Duration::from_micros(1)).as_secs_f64();
-            let wire = self.counters.wire_bytes() - wire_before;
-            dirty = self.fetch_dirty(ram)?;
-            let remaining = dirty::count(&dirty);
-            rates.dirty = (remaining * PAGE_SIZE) as f64 / took;
-            if wire >= MEASURABLE {
-                rates.bandwidth = wire as f64 / took;
-            }
-            let iteration = Iteration {
-                n: pass,
-                pages,
-                bytes: wire,
-                ms: took * 1e3,
-                dirty_pages_per_s: remaining as f64 / took,
-                mib_per_s: wire as f64 / took / f64::from(1 << 20),
-            };
-            tracing::debug!(
-                pages,
-                bytes = wire,
-                ms = iteration.ms,
-                remaining,
-                "iteration ended"
-            );
-            let told = self.report.iterations.get_or_insert_default();
-            told.push(iteration.clone());
-            self.control.emit(Event::Iteration(iteration));
-            if self.stopped_at.is_some() {
-                return Ok((pass, dirty));
-            }
-            let observed = self.observed(link, pass, remaining * PAGE_SIZE, &rates);
-            let limits = self.control.limits();
-            let forecast = convergence::forecast(&observed, &limits);
-            match convergence::decide(&observed, &limits, self.deadline()) {
-                Decision::SwitchOver => {
-                    self.report.forecast_downtime_ms = Some(milliseconds(forecast.downtime));
-                    return Ok((pass, dirty));
-                }
-                Decision::GiveUp => {
-                    return Err(Error::TimedOut(self.options.timeout.unwrap_or_default()));
-                }
-                Decision::Iterate(outlook) => {
-                    stuck = if outlook == Outlook::Stuck {
-                        stuck + 1
-                    } else {
-                        0
-                    };
-                    if stuck == WARN_AFTER {
-                        self.warn_stuck(&observed, forecast, limits.downtime);
-                    }
-                }
-            }
-            pass += 1;
-            kind = PassKind::Again;
-        }
-    }
-
-    fn warn_stuck(&self, observed: &Observed, forecast: Forecast, limit: Duration) {
-        let mib = f64::from(1 << 20);
-        self.control.warn(
-            Observation::new(
-                Side::Source,
-                "migration.not-converging",
-                format!(
-                    "the guest dirties {:.0} MiB/s, {:.0} MiB/s reach the destination: stopped now it \
-                     would be down for {:.0} ms, the limit is {:.0} ms",
-                    observed.dirty_rate / mib,
-                    observed.bandwidth / mib,
-                    milliseconds(forecast.downtime),
-                    milliseconds(limit),
-                ),
-            )
-            .in_phase(Phase::Precopy.name()),
-        );
-    }
-
-    fn observed(&self, link: &Link, pass: u32, remaining_bytes: u64, rates: &Rates) -> Observed {
-        // The last pages, the state and the commit each wait for an answer.
-        let waits = link.session.round_trip() * 3;
-        Observed {
-            iteration: pass,
-            remaining_bytes,
-            bandwidth: rates.bandwidth,
-            dirty_rate: rates.dirty,
-            overhead: STOP_AND_STATE + waits + self.journal_cost,
-            elapsed: self.began.elapsed(),
-        }
-    }
-
-    fn fetch_dirty(&self, ram: &Ram) -> Result<Bitmaps, Error> {
+    pub(super) fn fetch_dirty(&self, ram: &Ram) -> Result<Bitmaps, Error> {
         let mut dirty = dirty::none(ram);
         self.vm
             .fetch_dirty(&mut dirty)
@@ -171,7 +62,7 @@ impl Run<'_> {
         Ok(dirty)
     }
 
-    fn start_pass(
+    pub(super) fn start_pass(
         &self,
         streams: &Streams,
         number: u32,
@@ -190,7 +81,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn finish_pass(
+    pub(super) fn finish_pass(
         &mut self,
         link: &Link,
         streams: &mut Streams,
@@ -202,12 +93,12 @@ impl Run<'_> {
         let done_before = self.counters.pages();
         let mut told = (Instant::now(), self.counters.wire_bytes());
         let mut sending = streams.jobs.len();
-        let mut placed = until == Until::Sent;
+        let mut placed = until == Until::Sent || self.heard.is_some_and(|(of, _)| of >= pass);
         // What is in the buffers of a slow network takes its time to arrive.
         let patience = self.options.io_timeout * 6;
         let mut sent_at = Instant::now();
         while sending > 0 || !placed {
-            self.check_stop(link)?;
+            self.check_stop()?;
             match link
                 .session
                 .next(&link.notes, PROGRESS.saturating_sub(told.0.elapsed()))?
@@ -223,10 +114,10 @@ impl Run<'_> {
                 }
                 Some(Note::Message(Message::PassPlaced(done))) => {
                     self.heard = Some((done.pass, Instant::now()));
-                    placed |= done.pass == pass;
+                    placed |= done.pass >= pass;
                 }
                 Some(Note::Message(other)) => {
-                    return Err(super::setup::unexpected(&other, "pass-placed"));
+                    return Err(unexpected(&other, "pass-placed"));
                 }
                 Some(_) => {}
                 None => {
@@ -241,13 +132,7 @@ impl Run<'_> {
                     let now = (Instant::now(), self.counters.wire_bytes());
                     let rate = (now.1 - told.1) as f64 / seconds;
                     let done = self.counters.pages() - done_before;
-                    self.progress(
-                        link,
-                        pass,
-                        pages.saturating_sub(done) * PAGE_SIZE,
-                        rate,
-                        rates,
-                    );
+                    self.progress(pass, pages.saturating_sub(done) * PAGE_SIZE, rate, rates);
                     told = now;
                 }
             }
@@ -255,12 +140,15 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn progress(&self, link: &Link, pass: u32, remaining_bytes: u64, rate: f64, rates: &Rates) {
-        let mut observed = self.observed(link, pass, remaining_bytes, rates);
+    fn progress(&mut self, pass: u32, remaining_bytes: u64, rate: f64, rates: &Rates) {
+        let mut observed = self.observed(pass, remaining_bytes, rates);
         if pass == 1 {
             observed.bandwidth = rate;
         }
         let forecast = convergence::forecast(&observed, &self.control.limits());
+        if self.stopped_at.is_none() {
+            self.forecast = forecast.downtime;
+        }
         self.control.emit(Event::Progress {
             phase: self.phase,
             iteration: pass,
@@ -273,17 +161,25 @@ impl Run<'_> {
         });
     }
 
+    pub(super) fn observed(&self, pass: u32, remaining_bytes: u64, rates: &Rates) -> Observed {
+        Observed {
+            iteration: pass,
+            remaining_bytes,
+            bandwidth: rates.bandwidth,
+            dirty_rate: rates.dirty,
+            overhead: self.costs.total(),
+            elapsed: self.began.elapsed(),
+            run_state: self.vm.run_state(),
+        }
+    }
+
     /// Acts on a time-out in the middle of a pass: gives up, or stops the guest right away.
-    fn check_stop(&mut self, _link: &Link) -> Result<(), Error> {
+    pub(super) fn check_stop(&mut self) -> Result<(), Error> {
         if self.stopped_at.is_some() {
             return Ok(());
         }
         self.check_time()?;
-        let late = self
-            .options
-            .timeout
-            .is_some_and(|timeout| self.began.elapsed() >= timeout);
-        if late && self.options.on_timeout == TimeoutAction::Stop {
+        if self.is_late() && self.options.on_timeout == TimeoutAction::Stop {
             self.pause()?;
         }
         Ok(())
@@ -294,8 +190,12 @@ impl Run<'_> {
             let began = Instant::now();
             self.stopped_at = Some(began);
             self.undo.paused = true;
+            self.report.forecast_downtime_ms = Some(milliseconds(self.forecast));
             self.vm.pause().map_err(Error::vm("pause the guest"))?;
             self.report.downtime.stop = Some(milliseconds(began.elapsed()));
+            // Its user may have changed it since the migration began, and cannot any more.
+            self.run_state = self.vm.run_state();
+            self.report.run_state = self.run_state;
             self.stop_sharing();
         }
         Ok(())
@@ -318,10 +218,7 @@ impl Run<'_> {
         for (now, known) in dirty.iter_mut().flatten().zip(known_dirty.iter().flatten()) {
             *now |= known;
         }
-        let rates = Rates {
-            bandwidth: FIRST_BANDWIDTH,
-            dirty: 0.0,
-        };
+        let rates = Rates::default();
         let mut pass = pass + 1;
         let mut pages = dirty::count(&dirty);
         self.start_pass(streams, pass, PassKind::Again, &mut dirty)?;
@@ -343,6 +240,7 @@ impl Run<'_> {
             });
         }
         link.session.send(&Message::State(state))?;
+        let disks = self.disk_samples()?;
         self.finish_pass(link, streams, pass, pages, &rates, Until::Sent)?;
         // Saving may have completed an access of a vCPU or a device that wrote to memory.
         let mut late = self.fetch_dirty(ram)?;
@@ -353,13 +251,29 @@ impl Run<'_> {
             self.start_pass(streams, pass, PassKind::Again, &mut late)?;
             self.finish_pass(link, streams, pass, late_pages, &rates, Until::Sent)?;
         }
-        link.session
-            .send(&Message::LastPass(LastPass { pass, saved }))?;
+        link.session.send(&Message::LastPass(LastPass {
+            pass,
+            saved,
+            run_state: Some(self.run_state),
+            disks,
+        }))?;
         tracing::debug!(pages, "last pages sent");
         let stop = self.report.downtime.stop.unwrap_or_default();
         self.report.downtime.state_save = Some(milliseconds(save));
         let copying = milliseconds(stopped.elapsed().saturating_sub(save)) - stop;
         self.report.downtime.last_pages = Some(copying.max(0.0));
         Ok(())
+    }
+
+    /// Samples of the disks of which the destination wants some, while the last pages travel.
+    fn disk_samples(&self) -> Result<Option<String>, Error> {
+        if self.doubtful_disks.is_empty() {
+            return Ok(None);
+        }
+        let samples = self
+            .vm
+            .disk_samples(&self.doubtful_disks)
+            .map_err(Error::vm("read samples of the disks"))?;
+        Ok(Some(samples))
     }
 }

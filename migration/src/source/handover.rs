@@ -3,18 +3,20 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::setup::{Streams, unexpected};
-use super::{End, Link, Options, Run, milliseconds};
+use super::options::Options;
+use super::run::{End, Link, Run, Streams, milliseconds, unexpected};
 use crate::error::Error;
 use crate::id::{HostId, MigrationId};
 use crate::journal::{Handover, Journal, SourceRecord};
 use crate::observation::{Observation, Side};
-use crate::pages::{digest_text, full};
+use crate::pages::{digest_text, full_digest};
 use crate::progress::Verify;
 use crate::raw::Ram;
 use crate::transport::{Connect, Patience};
 use crate::vm::SourceVm;
+use crate::wire::KNOWS_LATE;
 use crate::wire::control::{Answer, MAX_WARNINGS, Message, Resolution};
+use crate::wire::conversation::Conversation;
 use crate::wire::hello::{Hello, Role};
 
 /// Pauses before each look for what has come for a guest that is gone.
@@ -36,9 +38,14 @@ impl Run<'_> {
                 streams.digests.iter().fold(0, |a, &b| a.wrapping_add(b)),
             )),
             // The destination hashes at the same time.
-            Verify::Full => Some(full::full_digest(ram)),
+            Verify::Full => {
+                let session = &*link.session;
+                let digest = full_digest::of(ram, &|| session.is_stopped());
+                Some(digest.ok_or_else(|| session.why_stopped(&link.notes))?)
+            }
         };
-        let patience = self.options.prepare_timeout;
+        let hashing = full_digest::patience(self.options.verify, self.report.guest_bytes);
+        let patience = self.options.prepare_timeout + hashing;
         let ready = match self.answer(link, "loading the state", patience)? {
             Message::Ready(ready) => ready,
             other => return Err(unexpected(&other, "ready")),
@@ -102,6 +109,9 @@ impl Run<'_> {
     /// Sends after the guest what has come for it here since it was stopped. Networks need a moment
     /// until they send it all to the destination, and whoever sent it waits.
     fn send_late(&mut self, link: &Link) {
+        if self.version < KNOWS_LATE {
+            return;
+        }
         for pause in LATE {
             thread::sleep(pause);
             match self.vm.late() {
@@ -212,7 +222,9 @@ fn resolve_within(
     connection
         .send(&hello.encode(), &[])
         .map_err(Error::link("asking"))?;
-    match Message::receive(&*connection)? {
+    let mut conversation = Conversation::of_question();
+    let answer = Message::receive_in_turn(&*connection, timeout, |kind| conversation.hear(kind))?;
+    match answer {
         Message::Resolution(Answer { resolution, host }) => match expected {
             Some(expected) if host != Some(expected) => Err(Error::WrongHost {
                 address: to.address(),

@@ -1,25 +1,25 @@
 //! Negotiate and prepare, and the threads that live through a migration.
 
-use std::sync::Arc;
-use std::sync::mpsc::{Sender as JobSender, channel};
+use std::sync::mpsc::channel;
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
-use super::{End, Link, Run, milliseconds};
+use super::run::{End, Link, Run, Streams, milliseconds, unexpected};
 use crate::error::Error;
 use crate::journal::Handover;
 use crate::observation::Side;
-use crate::pages::sender::{Pass, Sender, Sending, Sent};
-use crate::pages::{populate, processors};
+use crate::pages::sender::{Sender, Sending, Sent};
+use crate::pages::{full_digest, populate, processors};
 use crate::progress::{Phase, Verify};
 use crate::raw::{HashKey, Ram};
 use crate::session::{CloseOnDrop, Session};
 use crate::threads::{self, Role as ThreadRole};
 use crate::transport::{Connection, Patience};
 use crate::vm::MachineDescription;
-use crate::wire::MAX_STREAMS;
 use crate::wire::control::{Extents, Intent, MAX_EXTENTS, Message, Negotiate, Welcome};
+use crate::wire::conversation::Conversation;
 use crate::wire::hello::{Hello, Role};
+use crate::wire::{AGREES_ON_STATE, MAX_STREAMS};
 
 /// Data connections that a source on this machine opens when it is not told how many.
 pub fn default_streams() -> u8 {
@@ -27,17 +27,12 @@ pub fn default_streams() -> u8 {
     if cores >= 8 { 4 } else { 2 }
 }
 
-/// The data streams of a migration, as the coordinating thread holds them.
-pub(super) struct Streams {
-    pub jobs: Vec<JobSender<Arc<Pass>>>,
-    /// What each stream's pages add to the digest.
-    pub digests: Vec<u64>,
-}
-
 /// What the data streams work on.
 #[derive(Clone, Copy)]
 struct Ground<'env> {
     ram: &'env Ram,
+    /// Of the protocol, as both sides speak it.
+    version: u16,
     streams: u8,
     sent: &'env Sent,
     key: Option<&'env HashKey>,
@@ -53,13 +48,16 @@ impl<'a> Run<'a> {
         let ram = Ram::new(self.vm.ram(), &description.ram)?;
         self.report.guest_bytes = ram.pages() * crate::PAGE_SIZE;
         let connection = self.connect(Role::Control)?;
-        let welcome = match Message::receive(&*connection)? {
+        let mut conversation = Conversation::new(Side::Source);
+        let io = self.options.io_timeout;
+        let hello = Message::receive_in_turn(&*connection, io, |kind| conversation.hear(kind))?;
+        let welcome = match hello {
             Message::Welcome(welcome) => welcome,
             Message::Failure(observation) => return Err(Error::Peer(observation)),
             other => return Err(unexpected(&other, "welcome")),
         };
         self.check_welcome(&welcome)?;
-        let (session, notes) = Session::new(Side::Source, connection.into(), self.timing());
+        let (session, notes) = Session::new(conversation, connection.into(), self.timing());
         self.control.attach(&session);
         let link = Link { session, notes };
         // Streams borrow these, so they live outside of the scope.
@@ -74,6 +72,7 @@ impl<'a> Run<'a> {
         let sent = Sent::nothing(&ram, verify, streams, welcome.version);
         let ground = Ground {
             ram: &ram,
+            version: welcome.version,
             streams,
             sent: &sent,
             key: (verify == Verify::Stream).then_some(&key),
@@ -120,6 +119,7 @@ impl<'a> Run<'a> {
             return Err(Error::Protocol("its welcome names no host".into()));
         }
         self.token = welcome.token;
+        self.version = welcome.version;
         self.host = welcome.host;
         Ok(())
     }
@@ -134,7 +134,7 @@ impl<'a> Run<'a> {
     where
         'a: 'env,
     {
-        self.negotiate(link, description, ground.streams)?;
+        self.negotiate(link, description, ground)?;
         if self.options.plan {
             link.session.send(&Message::PlanEnd)?;
             return Ok(End::Planned);
@@ -145,7 +145,7 @@ impl<'a> Run<'a> {
         let ram = ground.ram;
         self.report.setup_ms = milliseconds(self.began.elapsed());
         self.enter(Phase::Precopy);
-        let (pass, dirty) = self.precopy(link, ram, &mut streams)?;
+        let (pass, dirty) = self.precopy(scope, link, ram, &mut streams)?;
         self.enter(Phase::StopAndCopy);
         self.stop_and_copy(link, ram, &mut streams, pass, dirty)?;
         self.enter(Phase::Ready);
@@ -213,22 +213,32 @@ impl<'a> Run<'a> {
         &mut self,
         link: &Link,
         machine: MachineDescription,
-        streams: u8,
+        ground: Ground<'_>,
     ) -> Result<(), Error> {
         link.session.ping()?;
+        let state = if ground.version >= AGREES_ON_STATE {
+            let offered = self.vm.offer_state();
+            offered.map_err(Error::vm("describe the machine's state"))?
+        } else {
+            None
+        };
         link.session.send(&Message::Negotiate(Box::new(Negotiate {
             machine,
             run_state: self.run_state,
-            streams,
+            streams: ground.streams,
             verify: self.options.verify,
             intent: if self.options.plan {
                 Intent::Plan
             } else {
                 Intent::Migrate
             },
+            state,
         })))?;
         match self.answer(link, "negotiating", self.options.io_timeout)? {
-            Message::Negotiated => Ok(()),
+            Message::Negotiated(chosen) => self
+                .vm
+                .agree_on_state(chosen.state.as_deref())
+                .map_err(Error::vm("save the machine's state for the destination")),
             other => Err(unexpected(&other, "negotiated")),
         }
     }
@@ -245,7 +255,12 @@ impl<'a> Run<'a> {
         match self.answer(link, "preparing", self.options.prepare_timeout)? {
             Message::Prepared(prepared) => {
                 let theirs = prepared.journal_ms.clamp(0.0, 1e6) / 1e3;
-                self.journal_cost = ours + Duration::from_secs_f64(theirs);
+                self.costs.records = ours + Duration::from_secs_f64(theirs);
+                self.hash_speeds = prepared
+                    .hash_bytes_per_s
+                    .filter(|theirs| *theirs >= 1.0)
+                    .map(|theirs| [full_digest::speed(), theirs]);
+                self.doubtful_disks = prepared.disks;
                 Ok(())
             }
             other => Err(unexpected(&other, "prepared")),
@@ -304,8 +319,4 @@ impl<'a> Run<'a> {
             key: ground.key,
         }
     }
-}
-
-pub(super) fn unexpected(message: &Message, expected: &str) -> Error {
-    Error::Protocol(format!("it sent {} instead of {expected}", message.name()))
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Connect, Connection, Listen, Patience};
+use super::{Connect, Connection, Listen, Patience, Within};
 use crate::observation::Side;
 use crate::raw::RamSlice;
 
@@ -44,6 +44,23 @@ pub struct Injection {
     pub fault: Fault,
 }
 
+/// How long a transfer is waited for.
+#[derive(Clone, Copy)]
+enum Pace {
+    /// So long without a byte.
+    Still(Duration),
+    Within(Within),
+}
+
+impl Pace {
+    fn patience(self) -> Duration {
+        match self {
+            Self::Still(time) => time,
+            Self::Within(within) => within.patience(),
+        }
+    }
+}
+
 #[derive(Default)]
 struct Flow {
     bytes: VecDeque<u8>,
@@ -67,7 +84,7 @@ impl Pipe {
         self.changed.notify_all();
     }
 
-    fn push(&self, mut bytes: &[u8], timeout: Duration) -> io::Result<()> {
+    fn push(&self, mut bytes: &[u8], within: Pace) -> io::Result<()> {
         let mut flow = self.lock();
         while !bytes.is_empty() {
             if flow.closed {
@@ -80,7 +97,7 @@ impl Pipe {
             if room == 0 {
                 let (next, waited) = self
                     .changed
-                    .wait_timeout(flow, timeout)
+                    .wait_timeout(flow, within.patience())
                     .unwrap_or_else(PoisonError::into_inner);
                 flow = next;
                 if waited.timed_out() && flow.bytes.len() >= CAPACITY && !flow.closed {
@@ -95,11 +112,11 @@ impl Pipe {
         Ok(())
     }
 
-    fn pull(&self, out: &mut [u8], timeout: Duration) -> io::Result<()> {
+    fn pull(&self, out: &mut [u8], within: Pace) -> io::Result<()> {
         let mut filled = 0;
         while filled < out.len() {
             let mut flow = self
-                .wait_for_bytes(timeout)?
+                .wait_for_bytes(within.patience())?
                 .ok_or(io::ErrorKind::TimedOut)?;
             let take = flow.bytes.len().min(out.len() - filled);
             if take == 0 {
@@ -195,19 +212,14 @@ pub struct MemoryConnection {
 }
 
 impl MemoryConnection {
-    fn timeout(&self) -> Duration {
-        Duration::from_micros(self.timeout_us.load(Ordering::Relaxed))
+    fn pace(&self) -> Pace {
+        Pace::Still(Duration::from_micros(
+            self.timeout_us.load(Ordering::Relaxed),
+        ))
     }
-}
 
-impl Connection for MemoryConnection {
-    fn send(&self, head: &[u8], body: &[RamSlice<'_>]) -> io::Result<()> {
-        let mut frame = head.to_vec();
-        for slice in body {
-            let at = frame.len();
-            frame.resize(at + slice.len(), 0);
-            slice.copy_to(&mut frame[at..]);
-        }
+    /// Sends a frame, unless a fault strikes.
+    fn transmit(&self, mut frame: Vec<u8>, pace: Pace) -> io::Result<()> {
         match self.network.strike(self.side) {
             None => {}
             Some(Fault::Cut) => self.network.cut(false),
@@ -219,24 +231,44 @@ impl Connection for MemoryConnection {
             }
             Some(Fault::Truncate) => {
                 let half = frame.len() / 2;
-                let _ = self.outgoing.push(&frame[..half], self.timeout());
+                let _ = self.outgoing.push(&frame[..half], pace);
                 self.shutdown();
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
             Some(Fault::Delay(time)) => std::thread::sleep(time),
         }
-        self.outgoing.push(&frame, self.timeout())
+        self.outgoing.push(&frame, pace)
+    }
+}
+
+impl Connection for MemoryConnection {
+    fn send(&self, head: &[u8], body: &[RamSlice<'_>]) -> io::Result<()> {
+        let mut frame = head.to_vec();
+        for slice in body {
+            let at = frame.len();
+            frame.resize(at + slice.len(), 0);
+            slice.copy_to(&mut frame[at..]);
+        }
+        self.transmit(frame, self.pace())
     }
 
     fn receive(&self, head: &mut [u8], body: &[RamSlice<'_>]) -> io::Result<()> {
-        self.incoming.pull(head, self.timeout())?;
+        self.incoming.pull(head, self.pace())?;
         let mut buffer = Vec::new();
         for slice in body {
             buffer.resize(slice.len(), 0);
-            self.incoming.pull(&mut buffer, self.timeout())?;
+            self.incoming.pull(&mut buffer, self.pace())?;
             slice.copy_from(&buffer);
         }
         Ok(())
+    }
+
+    fn send_within(&self, head: &[u8], within: Within) -> io::Result<()> {
+        self.transmit(head.to_vec(), Pace::Within(within))
+    }
+
+    fn receive_within(&self, head: &mut [u8], within: Within) -> io::Result<()> {
+        self.incoming.pull(head, Pace::Within(within))
     }
 
     fn wait_readable(&self, timeout: Duration) -> io::Result<bool> {

@@ -1,7 +1,7 @@
 //! How bytes travel: connections that carry frames of plain bytes and guest memory.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::raw::RamSlice;
 
@@ -24,6 +24,16 @@ pub trait Connection: Send + Sync {
     /// # Errors
     /// `TimedOut` when nothing moves for the I/O time-out, `UnexpectedEof` when the peer closed.
     fn receive(&self, head: &mut [u8], body: &[RamSlice<'_>]) -> io::Result<()>;
+    /// As [`Connection::send`], of plain bytes that have to be gone in time.
+    ///
+    /// # Errors
+    /// `TimedOut` when it takes longer than `within` says; else as there.
+    fn send_within(&self, head: &[u8], within: Within) -> io::Result<()>;
+    /// As [`Connection::receive`], of plain bytes that have to be here in time.
+    ///
+    /// # Errors
+    /// `TimedOut` when it takes longer than `within` says; else as there.
+    fn receive_within(&self, head: &mut [u8], within: Within) -> io::Result<()>;
     /// Waits until something can be received (or the connection has ended, which a receive will
     /// tell); `false` when `timeout` passed first.
     ///
@@ -37,6 +47,44 @@ pub trait Connection: Send + Sync {
     fn set_io_timeout(&self, timeout: Duration) -> io::Result<()>;
     /// Ends the connection now: calls blocked in other threads return.
     fn shutdown(&self);
+}
+
+/// Bytes per second that the peer takes or gives at least, once a frame has begun.
+const SLOWEST: u32 = 16 << 10;
+
+/// How long the transfer of a frame may take. Without an end in time, whoever sends or takes one byte now
+/// and then holds the other side for as long as it likes.
+#[derive(Debug, Clone, Copy)]
+pub struct Within {
+    /// At most without a byte.
+    pub still: Duration,
+    /// When all has to be done.
+    pub until: Instant,
+}
+
+impl Within {
+    /// All of it in `time` from now on.
+    pub fn time(time: Duration) -> Self {
+        Self {
+            still: time,
+            until: Instant::now() + time,
+        }
+    }
+
+    /// As long as `len` bytes take on a slow network, and no longer than `still` without any.
+    pub fn bytes(len: usize, still: Duration) -> Self {
+        let sending = Duration::from_secs(1) * u32::try_from(len).unwrap_or(u32::MAX) / SLOWEST;
+        Self {
+            still,
+            until: Instant::now() + still + sending,
+        }
+    }
+
+    /// How long the next byte is waited for; zero when the time is over.
+    pub fn patience(&self) -> Duration {
+        let left = self.until.saturating_duration_since(Instant::now());
+        left.min(self.still)
+    }
 }
 
 /// How long to go on trying, and whether it is still wanted.
@@ -57,6 +105,11 @@ pub trait Connect: Send + Sync {
     fn connect(&self, patience: Patience<'_>) -> io::Result<Box<dyn Connection>>;
     /// Where to, for messages.
     fn address(&self) -> String;
+    /// Whether who listens there seems to be on this host, and so to share its processors; a tunnel
+    /// that begins here does, too.
+    fn is_within_host(&self) -> bool {
+        false
+    }
 }
 
 /// Takes connections in.

@@ -1,23 +1,24 @@
 //! TCP and unix sockets.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt,
+};
 
-use super::{Connect, Connection, Listen, Patience};
+use super::{Connect, Connection, Listen, Patience, Within};
 use crate::PAGE_SIZE;
 use crate::address::Address;
-use crate::os;
+use crate::endpoint::Endpoint;
 use crate::raw::{PagePipe, RamSlice, receive_all, send_all};
-use crate::threads::{self, Role};
 
 /// Asked of the kernel for each direction of a unix socket; it may grant less. Two batches fit. Those
 /// of TCP grow with what the connection needs, and a fixed size keeps them from it: smaller ones stay
@@ -58,6 +59,38 @@ impl SocketConnection {
             fd,
             pipe: OnceLock::new(),
         })
+    }
+
+    /// Transfers `len` bytes as the socket is ready for them: `some` does what can be done at once, given
+    /// what is done, and tells how much that was.
+    fn bit_by_bit(
+        &self,
+        len: usize,
+        readiness: PollFlags,
+        within: Within,
+        mut some: impl FnMut(usize) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        let mut done = 0;
+        let mut patience = within.patience();
+        while done < len {
+            let began = Instant::now();
+            if patience.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            if wait(self.fd.as_fd(), readiness, patience)? {
+                match some(done) {
+                    Ok(more) => {
+                        done += more;
+                        patience = within.patience();
+                        continue;
+                    }
+                    Err(error) if is_passing(&error) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            patience = patience.saturating_sub(began.elapsed());
+        }
+        Ok(())
     }
 
     /// The pipe to send `body` by reference, if that is worth it: of single pages it costs as much as
@@ -108,6 +141,25 @@ impl Connection for SocketConnection {
         receive_all(self.fd.as_fd(), head, body)
     }
 
+    fn send_within(&self, head: &[u8], within: Within) -> io::Result<()> {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        self.bit_by_bit(head.len(), PollFlags::OUT, within, |done| {
+            Ok(rustix::net::send(&self.fd, &head[done..], flags)?)
+        })
+    }
+
+    fn receive_within(&self, head: &mut [u8], within: Within) -> io::Result<()> {
+        self.bit_by_bit(
+            head.len(),
+            PollFlags::IN,
+            within,
+            |done| match rustix::net::recv(&self.fd, &mut head[done..], RecvFlags::DONTWAIT)? {
+                (_, 0) => Err(io::ErrorKind::UnexpectedEof.into()),
+                (_, got) => Ok(got),
+            },
+        )
+    }
+
     fn wait_readable(&self, timeout: Duration) -> io::Result<bool> {
         wait(self.fd.as_fd(), PollFlags::IN, timeout)
     }
@@ -131,39 +183,45 @@ impl Connection for SocketConnection {
     }
 }
 
+/// Whether a socket that seemed ready was not, or the call was interrupted.
+fn is_passing(error: &io::Error) -> bool {
+    use io::ErrorKind::{Interrupted, WouldBlock};
+    matches!(error.kind(), Interrupted | WouldBlock)
+}
+
 fn wait(fd: BorrowedFd<'_>, flags: PollFlags, timeout: Duration) -> io::Result<bool> {
     let timeout = Timespec::try_from(timeout).map_err(|_| io::ErrorKind::InvalidInput)?;
     match poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Some(&timeout)) {
         Ok(ready) => Ok(ready > 0),
-        Err(rustix::io::Errno::INTR) => Ok(false),
+        Err(Errno::INTR) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }
 
 /// Connects to a TCP or unix address.
 pub struct SocketConnect {
-    address: Address,
+    to: Endpoint,
 }
 
 impl SocketConnect {
-    /// A connector for `address`.
+    /// A connector for `to`.
     ///
     /// # Errors
     /// For `fd:N`, which can only listen: a migration needs several connections.
-    pub fn new(address: Address) -> io::Result<Self> {
-        if matches!(address, Address::Fd(_)) {
+    pub fn new(to: Endpoint) -> io::Result<Self> {
+        if matches!(to.address(), Address::Fd(_)) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "an fd address can only listen",
             ));
         }
-        Ok(Self { address })
+        Ok(Self { to })
     }
 }
 
 impl Connect for SocketConnect {
     fn connect(&self, patience: Patience<'_>) -> io::Result<Box<dyn Connection>> {
-        let fd = match &self.address {
+        let fd = match self.to.address() {
             Address::Unix(path) => {
                 let fd = rustix::net::socket_with(
                     AddressFamily::UNIX,
@@ -174,12 +232,12 @@ impl Connect for SocketConnect {
                 let to = SocketAddrUnix::new(path.as_path())?;
                 connect_within(fd, patience, |fd| rustix::net::connect(fd, &to))?
             }
-            Address::Tcp { host, port } => {
+            Address::Tcp { .. } => {
                 let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
                 let mut connected = None;
-                for to in look_up(host, *port, patience)? {
-                    let fd = tcp_socket(to)?;
-                    match connect_within(fd, patience, |fd| rustix::net::connect(fd, &to)) {
+                for to in self.to.sockets() {
+                    let fd = tcp_socket(*to)?;
+                    match connect_within(fd, patience, |fd| rustix::net::connect(fd, to)) {
                         Ok(fd) => {
                             connected = Some(fd);
                             break;
@@ -195,42 +253,11 @@ impl Connect for SocketConnect {
     }
 
     fn address(&self) -> String {
-        self.address.to_string()
+        self.to.to_string()
     }
-}
 
-/// The addresses of `host`. The system's look-up cannot be bounded, so it is left to itself when it
-/// takes too long or is no longer wanted.
-fn look_up(host: &str, port: u16, patience: Patience<'_>) -> io::Result<Vec<SocketAddr>> {
-    if let Ok(address) = host.parse::<IpAddr>() {
-        return Ok(vec![(address, port).into()]);
-    }
-    let (found, addresses) = channel();
-    let name = host.to_owned();
-    std::thread::Builder::new()
-        .name("look-up".into())
-        .spawn(move || {
-            threads::begin(Role::LookUp);
-            let looked_up = (name.as_str(), port).to_socket_addrs();
-            // Nobody may be waiting any more.
-            let _ = found.send(looked_up.map(Iterator::collect));
-        })
-        .map_err(os::no_thread)?;
-    let deadline = Instant::now() + patience.timeout;
-    loop {
-        if (patience.give_up)() {
-            return Err(io::ErrorKind::Interrupted.into());
-        }
-        match addresses.recv_timeout(SLICE) {
-            Ok(looked_up) => return looked_up,
-            Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
-            Err(_) => {
-                return Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    "the name is not looked up in time",
-                ));
-            }
-        }
+    fn is_within_host(&self) -> bool {
+        self.to.is_loopback()
     }
 }
 
@@ -239,7 +266,6 @@ fn connect_within(
     patience: Patience<'_>,
     connect: impl Fn(&OwnedFd) -> rustix::io::Result<()>,
 ) -> io::Result<OwnedFd> {
-    use rustix::io::Errno;
     let deadline = Instant::now() + patience.timeout;
     loop {
         if (patience.give_up)() {
@@ -268,7 +294,29 @@ fn connect_within(
 pub struct SocketListen {
     fd: OwnedFd,
     address: String,
-    socket_file: Option<PathBuf>,
+    socket_file: Option<SocketFile>,
+}
+
+/// The file of a unix socket that we bound, removed with it if it is still ours.
+struct SocketFile {
+    path: PathBuf,
+    /// Device and inode; `None` where they could not be told.
+    identity: Option<(u64, u64)>,
+}
+
+impl SocketFile {
+    fn at(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            identity: identity(path),
+        }
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let meta = path.symlink_metadata().ok()?;
+    Some((meta.dev(), meta.ino()))
 }
 
 impl SocketListen {
@@ -277,17 +325,18 @@ impl SocketListen {
     /// # Errors
     /// When the address is in use or not ours; for `fd:N`, which
     /// [`SocketListen::from_fd`] takes.
-    pub fn bind(address: &Address) -> io::Result<Self> {
-        match address {
-            Address::Tcp { host, port } => {
-                let listener = TcpListener::bind((host.as_str(), *port))?;
+    pub fn bind(at: &Endpoint) -> io::Result<Self> {
+        match at.address() {
+            Address::Tcp { .. } => {
+                let listener = TcpListener::bind(at.sockets())?;
                 let address = listener.local_addr()?.to_string();
                 Self::set_up(listener.into(), address, None)
             }
             Address::Unix(path) => {
                 remove_stale(path)?;
                 let listener = UnixListener::bind(path)?;
-                Self::set_up(listener.into(), address.to_string(), Some(path.clone()))
+                let file = SocketFile::at(path);
+                Self::set_up(listener.into(), at.to_string(), Some(file))
             }
             Address::Fd(_) => Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -324,7 +373,7 @@ impl SocketListen {
         Self::set_up(fd, address, None)
     }
 
-    fn set_up(fd: OwnedFd, address: String, socket_file: Option<PathBuf>) -> io::Result<Self> {
+    fn set_up(fd: OwnedFd, address: String, socket_file: Option<SocketFile>) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&fd, true)?;
         Ok(Self {
             fd,
@@ -334,12 +383,15 @@ impl SocketListen {
     }
 }
 
+/// Removes a socket on which nobody listens. Any other answer is one of somebody, or of the kernel about a
+/// socket that is not for us.
 fn remove_stale(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::FileTypeExt;
     let is_socket = path
         .symlink_metadata()
         .is_ok_and(|meta| meta.file_type().is_socket());
-    if is_socket && std::os::unix::net::UnixStream::connect(path).is_err() {
+    let refused = |e: io::Error| e.kind() == io::ErrorKind::ConnectionRefused;
+    if is_socket && std::os::unix::net::UnixStream::connect(path).is_err_and(refused) {
         std::fs::remove_file(path)?;
     }
     Ok(())
@@ -347,7 +399,6 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 
 impl Listen for SocketListen {
     fn accept(&self, timeout: Duration) -> io::Result<Option<Box<dyn Connection>>> {
-        use rustix::io::Errno;
         if !wait(self.fd.as_fd(), PollFlags::IN, timeout)? {
             return Ok(None);
         }
@@ -365,9 +416,55 @@ impl Listen for SocketListen {
 
 impl Drop for SocketListen {
     fn drop(&mut self) {
-        if let Some(path) = &self.socket_file {
-            // Someone else may have removed it; nothing is lost then.
-            let _ = std::fs::remove_file(path);
+        // Someone else may have removed it, and may listen there now.
+        if let Some(file) = &self.socket_file
+            && file.identity.is_some()
+            && identity(&file.path) == file.identity
+        {
+            let _ = std::fs::remove_file(&file.path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::{UnixDatagram, UnixListener};
+
+    use super::*;
+
+    fn bind(path: &Path) -> io::Result<SocketListen> {
+        let at = Endpoint::numeric(Address::Unix(path.to_owned())).unwrap();
+        SocketListen::bind(&at)
+    }
+
+    #[test]
+    fn only_a_socket_on_which_nobody_listens_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let _datagrams = UnixDatagram::bind(&path).unwrap();
+        assert!(bind(&path).is_err());
+        assert!(path.exists());
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "text").unwrap();
+        assert!(bind(&path).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"text");
+        std::fs::remove_file(&path).unwrap();
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        drop(bind(&path).unwrap());
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_socket_that_took_the_place_of_ours_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let ours = bind(&path).unwrap();
+        // Both exist for a moment, so they have not the same inode.
+        let other = dir.path().join("other");
+        let _theirs = UnixListener::bind(&other).unwrap();
+        std::fs::rename(&other, &path).unwrap();
+        drop(ours);
+        assert!(path.exists());
     }
 }

@@ -1,15 +1,22 @@
 //! Control frames: a header and a body, JSON except for the machine state.
 
+use std::io;
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{MAX_STATE, check};
+use super::check;
+use super::kind::Kind;
+pub use super::kind::MAX_LATE;
+use crate::PAGE_SIZE;
 use crate::error::Error;
 use crate::id::HostId;
 use crate::observation::Observation;
 use crate::progress::Verify;
-use crate::transport::Connection;
+pub use crate::resolution::Resolution;
+use crate::transport::{Connection, Within};
 use crate::vm::{MachineDescription, RunState};
 
 /// First bytes of a control frame.
@@ -30,17 +37,12 @@ pub struct ControlHeader {
 /// Length of a control header.
 pub const CONTROL_LEN: usize = size_of::<ControlHeader>();
 
-const SMALL: usize = 4 << 10;
-const MEDIUM: usize = 256 << 10;
-const LARGE: usize = 4 << 20;
 /// A body is read in pieces of this size, so that a header alone never makes us allocate its length.
 const PIECE: usize = 1 << 20;
 
 /// Most extents that are announced.
 pub const MAX_EXTENTS: usize = 16 << 10;
 
-/// Most bytes of what comes late, in one frame.
-pub const MAX_LATE: usize = LARGE;
 /// Most warnings that are told with the commit.
 pub const MAX_WARNINGS: usize = 16;
 
@@ -79,6 +81,17 @@ pub struct Negotiate {
     pub verify: Verify,
     /// What for.
     pub intent: Intent,
+    /// How its state can be written, for the destination to choose; told from version 4 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+}
+
+/// Destination to source: this host can build and run the machine. No body where nothing is told.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Negotiated {
+    /// How the state is to be written, where [`Negotiate`] left the choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
 }
 
 /// Destination to source: the machine is built.
@@ -86,13 +99,42 @@ pub struct Negotiate {
 pub struct Prepared {
     /// How long recording a decision takes there, in milliseconds.
     pub journal_ms: f64,
+    /// Bytes that it hashes per second, where all memory is to be hashed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hash_bytes_per_s: Option<f64>,
+    /// Disks of which it wants samples with the last pass.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<String>,
 }
 
 /// Source to destination: stretches of guest memory that hold data, as `(gpa, length)`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extents {
-    /// Ascending, page-aligned.
+    /// Ascending, page-aligned, at most [`MAX_EXTENTS`].
     pub extents: Vec<(u64, u64)>,
+}
+
+impl Extents {
+    /// Work is done for each: none may be named twice, and they may not be too many.
+    fn check(&self) -> Result<(), Error> {
+        let wrong = |what: String| Err(Error::Protocol(what));
+        if self.extents.len() > MAX_EXTENTS {
+            return wrong(format!("it announces {} extents", self.extents.len()));
+        }
+        let mut end = 0;
+        for &(gpa, len) in &self.extents {
+            let aligned = gpa % PAGE_SIZE == 0 && len % PAGE_SIZE == 0;
+            match gpa.checked_add(len) {
+                Some(next) if aligned && gpa >= end => end = next,
+                _ => {
+                    return wrong(format!(
+                        "it announces an extent of {len:#x} bytes at {gpa:#x}"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Destination to source: all pages of a pass are in place.
@@ -110,6 +152,12 @@ pub struct LastPass {
     /// When the state was saved; where absent, nothing is known of that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub saved: Option<Saved>,
+    /// Whether the guest ran when it was stopped; where absent, as it was negotiated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_state: Option<RunState>,
+    /// Samples of what the disks hold that [`Prepared`] named; absent where it named none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disks: Option<String>,
 }
 
 /// When the source saved the state, told by what it had heard before.
@@ -140,16 +188,6 @@ pub struct Committed {
     /// What went wrong without keeping the guest from running, at most [`MAX_WARNINGS`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<Observation>,
-}
-
-/// What became of the guest at a destination.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Resolution {
-    /// The destination committed: the guest ran there and must not run at the source again.
-    Ran,
-    /// The destination never ran the guest and never will.
-    NeverRan,
 }
 
 /// Destination's answer to a resolve. In version 1 it was the bare [`Resolution`].
@@ -203,8 +241,8 @@ pub enum Message {
     Welcome(Welcome),
     /// See [`Negotiate`].
     Negotiate(Box<Negotiate>),
-    /// Destination to source: this host can build and run the machine.
-    Negotiated,
+    /// See [`Negotiated`].
+    Negotiated(Negotiated),
     /// Source to destination: build it.
     Prepare,
     /// See [`Prepared`].
@@ -241,68 +279,34 @@ pub enum Message {
 }
 
 impl Message {
-    fn kind(&self) -> u16 {
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
         match self {
-            Self::Welcome(_) => 1,
-            Self::Negotiate(_) => 2,
-            Self::Negotiated => 3,
-            Self::Prepare => 4,
-            Self::Prepared(_) => 5,
-            Self::Extents(_) => 6,
-            Self::PassPlaced(_) => 7,
-            Self::LastPass(_) => 8,
-            Self::State(_) => 9,
-            Self::Ready(_) => 10,
-            Self::Commit => 11,
-            Self::Committed(_) => 12,
-            Self::Finish => 13,
-            Self::Failure(_) => 14,
-            Self::Ping(_) => 15,
-            Self::Pong(_) => 16,
-            Self::Resolution(_) => 17,
-            Self::PlanEnd => 18,
-            Self::Late(_) => 19,
+            Self::Welcome(_) => Kind::Welcome,
+            Self::Negotiate(_) => Kind::Negotiate,
+            Self::Negotiated(_) => Kind::Negotiated,
+            Self::Prepare => Kind::Prepare,
+            Self::Prepared(_) => Kind::Prepared,
+            Self::Extents(_) => Kind::Extents,
+            Self::PassPlaced(_) => Kind::PassPlaced,
+            Self::LastPass(_) => Kind::LastPass,
+            Self::State(_) => Kind::State,
+            Self::Ready(_) => Kind::Ready,
+            Self::Commit => Kind::Commit,
+            Self::Committed(_) => Kind::Committed,
+            Self::Finish => Kind::Finish,
+            Self::Failure(_) => Kind::Failure,
+            Self::Ping(_) => Kind::Ping,
+            Self::Pong(_) => Kind::Pong,
+            Self::Resolution(_) => Kind::Resolution,
+            Self::PlanEnd => Kind::PlanEnd,
+            Self::Late(_) => Kind::Late,
         }
     }
 
     /// What it is called in messages.
     pub fn name(&self) -> &'static str {
-        match self {
-            Self::Welcome(_) => "welcome",
-            Self::Negotiate(_) => "negotiate",
-            Self::Negotiated => "negotiated",
-            Self::Prepare => "prepare",
-            Self::Prepared(_) => "prepared",
-            Self::Extents(_) => "extents",
-            Self::PassPlaced(_) => "pass-placed",
-            Self::LastPass(_) => "last-pass",
-            Self::State(_) => "state",
-            Self::Ready(_) => "ready",
-            Self::Commit => "commit",
-            Self::Committed(_) => "committed",
-            Self::Finish => "finish",
-            Self::Failure(_) => "failure",
-            Self::Ping(_) => "ping",
-            Self::Pong(_) => "pong",
-            Self::Resolution(_) => "resolution",
-            Self::PlanEnd => "plan-end",
-            Self::Late(_) => "late",
-        }
-    }
-
-    /// Longest body of frames of `kind`; `None` for a kind that does not exist. Kinds from 32 on
-    /// are kept for post-copy, from 48 on for groups.
-    fn limit(kind: u16) -> Option<usize> {
-        match kind {
-            1 | 5 | 7 | 8 | 10 | 15..=17 => Some(SMALL),
-            2 => Some(LARGE),
-            3 | 4 | 11 | 13 | 18 => Some(0),
-            6 => Some(LARGE),
-            9 => Some(MAX_STATE),
-            12 | 14 => Some(MEDIUM),
-            19 => Some(MAX_LATE),
-            _ => None,
-        }
+        self.kind().name()
     }
 
     fn body(&self) -> Result<Vec<u8>, Error> {
@@ -312,6 +316,8 @@ impl Message {
         match self {
             Self::Welcome(body) => json(body),
             Self::Negotiate(body) => json(body),
+            Self::Negotiated(body) if *body == Negotiated::default() => Ok(Vec::new()),
+            Self::Negotiated(body) => json(body),
             Self::Prepared(body) => json(body),
             Self::Extents(body) => json(body),
             Self::PassPlaced(body) => json(body),
@@ -322,9 +328,7 @@ impl Message {
             Self::Failure(body) => json(body),
             Self::Ping(body) | Self::Pong(body) => json(body),
             Self::Resolution(body) => json(body),
-            Self::Negotiated | Self::Prepare | Self::Commit | Self::Finish | Self::PlanEnd => {
-                Ok(Vec::new())
-            }
+            Self::Prepare | Self::Commit | Self::Finish | Self::PlanEnd => Ok(Vec::new()),
         }
     }
 
@@ -335,7 +339,7 @@ impl Message {
     pub fn encode(&self) -> Result<Vec<u8>, Error> {
         let body = self.body()?;
         let kind = self.kind();
-        if Self::limit(kind).is_none_or(|limit| body.len() > limit) {
+        if body.len() > kind.longest() {
             return Err(Error::Protocol(format!(
                 "{} of {} bytes is too long to send",
                 self.name(),
@@ -344,7 +348,7 @@ impl Message {
         }
         let mut header = ControlHeader {
             magic: CONTROL_MAGIC.into(),
-            kind: kind.into(),
+            kind: kind.number().into(),
             flags: 0.into(),
             length: (body.len() as u32).into(),
             reserved: 0.into(),
@@ -357,26 +361,34 @@ impl Message {
         Ok(frame)
     }
 
-    /// Length of the body that follows `header`, once that is known to be within the limits.
+    /// Kind of the frame that begins with `header`, and length of its body, once both are known to be within
+    /// the limits.
     ///
     /// # Errors
     /// [`Error::Protocol`] when it is no control header.
-    pub fn body_len(header: &ControlHeader) -> Result<usize, Error> {
+    fn announced(header: &ControlHeader) -> Result<(Kind, usize), Error> {
         if header.magic.get() != CONTROL_MAGIC {
             return Err(Error::Protocol(
                 "control connection holds no control frame".into(),
             ));
         }
-        let (kind, length) = (header.kind.get(), header.length.get() as usize);
-        match Self::limit(kind) {
-            None => Err(Error::Protocol(format!(
-                "control frame of unknown kind {kind}"
-            ))),
-            Some(limit) if length > limit => Err(Error::Protocol(format!(
-                "control frame of kind {kind} has {length} bytes, more than {limit}"
-            ))),
-            Some(_) => Ok(length),
+        let (number, length) = (header.kind.get(), header.length.get() as usize);
+        let kind = Kind::of_number(number).ok_or_else(|| unknown(number))?;
+        if length > kind.longest() {
+            return Err(Error::Protocol(format!(
+                "control frame of kind {number} has {length} bytes, more than {}",
+                kind.longest()
+            )));
         }
+        Ok((kind, length))
+    }
+
+    /// Length of the body that follows `header`, once that is known to be within the limits.
+    ///
+    /// # Errors
+    /// [`Error::Protocol`] when it is no control header.
+    pub fn body_len(header: &ControlHeader) -> Result<usize, Error> {
+        Ok(Self::announced(header)?.1)
     }
 
     /// Reads a frame from its header and body.
@@ -393,56 +405,89 @@ impl Message {
         if check(&[unchecked.as_bytes(), &body]) != header.check.get() {
             return Err(Error::Protocol("control frame is damaged".into()));
         }
-        Ok(match header.kind.get() {
-            1 => Self::Welcome(json(&body, "welcome")?),
-            2 => Self::Negotiate(json(&body, "negotiate")?),
-            3 => Self::Negotiated,
-            4 => Self::Prepare,
-            5 => Self::Prepared(json(&body, "prepared")?),
-            6 => Self::Extents(json(&body, "extents")?),
-            7 => Self::PassPlaced(json(&body, "pass-placed")?),
-            8 => Self::LastPass(json(&body, "last-pass")?),
-            9 => Self::State(body),
-            10 => Self::Ready(json(&body, "ready")?),
-            11 => Self::Commit,
-            12 => Self::Committed(json(&body, "committed")?),
-            13 => Self::Finish,
-            14 => {
-                let told: Observation = json(&body, "failure")?;
-                Self::Failure(Box::new(told.of_peer()))
-            }
-            15 => Self::Ping(json(&body, "ping")?),
-            16 => Self::Pong(json(&body, "pong")?),
-            17 => Self::Resolution(json(&body, "resolution")?),
-            18 => Self::PlanEnd,
-            19 => Self::Late(body),
-            kind => {
-                return Err(Error::Protocol(format!(
-                    "control frame of unknown kind {kind}"
-                )));
-            }
-        })
+        let number = header.kind.get();
+        Ok(
+            match Kind::of_number(number).ok_or_else(|| unknown(number))? {
+                Kind::Welcome => Self::Welcome(json(&body, "welcome")?),
+                Kind::Negotiate => Self::Negotiate(json(&body, "negotiate")?),
+                Kind::Negotiated if body.is_empty() => Self::Negotiated(Negotiated::default()),
+                Kind::Negotiated => Self::Negotiated(json(&body, "negotiated")?),
+                Kind::Prepare => Self::Prepare,
+                Kind::Prepared => Self::Prepared(json(&body, "prepared")?),
+                Kind::Extents => {
+                    let told: Extents = json(&body, "extents")?;
+                    told.check()?;
+                    Self::Extents(told)
+                }
+                Kind::PassPlaced => Self::PassPlaced(json(&body, "pass-placed")?),
+                Kind::LastPass => Self::LastPass(json(&body, "last-pass")?),
+                Kind::State => Self::State(body),
+                Kind::Ready => Self::Ready(json(&body, "ready")?),
+                Kind::Commit => Self::Commit,
+                Kind::Committed => Self::Committed(json(&body, "committed")?),
+                Kind::Finish => Self::Finish,
+                Kind::Failure => {
+                    let told: Observation = json(&body, "failure")?;
+                    Self::Failure(Box::new(told.of_peer()))
+                }
+                Kind::Ping => Self::Ping(json(&body, "ping")?),
+                Kind::Pong => Self::Pong(json(&body, "pong")?),
+                Kind::Resolution => Self::Resolution(json(&body, "resolution")?),
+                Kind::PlanEnd => Self::PlanEnd,
+                Kind::Late => Self::Late(body),
+            },
+        )
     }
 
-    /// Receives the next frame.
+    /// Receives the next frame, whatever it is and however long it takes: what players of a peer need.
     ///
     /// # Errors
     /// [`Error::Link`] when the connection breaks, [`Error::Protocol`] when it is no frame.
     pub fn receive(connection: &dyn Connection) -> Result<Self, Error> {
+        Self::read(|bytes| connection.receive(bytes, &[]), |_| Ok(()))
+    }
+
+    /// Receives the next frame, which `may_come` allows; of any other nothing is read but its header. Once it
+    /// has begun, its bytes come as fast as [`Within::bytes`] says and never stand still for longer than
+    /// `still`.
+    ///
+    /// # Errors
+    /// As of [`Message::receive`], and what `may_come` says.
+    pub(crate) fn receive_in_turn(
+        connection: &dyn Connection,
+        still: Duration,
+        may_come: impl FnOnce(Kind) -> Result<(), Error>,
+    ) -> Result<Self, Error> {
+        let in_time = |bytes: &mut [u8]| {
+            let within = Within::bytes(bytes.len(), still);
+            connection.receive_within(bytes, within)
+        };
+        Self::read(in_time, may_come)
+    }
+
+    fn read(
+        fill: impl Fn(&mut [u8]) -> io::Result<()>,
+        may_come: impl FnOnce(Kind) -> Result<(), Error>,
+    ) -> Result<Self, Error> {
         let lost = |source| Error::Link {
             operation: "waiting for an answer",
             source,
         };
         let mut header = [0; CONTROL_LEN];
-        connection.receive(&mut header, &[]).map_err(lost)?;
+        fill(&mut header).map_err(lost)?;
         let header: ControlHeader = zerocopy::transmute!(header);
-        let length = Self::body_len(&header)?;
+        let (kind, length) = Self::announced(&header)?;
+        may_come(kind)?;
         let mut body = Vec::new();
         while body.len() < length {
             let at = body.len();
             body.resize(length.min(at + PIECE), 0);
-            connection.receive(&mut body[at..], &[]).map_err(lost)?;
+            fill(&mut body[at..]).map_err(lost)?;
         }
         Self::decode(&header, body)
     }
+}
+
+fn unknown(number: u16) -> Error {
+    Error::Protocol(format!("control frame of unknown kind {number}"))
 }

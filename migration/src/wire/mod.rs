@@ -5,15 +5,27 @@
 
 pub mod batch;
 pub mod control;
+pub(crate) mod conversation;
 pub mod hello;
+pub mod kind;
 
 /// Version of the protocol that this engine speaks.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 /// Oldest version that it still understands.
 pub const MIN_VERSION: u16 = 1;
 
+/// Version from which on both sides agree on how the state is written.
+pub(crate) const AGREES_ON_STATE: u16 = 4;
+
 /// Version from which on a stream may carry any stripe that no other one has carried.
 pub(crate) const TAKES_OVER: u16 = 3;
+
+/// Version from which on every destination knows what comes late for a guest.
+pub(crate) const KNOWS_LATE: u16 = 3;
+
+/// Passes that may have ended on a stream while an earlier one is not placed: with the guest stopped, a
+/// source does not wait for each.
+pub(crate) const MAX_PASSES_AHEAD: u32 = 4;
 
 /// Most RAM regions in a machine description.
 pub const MAX_REGIONS: usize = 64;

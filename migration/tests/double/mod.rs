@@ -3,15 +3,19 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub mod network;
+pub mod players;
+pub mod scene;
 
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use migration::observation::{Observation, Side};
-use migration::vm::{DestinationVm, MachineDescription, RamRegion, RunState, SourceVm, VmResult};
+use migration::vm::{
+    DestinationVm, MachineDescription, RamRegion, Rehearsal, RunState, SourceVm, VmResult,
+};
 use migration::{GuestRam, PAGE_SIZE};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
@@ -90,15 +94,19 @@ impl Witness {
 pub enum Refuse {
     Nothing,
     Describe,
+    OfferState,
+    AgreeOnState,
     OfferDisks,
     StartLog,
     FetchDirty,
     ClearDirty,
     /// Panics in the middle of a pass, on the thread of a stream.
     ClearDirtyByPanic,
+    FlushDisks,
     Pause,
     SaveState,
     Negotiate,
+    ChooseState,
     Prepare,
     Ram,
     LoadState,
@@ -120,10 +128,39 @@ pub enum Guest {
     },
 }
 
+/// A mark for each page of each region.
+struct Marks(Vec<Vec<AtomicU64>>);
+
+impl Marks {
+    fn none(layout: &[RamRegion]) -> Self {
+        let words = |r: &RamRegion| (r.len / PAGE_SIZE).div_ceil(64);
+        let clean = |r| (0..words(r)).map(|_| AtomicU64::new(0)).collect();
+        Self(layout.iter().map(clean).collect())
+    }
+
+    fn set(&self, region: usize, page: u64) {
+        self.0[region][(page / 64) as usize].fetch_or(1 << (page % 64), Ordering::SeqCst);
+    }
+
+    fn words(&self) -> impl Iterator<Item = &AtomicU64> {
+        self.0.iter().flatten()
+    }
+}
+
+/// Who writes to a page: whose mark it gets.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum By {
+    /// The mark stays until it is cleared.
+    Vcpu,
+    /// The mark is taken by who looks at it. Set whether or not somebody logs.
+    Device,
+}
+
 struct Inner {
     layout: Vec<RamRegion>,
     ram: GuestRam,
-    marks: Vec<Vec<AtomicU64>>,
+    by_vcpus: Marks,
+    by_devices: Marks,
     /// Held while the guest writes: pausing takes it away.
     runs: Mutex<bool>,
     end: AtomicBool,
@@ -145,11 +182,19 @@ impl Inner {
         } else {
             self.ram.write_obj(random, GuestAddress(at)).unwrap();
         }
-        self.mark(index, page);
+        let by = if random.is_multiple_of(5) {
+            By::Device
+        } else {
+            By::Vcpu
+        };
+        self.mark(by, index, page);
     }
 
-    fn mark(&self, region: usize, page: u64) {
-        self.marks[region][(page / 64) as usize].fetch_or(1 << (page % 64), Ordering::SeqCst);
+    fn mark(&self, by: By, region: usize, page: u64) {
+        match by {
+            By::Vcpu => self.by_vcpus.set(region, page),
+            By::Device => self.by_devices.set(region, page),
+        }
     }
 }
 
@@ -159,14 +204,27 @@ pub struct Source {
     pub file: File,
     guest: Option<JoinHandle<()>>,
     pub refuse: Refuse,
-    pub run_state: RunState,
+    /// Its user has paused it.
+    user_paused: AtomicBool,
     pub state: Vec<u8>,
+    /// How long its disks take to be flushed while it runs, and how often they were.
+    pub flush_takes: Duration,
+    pub flushes: AtomicUsize,
+    /// How often it was stopped.
+    pub pauses: AtomicUsize,
+    /// What stopping and saving it takes, as it says.
+    pub rehearsal: Rehearsal,
     pub logging: AtomicBool,
     /// Threads that it was told share its processors: now, and at most.
     pub sharing: AtomicUsize,
     pub shared: AtomicUsize,
     pub offered: AtomicBool,
     pub released: AtomicBool,
+    /// How its state can be written, and what was chosen of that.
+    pub forms: Option<String>,
+    pub agreed: Mutex<Vec<Option<String>>>,
+    /// What has come for the guest each time when it is asked for that.
+    pub late: Option<Vec<u8>>,
 }
 
 impl Source {
@@ -174,14 +232,8 @@ impl Source {
         let layout = layout(pages);
         let (ram, file) = make_ram(&layout);
         let inner = Arc::new(Inner {
-            marks: layout
-                .iter()
-                .map(|r| {
-                    (0..(r.len / PAGE_SIZE).div_ceil(64))
-                        .map(|_| AtomicU64::new(0))
-                        .collect()
-                })
-                .collect(),
+            by_vcpus: Marks::none(&layout),
+            by_devices: Marks::none(&layout),
             layout,
             ram,
             runs: Mutex::new(true),
@@ -215,17 +267,25 @@ impl Source {
             file,
             guest: thread,
             refuse: Refuse::Nothing,
-            run_state: RunState::Running,
+            user_paused: AtomicBool::new(false),
+            flush_takes: Duration::ZERO,
+            flushes: AtomicUsize::new(0),
+            pauses: AtomicUsize::new(0),
+            rehearsal: Rehearsal::default(),
             state: b"the state of the machine".to_vec(),
             logging: AtomicBool::new(false),
             sharing: AtomicUsize::new(0),
             shared: AtomicUsize::new(0),
             offered: AtomicBool::new(false),
             released: AtomicBool::new(false),
+            forms: None,
+            agreed: Mutex::default(),
+            late: None,
         }
     }
 
-    /// Fills `pages` pages from `first` of region `region` on with what is not zero.
+    /// Fills `pages` pages from `first` of region `region` on with what is not zero, as a loader or a
+    /// disk does.
     pub fn fill(&self, region: usize, first: u64, pages: u64) {
         let base = self.inner.layout[region].gpa;
         for page in first..first + pages {
@@ -236,15 +296,20 @@ impl Source {
                 .ram
                 .write_slice(&bytes, GuestAddress(base + page * PAGE_SIZE))
                 .unwrap();
-            self.inner.mark(region, page);
+            self.inner.mark(By::Device, region, page);
         }
     }
 
-    pub fn paused_by_user(mut self) -> Self {
-        self.run_state = RunState::Paused;
-        *self.inner.runs.lock().unwrap() = false;
-        self.inner.witness.set(Side::Source, false);
+    pub fn paused_by_user(self) -> Self {
+        self.user_pauses();
         self
+    }
+
+    pub fn user_pauses(&self) {
+        let mut runs = self.inner.runs.lock().unwrap();
+        self.user_paused.store(true, Ordering::SeqCst);
+        *runs = false;
+        self.inner.witness.set(Side::Source, false);
     }
 
     pub fn contents(&self) -> Vec<u8> {
@@ -257,7 +322,7 @@ impl Source {
             && self.sharing.load(Ordering::SeqCst) == 0
             && !self.offered.load(Ordering::SeqCst)
             && !self.released.load(Ordering::SeqCst)
-            && *self.inner.runs.lock().unwrap() == (self.run_state == RunState::Running)
+            && *self.inner.runs.lock().unwrap() == (self.run_state() == RunState::Running)
     }
 
     fn check(&self, operation: Refuse) -> VmResult<()> {
@@ -285,11 +350,31 @@ impl SourceVm for Source {
             name: "double".into(),
             ram: self.inner.layout.clone(),
             machine: "{}".into(),
+            disks: None,
         })
     }
 
+    fn offer_state(&self) -> VmResult<Option<String>> {
+        self.check(Refuse::OfferState)?;
+        Ok(self.forms.clone())
+    }
+
+    fn agree_on_state(&self, chosen: Option<&str>) -> VmResult<()> {
+        self.check(Refuse::AgreeOnState)?;
+        assert!(
+            !self.offered.load(Ordering::SeqCst),
+            "disks were offered before"
+        );
+        self.agreed.lock().unwrap().push(chosen.map(str::to_owned));
+        Ok(())
+    }
+
     fn run_state(&self) -> RunState {
-        self.run_state
+        if self.user_paused.load(Ordering::SeqCst) {
+            RunState::Paused
+        } else {
+            RunState::Running
+        }
     }
 
     fn ram(&self) -> &GuestRam {
@@ -310,8 +395,16 @@ impl SourceVm for Source {
     fn start_dirty_log(&self) -> VmResult<()> {
         self.check(Refuse::StartLog)?;
         self.logging.store(true, Ordering::SeqCst);
-        for word in self.inner.marks.iter().flatten() {
+        for word in self.inner.by_vcpus.words() {
             word.store(u64::MAX, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    fn forget_device_writes(&self) -> VmResult<()> {
+        assert!(self.logging.load(Ordering::SeqCst));
+        for word in self.inner.by_devices.words() {
+            word.store(0, Ordering::SeqCst);
         }
         Ok(())
     }
@@ -323,12 +416,14 @@ impl SourceVm for Source {
 
     fn fetch_dirty(&self, dirty: &mut [Vec<u64>]) -> VmResult<()> {
         self.check(Refuse::FetchDirty)?;
-        for (out, marks) in dirty
-            .iter_mut()
-            .flatten()
-            .zip(self.inner.marks.iter().flatten())
-        {
-            *out |= marks.load(Ordering::SeqCst);
+        let Inner {
+            by_vcpus,
+            by_devices,
+            ..
+        } = &*self.inner;
+        let marks = by_vcpus.words().zip(by_devices.words());
+        for (out, (vcpus, devices)) in dirty.iter_mut().flatten().zip(marks) {
+            *out |= vcpus.load(Ordering::SeqCst) | devices.swap(0, Ordering::SeqCst);
         }
         Ok(())
     }
@@ -340,7 +435,7 @@ impl SourceVm for Source {
             "the double was told to panic"
         );
         assert!(first_page.is_multiple_of(64));
-        for (marks, bits) in self.inner.marks[region][(first_page / 64) as usize..]
+        for (marks, bits) in self.inner.by_vcpus.0[region][(first_page / 64) as usize..]
             .iter()
             .zip(bits)
         {
@@ -354,8 +449,20 @@ impl SourceVm for Source {
         self.shared.fetch_max(threads, Ordering::SeqCst);
     }
 
+    fn flush_disks(&self) -> VmResult<()> {
+        self.check(Refuse::FlushDisks)?;
+        std::thread::sleep(self.flush_takes);
+        self.flushes.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn rehearse(&self) -> VmResult<Rehearsal> {
+        Ok(self.rehearsal)
+    }
+
     fn pause(&self) -> VmResult<()> {
         self.check(Refuse::Pause)?;
+        self.pauses.fetch_add(1, Ordering::SeqCst);
         *self.inner.runs.lock().unwrap() = false;
         self.inner.witness.set(Side::Source, false);
         Ok(())
@@ -366,7 +473,7 @@ impl SourceVm for Source {
             !self.released.load(Ordering::SeqCst),
             "resumed after release"
         );
-        let runs = self.run_state == RunState::Running;
+        let runs = self.run_state() == RunState::Running;
         self.inner.witness.set(Side::Source, runs);
         *self.inner.runs.lock().unwrap() = runs;
         Ok(())
@@ -379,8 +486,12 @@ impl SourceVm for Source {
             .ram
             .write_obj(0x5a5a_5a5au32, GuestAddress(64))
             .unwrap();
-        self.inner.mark(0, 0);
+        self.inner.mark(By::Device, 0, 0);
         Ok(self.state.clone())
+    }
+
+    fn late(&self) -> Option<Vec<u8>> {
+        self.late.clone()
     }
 
     fn release(&self) {
@@ -397,6 +508,9 @@ pub struct Destination {
     pub started: u32,
     pub held: u32,
     pub abandoned: u32,
+    /// What it was offered, and what it chooses.
+    pub offers: Vec<Option<String>>,
+    pub chooses: Option<String>,
     witness: Arc<Witness>,
 }
 
@@ -410,6 +524,8 @@ impl Destination {
             started: 0,
             held: 0,
             abandoned: 0,
+            offers: Vec::new(),
+            chooses: None,
             witness: witness.clone(),
         }
     }
@@ -442,6 +558,20 @@ impl DestinationVm for Destination {
         self.check(Refuse::Negotiate)?;
         self.layout = description.ram.clone();
         Ok(())
+    }
+
+    fn choose_state(
+        &mut self,
+        description: &MachineDescription,
+        offered: Option<&str>,
+    ) -> VmResult<Option<String>> {
+        self.check(Refuse::ChooseState)?;
+        assert_eq!(
+            description.ram, self.layout,
+            "chosen before it was described"
+        );
+        self.offers.push(offered.map(str::to_owned));
+        Ok(self.chooses.clone())
     }
 
     fn prepare(&mut self, description: &MachineDescription) -> VmResult<()> {
@@ -482,6 +612,15 @@ impl DestinationVm for Destination {
 }
 
 /// Waits for `condition`, but not for ever.
+/// Whether a thread ends in time.
+pub fn ends_within<T>(thread: &ScopedJoinHandle<'_, T>, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
+    while !thread.is_finished() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    thread.is_finished()
+}
+
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !condition() {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use migration::endpoint::Endpoint;
 use migration::transport::socket::{SocketConnect, SocketListen};
 use migration::transport::{Connect, Connection, Listen, Patience};
 
@@ -12,8 +13,9 @@ pub fn tcp() -> (SocketConnect, SocketListen) {
 
 /// Listens at `address`, and connects there.
 pub fn listening(address: &str) -> (SocketConnect, SocketListen) {
-    let listen = SocketListen::bind(&address.parse().unwrap()).unwrap();
-    let connect = SocketConnect::new(listen.address().parse().unwrap()).unwrap();
+    let endpoint = |text: &str| Endpoint::numeric(text.parse().unwrap()).unwrap();
+    let listen = SocketListen::bind(&endpoint(address)).unwrap();
+    let connect = SocketConnect::new(endpoint(&listen.address())).unwrap();
     (connect, listen)
 }
 

@@ -5,7 +5,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use vmm::kvm::tsc;
+use machine::kvm::tsc;
 
 use super::wait::PATIENCE;
 use super::{Console, Vms};

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 
-use super::Vms;
 use super::wait::eventually;
 use crate::Host;
 
@@ -245,6 +244,6 @@ impl Drop for Console {
 
 #[track_caller]
 fn open(host: &Host, vm: &str, file: &str) -> File {
-    let path = host.folder(vm).join(file);
+    let path = host.runtime_dir().join(vm).join(file);
     File::open(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }

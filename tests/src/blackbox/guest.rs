@@ -74,6 +74,16 @@ impl Guest {
         Self { memory, ..self }
     }
 
+    /// Loaded from this image of the probe, with an initrd beside it.
+    #[must_use]
+    pub fn initrd(mut self, kernel: &Path, initrd: &Path) -> Self {
+        for (option, path) in [("--kernel", kernel), ("--initrd", initrd)] {
+            self.more.push(option.into());
+            self.more.push(path.display().to_string());
+        }
+        self
+    }
+
     /// With more words on its command line.
     #[must_use]
     pub fn and(self, words: &str) -> Self {

@@ -5,10 +5,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Everything in the runtime directory that belongs to a VM.
+/// Everything in the runtime directory that belongs to a VM which has not ended in order.
 ///
 /// The lock file and the journals of hand-overs outlive VMs by design; what the host offers of its CPU
-/// is written there by its operator.
+/// is written there by its operator. How a VM ended is kept, with its logs and nothing else.
 pub fn folders(root: &Path) -> Vec<PathBuf> {
     const OF_THE_HOST: [&str; 3] = [".lock", "migrations", "host-cpu.toml"];
     let Ok(entries) = fs::read_dir(root) else {
@@ -18,7 +18,27 @@ pub fn folders(root: &Path) -> Vec<PathBuf> {
         .flatten()
         .filter(|entry| !OF_THE_HOST.iter().any(|name| entry.file_name() == *name))
         .map(|entry| entry.path())
+        .filter(|path| !is_an_end(path))
         .collect()
+}
+
+/// Whether the folder holds the end of a VM, and nothing beside.
+fn is_an_end(folder: &Path) -> bool {
+    const KEPT: [&str; 7] = [
+        ".vmm",
+        "pid",
+        "end.json",
+        "serial.log",
+        "serial.log.1",
+        "vmm.log",
+        "vmm.log.1",
+    ];
+    let Ok(entries) = fs::read_dir(folder) else {
+        return false;
+    };
+    let names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
+    let is_kept = |name: &std::ffi::OsString| KEPT.iter().any(|kept| name == kept);
+    names.iter().any(|name| name == "end.json") && names.iter().all(is_kept)
 }
 
 /// What the process has open, as the kernel names it.

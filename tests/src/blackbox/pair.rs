@@ -18,9 +18,14 @@ impl Pair {
     /// When the binary does not build or there is no room for temporary files.
     pub fn new() -> Self {
         let host = || Host::new().unwrap_or_else(|e| panic!("{e:#}"));
+        Self::of(host(), host())
+    }
+
+    /// These two.
+    pub fn of(source: Host, destination: Host) -> Self {
         Self {
-            source: host(),
-            destination: host(),
+            source,
+            destination,
         }
     }
 

@@ -43,6 +43,8 @@ pub enum Fate {
     PassAndCut,
     /// The link is cut and it is lost.
     Cut,
+    /// The link is cut in the middle of its header.
+    CutWithin,
     /// It and all that follows waits until [`Relay::go_on`].
     Stall,
     /// It and all that follows it on its connection is lost, and whom it was for is told that the
@@ -451,6 +453,11 @@ impl Shared {
             let fate = self.spring(toward, kind);
             match fate {
                 Some(Fate::Cut) => {
+                    self.cut();
+                    return Ok(());
+                }
+                Some(Fate::CutWithin) => {
+                    self.pass(Carries::Control, toward, &header[..HEADER_LEN / 2], to)?;
                     self.cut();
                     return Ok(());
                 }

@@ -17,9 +17,14 @@ use crate::process::Outcome;
 
 /// Kills one process that belongs to a test.
 pub fn kill(pid: u32) {
+    signal(pid, Signal::KILL);
+}
+
+/// Sends a signal to one process that belongs to a test.
+pub fn signal(pid: u32, signal: Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
         // It may have ended by itself.
-        let _ = kill_process(pid, Signal::KILL);
+        let _ = kill_process(pid, signal);
     }
 }
 
@@ -59,13 +64,22 @@ pub trait Vms {
     /// Types a byte on the guest's console.
     fn press(&self, vm: &str, key: u8);
 
+    /// How a VM ended: its last status.
+    fn ended(&self, vm: &str) -> Value;
+    /// Checks that a receiver goes on waiting after a migration that failed, with nothing of it left; why
+    /// it failed.
+    fn waits_on(&self, vm: &str) -> Value;
+
+    /// Ends a receiver that may still wait, or not, after a migration that failed; nothing is left then.
+    fn waits_no_more(&self, vm: &str);
+
     /// Ends a VM by force.
     fn stop(&self, vm: &str);
 
-    /// Waits until no process of the host is left, and checks that nothing else is.
+    /// Waits until no process of the host is left, and checks that nothing else is but how its VMs ended.
     fn is_clean(&self);
 
-    /// As [`Vms::is_clean`] after a process was killed, which tidies nothing: whoever comes next does.
+    /// As [`Vms::is_clean`] after a process was killed, which tells nothing: whoever comes next does.
     fn is_swept(&self);
 
     /// Shows the ends of all logs, for whoever has to find out why a test failed.
@@ -136,6 +150,40 @@ impl Vms for Host {
     }
 
     #[track_caller]
+    fn ended(&self, vm: &str) -> Value {
+        let waited = self.vmm(["wait", vm, "--json"]);
+        let status = waited.json_lines().into_iter().next();
+        let status = status.unwrap_or_else(|| panic!("no status in {waited}"));
+        assert!(status["end"]["how"].is_string(), "{status:#}");
+        assert_eq!(self.status(vm), status);
+        status
+    }
+
+    #[track_caller]
+    fn waits_on(&self, vm: &str) -> Value {
+        let mut status = Value::Null;
+        holds("the receiver waits on", || {
+            status = self.status(vm);
+            status["failed_migrations"].as_u64() > Some(0)
+        });
+        assert_eq!(status["state"], "incoming", "{status:#}");
+        let pid = self.pid(vm);
+        holds("it has nothing of the migration", || {
+            leftovers::memories(pid) == 0 && leftovers::machines(pid) == 0
+        });
+        status["last_failure"].clone()
+    }
+
+    #[track_caller]
+    fn waits_no_more(&self, vm: &str) {
+        if self.state(vm).is_some() {
+            // It may end by itself at this moment.
+            let _ = self.vmm(["stop", vm, "--force"]);
+        }
+        self.is_clean();
+    }
+
+    #[track_caller]
     fn stop(&self, vm: &str) {
         let _ = self.vmm(["stop", vm, "--force"]).success();
     }
@@ -155,7 +203,7 @@ impl Vms for Host {
             self.processes().is_empty()
         });
         // A process is gone before the kernel has closed the lock that it held on its folder.
-        holds("list sweeps the folders of dead VMs", || {
+        holds("list tells how killed VMs ended", || {
             let _ = self.vmm(["list"]).success();
             leftovers::folders(&self.runtime_dir()).is_empty()
         });
@@ -163,8 +211,9 @@ impl Vms for Host {
     }
 
     fn tell(&self) {
-        for folder in leftovers::folders(&self.runtime_dir()) {
-            for log in ["vmm.log", "serial.log", "failed.json"] {
+        let entries = std::fs::read_dir(self.runtime_dir());
+        for folder in entries.into_iter().flatten().flatten().map(|e| e.path()) {
+            for log in ["vmm.log", "serial.log", "end.json"] {
                 let path = folder.join(log);
                 if let Ok(text) = std::fs::read(&path) {
                     let text = String::from_utf8_lossy(&text);

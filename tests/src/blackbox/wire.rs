@@ -38,6 +38,8 @@ pub mod kind {
     pub const FINISH: u16 = 13;
     /// Either: it ends, for this reason.
     pub const FAILURE: u16 = 14;
+    /// Destination: what became of the guest.
+    pub const RESOLUTION: u16 = 17;
 }
 
 /// What a connection is for.

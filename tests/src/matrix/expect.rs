@@ -29,6 +29,8 @@ pub struct End {
 pub enum Receiver {
     /// It holds the guest.
     Holds,
+    /// It goes on waiting, after a failure with this chain.
+    Waits(&'static [&'static str]),
     /// It ends with this code and an error with this chain.
     Ends(i32, &'static [&'static str]),
     /// It was killed.
@@ -44,11 +46,11 @@ pub enum Whereabouts {
     Destination,
     /// It is paused at the destination.
     PausedThere,
-    /// Only `--resolve` tells: it never ran at the destination.
+    /// Only the destination can tell, once it is reached: it never ran there.
     UnknownNever,
-    /// Only `--resolve` tells: it runs at the destination.
+    /// Only the destination can tell, once it is reached: it runs there.
     UnknownRan,
-    /// Only `--resolve` tells: it ran at the destination, whose process was killed.
+    /// Only the destination can tell, once it is reached: it ran there, and its process was killed.
     UnknownRanAndKilled,
     /// It has ended, or was killed with its process.
     Nowhere,
@@ -69,6 +71,15 @@ impl Cell {
     /// The migration fails and the guest stays.
     pub const fn stays(chain: &'static [&'static str], receiver: &'static [&'static str]) -> Self {
         Self::fails(chain, Receiver::Ends(1, receiver), Whereabouts::Source)
+    }
+
+    /// The migration fails before its machine is built, or when it was on offer: the guest stays, and the
+    /// destination goes on waiting.
+    pub const fn refused(
+        chain: &'static [&'static str],
+        receiver: &'static [&'static str],
+    ) -> Self {
+        Self::fails(chain, Receiver::Waits(receiver), Whereabouts::Source)
     }
 
     /// The migration fails.
@@ -101,12 +112,23 @@ impl Cell {
         })
     }
 
-    /// The source's process is killed.
-    pub const fn source_killed(receiver: Receiver, guest: Whereabouts) -> Self {
+    /// The source's process is killed before its commit, and its guest with it.
+    pub const fn source_killed(receiver: Receiver) -> Self {
         Self::Run(End {
             code: 1,
             status: None,
             chain: &["vm.unreachable"],
+            receiver,
+            guest: Whereabouts::Nowhere,
+        })
+    }
+
+    /// The source's process is killed after its commit was sent: nobody there can tell.
+    pub const fn source_killed_late(receiver: Receiver, guest: Whereabouts) -> Self {
+        Self::Run(End {
+            code: 3,
+            status: None,
+            chain: &["migration.outcome-unknown", "vm.unreachable"],
             receiver,
             guest,
         })

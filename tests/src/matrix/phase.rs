@@ -70,6 +70,12 @@ impl Phase {
         self < Self::Commit
     }
 
+    /// Whether a destination that loses its source goes on waiting: it has built nothing yet, or has said
+    /// that it is ready, so that the source may be in doubt and ask.
+    pub fn is_waited_through(self) -> bool {
+        matches!(self, Self::Negotiate | Self::Ready | Self::Commit)
+    }
+
     /// Whether the guest runs at its source.
     pub fn runs_at_source(self) -> bool {
         self <= Self::Precopy

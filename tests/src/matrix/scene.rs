@@ -5,13 +5,11 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use super::Phase;
+pub use super::standing::NAME;
 use super::standing::{self, Holdings};
 use crate::blackbox::relay::Relay;
 use crate::blackbox::{Console, Ended, Guest, Migration, Pair, Vms, holds, images};
 use crate::process::Process;
-
-/// Name of the guest on both hosts.
-pub const NAME: &str = "guest";
 
 /// Names the file that orders faults of disks, see docs/testing.md.
 const DISK_FAULTS_VARIABLE: &str = "VMM_DEBUG_DISK_FAULTS";
@@ -127,7 +125,7 @@ impl Scene {
             migration: Some(migration),
             ended: None,
         };
-        standing::is_told(&scene);
+        standing::is_told(&scene.pair, phase);
         scene
     }
 

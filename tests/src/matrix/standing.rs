@@ -7,13 +7,18 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::scene::NAME;
-use super::{Phase, Scene};
-use crate::blackbox::{Vms, leftovers, wait};
+use super::Phase;
+use crate::blackbox::{Pair, Vms, leftovers, wait};
 use crate::{Host, eventually};
+
+/// Name of the guest on both hosts.
+pub const NAME: &str = "guest";
 
 /// How long what is left may take to go: longer than the engine waits for a peer that is silent.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The bytes that an owner holds of those by which QEMU knows that an image is in use (ADR 2).
+const AGAINST_QEMU: [(u64, u64); 4] = [(100, 101), (103, 103), (201, 201), (203, 203)];
 
 /// What a process holds, apart from what it takes to answer those who ask for its status.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,9 +64,20 @@ impl Holdings {
             && incoming.count() <= 1
             && (self.memories, self.machines) == (1, 1)
             && self.connections.is_empty()
-            // Both parts of the claim, in one hand: they lie beside each other.
-            && self.locks.len() == 1
-            && self.locks.iter().all(|(first, last)| *last == first + 1)
+            && self.is_claimed_once()
+    }
+
+    /// Both parts of the claim are in one hand, where they lie beside each other, and with them what keeps
+    /// QEMU out.
+    fn is_claimed_once(&self) -> bool {
+        let (against_qemu, claim): (Vec<_>, Vec<_>) = self
+            .locks
+            .iter()
+            .copied()
+            .partition(|(_, last)| *last < 300);
+        against_qemu == AGAINST_QEMU
+            && claim.len() == 1
+            && claim.iter().all(|(first, last)| *last == first + 1)
     }
 }
 
@@ -91,17 +107,16 @@ pub fn settles(host: &Host, disk: &Path, before: Option<&Holdings>) {
 /// # Panics
 /// When one does not.
 #[track_caller]
-pub fn is_told(scene: &Scene) {
-    let phase = scene.phase;
+pub fn is_told(pair: &Pair, phase: Phase) {
     // It may not have taken up yet what the source has sent.
     let mut destination = Value::Null;
     let is_there = eventually(wait::PATIENCE, || {
-        destination = scene.pair.destination.status(NAME);
+        destination = pair.destination.status(NAME);
         let told = &destination["migration"]["last"]["phase"];
         (*told == phase.as_destination_tells()).then_some(())
     });
     assert!(is_there.is_some(), "not as far: {destination:#}");
-    let source = scene.pair.source.status(NAME);
+    let source = pair.source.status(NAME);
     let states = [&source["state"], &destination["state"]];
     let wanted = if phase.runs_at_source() {
         ["running", "incoming"]

@@ -112,9 +112,8 @@ fn resolve(scene: &mut Scene, guest: Whereabouts) {
             .expect_code(3);
         unknown(scene);
     }
-    if again {
-        // The receiver is gone; whoever listens there now has its journal.
-        holds("the receiver ends", || !scene.receiver.is_running());
+    if again && !scene.receiver.is_running() {
+        // Whoever listens there now has its journal.
         if matches!(guest, Whereabouts::UnknownRanAndKilled) {
             scene.pair.destination.is_swept();
         }
@@ -122,9 +121,16 @@ fn resolve(scene: &mut Scene, guest: Whereabouts) {
         scene.pair.destination.receive("answers", &listen);
     }
     scene.relay.go_on();
-    let resolved = ["migrate", NAME, "--resolve"];
-    let _ = scene.pair.source.vmm(resolved).success();
-    if again {
+    // Nobody asks for it.
+    let source = &scene.pair.source;
+    if guest == Whereabouts::UnknownNever {
+        source.wait_state(NAME, "running");
+        let status = source.status(NAME);
+        assert_eq!(status["migration"]["resolution"], "never-ran", "{status:#}");
+    } else {
+        holds("the source ends", || source.processes().is_empty());
+    }
+    if scene.pair.destination.state("answers").is_some() {
         scene.pair.destination.stop("answers");
     }
 }
@@ -136,6 +142,7 @@ fn received(mut scene: Scene, end: &End) -> Scene {
             assert!(scene.receiver.is_running(), "{}", scene.receiver.stderr());
             return scene;
         }
+        Receiver::Waits(ids) => return waits(scene, ids),
         Receiver::Killed => (128 + 9, None),
         Receiver::Ends(code, ids) => (code, Some(ids)),
     };
@@ -150,6 +157,43 @@ fn received(mut scene: Scene, end: &End) -> Scene {
     if let Some(ids) = ids {
         names(&last_error(&outcome), ids);
     }
+    scene
+}
+
+/// Checks that the receiver goes on waiting with nothing of the migration, and ends it.
+fn waits(mut scene: Scene, ids: &[&str]) -> Scene {
+    let destination = &scene.pair.destination;
+    holds("the receiver waits on", || {
+        destination.status(NAME)["failed_migrations"] == 1
+    });
+    let status = destination.status(NAME);
+    assert_eq!(status["state"], "incoming", "{status:#}");
+    names(&status["last_failure"], ids);
+    let pid = destination.pid(NAME);
+    holds("nothing of the migration is left", || {
+        leftovers::memories(pid) == 0 && leftovers::machines(pid) == 0
+    });
+    // Told at most once a second.
+    holds("the receiver has said so", || {
+        scene.receiver.stdout().contains("\"failed_migrations\":1")
+            && scene.receiver.stderr().contains("goes on waiting at")
+    });
+    destination.stop(NAME);
+    let idle = destination.spawn(["list"]);
+    let receiver = std::mem::replace(&mut scene.receiver, idle);
+    let outcome = receiver
+        .finish(PATIENCE)
+        .unwrap_or_else(|e| panic!("{e:#}"));
+    let outcome = outcome.expect_code(0);
+    assert!(!outcome.stderr.contains("panicked"), "{outcome}");
+    // It said so to programs, and to people.
+    let lines = outcome.json_lines();
+    let told = lines.iter().find(|line| line["failed_migrations"] == 1);
+    names(
+        &told.unwrap_or_else(|| panic!("{outcome}"))["last_failure"],
+        ids,
+    );
+    assert!(outcome.stderr.contains("goes on waiting at"), "{outcome}");
     scene
 }
 

@@ -1,7 +1,6 @@
 //! Level 1: the emulated machine with an AMD CPU and SVM, as a place to run a payload in.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -9,12 +8,13 @@ use anyhow::{Context, Result, bail};
 
 use super::cpio::Archive;
 use super::image;
+use super::payload::Payload;
 use super::rig::Rig;
+use super::run::{Run, tail};
 use crate::eventually;
 
-/// Modules of the KVM host: kvm itself, taps and the bridge between them, and loop devices to look into
-/// disk images with.
-const MODULES: &[&str] = &["kvm-amd", "tun", "bridge", "loop"];
+/// Modules of the KVM host: kvm itself, taps and the bridge between them.
+const MODULES: &[&str] = &["kvm-amd", "tun", "bridge"];
 
 /// The CPU of level 1: AMD's, with SVM. Without AVX2, because QEMU 10.0 reads 32 bytes for the 16 of
 /// a VINSERTI128 or VINSERTF128 from memory (fixed there by commit feea87cd6b): a program that uses it at
@@ -27,10 +27,7 @@ const CPU: &str = "EPYC,-avx2";
 const CMDLINE: &str = "console=ttyS0 panic=-1 quiet tsc=reliable no_timer_check mitigations=off nokaslr \
                        nohz=off highres=off";
 
-/// Lines of the log that a failure message carries; the whole log stays in its file.
-const LINES_IN_MESSAGE: usize = 150;
-
-/// A payload that is to run in level 1 as root, with `/dev/kvm`.
+/// An emulated machine in which a payload is to run as root, with `/dev/kvm`.
 #[derive(Debug)]
 pub struct Level1<'a> {
     rig: &'a Rig,
@@ -39,47 +36,26 @@ pub struct Level1<'a> {
     cpus: u32,
 }
 
-/// How a payload ended.
-#[derive(Debug)]
-pub struct Run {
-    /// Exit code of the payload's `run.sh`.
-    pub code: i32,
-    /// Serial log of level 1, without carriage returns.
-    pub log: String,
-    /// File that keeps the log.
-    pub log_file: PathBuf,
-    /// Share of the time in which the emulator wanted a CPU of this machine that it had one; 1 where
-    /// the kernel does not tell.
-    pub cpu_share: f64,
-}
-
-impl Run {
-    /// Rests of the log's lines that begin with `prefix`.
-    pub fn lines_after<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a str> {
-        self.log
-            .lines()
-            .filter_map(move |line| line.strip_prefix(prefix))
-    }
-
-    /// End of the log, for failure messages.
-    #[must_use]
-    pub fn tail(&self) -> String {
-        tail(&self.log)
-    }
-}
-
 impl<'a> Level1<'a> {
-    /// A machine that runs `script` by busybox' shell in `/payload`; 0 to 127 is its exit code.
+    /// A machine with the payload in `/payload`.
     ///
     /// # Errors
     /// When something that its initramfs is made of is missing.
-    pub fn new(rig: &'a Rig, script: &str) -> Result<Self> {
+    pub fn new(rig: &'a Rig, payload: &Payload) -> Result<Self> {
         let mut archive = Archive::new();
         image::add_busybox(&mut archive)?;
         image::add_modules(&mut archive, &rig.kernel().modules()?, MODULES)?;
         archive.file("bin/exit-emulator", 0o755, &image::exit_program()?);
         archive.file("init", 0o755, include_bytes!("guest/level1-init.sh"));
-        archive.file("payload/run.sh", 0o755, script.as_bytes());
+        for name in &payload.directories {
+            archive.directory(&format!("payload/{name}"));
+        }
+        for (name, content) in &payload.files {
+            archive.file(&format!("payload/{name}"), 0o755, content);
+        }
+        for (name, path) in &payload.programs {
+            image::add_program(&mut archive, name, path)?;
+        }
         Ok(Self {
             rig,
             archive,
@@ -93,30 +69,6 @@ impl<'a> Level1<'a> {
     pub fn cpus(mut self, cpus: u32) -> Self {
         self.cpus = cpus;
         self
-    }
-
-    /// Puts a file into `/payload`.
-    #[must_use]
-    pub fn file(mut self, name: &str, content: &[u8]) -> Self {
-        self.archive
-            .file(&format!("payload/{name}"), 0o755, content);
-        self
-    }
-
-    /// Puts an empty directory into `/payload`.
-    #[must_use]
-    pub fn directory(mut self, name: &str) -> Self {
-        self.archive.directory(&format!("payload/{name}"));
-        self
-    }
-
-    /// Puts a program of this machine and its libraries there, as `name` in `PATH`.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub fn program(mut self, name: &str, path: &Path) -> Result<Self> {
-        image::add_program(&mut self.archive, name, path)?;
-        Ok(self)
     }
 
     /// Boots the machine, waits for the payload's end and gives back its code and log.
@@ -224,37 +176,14 @@ impl Drop for Killed {
     }
 }
 
-fn tail(log: &str) -> String {
-    let lines: Vec<_> = log.lines().collect();
-    lines[lines.len().saturating_sub(LINES_IN_MESSAGE)..].join("\n")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lines_are_found_by_their_prefix() {
-        let run = Run {
-            code: 0,
-            log: "x\nreport: 1\nreport: 2".into(),
-            log_file: PathBuf::new(),
-            cpu_share: 1.0,
-        };
-        assert_eq!(run.lines_after("report: ").collect::<Vec<_>>(), ["1", "2"]);
-    }
 
     #[test]
     fn share_of_a_cpu_is_known_of_a_process_that_lives() {
         let share = cpu_share_of(std::process::id());
         assert!(share.is_none_or(|share| (0.0..=1.0).contains(&share)));
         assert_eq!(cpu_share_of(u32::MAX), None);
-    }
-
-    #[test]
-    fn message_carries_the_end_of_a_long_log() {
-        let log: String = (0..1000).map(|n| format!("{n}\n")).collect();
-        let tail = tail(&log);
-        assert!(tail.starts_with("850") && tail.ends_with("999"));
     }
 }

@@ -11,9 +11,18 @@ use super::image;
 use super::modules::Modules;
 use super::rig::find_program;
 
-/// Drivers that the stock kernel has as modules and the guest needs: disk and network on virtio-mmio,
-/// and the power button as an input device.
-const MODULES: &[&str] = &["virtio_mmio", "virtio_blk", "virtio_net", "button", "evdev"];
+/// Drivers that stock kernels have as modules, one these and another those, and the guest needs: disk and network on
+/// virtio-mmio, the file system after the checksum that it asks for by a name, and the power button as an input
+/// device.
+const MODULES: &[&str] = &[
+    "virtio_mmio",
+    "virtio_blk",
+    "virtio_net",
+    "crc32c_generic",
+    "ext4",
+    "button",
+    "evdev",
+];
 
 /// Kernel command line; `quiet`, because each byte on the serial port is an exit. The guest with a
 /// network finds its address behind it: `network=ADDRESS/BITS`.
@@ -22,7 +31,7 @@ pub const CMDLINE: &str = "console=ttyS0 quiet panic=-1";
 /// Size of the disk; sparse.
 pub const DISK_SIZE: &str = "160M";
 
-/// Archive that the guest's kernel unpacks and starts from.
+/// Archive that the guest's kernel unpacks and starts from; with `rdinit=/cache-init` it only reads its disk.
 ///
 /// # Errors
 /// When busybox or a module is missing.
@@ -30,7 +39,24 @@ pub fn initramfs(modules: &Modules) -> Result<Vec<u8>> {
     let mut archive = Archive::new();
     image::add_busybox(&mut archive)?;
     image::add_modules(&mut archive, modules, MODULES)?;
+    archive.file(
+        "drivers.sh",
+        0o644,
+        include_bytes!("guest/level2-drivers.sh"),
+    );
     archive.file("init", 0o755, include_bytes!("guest/level2-init.sh"));
+    archive.file("cache-init", 0o755, include_bytes!("guest/cache-init.sh"));
+    Ok(archive.finish())
+}
+
+/// Archive of a guest that only resets its machine; it needs no module.
+///
+/// # Errors
+/// When busybox is missing.
+pub fn reset_initramfs() -> Result<Vec<u8>> {
+    let mut archive = Archive::new();
+    image::add_busybox(&mut archive)?;
+    archive.file("init", 0o755, include_bytes!("guest/reset-init.sh"));
     Ok(archive.finish())
 }
 

@@ -84,16 +84,18 @@ impl Rig {
         &self.kernel
     }
 
-    /// The kernel of the release's backports.
+    /// A further kernel for guests: `backports`, of the release's backports, or `full`, which has as modules what
+    /// the others have built in.
     ///
     /// # Errors
     /// With the reason that the set-up script left, or that it was not run.
-    pub fn backports_kernel(&self) -> Result<Kernel, String> {
-        if let Ok(reason) = std::fs::read_to_string(self.dir.join("missing-kernel-backports")) {
-            return Err(reason.trim().to_owned());
+    pub fn further_kernel(&self, name: &str) -> Result<Kernel, String> {
+        let missing = self.dir.join(format!("missing-kernel-{name}"));
+        if let Ok(reason) = std::fs::read_to_string(missing) {
+            return Err(format!("{name} kernel: {}", reason.trim()));
         }
-        Kernel::at(&self.dir.join("kernel-backports"))
-            .ok_or_else(|| "tests/setup.sh was not run".to_owned())
+        Kernel::at(&self.dir.join(format!("kernel-{name}")))
+            .ok_or_else(|| format!("{name} kernel: tests/setup.sh was not run"))
     }
 
     /// A QEMU command that finds its libraries, modules and firmware beside itself.

@@ -1,28 +1,30 @@
 //! What can be written on the command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use control::api::body::LimitsBody;
+use control::instance::VmState;
+use control::runtime_dir::Log;
+use control::units::{ByteSize, Rate, Span};
+use machine::config::{
+    CpuModel, DiskArg, NetArg, PageBacking, RunOptions, parse_disk_override, parse_net_override,
+    set_once,
+};
 use migration::address::{Address, AddressError};
 use migration::progress::{TimeoutAction, Verify};
 
-use crate::api::body::LimitsBody;
-use crate::bench::BenchArgs;
-use crate::config::{
-    CpuModel, DiskArg, NetArg, PageBacking, RunOptions, parse_disk_override, parse_net_override,
-};
-use crate::instance::VmState;
 use crate::logging::{LogFormat, LogOptions};
 use crate::sandbox::Sandbox;
-use crate::units::{ByteSize, Rate, Span};
 
 /// Heading of the options that every command has.
 const EVERYWHERE: &str = "Options of every command";
 
 /// Runs virtual machines on KVM and moves them between hosts while they run.
 ///
-/// Exit codes: 0 done; 1 failed, the guest runs where it ran; 2 usage; 3 the guest is paused and
-/// needs `migrate --resolve`; 4 cancelled; 5 this host lacks something.
+/// Exit codes: 0 done; 1 failed, the guest runs where it ran; 2 usage; 3 the guest is paused until its
+/// destination says whether it runs there; 4 cancelled; 5 this host lacks something.
 #[derive(Debug, Parser)]
 #[command(
     name = "vmm",
@@ -74,8 +76,12 @@ pub enum Command {
     /// Ctrl-C cancels the migration, never the guest.
     Migrate(MigrateArgs),
     /// List the VMs of this host.
-    List,
-    /// Tell what a VM is doing.
+    List {
+        /// Also those that have ended.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Tell what a VM is doing, or how it ended.
     Status {
         /// Name of the VM.
         name: String,
@@ -116,10 +122,28 @@ pub enum Command {
         #[arg(long, value_name = "TIME")]
         timeout: Option<Span>,
     },
+    /// Print what a guest has printed on its console, also after its VM has ended.
+    Logs(LogsArgs),
+    /// Remove what is kept of a VM that has ended: how it did, and its logs.
+    ///
+    /// It goes by itself when the name is used again, or when there are many newer ones.
+    Forget {
+        /// Name of the VM.
+        name: String,
+    },
     /// A guest, a live migration and its report, on this machine.
     Demo(DemoArgs),
     /// Measure migration and start on this host, next to what the host can do at most.
-    Bench(BenchArgs),
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Options of the benchmark; `vmm bench -h` lists them.
+        #[arg(
+            value_name = "OPTIONS",
+            trailing_var_arg = true,
+            allow_hyphen_values = true
+        )]
+        args: Vec<OsString>,
+    },
     /// Print a completion script.
     #[command(hide = true)]
     Completions {
@@ -132,6 +156,28 @@ pub enum Command {
         /// Folder that they go to.
         dir: PathBuf,
     },
+}
+
+/// Options of `logs`.
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// Name of the VM.
+    pub(super) name: String,
+    /// What the guest has printed; the default.
+    #[arg(long)]
+    console: bool,
+    /// What the process of the VM logs, instead.
+    #[arg(long, conflicts_with = "console")]
+    vmm: bool,
+    /// Go on until the VM has ended.
+    #[arg(long, short)]
+    pub(super) follow: bool,
+}
+
+impl LogsArgs {
+    pub(super) fn log(&self) -> Log {
+        if self.vmm { Log::Process } else { Log::Console }
+    }
 }
 
 /// Options of `run`.
@@ -301,7 +347,7 @@ pub struct MigrateArgs {
     /// Cancel the migration that runs.
     #[arg(long)]
     pub(super) cancel: bool,
-    /// Ask the destination whether it ran the guest, when that is not known.
+    /// Ask the destination at once whether it ran the guest, when that is not known.
     #[arg(long)]
     pub(super) resolve: bool,
     /// Change limits of the migration that runs: downtime-limit=TIME,bandwidth=RATE.
@@ -352,12 +398,10 @@ fn parse_verify(text: &str) -> Result<Verify, String> {
 
 fn parse_peer(text: &str) -> Result<String, String> {
     let address: Address = text.parse().map_err(|e: AddressError| e.to_string())?;
-    match address {
-        Address::Fd(_) | Address::Tcp { port: 0, .. } => Err(format!(
-            "{text:?} is no destination: HOST:PORT or unix:PATH is"
-        )),
-        Address::Tcp { .. } | Address::Unix(_) => Ok(text.to_owned()),
-    }
+    address
+        .as_destination()
+        .map(|_| text.to_owned())
+        .map_err(|_| format!("{text:?} is no destination: HOST:PORT or unix:PATH is"))
 }
 
 fn parse_state(text: &str) -> Result<VmState, String> {
@@ -369,16 +413,16 @@ fn parse_state(text: &str) -> Result<VmState, String> {
 }
 
 fn parse_limits(text: &str) -> Result<LimitsBody, String> {
-    let mut limits = LimitsBody::default();
+    let (mut downtime, mut bandwidth) = (None, None);
     for part in text.split(',') {
         match part.split_once('=') {
             Some(("downtime-limit", time)) => {
                 let time: Span = time.parse().map_err(|e| format!("downtime-limit: {e}"))?;
-                limits.downtime_limit_ms = Some(milliseconds(time));
+                set_once(&mut downtime, "downtime-limit", milliseconds(time))?;
             }
             Some(("bandwidth", rate)) => {
                 let rate: Rate = rate.parse().map_err(|e| format!("bandwidth: {e}"))?;
-                limits.bandwidth_bytes_per_s = Some(rate.0.unwrap_or(0));
+                set_once(&mut bandwidth, "bandwidth", rate.0.unwrap_or(0))?;
             }
             _ => {
                 return Err(format!(
@@ -387,7 +431,10 @@ fn parse_limits(text: &str) -> Result<LimitsBody, String> {
             }
         }
     }
-    Ok(limits)
+    Ok(LimitsBody {
+        downtime_limit_ms: downtime,
+        bandwidth_bytes_per_s: bandwidth,
+    })
 }
 
 /// Whole milliseconds, rounded up: a limit never becomes none by rounding.

@@ -4,14 +4,15 @@
 //! go of all that it shares with its parent's terminal.
 
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Command, Stdio};
 
 use migration::observation::Observation;
 use serde::{Deserialize, Serialize};
 
-use super::exit::local;
-use crate::instance::VmStatus;
-use crate::runtime_dir::VmDir;
+use control::exit::local;
+use control::instance::VmStatus;
+use control::runtime_dir::VmDir;
 
 /// Bytes of an announcement.
 const LIMIT: u64 = 1 << 20;
@@ -83,17 +84,27 @@ pub(super) fn announce_up(status: &VmStatus, dir: &VmDir) -> Result<(), Observat
                 .read(true)
                 .write(true)
                 .open("/dev/null")?;
-            let log = std::fs::OpenOptions::new()
-                .append(true)
-                .create(true)
-                .open(dir.vmm_log())?;
-            rustix::stdio::dup2_stderr(&log)?;
+            follow_log(dir)?;
             rustix::stdio::dup2_stdin(&null)?;
             // Last: its end is what the parent waits for.
             rustix::stdio::dup2_stdout(&null)?;
             Ok(())
         })
         .map_err(|e| local("vm.start", format!("announce the VM: {e}")))
+}
+
+/// Has standard error go to the log.
+///
+/// # Errors
+/// What opening it gives.
+pub(super) fn follow_log(dir: &VmDir) -> io::Result<()> {
+    let log = std::fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(dir.vmm_log())?;
+    rustix::stdio::dup2_stderr(&log)?;
+    Ok(())
 }
 
 /// Says why there is no VM.

@@ -1,18 +1,18 @@
 //! Completions and man pages, from the definition of the command line.
 
-use std::io;
 use std::path::Path;
 
 use clap::CommandFactory;
+use control::exit::{Exit, local};
 use migration::observation::Observation;
 
 use super::args::Cli;
-use super::exit::{Exit, local};
+use control::output::print;
 
 pub(super) fn completions(shell: clap_complete::Shell) -> Result<Exit, Observation> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "vmm", &mut script);
-    let _ = io::Write::write_all(&mut io::stdout(), &script);
+    print(&String::from_utf8_lossy(&script));
     Ok(Exit::Done)
 }
 

@@ -3,27 +3,31 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use control::api::{ControlServer, Hangup};
+use control::exit::{Exit, exit_of, local};
+use control::instance::{Instance, Requester, StopMode, VmState, VmStatus};
+use control::rotating_file::RotatingFile;
+use control::runtime_dir::{Naming, VmDir};
+use control::signals;
+use machine::console::{ConsoleHub, ConsoleOutputs, SERIAL_LOG_LIMIT};
+use machine::memory::RamFile;
 use migration::observation::Observation;
+use migration::wire::control::Resolution;
 
-use super::Output;
 use super::detach;
-use super::exit::{Exit, exit_of, local};
 use super::terminal::{Keys, RawTerminal, may_read, read_keys};
-use crate::api::ControlServer;
-use crate::console::{ConsoleHub, ConsoleOutputs, SERIAL_LOG_LIMIT};
-use crate::instance::{Instance, VmState, VmStatus};
 use crate::logging::{self, LogOptions};
-use crate::memory::RamFile;
-use crate::rotating_file::RotatingFile;
-use crate::runtime_dir::VmDir;
 use crate::sandbox::{self, Kind, Places, Sandbox};
+use control::output::{Output, explain};
 
 /// How long the console may take to write its last bytes.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
 /// How long one look for a new state may take.
 const LOOK: Duration = Duration::from_secs(3600);
+/// Migrations that fail and leave a VM waiting are told no more often: strangers can bring that about.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// Who sees the guest's console.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +36,22 @@ pub(super) enum Attachment {
     Foreground,
     /// Nobody until they attach; the parent waits for the announcement.
     Detached,
+}
+
+impl Attachment {
+    /// Keeps signals that ask for nothing from ending this process, which is to hold a VM and has no
+    /// other threads yet.
+    ///
+    /// # Errors
+    /// `host.resources`.
+    pub(super) fn outlive_signals(self) -> Result<(), Observation> {
+        let ignored = signals::outlive_meaningless().and_then(|()| match self {
+            // Until the logs are there that it has opened again.
+            Self::Detached => signals::ignore(libc::SIGHUP),
+            Self::Foreground => Ok(()),
+        });
+        ignored.map_err(|e| local("host.resources", format!("ignore signals: {e}")))
+    }
 }
 
 /// How far the process is confined, and where it works.
@@ -104,12 +124,24 @@ pub(super) fn hold(
     if refused > 0 {
         tracing::warn!(refused, "the sandbox refused system calls of this VM");
     }
+    // Everything that the VM had is free before anybody hears of its end.
+    instance.close_door();
+    held.console.flush(LAST_OUTPUT);
+    let why = failure(&status);
+    part(&dir, &status);
+    instance.tell_end();
+    if attachment == Attachment::Foreground {
+        tell(&status, output);
+    }
     held.end();
     drop(instance);
-    let ended = finish(&dir, attachment, output, &status);
-    // Threads of the machine may still hold handles of the folder.
-    dir.close();
-    ended
+    let Some(why) = why else {
+        return Ok(Exit::Done);
+    };
+    if attachment == Attachment::Foreground {
+        output.error(&why);
+    }
+    Ok(exit_of(&why))
 }
 
 /// What serves the VM beside the machine.
@@ -136,8 +168,7 @@ fn start(
         RamFile::memfd()
     });
     confined.enter(dir)?;
-    let mut server = ControlServer::start(dir.bind_control()?)
-        .map_err(|e| failed("serve the control socket", e))?;
+    let control = dir.bind_control()?;
     let shown = attachment == Attachment::Foreground && !output.is_json();
     let stdout = if shown {
         Some(own_stdout().map_err(|e| failed("use standard output", e))?)
@@ -152,6 +183,8 @@ fn start(
         stdout,
     })
     .map_err(|e| failed("start the console", e))?;
+    let mut server = ControlServer::start(control, at_hangup(dir, &console, attachment))
+        .map_err(|e| failed("serve the control socket", e))?;
     let instance = launch(dir, &console, file)?;
     tracing::info!(name = dir.name(), "the VM is up");
     server.serve(Arc::clone(&instance));
@@ -162,9 +195,11 @@ fn start(
     };
     match attachment {
         Attachment::Detached => {
-            if let Err(why) = detach::announce_up(&instance.status(), dir) {
+            if let Err(why) = detach::announce_up(&instance.own_status(), dir) {
                 // Nobody knows of this VM: end it.
-                let _ = instance.stop(crate::instance::StopMode::Force);
+                let _ = instance.stop(StopMode::Force, Requester::Holder);
+                instance.close_door();
+                instance.tell_end();
                 held.end();
                 return Err(why);
             }
@@ -177,6 +212,28 @@ fn start(
         }
     }
     Ok((held, instance))
+}
+
+/// What a hang-up does: nobody's terminal is one of a detached VM.
+fn at_hangup(dir: &VmDir, console: &ConsoleHub, attachment: Attachment) -> Hangup {
+    let (dir, console) = (dir.clone(), console.clone());
+    match attachment {
+        Attachment::Foreground if signals::is_ignored(libc::SIGHUP) => Hangup::Ignored,
+        Attachment::Foreground => Hangup::Stops,
+        Attachment::Detached => {
+            Hangup::Reopens(Arc::new(move || match reopen_logs(&dir, &console) {
+                Ok(()) => tracing::info!("the logs were opened again"),
+                Err(e) => tracing::error!(error = %e, "the logs cannot be opened again"),
+            }))
+        }
+    }
+}
+
+fn reopen_logs(dir: &VmDir, console: &ConsoleHub) -> std::io::Result<()> {
+    logging::reopen(&dir.vmm_log())?;
+    detach::follow_log(dir)?;
+    console.set_log(RotatingFile::create(&dir.serial_log(), SERIAL_LOG_LIMIT)?);
+    Ok(())
 }
 
 fn own_stdout() -> std::io::Result<OwnedFd> {
@@ -207,23 +264,29 @@ impl Held {
             });
     }
 
-    /// Waits until the VM has ended and tells what happens meanwhile; its last status.
+    /// Waits until the VM has ended and tells what happens meanwhile; its last status, which is not told
+    /// yet.
     fn follow(&self, instance: &dyn Instance, attachment: Attachment, output: Output) -> VmStatus {
-        let mut status = instance.status();
+        let mut told: Option<(VmState, Instant)> = None;
         loop {
-            if attachment == Attachment::Foreground {
-                tell(&status, output);
+            let status = instance.own_status();
+            // A failure soon after another waits: of many, the last is told.
+            let quiet = match told {
+                Some((state, at)) if state == status.state => QUIET.saturating_sub(at.elapsed()),
+                _ => Duration::ZERO,
+            };
+            if quiet.is_zero() {
+                if attachment == Attachment::Foreground && !status.state.is_final() {
+                    tell(&status, output);
+                }
+                tracing::info!(state = ?status.state, "state told");
+                told = Some((status.state, Instant::now()));
             }
-            if is_end(status.state) {
-                return status;
+            let look = if quiet.is_zero() { LOOK } else { quiet };
+            if let Some(last) = instance.wait_end(&status, look) {
+                tracing::info!(state = ?last.state, end = ?last.end, "the VM has ended");
+                return last;
             }
-            let seen = status.state;
-            instance.wait_change(seen, LOOK);
-            let after = instance.status();
-            if after.state != seen {
-                tracing::info!(state = ?after.state, "state changed");
-            }
-            status = after;
         }
     }
 
@@ -233,7 +296,6 @@ impl Held {
             console,
             terminal,
         } = self;
-        console.flush(LAST_OUTPUT);
         server.finish();
         console.close();
         drop(terminal);
@@ -242,46 +304,49 @@ impl Held {
 
 fn tell(status: &VmStatus, output: Output) {
     output.object(status);
-    if let (false, VmState::Incoming, Some(listen)) =
-        (output.is_json(), status.state, &status.listen)
-    {
-        eprintln!("vmm: {} listens at {listen}", status.name);
-    }
-    if status.state == VmState::HandoverUnknown {
-        eprintln!(
-            "vmm: {0} is paused: run `vmm migrate {0} --resolve` when its destination can be reached",
-            status.name
-        );
+    let name = &status.name;
+    match (status.state, &status.listen) {
+        (VmState::Incoming, Some(listen)) => {
+            if let Some(why) = &status.last_failure {
+                eprint!("vmm: {}", explain(why));
+                eprintln!("vmm: {name} goes on waiting at {listen}");
+            } else if !output.is_json() {
+                eprintln!("vmm: {name} listens at {listen}");
+            }
+        }
+        (VmState::HandoverUnknown, _) => eprintln!(
+            "vmm: {name} is paused until its destination answers whether it runs there; \
+             `vmm migrate {name} --resolve` asks at once"
+        ),
+        (VmState::Running | VmState::Paused, _) if never_ran(status) => {
+            eprintln!("vmm: {name} goes on here: it never ran at its destination");
+        }
+        _ => {}
     }
 }
 
-pub(super) fn is_end(state: VmState) -> bool {
-    matches!(
-        state,
-        VmState::Stopped | VmState::Migrated | VmState::Failed
-    )
-}
-
-fn finish(
-    dir: &VmDir,
-    attachment: Attachment,
-    output: Output,
-    status: &VmStatus,
-) -> Result<Exit, Observation> {
+/// Why a VM failed that has ended so.
+fn failure(status: &VmStatus) -> Option<Observation> {
     if status.state != VmState::Failed {
-        return Ok(Exit::Done);
+        return None;
     }
-    let why = status
-        .error
-        .clone()
-        .unwrap_or_else(|| local("vm.failed", "the guest failed for an unknown reason"));
+    let unknown = || local("vm.failed", "the guest failed for an unknown reason");
+    let why = status.error.clone().unwrap_or_else(unknown);
     tracing::error!(%why, "the VM failed");
-    // A `receive` that never had a guest leaves nothing: its source tells the reason.
-    if attachment == Attachment::Detached && status.memory_bytes > 0 {
-        dir.keep_failed(status)?;
+    Some(why)
+}
+
+fn never_ran(status: &VmStatus) -> bool {
+    let resolution = status.migration.as_ref().and_then(|m| m.resolution);
+    resolution == Some(Resolution::NeverRan)
+}
+
+/// Lets go of the folder of a VM that has ended. Its end is kept under its name, unless there is nothing to
+/// tell: a `receive` that had neither a guest nor a name of its own tells its source.
+fn part(dir: &VmDir, status: &VmStatus) {
+    if status.memory_bytes == 0 && dir.naming() == Naming::Found {
+        dir.close();
+    } else {
+        dir.close_as(status);
     }
-    if attachment == Attachment::Foreground {
-        output.error(&why);
-    }
-    Ok(exit_of(&why))
 }

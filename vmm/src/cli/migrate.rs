@@ -2,18 +2,21 @@
 
 use std::time::Duration;
 
+use control::api::body::{MigrateBody, ResolveBody};
+use control::api::client::Client;
+use control::exit::{Exit, exit_of_report, local};
+use control::instance::VmState;
+use control::runtime_dir::{Entry, RuntimeDir, VmProcess};
 use migration::observation::Observation;
 use migration::progress::{Event, Report};
 
 use super::args::{MigrateArgs, milliseconds};
-use super::exit::{Exit, exit_of_report, local};
+use super::event_loop::block_on;
+use super::outcome::Asked;
 use super::progress::{Progress, await_interrupt};
-use super::vm::state_name;
-use super::{Output, block_on, report};
-use crate::api::body::MigrateBody;
-use crate::api::client::Client;
-use crate::instance::VmState;
-use crate::runtime_dir::RuntimeDir;
+use super::wording::state_name;
+use super::{names, report};
+use control::output::Output;
 
 /// How long the source's process may take to go away after the guest left.
 const SOURCE_END: Duration = Duration::from_secs(2);
@@ -43,6 +46,7 @@ pub(super) fn run(
     };
     let body = MigrateBody {
         to: to.clone(),
+        addresses: names::of_destination(to)?,
         downtime_limit_ms: milliseconds(args.downtime_limit),
         bandwidth_bytes_per_s: args.bandwidth.and_then(|rate| rate.0),
         streams: args.streams,
@@ -52,32 +56,48 @@ pub(super) fn run(
         insecure: args.insecure,
         plan: args.plan,
     };
+    let process = match runtime.find(name)? {
+        Entry::Live { pid } => VmProcess::of(pid),
+        // It is told when it is asked.
+        Entry::Ended(_) | Entry::Unreadable(_) => VmProcess::of(0),
+    };
     let mut progress = Progress::new(output);
     let end = block_on(async {
         let mut interrupts =
             await_interrupt().map_err(|e| local("host.resources", format!("hear signals: {e}")))?;
         let mut events = client.migrate_and_follow(&body).await?;
-        loop {
+        let broken = loop {
             tokio::select! {
-                event = events.next() => match event? {
-                    Some(event) => {
+                event = events.next() => match event {
+                    Ok(Some(event)) => {
                         progress.show(&event);
                         if let Some(end) = last(event) {
                             return Ok(end);
                         }
                     }
-                    None => return Err(ended_early(name)),
+                    Ok(None) => break ended_early(name),
+                    Err(why) => break why,
                 },
                 () = interrupts.next() => cancel(&client, &progress).await,
             }
-        }
+        };
+        // That its events broke off says nothing about the migration.
+        let asked = Asked {
+            client: &client,
+            id: events.migration_id().map(str::to_owned),
+            name,
+            to,
+        };
+        let end = asked.learn(runtime, broken, &mut interrupts).await?;
+        progress.show(&end);
+        last(end).ok_or_else(|| ended_early(name))
     });
     let end = end?;
     match end.status.as_str() {
         "planned" => output.line(format!("{name} can move to {to}")),
         "completed" => {
             report::print_completed(name, to, &end, output);
-            runtime.wait_gone(name, SOURCE_END);
+            process.wait_end(SOURCE_END);
         }
         _ => report::print_ended(name, &end),
     }
@@ -85,7 +105,16 @@ pub(super) fn run(
 }
 
 fn resolve(name: &str, client: &Client, output: Output) -> Result<Exit, Observation> {
-    let why = match block_on(client.resolve()) {
+    let asked = block_on(async {
+        let to = client.status().await?.migration.and_then(|m| m.to);
+        // Where the name cannot be looked up now, the VM knows what it stood for.
+        let addresses = to.and_then(|to| names::of_destination(&to).ok());
+        let body = ResolveBody {
+            addresses: addresses.unwrap_or_default(),
+        };
+        client.resolve(&body).await
+    });
+    let why = match asked {
         Ok(answer) => {
             output.either(&answer, format!("{name} is {}", state_name(answer.state)));
             return Ok(Exit::Done);
@@ -109,7 +138,7 @@ fn ended_early(name: &str) -> Observation {
     )
 }
 
-fn last(event: Event) -> Option<Report> {
+pub(super) fn last(event: Event) -> Option<Report> {
     match event {
         Event::Completed(report) | Event::Failed(report) | Event::Cancelled(report) => Some(report),
         _ => None,

@@ -3,13 +3,12 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+use control::units::{human_bytes, human_ms};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use migration::progress::{Event, Phase};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::Output;
-use super::output::explain;
-use crate::units::{human_bytes, human_ms};
+use control::output::{Output, explain};
 
 /// How often a line is printed where no bar can be drawn.
 const LINE_EVERY: Duration = Duration::from_secs(1);

@@ -1,15 +1,18 @@
 //! `vmm receive`.
 
+use control::exit::{Exit, exit_of};
+use control::runtime_dir::{RuntimeDir, VmDir};
+use machine::NAMELESS;
+use machine::config::ReceiveConfig;
 use migration::address::Address;
 use migration::observation::Observation;
 
 use super::args::ReceiveArgs;
-use super::exit::Exit;
 use super::hold::{Attachment, Confined, hold};
-use super::{Launcher, Output, detach};
-use crate::config::ReceiveConfig;
+use super::launcher::Launcher;
+use super::{detach, names};
 use crate::logging::LogOptions;
-use crate::runtime_dir::{RuntimeDir, VmDir};
+use control::output::Output;
 
 pub(super) fn run(
     args: ReceiveArgs,
@@ -30,12 +33,13 @@ pub(super) fn run(
     } else {
         Attachment::Foreground
     };
+    attachment.outlive_signals()?;
     let sandbox = args.confinement.sandbox;
     let (dir, config) = match prepare(args, runtime) {
         Ok(prepared) => prepared,
         Err(why) if detached_child => {
             detach::announce_failed(&why);
-            return Ok(super::exit_of(&why));
+            return Ok(exit_of(&why));
         }
         Err(why) => return Err(why),
     };
@@ -43,9 +47,9 @@ pub(super) fn run(
         detach::leave_session();
     }
     let confinement = Confined {
-        socket: match config.listen.parse() {
-            Ok(Address::Unix(path)) => Some(path),
-            _ => None,
+        socket: match config.listen.address() {
+            Address::Unix(path) => Some(path.clone()),
+            Address::Tcp { .. } | Address::Fd(_) => None,
         },
         ..Confined::new(sandbox)
     };
@@ -62,8 +66,9 @@ pub(super) fn run(
 fn prepare(args: ReceiveArgs, runtime: &RuntimeDir) -> Result<(VmDir, ReceiveConfig), Observation> {
     let config = {
         let reserve = args.reserve.map(|size| size.0);
-        ReceiveConfig::new(args.listen, args.name, args.disks, args.nets, reserve)?
+        let listen = names::to_listen_at(&args.listen)?;
+        ReceiveConfig::new(listen, args.name, args.disks, args.nets, reserve)?
     };
-    let dir = runtime.create(config.name.as_deref(), "incoming")?;
+    let dir = runtime.create(config.name.as_deref(), NAMELESS)?;
     Ok((dir, config))
 }

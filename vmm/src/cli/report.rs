@@ -1,12 +1,11 @@
 //! A migration's report, for people.
 
+use control::units::{human_bytes, human_ms};
 use migration::observation::Observation;
 use migration::progress::{DowntimeParts, Report};
 use migration::vm::RunState;
 
-use super::Output;
-use super::output::explain;
-use crate::units::{human_bytes, human_ms};
+use control::output::{Output, explain};
 
 /// Names and values of the downtime's parts that are known, in the order in which they pass.
 pub(crate) fn downtime_parts(parts: &DowntimeParts) -> Vec<(&'static str, f64)> {
@@ -38,7 +37,8 @@ pub(super) fn print_completed(name: &str, to: &str, report: &Report, output: Out
         downtime_ms,
         downtime,
         setup_ms,
-        iterations,
+        iterations: _,
+        iterations_omitted: _,
         encodings,
         wire_bytes,
         guest_bytes,
@@ -71,7 +71,7 @@ pub(super) fn print_completed(name: &str, to: &str, report: &Report, output: Out
     for (part, ms) in downtime_parts(downtime) {
         output.line(format!("    {part:10}  {}", human_ms(ms)));
     }
-    let passes = iterations.as_ref().map_or(0, Vec::len);
+    let passes = report.passes().unwrap_or_default();
     output.line(format!(
         "  memory    {} of guest, {} on the wire, {} {}",
         human_bytes(*guest_bytes as f64),
@@ -117,8 +117,8 @@ pub(super) fn print_ended(name: &str, report: &Report) {
                 reason.unwrap_or_else(|| "the answer to commit was lost\n".into())
             );
             eprintln!(
-                "vmm: {name} is paused: run `vmm migrate {name} --resolve` when its destination can \
-                 be reached"
+                "vmm: {name} is paused until its destination answers, which it is asked to by itself; \
+                 `vmm migrate {name} --resolve` asks at once"
             );
         }
         _ => {

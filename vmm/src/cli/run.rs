@@ -1,14 +1,16 @@
 //! `vmm run`.
 
+use control::exit::{Exit, exit_of};
+use control::runtime_dir::RuntimeDir;
+use machine::config::RunOptions;
 use migration::observation::Observation;
 
 use super::args::RunArgs;
-use super::exit::Exit;
 use super::hold::{Attachment, Confined, hold};
-use super::{Launcher, Output, detach};
-use crate::config::RunOptions;
+use super::launcher::Launcher;
+use super::{detach, wait};
 use crate::logging::LogOptions;
-use crate::runtime_dir::RuntimeDir;
+use control::output::Output;
 
 pub(super) fn run(
     args: RunArgs,
@@ -20,6 +22,10 @@ pub(super) fn run(
 ) -> Result<Exit, Observation> {
     if args.detach && !detached_child {
         let status = detach::start_detached()?;
+        if status.state.is_final() {
+            // A guest may be over before it is told of.
+            return wait::run(&status.name, None, None, runtime, output);
+        }
         output.either(
             &status,
             format!("{} runs (process {})", status.name, status.pid),
@@ -31,13 +37,14 @@ pub(super) fn run(
     } else {
         Attachment::Foreground
     };
+    attachment.outlive_signals()?;
     let confinement = Confined::new(args.confinement.sandbox);
     let prepared = prepare(args, runtime);
     let (dir, config) = match prepared {
         Ok(prepared) => prepared,
         Err(why) if detached_child => {
             detach::announce_failed(&why);
-            return Ok(super::exit_of(&why));
+            return Ok(exit_of(&why));
         }
         Err(why) => return Err(why),
     };
@@ -57,7 +64,7 @@ pub(super) fn run(
 fn prepare(
     args: RunArgs,
     runtime: &RuntimeDir,
-) -> Result<(crate::runtime_dir::VmDir, crate::config::RunConfig), Observation> {
+) -> Result<(control::runtime_dir::VmDir, machine::config::RunConfig), Observation> {
     let file = match &args.config {
         Some(path) => RunOptions::from_file(path)?,
         None => RunOptions::default(),

@@ -3,6 +3,9 @@
 use std::io::{self, Read};
 
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetpgrp, tcsetattr};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use control::signals;
 
 /// Ctrl-], which never reaches the guest.
 pub(super) const ESCAPE: u8 = 0x1d;
@@ -29,9 +32,69 @@ impl RawTerminal {
     }
 }
 
+impl RawTerminal {
+    /// As [`RawTerminal::enter`], for a process that leaves its end to signals: the terminal is as it was
+    /// before when one of them comes.
+    ///
+    /// # Errors
+    /// When signals cannot be heard; the terminal is left as it is.
+    pub fn enter_until_signal() -> io::Result<Option<Self>> {
+        if !owns_terminal() {
+            return Ok(None);
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let mut ends = runtime.block_on(async { Ends::hear() })?;
+        let terminal = Self::enter();
+        let before = terminal.as_ref().map(|terminal| terminal.before.clone());
+        std::thread::Builder::new()
+            .name("signals".into())
+            .spawn(move || {
+                let signal = runtime.block_on(ends.first());
+                if let Some(before) = &before {
+                    restore(before);
+                }
+                signals::end_by(signal);
+            })?;
+        Ok(terminal)
+    }
+}
+
 impl Drop for RawTerminal {
     fn drop(&mut self) {
-        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
+        restore(&self.before);
+    }
+}
+
+fn restore(before: &Termios) {
+    let _ = tcsetattr(io::stdin(), OptionalActions::Now, before);
+}
+
+/// Signals that end a process that hears none of them.
+struct Ends([(i32, Signal); 4]);
+
+impl Ends {
+    /// Hears them from now on.
+    fn hear() -> io::Result<Self> {
+        let hear = |number| Ok::<_, io::Error>((number, signal(SignalKind::from_raw(number))?));
+        Ok(Self([
+            hear(libc::SIGTERM)?,
+            hear(libc::SIGINT)?,
+            hear(libc::SIGHUP)?,
+            hear(libc::SIGQUIT)?,
+        ]))
+    }
+
+    /// The first that comes.
+    async fn first(&mut self) -> i32 {
+        let [a, b, c, d] = &mut self.0;
+        tokio::select! {
+            _ = a.1.recv() => a.0,
+            _ = b.1.recv() => b.0,
+            _ = c.1.recv() => c.0,
+            _ = d.1.recv() => d.0,
+        }
     }
 }
 

@@ -1,93 +1,27 @@
-//! `list`, `status`, `pause`, `resume`, `stop` and `wait`.
+//! `status`, `pause`, `resume`, `stop` and `forget`.
 
 use std::time::{Duration, Instant};
 
+use control::api::client::Client;
+use control::exit::{Exit, local};
+use control::instance::{MigrationStatus, Requester, StopMode, VmEnd, VmState, VmStatus};
+use control::runtime_dir::{Entry, Forgotten, RuntimeDir, VmProcess};
+use control::units::{ByteSize, human_ms};
 use migration::observation::Observation;
 use migration::progress::Event;
+use migration::wire::control::Resolution;
 
-use super::exit::{Exit, exit_of, local};
-use super::hold::is_end;
-use super::output::explain;
-use super::{Output, block_on};
-use crate::api::client::Client;
-use crate::instance::{MigrationStatus, StopMode, VmState, VmStatus};
-use crate::runtime_dir::{Entry, RuntimeDir};
-use crate::units::{ByteSize, Span, human_ms};
+use super::event_loop::block_on;
+use super::process;
+use super::progress::describe_event;
+use super::wait::PROCESS_END;
+use super::wording::{described, ending, state_name};
+use control::output::{Output, explain};
 
-/// How long a process may take to go away once its VM has ended.
-const PROCESS_END: Duration = Duration::from_secs(10);
-/// How long a VM may take to tell its status to `list`.
-const LIST_PATIENCE: Duration = Duration::from_secs(2);
-/// One wait of `wait`.
-const WAIT_STEP_MS: u64 = 60_000;
-
-/// Name of a state, as in JSON.
-pub(crate) fn state_name(state: VmState) -> &'static str {
-    match state {
-        VmState::Incoming => "incoming",
-        VmState::Running => "running",
-        VmState::Paused => "paused",
-        VmState::HandingOver => "handing-over",
-        VmState::HandoverUnknown => "handover-unknown",
-        VmState::Migrated => "migrated",
-        VmState::Stopped => "stopped",
-        VmState::Failed => "failed",
-    }
-}
-
-pub(super) fn list(runtime: &RuntimeDir, output: Output) -> Result<Exit, Observation> {
-    let entries = runtime.list()?;
-    let statuses = block_on(async {
-        let mut statuses = Vec::new();
-        for (name, entry) in entries {
-            let status = match entry {
-                Entry::Failed(status) => Ok(*status),
-                Entry::Live { .. } => {
-                    let client = Client::new(runtime, &name);
-                    match tokio::time::timeout(LIST_PATIENCE, client.status()).await {
-                        Ok(status) => status,
-                        Err(_) => Err(local("vm.unreachable", format!("{name} does not answer"))),
-                    }
-                }
-            };
-            statuses.push((name, status));
-        }
-        Ok(statuses)
-    })?;
-    let width = statuses
-        .iter()
-        .map(|(name, _)| name.len())
-        .max()
-        .unwrap_or(0)
-        .max(4);
-    if !statuses.is_empty() {
-        output.line(format!(
-            "{:width$}  {:16}  {:>7}  {:>4}  {:>8}",
-            "NAME", "STATE", "PID", "CPUS", "MEMORY"
-        ));
-    }
-    for (name, status) in statuses {
-        match status {
-            Ok(s) => output.either(
-                &s,
-                format!(
-                    "{name:width$}  {:16}  {:>7}  {:>4}  {:>8}",
-                    state_name(s.state),
-                    s.pid,
-                    s.cpus,
-                    ByteSize(s.memory_bytes).to_string()
-                ),
-            ),
-            // One that ended between the look and the question is not worth a word.
-            Err(why) if why.id == "vm.not-found" => {}
-            Err(why) => {
-                output.object(&serde_json::json!({ "name": name, "error": why }));
-                output.line(format!("{name:width$}  does not answer"));
-            }
-        }
-    }
-    Ok(Exit::Done)
-}
+/// How long `stop --force` leaves it to a VM to end; less than the five seconds after which it is gone.
+const FORCE: Duration = Duration::from_millis(4750);
+/// How long the VM may take of it to answer: at least the rest is for its process to end.
+const FORCE_ANSWER: Duration = Duration::from_millis(3750);
 
 pub(super) fn status(
     name: &str,
@@ -95,17 +29,18 @@ pub(super) fn status(
     output: Output,
 ) -> Result<Exit, Observation> {
     let status = match runtime.find(name)? {
-        Entry::Failed(status) => *status,
+        Entry::Ended(status) => *status,
+        Entry::Unreadable(why) => return Err(*why),
         Entry::Live { .. } => block_on(Client::new(runtime, name).status())?,
     };
     output.object(&status);
     if !output.is_json() {
-        describe(&status, runtime, output);
+        describe(&status, output);
     }
     Ok(Exit::Done)
 }
 
-fn describe(status: &VmStatus, runtime: &RuntimeDir, output: Output) {
+fn describe(status: &VmStatus, output: Output) {
     let VmStatus {
         name,
         state,
@@ -116,13 +51,24 @@ fn describe(status: &VmStatus, runtime: &RuntimeDir, output: Output) {
         listen,
         migration,
         error,
+        end,
+        failed_migrations,
+        last_failure,
     } = status;
     output.line(format!("name       {name}"));
     output.line(format!("state      {}", state_name(*state)));
-    output.line(format!(
-        "process    {pid}, up {}",
-        human_ms(*uptime_ms as f64)
-    ));
+    let up = human_ms(*uptime_ms as f64);
+    match end {
+        None => output.line(format!("process    {pid}, up {up}")),
+        Some(end) => {
+            let now = VmEnd::new(end.how).at_us;
+            let ago = human_ms(now.saturating_sub(end.at_us) as f64 / 1e3);
+            output.line(format!("ended      {}, {ago} ago", ending(end)));
+            if *uptime_ms > 0 {
+                output.line(format!("process    {pid}, was up {up}"));
+            }
+        }
+    }
     if *memory_bytes > 0 {
         output.line(format!(
             "machine    {cpus} CPUs, {}",
@@ -132,24 +78,40 @@ fn describe(status: &VmStatus, runtime: &RuntimeDir, output: Output) {
     if let Some(listen) = listen {
         output.line(format!("listens at {listen}"));
     }
-    if let Some(MigrationStatus { id, last }) = migration
+    if let Some(MigrationStatus { id, to, last, .. }) = migration
         && (id.is_some() || last.is_some())
     {
         let id = id.as_deref().or_else(|| told_id(last.as_ref()?));
         output.line(format!(
-            "migration  {} {}",
+            "migration  {}{} {}",
             id.unwrap_or("-"),
-            last.as_ref()
-                .map(super::progress::describe_event)
-                .unwrap_or_default()
+            to.as_ref()
+                .map(|to| format!(" to {to}:"))
+                .unwrap_or_default(),
+            last.as_ref().map(describe_event).unwrap_or_default()
         ));
     }
-    if *state == VmState::HandoverUnknown {
-        output.line(format!("to do      vmm migrate {name} --resolve"));
+    match (state, migration.as_ref().and_then(|m| m.resolution)) {
+        (VmState::HandoverUnknown, _) => output.line(format!(
+            "doubt      its destination is asked until it answers; at once: vmm migrate {name} --resolve"
+        )),
+        (_, Some(Resolution::NeverRan)) => {
+            output.line("resolved   it never ran at its destination, and goes on here");
+        }
+        (_, Some(Resolution::Ran)) => output.line("resolved   it runs at its destination"),
+        (_, None) => {}
+    }
+    if let Some(why) = last_failure {
+        output.line(format!("failed     {failed_migrations} times, last:"));
+        output.line(explain(why).trim_end());
     }
     if let Some(error) = error {
         output.line(format!("error      {}", explain(error).trim_end()));
-        output.line(format!("log        {}", runtime.vmm_log(name).display()));
+    }
+    if end.is_some() {
+        output.line(format!("logs       vmm logs {name} [--vmm]"));
+    } else if error.is_some() {
+        output.line(format!("log        vmm logs {name} --vmm"));
     }
 }
 
@@ -188,102 +150,95 @@ pub(super) fn stop(
     runtime: &RuntimeDir,
     output: Output,
 ) -> Result<Exit, Observation> {
-    if let Entry::Failed(status) = runtime.find(name)? {
-        runtime.forget(name)?;
-        output.either(&status, format!("{name} had failed; its logs are removed"));
-        return Ok(Exit::Done);
-    }
-    let mode = if force {
-        StopMode::Force
-    } else {
-        StopMode::Graceful
+    let pid = match runtime.find(name)? {
+        Entry::Live { pid } => pid,
+        Entry::Unreadable(why) => return Err(*why),
+        Entry::Ended(status) => return stop_ended(&status, output),
     };
-    let status = block_on(Client::new(runtime, name).stop(mode))?;
-    if !runtime.wait_gone(name, PROCESS_END) {
+    let process = VmProcess::of(pid);
+    if force {
+        return stop_by_force(name, &process, runtime, output);
+    }
+    let status = block_on(Client::new(runtime, name).stop(StopMode::Graceful))?;
+    // Its memory and taps are free too, for whoever runs the next one now.
+    if !process.wait_end(PROCESS_END) {
         return Err(local(
             "vm.process-stuck",
             format!("process {} does not end", status.pid),
         ));
     }
-    output.either(&status, format!("{name} is {}", state_name(status.state)));
+    stopped(status, output)
+}
+
+/// Has the VM end itself, and ends the process of one that does not.
+fn stop_by_force(
+    name: &str,
+    process: &VmProcess,
+    runtime: &RuntimeDir,
+    output: Output,
+) -> Result<Exit, Observation> {
+    let until = Instant::now() + FORCE;
+    let asked = block_on(async {
+        let stop = async { Client::new(runtime, name).stop(StopMode::Force).await };
+        Ok(tokio::time::timeout(FORCE_ANSWER, stop).await)
+    })?;
+    let left = until.saturating_duration_since(Instant::now());
+    match asked {
+        Ok(Ok(status)) if process.wait_end(left) => stopped(status, output),
+        // It said no.
+        Ok(Err(why)) if !matches!(why.id.as_str(), "vm.not-responding" | "vm.unreachable") => {
+            Err(why)
+        }
+        Ok(_) | Err(_) => {
+            process::kill(name, runtime)?;
+            runtime.note_killed(name, &Requester::Client.told(StopMode::Force))?;
+            let text = format!("{name} did not end by itself: its process was killed");
+            match runtime.find(name)? {
+                Entry::Ended(status) => output.either(&*status, text),
+                // Somebody uses the name again.
+                Entry::Live { .. } | Entry::Unreadable(_) => output.line(text),
+            }
+            Ok(Exit::Done)
+        }
+    }
+}
+
+fn stopped(status: VmStatus, output: Output) -> Result<Exit, Observation> {
+    output.either(&status, described(&status));
     match status.error {
         Some(why) if status.state == VmState::Failed => Err(why),
         _ => Ok(Exit::Done),
     }
 }
 
-pub(super) fn wait(
+/// There is nothing to stop, and what is known of the end stays: somebody may want to read it.
+fn stop_ended(status: &VmStatus, output: Output) -> Result<Exit, Observation> {
+    if status.state == VmState::Migrated {
+        return Err(local("vm.ended", described(status)));
+    }
+    output.either(status, described(status));
+    Ok(Exit::Done)
+}
+
+pub(super) fn forget(
     name: &str,
-    wanted: Option<VmState>,
-    timeout: Option<Span>,
     runtime: &RuntimeDir,
     output: Output,
 ) -> Result<Exit, Observation> {
-    let deadline = timeout.map(|span| Instant::now() + span.0);
-    let status = block_on(wait_for(name, wanted, deadline, runtime))?;
-    output.either(&status, format!("{name} is {}", state_name(status.state)));
-    if let (VmState::Failed, Some(why)) = (status.state, &status.error) {
-        eprint!("vmm: {}", explain(why));
-        return Ok(exit_of(why));
-    }
-    Ok(if status.state == VmState::Failed {
-        Exit::Failed
-    } else {
-        Exit::Done
-    })
-}
-
-async fn wait_for(
-    name: &str,
-    wanted: Option<VmState>,
-    deadline: Option<Instant>,
-    runtime: &RuntimeDir,
-) -> Result<VmStatus, Observation> {
-    let reached = |state| wanted == Some(state) || is_end(state);
-    let client = Client::new(runtime, name);
-    let mut status = match runtime.find(name)? {
-        Entry::Failed(status) => *status,
-        Entry::Live { .. } => client.status().await?,
-    };
-    while !reached(status.state) {
-        let step = match deadline {
-            None => WAIT_STEP_MS,
-            Some(deadline) => {
-                let left = deadline.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    let state = state_name(status.state);
-                    return Err(local("vm.wait-timeout", format!("{name} is still {state}")));
-                }
-                (left.as_millis() as u64 + 1).min(WAIT_STEP_MS)
-            }
-        };
-        match client.wait(status.state, step).await {
-            Ok(state) => status.state = state,
-            Err(why) => {
-                return match runtime.find(name) {
-                    Ok(Entry::Failed(status)) => Ok(*status),
-                    _ => Err(why),
-                };
-            }
+    match runtime.forget(name)? {
+        Forgotten::Wholly => {
+            output.either(
+                &serde_json::json!({ "name": name }),
+                format!("{name} is forgotten"),
+            );
+            Ok(Exit::Done)
         }
-        // The state alone was told: the rest, such as an error, belongs to it.
-        if let Ok(after) = client.status().await {
-            if after.state == status.state || is_end(after.state) {
-                status = after;
-            }
-        } else if let Ok(Entry::Failed(failed)) = runtime.find(name) {
-            status = *failed;
-        }
-    }
-    match wanted {
-        Some(wanted) if status.state != wanted => Err(local(
-            "vm.ended",
+        Forgotten::But(what) => Err(local(
+            "vm.foreign-folder",
             format!(
-                "{name} is {} and will not be {}",
-                state_name(status.state),
-                state_name(wanted)
+                "{name} is forgotten, but its folder stays, in {}: vmm did not make {what} in it",
+                runtime.path().display()
             ),
         )),
-        _ => Ok(status),
     }
 }

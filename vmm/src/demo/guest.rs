@@ -4,11 +4,12 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use control::exit::local;
+use control::runtime_dir::Log;
+use machine::probe::{ProbeLine, Ready, Tick, probe_lines};
 use migration::observation::Observation;
 
 use super::hosts::Host;
-use crate::cli::local;
-use crate::probe::{ProbeLine, Ready, Tick, probe_lines};
 
 /// How often its log is looked at.
 const LOOK: Duration = Duration::from_millis(10);
@@ -27,7 +28,7 @@ impl<'a> Guest<'a> {
         Self {
             host,
             name,
-            log: host.runtime.serial_log(name),
+            log: host.runtime.log_path(name, Log::Console),
         }
     }
 

@@ -6,12 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use control::api::client::Client;
+use control::exit::local;
+use control::instance::{StopMode, VmStatus};
+use control::runtime_dir::{Entry, RuntimeDir};
 use migration::observation::Observation;
-
-use crate::api::client::Client;
-use crate::cli::local;
-use crate::instance::{StopMode, VmStatus};
-use crate::runtime_dir::{Entry, RuntimeDir};
 
 /// How long a VM may take to end.
 const END_LIMIT: Duration = Duration::from_secs(10);

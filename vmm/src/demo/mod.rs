@@ -7,13 +7,14 @@ mod summary;
 use std::path::Path;
 use std::time::Duration;
 
+use control::api::body::MigrateBody;
+use control::exit::{Exit, exit_of_report, local};
+use control::output::Output;
+use control::units::ByteSize;
 use migration::observation::Observation;
 use migration::progress::{Event, Report};
 
-use crate::api::body::MigrateBody;
-use crate::cli::{DemoArgs, Exit, Launcher, Output, Progress, block_on, exit_of_report, local};
-use crate::cli::{Interrupts, await_interrupt};
-use crate::units::ByteSize;
+use crate::cli::{DemoArgs, Interrupts, Launcher, Progress, await_interrupt, block_on};
 use guest::Guest;
 use hosts::Hosts;
 use summary::Summary;

@@ -1,11 +1,12 @@
 //! What the demo showed.
 
+use control::output::Output;
+use control::units::{human_bytes, human_ms};
+use machine::probe::Tick;
 use migration::progress::Report;
 use serde_json::json;
 
-use crate::cli::{Output, downtime_parts};
-use crate::probe::Tick;
-use crate::units::{human_bytes, human_ms};
+use crate::cli::downtime_parts;
 
 /// Both sides of the story: the engine's and the guest's.
 pub(super) struct Summary<'a> {
@@ -45,7 +46,7 @@ impl Summary<'_> {
             return;
         }
         let gap_ms = guest.max_gap_us as f64 / 1000.0;
-        let passes = report.iterations.as_ref().map_or(0, Vec::len);
+        let passes = report.passes().unwrap_or_default();
         output.line("");
         row(
             output,

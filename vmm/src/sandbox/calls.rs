@@ -175,12 +175,6 @@ pub(super) const CANCEL: Group = Group {
     calls: calls![SYS_shutdown],
 };
 
-pub(super) const REMOVE: Group = Group {
-    name: "remove",
-    why: "remove the socket of a VM that has ended; landlock says where",
-    calls: calls![SYS_unlink, SYS_unlinkat],
-};
-
 pub(super) const TRANSFER: Group = Group {
     name: "transfer",
     why: "send and receive on a connected socket",
@@ -233,27 +227,6 @@ pub(super) const ACCEPT: Group = Group {
     ],
 };
 
-pub(super) const LOOK_UP: Group = Group {
-    name: "look-up",
-    why: "ask the host's resolver: /etc/hosts and DNS",
-    calls: calls![
-        SYS_open,
-        SYS_openat,
-        SYS_pread64,
-        SYS_socket where &[
-            &[domain(libc::AF_UNIX), kind(libc::SOCK_STREAM)],
-            &[domain(libc::AF_INET)],
-            &[domain(libc::AF_INET6)],
-            &[domain(libc::AF_NETLINK)],
-        ],
-        SYS_connect,
-        SYS_bind,
-        SYS_sendmmsg,
-        SYS_uname,
-        SYS_ioctl where &[&[ioctl(libc::FIONREAD as u32)]],
-    ],
-};
-
 pub(super) const API: Group = Group {
     name: "api",
     why: "the event loop of the control socket, signals",
@@ -268,6 +241,12 @@ pub(super) const API: Group = Group {
         SYS_timerfd_create,
         SYS_timerfd_settime,
     ],
+};
+
+pub(super) const REOPEN: Group = Group {
+    name: "reopen",
+    why: "standard error follows a log that was moved away",
+    calls: calls![SYS_dup2, SYS_dup3],
 };
 
 pub(super) const TERMINAL: Group = Group {
@@ -437,7 +416,10 @@ pub(super) const START: Group = Group {
         SYS_ioctl where &[
             &[ioctl(0x1272 | 0x8008_0000)], // BLKGETSIZE64
             &[ioctl(0x1268)],               // BLKSSZGET
+            &[ioctl(0x4c05)],               // LOOP_GET_STATUS64
         ],
+        SYS_fstatfs,
+        SYS_fadvise64,
     ],
 };
 

@@ -69,12 +69,6 @@ pub(super) const COMMON: &[(&str, Use, &str)] = &[
         "standard streams of a detached VM",
     ),
     ("/dev/urandom", Use::Read, "identifiers of migrations"),
-    ("/etc/hosts", Use::Read, "names of destinations"),
-    ("/etc/host.conf", Use::Read, "names of destinations"),
-    ("/etc/resolv.conf", Use::Read, "names of destinations"),
-    ("/etc/nsswitch.conf", Use::Read, "names of destinations"),
-    ("/etc/gai.conf", Use::Read, "names of destinations"),
-    ("/etc/services", Use::Read, "names of destinations"),
     (
         "/proc/self/cgroup",
         Use::Read,

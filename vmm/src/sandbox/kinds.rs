@@ -3,8 +3,8 @@
 use super::call::Group;
 use super::calls::{
     ACCEPT, API, BUILD, CANCEL, CLAIMS, CONNECT, DIRTY_LOG, DISK, EVENTS, FILES, GUEST_RAM,
-    LOOK_UP, MACHINE_STATE, OPEN_TAP, PACE, PAGES, REMOVE, RUN_VCPU, SPAWN, START, TAP, TERMINAL,
-    THREAD, TRANSFER, TURNS,
+    MACHINE_STATE, OPEN_TAP, PACE, PAGES, REOPEN, RUN_VCPU, SPAWN, START, TAP, TERMINAL, THREAD,
+    TRANSFER, TURNS,
 };
 
 /// A kind of thread in the process of a VM.
@@ -26,6 +26,8 @@ pub enum Kind {
     Keyboard,
     /// Looks after the guest's end, its boot under kvm_pvm, and the claims of its disks.
     Caretaker,
+    /// Passes the hold on block devices to a successor on this host.
+    Holder,
     /// Serves the control socket.
     Control,
     /// Coordinates a migration at the source.
@@ -40,8 +42,8 @@ pub enum Kind {
     Stream,
     /// Hashes guest memory.
     Hash,
-    /// Looks the address of a destination up.
-    LookUp,
+    /// Has the disks of a guest flushed that is being moved.
+    Flush,
     /// The main thread, once the VM is up.
     Main,
     /// The main thread before that; what it allows bounds every other.
@@ -50,7 +52,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub(super) const ALL: [Self; 18] = [
+    pub(super) const ALL: [Self; 19] = [
         Self::Vcpu,
         Self::Disk,
         Self::Net,
@@ -59,6 +61,7 @@ impl Kind {
         Self::Console,
         Self::Keyboard,
         Self::Caretaker,
+        Self::Holder,
         Self::Control,
         Self::Migration,
         Self::Incoming,
@@ -66,7 +69,7 @@ impl Kind {
         Self::Link,
         Self::Stream,
         Self::Hash,
-        Self::LookUp,
+        Self::Flush,
         Self::Main,
         Self::Process,
     ];
@@ -82,6 +85,7 @@ impl Kind {
             Self::Console => "console",
             Self::Keyboard => "keyboard",
             Self::Caretaker => "caretaker",
+            Self::Holder => "holder",
             Self::Control => "control",
             Self::Migration => "migration",
             Self::Incoming => "incoming",
@@ -89,7 +93,7 @@ impl Kind {
             Self::Link => "link",
             Self::Stream => "stream",
             Self::Hash => "hash",
-            Self::LookUp => "look-up",
+            Self::Flush => "flush",
             Self::Main => "main",
             Self::Process => "process",
         }
@@ -102,18 +106,10 @@ impl Kind {
             Self::Disk => &[&DISK, &EVENTS],
             Self::Net => &[&EVENTS, &TAP],
             Self::Queue | Self::Helper | Self::Hash => &[&EVENTS],
-            Self::Console => &[&EVENTS, &ACCEPT, &TRANSFER],
+            Self::Console | Self::Holder => &[&EVENTS, &ACCEPT, &TRANSFER],
             Self::Keyboard => &[&EVENTS, &TERMINAL],
-            Self::Caretaker => &[
-                &EVENTS,
-                &MACHINE_STATE,
-                &CLAIMS,
-                &CANCEL,
-                &REMOVE,
-                &TAP,
-                &SPAWN,
-            ],
-            Self::Control => &[&EVENTS, &API, &ACCEPT, &TRANSFER, &SPAWN, &FILES],
+            Self::Caretaker => &[&EVENTS, &MACHINE_STATE, &CLAIMS, &CANCEL, &TAP, &SPAWN],
+            Self::Control => &[&EVENTS, &API, &ACCEPT, &TRANSFER, &SPAWN, &FILES, &REOPEN],
             Self::Migration => &[
                 &EVENTS,
                 &SPAWN,
@@ -138,8 +134,8 @@ impl Kind {
             Self::Reception => &[&EVENTS, &SPAWN, &FILES, &ACCEPT, &TRANSFER],
             Self::Link => &[&EVENTS, &TRANSFER],
             Self::Stream => &[&EVENTS, &TRANSFER, &PAGES, &PACE, &DIRTY_LOG, &GUEST_RAM],
-            Self::LookUp => &[&EVENTS, &TRANSFER, &LOOK_UP],
-            Self::Main => &[&EVENTS, &FILES, &TERMINAL],
+            Self::Flush => &[&EVENTS, &SPAWN, &CANCEL],
+            Self::Main => &[&EVENTS, &FILES, &TERMINAL, &CLAIMS],
             Self::Process => &[&EVENTS, &START, &OPEN_TAP],
         }
     }
@@ -149,12 +145,12 @@ impl Kind {
         match self {
             Self::Control => &[Self::Migration, Self::Disk, Self::Helper],
             // Whoever stops the machine flushes its disks.
-            Self::Caretaker => &[Self::Disk],
+            Self::Caretaker | Self::Flush => &[Self::Disk],
             Self::Migration => &[
                 Self::Link,
                 Self::Stream,
-                Self::LookUp,
                 Self::Hash,
+                Self::Flush,
                 Self::Disk,
                 Self::Helper,
                 Self::Caretaker,
@@ -166,6 +162,7 @@ impl Kind {
                 Self::Queue,
                 Self::Helper,
                 Self::Caretaker,
+                Self::Holder,
                 Self::Reception,
                 Self::Link,
                 Self::Stream,
@@ -180,6 +177,7 @@ impl Kind {
                 Self::Console,
                 Self::Keyboard,
                 Self::Caretaker,
+                Self::Holder,
                 Self::Control,
                 Self::Incoming,
                 Self::Main,
@@ -191,11 +189,11 @@ impl Kind {
             | Self::Helper
             | Self::Console
             | Self::Keyboard
+            | Self::Holder
             | Self::Reception
             | Self::Link
             | Self::Stream
             | Self::Hash
-            | Self::LookUp
             | Self::Main => &[],
         }
     }

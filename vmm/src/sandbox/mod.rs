@@ -18,7 +18,6 @@ mod evaluation_tests;
 mod files;
 mod filter;
 mod kinds;
-pub(crate) mod opener;
 mod refused;
 #[cfg(test)]
 mod tests;
@@ -26,12 +25,13 @@ mod tests;
 use std::path::Path;
 use std::sync::OnceLock;
 
+use control::runtime_dir::VmDir;
+use machine::opener;
 use migration::journal::FileJournal;
 use migration::observation::{Observation, Side};
 
 pub use kinds::Kind;
 
-use crate::runtime_dir::VmDir;
 use files::{COMMON, Grant, Use, grant};
 use refused::Consequence;
 
@@ -94,8 +94,13 @@ pub fn enter(
     let status = files::limit(&grants(dir, places)).map_err(|e| failed("limit files", &e))?;
     missing.extend(files::missing(status));
     migration::os::on_denial(refused::latest);
-    migration::threads::on_start(|role| begin(role.into()));
-    devices::threads::on_start(|role| begin(role.into()));
+    migration::threads::STARTED.set(|role| begin(role.into()));
+    devices::threads::STARTED.set(|role| begin(role.into()));
+    machine::threads::STARTED.set(|role| begin(role.into()));
+    control::threads::STARTED.set(|role| match role {
+        control::threads::Role::Server => begin(Kind::Control),
+        control::threads::Role::Request => inherit(Kind::Control),
+    });
     tracing::info!(?sandbox, ?missing, "the process is confined");
     Ok(missing)
 }
@@ -188,8 +193,8 @@ impl From<migration::threads::Role> for Kind {
             Role::Link => Self::Link,
             Role::Stream => Self::Stream,
             Role::Hash => Self::Hash,
+            Role::Flush => Self::Flush,
             Role::Reception => Self::Reception,
-            Role::LookUp => Self::LookUp,
         }
     }
 }
@@ -202,6 +207,22 @@ impl From<devices::threads::Role> for Kind {
             Role::Net => Self::Net,
             Role::Queue => Self::Queue,
             Role::Helper => Self::Helper,
+        }
+    }
+}
+
+impl From<machine::threads::Role> for Kind {
+    fn from(role: machine::threads::Role) -> Self {
+        use machine::threads::Role;
+        match role {
+            Role::Vcpu => Self::Vcpu,
+            Role::Disk => Self::Disk,
+            Role::Helper => Self::Helper,
+            Role::Console => Self::Console,
+            Role::Caretaker => Self::Caretaker,
+            Role::Holder => Self::Holder,
+            Role::Migration => Self::Migration,
+            Role::Incoming => Self::Incoming,
         }
     }
 }

@@ -8,13 +8,13 @@ use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
 
+use control::rotating_file::RotatingFile;
 use landlock::LandlockStatus;
 
 use super::call::Call;
 use super::calls::{HOSTILE, THREAD};
 use super::files::FilesError;
 use super::*;
-use crate::rotating_file::RotatingFile;
 
 /// Tells the child what to try: `KIND WHAT`.
 const TRY: &str = "VMM_SANDBOX_TRY";
@@ -167,10 +167,8 @@ fn particular(kind: Kind) {
     let exec = (libc::PROT_READ | libc::PROT_EXEC) as u64;
     let private = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
     let coordinators = [Caretaker, Control, Migration, Incoming, Process];
-    let openers = [
-        Control, Migration, Incoming, Reception, LookUp, Main, Process,
-    ];
-    let connectors = [Control, Migration, LookUp, Process];
+    let openers = [Control, Migration, Incoming, Reception, Main, Process];
+    let connectors = [Control, Migration, Process];
     let stream = libc::SOCK_STREAM as u64;
     let socket = |domain: i32| (libc::SYS_socket, [domain as u64, stream, u64::MAX, 0]);
     let cases: [Case<'_>; 17] = [
@@ -179,13 +177,7 @@ fn particular(kind: Kind) {
             (libc::SYS_openat, [NO_FD, 0, 0, 0]),
             &openers,
         ),
-        (
-            "remove a file",
-            (libc::SYS_unlink, [0; 4]),
-            &[
-                Caretaker, Control, Migration, Incoming, Reception, Main, Process,
-            ],
-        ),
+        ("remove a file", (libc::SYS_unlink, [0; 4]), &openers),
         (
             "connect",
             (libc::SYS_connect, [NO_FD, 0, 0, 0]),
@@ -199,7 +191,7 @@ fn particular(kind: Kind) {
         (
             "accept",
             (libc::SYS_accept4, [NO_FD, 0, 0, 0]),
-            &[Console, Control, Incoming, Reception, Process],
+            &[Console, Holder, Control, Incoming, Reception, Process],
         ),
         ("make code", (libc::SYS_mprotect, [1, 4096, exec, 0]), &[]),
         ("map code", (libc::SYS_mmap, [0, 4096, exec, private]), &[]),
@@ -250,7 +242,7 @@ fn particular(kind: Kind) {
     }
     let before = refused::count();
     let thread = std::thread::Builder::new().spawn(|| ());
-    let may_start = coordinators.contains(&kind) || kind == Reception;
+    let may_start = coordinators.contains(&kind) || matches!(kind, Reception | Flush);
     assert_eq!(thread.is_ok(), may_start, "start a thread");
     assert_eq!(refused::count(), before, "start a thread");
     println!("as listed");

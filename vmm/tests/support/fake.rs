@@ -1,24 +1,27 @@
 //! A VM without a machine, for tests of what is around it.
 //!
 //! It echoes what is typed on its console; the lines `poweroff` and `crash` end it. Its migrations go
-//! to `unix:/ok`, `unix:/fail`, `unix:/unknown` or `unix:/slow` (until cancelled).
+//! to `unix:/ok`, `unix:/fail`, `unix:/unknown`, `unix:/slow` (until cancelled), `unix:/long` (as ok, with an
+//! event that is very long) or `unix:/mute` (as ok, but its events break off before the last).
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use control::instance::{
+    Ending, Instance, LimitChange, MigrateRequest, MigrationStatus, Requester, StopMode, VmEnd,
+    VmState, VmStatus,
+};
+use control::runtime_dir::VmDir;
+use machine::config::{ReceiveConfig, RunConfig};
+use machine::console::ConsoleHub;
+use machine::memory::RamFile;
+use migration::control::{EventSender, Events};
 use migration::observation::{Observation, Side};
 use migration::progress::{DowntimeParts, EncodingCount, Event, Iteration, Phase, Report};
 use migration::vm::RunState;
 use vmm::cli::Launcher;
-use vmm::config::{ReceiveConfig, RunConfig};
-use vmm::console::ConsoleHub;
-use vmm::instance::{
-    Instance, LimitChange, MigrateRequest, MigrationStatus, StopMode, VmState, VmStatus,
-};
-use vmm::memory::RamFile;
-use vmm::runtime_dir::VmDir;
 
 fn observed(id: &str, message: &str) -> Observation {
     Observation::new(Side::Source, id, message)
@@ -27,6 +30,9 @@ fn observed(id: &str, message: &str) -> Observation {
 /// What changes.
 struct Inner {
     state: VmState,
+    end: Option<VmEnd>,
+    /// Its end may be told: at once where nobody holds it.
+    told: bool,
     error: Option<Observation>,
     events: Option<Vec<Event>>,
     limits: Option<LimitChange>,
@@ -59,6 +65,8 @@ impl Fake {
             cancelled: AtomicBool::new(false),
             inner: Mutex::new(Inner {
                 state,
+                end: None,
+                told: true,
                 error: None,
                 events: None,
                 limits: None,
@@ -70,10 +78,43 @@ impl Fake {
 
     /// Changes its state.
     pub fn set(&self, state: VmState, error: Option<Observation>) {
+        self.change(state, error, None);
+    }
+
+    fn change(&self, state: VmState, error: Option<Observation>, end: Option<VmEnd>) {
         let mut inner = self.inner.lock().unwrap();
         inner.state = state;
         inner.error = error;
+        inner.end = end;
         self.changed.notify_all();
+    }
+
+    fn told(&self) -> MutexGuard<'_, Inner> {
+        let inner = self.inner.lock().unwrap();
+        let untold = |inner: &mut Inner| inner.state.is_final() && !inner.told;
+        self.changed.wait_while(inner, untold).unwrap()
+    }
+
+    fn status_of(&self, inner: &Inner) -> VmStatus {
+        VmStatus {
+            name: self.name.clone(),
+            state: inner.state,
+            pid: std::process::id(),
+            cpus: self.cpus,
+            memory_bytes: self.memory,
+            uptime_ms: self.began.elapsed().as_millis() as u64,
+            listen: self.listen.clone(),
+            migration: inner.events.as_ref().map(|events| MigrationStatus {
+                id: Some("0123456789abcdef0123456789abcdef".into()),
+                to: None,
+                last: events.last().cloned(),
+                resolution: None,
+            }),
+            error: inner.error.clone(),
+            end: inner.end.clone(),
+            failed_migrations: 0,
+            last_failure: None,
+        }
     }
 
     /// What `set_limits` was last told.
@@ -110,6 +151,7 @@ fn report(status: &str) -> Report {
             commit: 1.0,
         },
         setup_ms: 3.0,
+        iterations_omitted: None,
         iterations: Some(vec![Iteration {
             n: 1,
             pages: 10,
@@ -136,21 +178,7 @@ fn report(status: &str) -> Report {
 
 impl Instance for Fake {
     fn status(&self) -> VmStatus {
-        let inner = self.inner.lock().unwrap();
-        VmStatus {
-            name: self.name.clone(),
-            state: inner.state,
-            pid: std::process::id(),
-            cpus: self.cpus,
-            memory_bytes: self.memory,
-            uptime_ms: self.began.elapsed().as_millis() as u64,
-            listen: self.listen.clone(),
-            migration: inner.events.as_ref().map(|events| MigrationStatus {
-                id: Some("0123456789abcdef0123456789abcdef".into()),
-                last: events.last().cloned(),
-            }),
-            error: inner.error.clone(),
-        }
+        self.status_of(&self.told())
     }
 
     fn pause(&self) -> Result<(), Observation> {
@@ -165,7 +193,7 @@ impl Instance for Fake {
         Ok(())
     }
 
-    fn stop(&self, mode: StopMode) -> Result<(), Observation> {
+    fn stop(&self, mode: StopMode, by: Requester) -> Result<(), Observation> {
         if mode == StopMode::Graceful {
             self.expect(&[VmState::Running])?;
             if self.deaf {
@@ -175,7 +203,11 @@ impl Instance for Fake {
                 ));
             }
         }
-        self.set(VmState::Stopped, None);
+        let end = VmEnd {
+            by: Some(by.told(mode)),
+            ..VmEnd::new(Ending::Stopped)
+        };
+        self.change(VmState::Stopped, None, Some(end));
         Ok(())
     }
 
@@ -193,12 +225,16 @@ impl Instance for Fake {
             eta_ms: Some(70.0),
             forecast_downtime_ms: 7.0,
         });
-        match request.to.as_str() {
+        match request.to.to_string().as_str() {
             "unix:/ok" => {
                 let status = if request.plan { "planned" } else { "completed" };
                 events.push(Event::Completed(report(status)));
                 if !request.plan {
-                    self.set(VmState::Migrated, None);
+                    let end = VmEnd {
+                        to: Some(request.to.to_string()),
+                        ..VmEnd::new(Ending::Migrated)
+                    };
+                    self.change(VmState::Migrated, None, Some(end));
                 }
             }
             "unix:/fail" => {
@@ -212,7 +248,13 @@ impl Instance for Fake {
                 events.push(Event::Failed(report("handover-unknown")));
                 self.set(VmState::HandoverUnknown, None);
             }
-            "unix:/slow" => {}
+            "unix:/slow" | "named:7" => {}
+            "unix:/long" => {
+                let mut report = report("completed");
+                report.iterations = Some(vec![Iteration::default(); 20_000]);
+                events.push(Event::Completed(report));
+            }
+            "unix:/mute" => events.push(Event::Completed(report("completed"))),
             _ => return Err(observed("usage.address", "no such destination")),
         }
         let mut inner = self.inner.lock().unwrap();
@@ -221,16 +263,27 @@ impl Instance for Fake {
         Ok("0123456789abcdef0123456789abcdef".into())
     }
 
-    fn migration_events(&self) -> Option<Receiver<Event>> {
-        let inner = self.inner.lock().unwrap();
-        let (sender, receiver) = channel();
-        let events = inner.events.clone()?;
+    fn migration_events(&self) -> Option<Events> {
+        let inner = self.told();
+        let (sender, receiver) = Events::channel();
+        let mut events = inner.events.clone()?;
+        if inner
+            .request
+            .as_ref()
+            .is_some_and(|r| r.to.to_string() == "unix:/mute")
+        {
+            events.pop();
+            for event in events {
+                sender.tell(event);
+            }
+            return Some(receiver);
+        }
         let last = matches!(
             events.last(),
             Some(Event::Completed(_) | Event::Failed(_) | Event::Cancelled(_))
         );
         for event in events {
-            sender.send(event).unwrap();
+            sender.tell(event);
         }
         if !last {
             // Ends once it is cancelled: an engine would do so from its own thread.
@@ -247,7 +300,7 @@ impl Instance for Fake {
         }
         self.cancelled.store(true, Ordering::SeqCst);
         for sender in slow.drain(..) {
-            let _ = sender.send(Event::Cancelled(report("cancelled")));
+            sender.tell(Event::Cancelled(report("cancelled")));
         }
         Ok(())
     }
@@ -257,7 +310,7 @@ impl Instance for Fake {
         Ok(())
     }
 
-    fn resolve(&self) -> Result<VmState, Observation> {
+    fn resolve(&self, _: Vec<SocketAddr>) -> Result<VmState, Observation> {
         self.expect(&[VmState::HandoverUnknown])?;
         self.set(VmState::Running, None);
         Ok(VmState::Running)
@@ -269,17 +322,41 @@ impl Instance for Fake {
             .changed
             .wait_timeout_while(inner, timeout, |i| i.state == seen)
             .unwrap();
-        inner.state
+        drop(inner);
+        self.told().state
+    }
+
+    fn wait_end(&self, seen: &VmStatus, timeout: Duration) -> Option<VmStatus> {
+        let inner = self.inner.lock().unwrap();
+        let (inner, _) = self
+            .changed
+            .wait_timeout_while(inner, timeout, |i| {
+                i.state == seen.state && !seen.state.is_final()
+            })
+            .unwrap();
+        inner.state.is_final().then(|| self.status_of(&inner))
+    }
+
+    fn own_status(&self) -> VmStatus {
+        self.status_of(&self.inner.lock().unwrap())
+    }
+
+    fn close_door(&self) {}
+
+    fn tell_end(&self) {
+        self.inner.lock().unwrap().told = true;
+        self.changed.notify_all();
     }
 }
 
 /// Who listens to migrations that wait to be cancelled.
-static SLOW: Mutex<Vec<Arc<std::sync::mpsc::Sender<Event>>>> = Mutex::new(Vec::new());
+static SLOW: Mutex<Vec<Arc<EventSender>>> = Mutex::new(Vec::new());
 
 /// Launches [`Fake`]s.
 pub struct FakeLauncher;
 
 fn wire(fake: &Arc<Fake>, console: &ConsoleHub) {
+    fake.inner.lock().unwrap().told = false;
     let (vm, out) = (Arc::clone(fake), console.clone());
     let typed = Mutex::new(Vec::new());
     console.set_input(Box::new(move |bytes| {
@@ -287,14 +364,16 @@ fn wire(fake: &Arc<Fake>, console: &ConsoleHub) {
         let mut typed = typed.lock().unwrap();
         typed.extend_from_slice(bytes);
         if typed.ends_with(b"poweroff\n") {
-            vm.set(VmState::Stopped, None);
+            vm.change(VmState::Stopped, None, Some(VmEnd::new(Ending::PoweredOff)));
         }
         if typed.ends_with(b"crash\n") {
-            vm.set(
+            vm.change(
                 VmState::Failed,
                 Some(observed("guest.crashed", "triple fault")),
+                Some(VmEnd::new(Ending::Crashed)),
             );
         }
+        bytes.len()
     }));
 }
 

@@ -1,7 +1,7 @@
 //! The virtio disk (virtio 1.2, 5.2).
 
 mod config;
-mod state;
+pub(super) mod state;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,6 +10,7 @@ use block::{BlockDevice, SECTOR_SIZE, ZeroMode};
 use virtio_bindings::virtio_blk::*;
 
 use super::chain::{BadRequest, Chain};
+use super::device::read_config_space;
 use super::{DeviceKind, DeviceStateV1, VirtioDevice};
 use crate::{Error, Result};
 use config::{LEN, MAX_DISCARD_SECTORS, MAX_RANGES, MAX_ZERO_SECTORS, QUEUE_SIZE, config_space};
@@ -231,7 +232,7 @@ impl VirtioDevice for Block {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        super::read_config_space(&self.config, offset, data);
+        read_config_space(&self.config, offset, data);
     }
 
     fn process(

@@ -1,6 +1,6 @@
 //! The virtio console with one port (virtio 1.2, 5.3).
 
-mod state;
+pub(super) mod state;
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -11,6 +11,7 @@ use super::chain::{BadRequest, Chain};
 use super::{DeviceKind, DeviceStateV1, QueueWaker, VirtioDevice};
 use crate::locked::locked;
 use crate::output::{Output, OutputHandle};
+use crate::room::{OnRoom, Room};
 use crate::{Error, Result};
 
 pub use state::ConsoleStateV1;
@@ -33,6 +34,7 @@ const FLUSH: Duration = Duration::from_millis(5);
 struct Input {
     bytes: Mutex<VecDeque<u8>>,
     waker: OnceLock<QueueWaker>,
+    room: Room,
 }
 
 /// A console with one port.
@@ -52,11 +54,15 @@ pub struct ConsoleEnd {
 }
 
 impl ConsoleEnd {
-    /// Gives input to the guest; how many bytes were taken (the rest may be offered again later).
+    /// Gives input to the guest; how many bytes were taken. The rest is to be offered again, for example
+    /// when [`ConsoleEnd::on_room`] says so.
     pub fn enqueue(&self, bytes: &[u8]) -> usize {
         let mut queue = locked(&self.input.bytes);
         let taken = bytes.len().min(MOST_INPUT - queue.len());
         queue.extend(&bytes[..taken]);
+        if taken < bytes.len() {
+            self.input.room.lacks();
+        }
         drop(queue);
         if taken > 0
             && let Some(waker) = self.input.waker.get()
@@ -64,6 +70,11 @@ impl ConsoleEnd {
             waker.wake();
         }
         taken
+    }
+
+    /// Has `tell` called when input that was not taken finds room.
+    pub fn on_room(&self, tell: OnRoom) {
+        self.input.room.on_room(tell);
     }
 
     /// Waits until all output is written, at most for `timeout`; whether it is.
@@ -108,6 +119,9 @@ impl Console {
             input.drain(..len);
             given += len as u64;
         }
+        let free = MOST_INPUT - input.len();
+        drop(input);
+        self.input.room.has(free, MOST_INPUT);
         // At most MOST_INPUT.
         Ok(given as u32)
     }

@@ -2,9 +2,10 @@
 
 use virtio_bindings::virtio_net::*;
 
+use super::backend::Offloads;
 use super::filter::{FilterV1, MOST_ADDRESSES, TableV1};
+use super::inner::Inner;
 use super::mac::Mac;
-use super::{Inner, Offloads};
 use crate::virtio::chain::{BadRequest, Chain};
 
 /// Class and command, before what belongs to it.

@@ -6,65 +6,46 @@
 
 mod announce;
 pub mod backend;
+mod config;
 mod control;
 pub mod filter;
+mod inner;
+mod limits;
 pub mod mac;
 mod port;
 mod receive;
-mod state;
+pub(super) mod state;
 pub mod tap;
+mod tap_error;
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use virtio_bindings::virtio_net::*;
 
+use super::available::Packets;
 use super::chain::{BadRequest, Chain};
-use super::lent::Packets;
+use super::device::read_config_space;
 use super::{ConfigNotifier, DeviceKind, DeviceStateV1, QueueWaker, VirtioDevice};
 use crate::locked::locked;
 use crate::{Error, Result};
-use backend::HEADER;
 pub use backend::{NetBackend, Offloads};
+pub use config::NetConfig;
 use filter::FilterV1;
+use inner::{Inner, Settings};
+pub use limits::MAX_PAIRS;
 pub use mac::{Mac, MacError};
 pub use port::NetPort;
 use receive::Receiver;
 pub use state::NetStateV1;
-pub use tap::{Tap, TapError};
-
-/// Most pairs of queues.
-pub const MAX_PAIRS: u16 = 8;
+pub use tap::Tap;
+pub use tap_error::TapError;
 
 /// Entries of a receive or transmit queue.
 const DATA_QUEUE: u16 = 256;
 /// Entries of the control queue.
 const CONTROL_QUEUE: u16 = 64;
-/// Largest packet that is not cut into pieces, with its header (virtio 1.2, 5.1.6.3.1).
-const LARGEST: u64 = 65_550 + HEADER;
-/// Ethernet header with a VLAN tag.
-const ETHERNET: u64 = 18;
-/// MTU of an interface that does not tell.
-const DEFAULT_MTU: u16 = 1500;
-/// Length of the configuration space: MAC, status, pairs, MTU.
-const CONFIG: usize = 12;
-/// Unusable packets that are logged; a guest can cause any number.
-const MOST_COMPLAINTS: u32 = 16;
-
-/// What an interface is like.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NetConfig {
-    /// Address that the guest sees first.
-    pub mac: Mac,
-    /// Pairs of queues, 1 to [`MAX_PAIRS`]; as many as the backend has.
-    pub pairs: u16,
-    /// MTU that the guest is told, if any.
-    pub mtu: Option<u16>,
-    /// What is offered to the guest; the backend must be able to.
-    pub offloads: Offloads,
-}
 
 /// A network interface: multi-queue, with offloads, filters and announcements.
 pub struct Net {
@@ -72,36 +53,6 @@ pub struct Net {
     /// The receiving ends of the pairs.
     receivers: Vec<Receiver>,
     queue_sizes: Vec<u16>,
-}
-
-/// What is the driver's to change.
-#[derive(Debug, Clone)]
-struct Settings {
-    mac: Mac,
-    filter: FilterV1,
-}
-
-struct Inner {
-    config: NetConfig,
-    backend: Box<dyn NetBackend>,
-    settings: RwLock<Settings>,
-    /// Features of the driver that has started; 0 when none has.
-    features: AtomicU64,
-    /// Pairs that the driver uses.
-    pairs: AtomicU16,
-    /// Whether the backend takes part; a paused device leaves it so, that packets wait there.
-    live: AtomicBool,
-    announcing: AtomicBool,
-    /// As [`Offloads::bits`].
-    offloads: AtomicU32,
-    /// Whether packets pass now; locked while the backend changes, or is used beside the queues.
-    passing: Mutex<bool>,
-    /// Packets that waited for the guest elsewhere; whether there are any spares a lock per packet.
-    late: Mutex<VecDeque<Vec<u8>>>,
-    has_late: AtomicBool,
-    notifier: OnceLock<ConfigNotifier>,
-    wakers: OnceLock<Vec<QueueWaker>>,
-    complaints: AtomicU32,
 }
 
 /// What a queue is for.
@@ -199,97 +150,6 @@ fn failed(operation: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Network { operation, source }
 }
 
-impl Inner {
-    fn settings(&self) -> std::sync::RwLockReadGuard<'_, Settings> {
-        self.settings.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn change_settings(&self, change: impl FnOnce(&mut Settings)) {
-        let mut settings = self
-            .settings
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        change(&mut settings);
-    }
-
-    fn has(&self, feature: u32) -> bool {
-        self.features.load(Ordering::Relaxed) & (1 << feature) != 0
-    }
-
-    fn complain(&self, what: &dyn std::fmt::Display) {
-        if self.complaints.fetch_add(1, Ordering::Relaxed) < MOST_COMPLAINTS {
-            tracing::warn!(%what, "packet lost");
-        } else {
-            // Stays far from wrapping around.
-            self.complaints.store(MOST_COMPLAINTS, Ordering::Relaxed);
-        }
-    }
-
-    /// Uses so many pairs, from when the device is live on.
-    fn set_pairs(&self, pairs: u16) -> io::Result<()> {
-        let _unchanged = locked(&self.passing);
-        if self.live.load(Ordering::SeqCst) {
-            self.backend.set_pairs(pairs)?;
-        }
-        self.pairs.store(pairs, Ordering::SeqCst);
-        // Receivers that take part again have not looked for packets since they ceased to.
-        for waker in self.wakers.get().into_iter().flatten() {
-            waker.wake();
-        }
-        Ok(())
-    }
-
-    fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
-        let _unchanged = locked(&self.passing);
-        self.backend.set_offloads(offloads)?;
-        self.offloads.store(offloads.bits(), Ordering::SeqCst);
-        Ok(())
-    }
-
-    fn start(&self, features: u64, offloads: Offloads) {
-        self.features.store(features, Ordering::SeqCst);
-        if let Err(error) = self.set_offloads(offloads) {
-            tracing::error!(%error, "the network does not leave to the guest what was agreed");
-        }
-    }
-
-    fn next_late(&self) -> Option<Vec<u8>> {
-        let mut late = locked(&self.late);
-        let packet = late.pop_front();
-        self.has_late.store(!late.is_empty(), Ordering::SeqCst);
-        packet
-    }
-
-    fn config_space(&self) -> [u8; CONFIG] {
-        let announcing = self.announcing.load(Ordering::SeqCst);
-        let announce = if announcing { VIRTIO_NET_S_ANNOUNCE } else { 0 };
-        // Two bits.
-        let status = (VIRTIO_NET_S_LINK_UP | announce) as u16;
-        let mut space = [0; CONFIG];
-        space[..6].copy_from_slice(&self.settings().mac.bytes());
-        space[6..8].copy_from_slice(&status.to_le_bytes());
-        space[8..10].copy_from_slice(&self.config.pairs.to_le_bytes());
-        space[10..].copy_from_slice(&self.config.mtu.unwrap_or(0).to_le_bytes());
-        space
-    }
-
-    fn transmit(&self, pair: u16, chain: &mut Chain<'_>) -> std::result::Result<u32, BadRequest> {
-        let len = chain.readable_len();
-        if len < HEADER {
-            return Err(chain.too_short());
-        }
-        if len > LARGEST {
-            self.complain(&format_args!("{len} bytes are more than a packet may have"));
-            return Ok(0);
-        }
-        if let Err(error) = self.backend.send(pair, chain.readable_buffers(0, len)) {
-            // As on a cable: who sent it hears nothing of it.
-            self.complain(&error);
-        }
-        Ok(0)
-    }
-}
-
 impl VirtioDevice for Net {
     fn kind(&self) -> DeviceKind {
         DeviceKind::Net
@@ -320,7 +180,7 @@ impl VirtioDevice for Net {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        super::read_config_space(&self.inner.config_space(), offset, data);
+        read_config_space(&self.inner.config_space(), offset, data);
     }
 
     fn attach(&self, wakers: Vec<QueueWaker>) {

@@ -7,8 +7,10 @@ use std::sync::atomic::Ordering;
 use block::Buffer;
 use virtio_bindings::virtio_net::VIRTIO_NET_F_GUEST_ANNOUNCE;
 
+use super::announce;
 use super::backend::HEADER;
-use super::{Inner, LARGEST, announce};
+use super::inner::Inner;
+use super::limits::LARGEST;
 use crate::locked::locked;
 use crate::virtio::DeviceKind;
 use crate::{Error, Result};

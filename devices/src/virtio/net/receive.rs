@@ -8,9 +8,10 @@ use std::sync::atomic::Ordering;
 use virtio_bindings::virtio_net::*;
 
 use super::backend::{HEADER, Offloads};
+use super::inner::Inner;
+use super::limits::{DEFAULT_MTU, ETHERNET, LARGEST};
 use super::mac::Mac;
-use super::{DEFAULT_MTU, ETHERNET, Inner, LARGEST};
-use crate::virtio::lent::{Lent, Packets, Received, Room};
+use crate::virtio::available::{AvailableBuffers, Packets, Received, Room};
 
 /// The receiving end of a pair.
 pub(super) struct Receiver {
@@ -39,56 +40,56 @@ impl Packets for Receiver {
         })
     }
 
-    fn receive(&self, lent: &mut Lent<'_>) -> io::Result<Received> {
+    fn receive(&self, available: &mut AvailableBuffers<'_>) -> io::Result<Received> {
         if self.pair >= self.inner.pairs.load(Ordering::SeqCst) {
             return Err(io::ErrorKind::NotConnected.into());
         }
-        let (len, room) = self.fetch(lent)?;
+        let (len, room) = self.fetch(available)?;
         if len > room || len < HEADER {
             self.inner
                 .complain(&format_args!("{len} bytes for {room} bytes of buffers"));
             return Ok(Received::Dropped);
         }
-        if !self.is_wanted(lent, len) {
+        if !self.is_wanted(available, len) {
             return Ok(Received::Dropped);
         }
         // Number of buffers, at the end of the header. What is not there cannot be written.
-        let chains = lent.chains_for(len).to_le_bytes();
-        let written = lent.write_at(HEADER - 2, &chains);
+        let chains = available.chains_for(len).to_le_bytes();
+        let written = available.write_at(HEADER - 2, &chains);
         if written.is_ok() && !self.inner.has(VIRTIO_NET_F_GUEST_CSUM) {
             // Such a driver wants no flags; it gets whole packets.
-            let _same = lent.write_at(0, &[0]);
+            let _same = available.write_at(0, &[0]);
         }
         Ok(Received::Packet(len))
     }
 }
 
 impl Receiver {
-    /// Puts the next packet into the lent memory: its length, and that of the memory.
-    fn fetch(&self, lent: &mut Lent<'_>) -> io::Result<(u64, u64)> {
+    /// Puts the next packet into the available memory: its length, and that of the memory.
+    fn fetch(&self, available: &mut AvailableBuffers<'_>) -> io::Result<(u64, u64)> {
         if self.pair == 0
             && self.inner.has_late.load(Ordering::SeqCst)
             && let Some(packet) = self.inner.next_late()
         {
-            let (len, room) = (packet.len() as u64, lent.len());
+            let (len, room) = (packet.len() as u64, available.len());
             if len <= room {
-                lent.write_at(0, &packet).map_err(io::Error::other)?;
+                available.write_at(0, &packet).map_err(io::Error::other)?;
             }
             return Ok((len, room));
         }
-        let (buffers, room) = lent.buffers();
+        let (buffers, room) = available.buffers();
         let len = self.inner.backend.receive(self.pair, buffers)? as u64;
-        lent.mark_written(len.min(room));
+        available.mark_written(len.min(room));
         Ok((len, room))
     }
 
-    /// Whether the driver wants the packet that was put into the lent memory.
-    fn is_wanted(&self, lent: &Lent<'_>, len: u64) -> bool {
+    /// Whether the driver wants the packet that was put into the available memory.
+    fn is_wanted(&self, available: &AvailableBuffers<'_>, len: u64) -> bool {
         let mut to = [0; 6];
         if !self.inner.has(VIRTIO_NET_F_CTRL_RX) || len < HEADER + to.len() as u64 {
             return true;
         }
-        let read = lent.read_at(HEADER, &mut to);
+        let read = available.read_at(HEADER, &mut to);
         let settings = self.inner.settings();
         read.is_err() || settings.filter.passes(Mac::new(to), settings.mac)
     }

@@ -13,8 +13,9 @@ use libc::{c_int, c_short, c_ulong};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use super::MAX_PAIRS;
 use super::backend::{HEADER, NetBackend, Offloads};
+use super::limits::MAX_PAIRS;
+pub use super::tap_error::TapError;
 use crate::locked::locked;
 
 const DEVICE: &str = "/dev/net/tun";
@@ -23,69 +24,6 @@ const MOST_NAME: usize = libc::IFNAMSIZ - 1;
 /// Most packets that are thrown away when an interface becomes live: a few times as many as the
 /// kernel keeps.
 const MOST_STALE: usize = 4096;
-
-/// Why an interface cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum TapError {
-    /// No interface has such a name.
-    #[error(
-        "{0:?} is no name of an interface: 1 to 15 letters, digits and signs, without / and spaces"
-    )]
-    Name(String),
-    /// There is none of this name.
-    #[error("there is no interface {0}: make it with `ip tuntap add dev {0} mode tap`")]
-    Missing(String),
-    /// It exists and is no tap.
-    #[error("interface {0} is no tap")]
-    NoTap(String),
-    /// It was made for one pair of queues.
-    #[error(
-        "tap {0} has one queue: make it with `ip tuntap add dev {0} mode tap multi_queue` to have more"
-    )]
-    OneQueue(String),
-    /// Somebody has it.
-    #[error("tap {0} is in use by another process")]
-    Busy(String),
-    /// It may not be used by this user.
-    #[error(
-        "tap {0} belongs to another user: make it with `ip tuntap add dev {0} mode tap user USER`"
-    )]
-    Denied(String),
-    /// It is down, so that nothing would come through.
-    #[error("tap {0} is down: `ip link set {0} up`")]
-    Down(String),
-    /// Its packets are smaller than those that the guest sends.
-    #[error("tap {interface} has an MTU of {mtu}, the guest one of {wanted}")]
-    Mtu {
-        /// Name of the interface.
-        interface: String,
-        /// What it carries.
-        mtu: u16,
-        /// What the guest was told.
-        wanted: u16,
-    },
-    /// This host's kernel cannot do what the guest relies on.
-    #[error("tap {interface} has offloads {have:#x}, the guest uses {wanted:#x}")]
-    Offloads {
-        /// Name of the interface.
-        interface: String,
-        /// What it can do.
-        have: u32,
-        /// What the guest may use.
-        wanted: u32,
-    },
-    /// A call of the kernel failed.
-    #[error("{operation} tap {interface}")]
-    System {
-        /// What was tried.
-        operation: &'static str,
-        /// Name of the interface.
-        interface: String,
-        /// Cause.
-        source: io::Error,
-    },
-}
 
 /// Whether the interface was made for several queues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -232,6 +170,20 @@ impl Tap {
     }
 }
 
+impl Tap {
+    /// Says what the kernel means by a descriptor in bad state.
+    fn explain(&self, error: io::Error) -> io::Error {
+        if error.raw_os_error() != Some(libc::EBADFD) {
+            return error;
+        }
+        let gone = format!(
+            "the tap {:?} is gone from this host: it was deleted",
+            self.name
+        );
+        io::Error::new(io::ErrorKind::NotFound, gone)
+    }
+}
+
 impl NetBackend for Tap {
     fn pairs(&self) -> u16 {
         // At most MAX_PAIRS.
@@ -279,6 +231,7 @@ impl NetBackend for Tap {
             // nobody has a reference to that memory, which may change at any time.
             unsafe { libc::readv(fd, iovecs.as_ptr(), iovecs.len() as c_int) }
         })
+        .map_err(|e| self.explain(e))
     }
 
     fn send(&self, pair: u16, packet: &[Buffer<'_>]) -> io::Result<()> {
@@ -289,6 +242,7 @@ impl NetBackend for Tap {
             unsafe { libc::writev(fd, iovecs.as_ptr(), iovecs.len() as c_int) }
         })
         .map(drop)
+        .map_err(|e| self.explain(e))
     }
 }
 

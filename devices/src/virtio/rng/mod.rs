@@ -1,6 +1,6 @@
 //! The virtio entropy source (virtio 1.2, 5.4), fed by the host's.
 
-mod state;
+pub(super) mod state;
 
 use rustix::rand::{GetRandomFlags, getrandom};
 

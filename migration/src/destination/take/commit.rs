@@ -3,14 +3,17 @@
 use std::sync::mpsc::Receiver as Notes;
 use std::time::{Duration, Instant};
 
-use super::{Failure, Step, Take, before_commit, message, unexpected};
-use crate::destination::Fate;
+use super::run::{Doubt, Failure, Step, Take, before_commit, message, unexpected};
+use crate::destination::taken::Fate;
 use crate::error::Error;
 use crate::journal::Decision;
-use crate::progress::Phase;
+use crate::pages::full_digest;
+use crate::progress::{Phase, Verify};
 use crate::session::{Note, Session};
 use crate::vm::RunState;
-use crate::wire::control::{Answer, Committed, MAX_WARNINGS, Message, Ready, Resolution};
+use crate::wire::control::{
+    Answer, Committed, MAX_WARNINGS, Message, Negotiate, Ready, Resolution,
+};
 
 /// How long the source is waited for after the guest runs here.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -22,15 +25,21 @@ impl Take<'_> {
         session: &Session,
         notes: &Notes<Note>,
         ready: Ready,
-        run_state: RunState,
+        wanted: &Negotiate,
     ) -> Result<Step, Failure> {
         self.enter(Phase::Ready);
         let has_digest = ready.digest.is_some();
-        self.ready = true;
+        self.undo.offered = true;
+        self.doubt = Doubt::MayAsk;
+        self.reception.expect_question(self.id);
         session
             .send(&Message::Ready(ready))
             .map_err(before_commit)?;
-        if let Err(failure) = self.hear_decision(session, notes) {
+        if let Err(failure) = self.hear_decision(session, notes, wanted.verify) {
+            // What a source says in place of its commit, it says before it.
+            if matches!(failure.0, Error::Peer(_)) {
+                self.doubt = Doubt::None;
+            }
             // A commit that is still on its way comes too late from here on.
             if matches!(
                 self.journal.decide(self.id, Decision::GiveUp),
@@ -43,7 +52,7 @@ impl Take<'_> {
         self.enter(Phase::Commit);
         let ran = {
             let _nobody_asks = self.reception.hand_over();
-            self.run_guest(run_state)
+            self.run_guest(self.report.run_state)
         };
         let committed = ran.inspect_err(|(_, fate)| {
             if *fate != Fate::Unknown {
@@ -126,8 +135,14 @@ impl Take<'_> {
     }
 
     /// Waits for the source's commit.
-    fn hear_decision(&self, session: &Session, notes: &Notes<Note>) -> Result<(), Failure> {
-        let patience = session.timing().io.max(session.timing().peer) * 2;
+    fn hear_decision(
+        &self,
+        session: &Session,
+        notes: &Notes<Note>,
+        verify: Verify,
+    ) -> Result<(), Failure> {
+        let answering = session.timing().io.max(session.timing().peer) * 2;
+        let patience = answering + full_digest::patience(verify, self.report.guest_bytes);
         let decided = message(session, notes, "waiting for the decision", patience);
         match decided.map_err(before_commit)? {
             Message::Commit => self.control.enter_commit().map_err(before_commit),

@@ -1,8 +1,8 @@
 //! What is watched inside the guest.
 
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::avx;
 use super::clocks::{Monotonic, Wall};
+use super::faults::Faults;
 use super::server::{self, Served};
 use super::sys;
 use super::timers::{self, Tally};
@@ -21,55 +22,6 @@ const REST: Duration = Duration::from_millis(20);
 /// Readings of the clocks in a row.
 const READINGS: usize = 50;
 const BETWEEN_READINGS: Duration = Duration::from_millis(20);
-const BETWEEN_LINES: Duration = Duration::from_secs(1);
-
-/// Faults of all watchers, and when to end.
-#[derive(Debug)]
-pub struct Faults {
-    stop_file: PathBuf,
-    stopped: AtomicBool,
-    found: AtomicBool,
-}
-
-impl Faults {
-    fn new(stop_file: &Path) -> Self {
-        Self {
-            stop_file: stop_file.to_path_buf(),
-            stopped: AtomicBool::new(false),
-            found: AtomicBool::new(false),
-        }
-    }
-
-    /// Tells a fault at once; the watchers end.
-    pub fn tell(&self, what: &str) {
-        println!("guest: FAILED: {what}");
-        self.found.store(true, Relaxed);
-        self.stopped.store(true, Relaxed);
-    }
-
-    /// Calls `now_and_then` until a fault was told or the stop file exists.
-    fn wait_for_stop(&self, now_and_then: impl Fn()) {
-        while !self.should_stop() {
-            now_and_then();
-            if self.stop_file.exists() {
-                self.stopped.store(true, Relaxed);
-            }
-            thread::sleep(BETWEEN_LINES);
-        }
-    }
-
-    fn result(&self) -> Result<(), String> {
-        if self.found.load(Relaxed) {
-            return Err("a fault was found".to_owned());
-        }
-        Ok(())
-    }
-
-    /// Whether the watchers are to end.
-    pub fn should_stop(&self) -> bool {
-        self.stopped.load(Relaxed)
-    }
-}
 
 /// What the watchers have seen so far.
 #[derive(Debug, Default)]

@@ -17,6 +17,7 @@
 mod avx;
 mod client;
 mod clocks;
+mod faults;
 mod frames;
 mod guest;
 mod pattern;

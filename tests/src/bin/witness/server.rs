@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread::{self, Scope};
 use std::time::Duration;
 
-use super::guest::Faults;
+use super::faults::Faults;
 use super::pattern::{MOST, Pattern};
 use super::sys::Clock;
 

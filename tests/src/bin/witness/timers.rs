@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use super::guest::Faults;
+use super::faults::Faults;
 use super::sys::{self, Clock, TimerFd};
 
 const TIMERFD_INTERVAL: Duration = Duration::from_millis(20);

@@ -99,7 +99,7 @@ const HANGS_HERE: [&[&str]; 2] = [
 fn hanging(phase: Phase) -> Cell {
     match phase {
         // The destination's machine begins at rest, too.
-        Phase::Negotiate => Cell::stays(HANGS_HERE[1], HANGS_HERE[0]),
+        Phase::Negotiate => Cell::refused(HANGS_HERE[1], HANGS_HERE[0]),
         phase if phase.runs_at_source() => Cell::stays(HANGS_HERE[0], HANGS_HERE[1]),
         // Nothing is asked of the disk until the guest is there, and then it is the guest who waits.
         _ => Cell::completes(Whereabouts::Destination),
@@ -108,7 +108,7 @@ fn hanging(phase: Phase) -> Cell {
 
 fn fails(phase: Phase, said: &Said) -> Cell {
     match phase {
-        Phase::Negotiate => Cell::stays(said.opening[0], said.opening[1]),
+        Phase::Negotiate => Cell::refused(said.opening[0], said.opening[1]),
         Phase::Prepare | Phase::Precopy => Cell::stays(said.flushing[0], said.flushing[1]),
         // The guest stands still with its disk flushed; where it runs then, it is told.
         _ => Cell::completes(Whereabouts::Destination),

@@ -86,7 +86,10 @@ fn expect(phase: Phase, said: &Said) -> Cell {
         }),
         phase if phase.runs_at_source() => Cell::fails(
             said.source,
-            Receiver::Ends(1, said.destination),
+            match phase {
+                Phase::Negotiate => Receiver::Waits(said.destination),
+                _ => Receiver::Ends(1, said.destination),
+            },
             Whereabouts::Nowhere,
         ),
         _ => Cell::Not(STANDS_STILL),

@@ -35,7 +35,7 @@ pub fn all() -> Vec<Fault> {
                 fill_state_dir,
                 |phase| match phase {
                     // What is recorded later was reserved.
-                    Phase::Negotiate => Cell::stays(
+                    Phase::Negotiate => Cell::refused(
                         &[
                             "migration.failed",
                             "migration.peer-failed",
@@ -64,7 +64,7 @@ pub fn all() -> Vec<Fault> {
             "no memory at destination",
             no_more_there,
             |phase| match phase {
-                Phase::Negotiate => Cell::stays(NO_MEMORY[0], NO_MEMORY[1]),
+                Phase::Negotiate => Cell::refused(NO_MEMORY[0], NO_MEMORY[1]),
                 Phase::Prepare => Cell::stays(
                     &["migration.peer-failed", "migration.thread", "os.no-threads"],
                     &["migration.failed", "migration.thread", "os.no-threads"],

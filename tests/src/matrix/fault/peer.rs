@@ -1,7 +1,7 @@
 //! A side is killed, or the link between both misbehaves.
 
 use super::Fault;
-use crate::blackbox::{Vms, holds, kill};
+use crate::blackbox::{Vms, kill};
 use crate::matrix::scene::{NAME, SetUp};
 use crate::matrix::{Cell, Phase, Receiver, Scene, Whereabouts};
 
@@ -30,10 +30,10 @@ pub fn all() -> Vec<Fault> {
     vec![
         Fault::new("kill -9 source", kill_source, |phase| {
             if phase.is_before_commit() {
-                Cell::source_killed(Receiver::Ends(1, LOST), Whereabouts::Nowhere)
+                Cell::source_killed(left(phase, LOST))
             } else {
                 // The commit is on its way: it counts, whoever sent it.
-                Cell::source_killed(Receiver::Holds, Whereabouts::Destination)
+                Cell::source_killed_late(Receiver::Holds, Whereabouts::Destination)
             }
         }),
         Fault {
@@ -57,13 +57,11 @@ pub fn all() -> Vec<Fault> {
         Fault {
             waits: |phase| !phase.is_before_commit(),
             ..Fault::new("link cut", cut, |phase| match phase {
-                Phase::Commit => Cell::unknown(
-                    NO_ANSWER,
-                    Receiver::Ends(1, LOST),
-                    Whereabouts::UnknownNever,
-                ),
+                Phase::Commit => {
+                    Cell::unknown(NO_ANSWER, left(phase, LOST), Whereabouts::UnknownNever)
+                }
                 Phase::Finish => Cell::unknown(NO_ANSWER, Receiver::Holds, Whereabouts::UnknownRan),
-                _ => Cell::stays(LOST, LOST),
+                _ => Cell::fails(LOST, left(phase, LOST), Whereabouts::Source),
             })
         },
         Fault {
@@ -71,19 +69,19 @@ pub fn all() -> Vec<Fault> {
             ..Fault::new("link stalls", stall, |phase| match phase {
                 Phase::Commit => Cell::unknown(
                     NOTHING_HEARD,
-                    Receiver::Ends(1, SILENT),
+                    left(phase, SILENT),
                     Whereabouts::UnknownNever,
                 ),
                 Phase::Finish => {
                     Cell::unknown(NOTHING_HEARD, Receiver::Holds, Whereabouts::UnknownRan)
                 }
-                _ => Cell::stays(SILENT, SILENT),
+                _ => Cell::fails(SILENT, left(phase, SILENT), Whereabouts::Source),
             })
         },
         Fault::new("link cut, soon back", cut_briefly, |phase| match phase {
             // Asked who has it, the destination can tell: the loss is no part of the success.
             Phase::Finish => Cell::completes(Whereabouts::Destination),
-            _ => Cell::stays(LOST, LOST),
+            _ => Cell::fails(LOST, left(phase, LOST), Whereabouts::Source),
         }),
         Fault {
             set_up: |_, _| SetUp {
@@ -95,6 +93,15 @@ pub fn all() -> Vec<Fault> {
             })
         },
     ]
+}
+
+/// What becomes of a receiver that is left alone.
+fn left(phase: Phase, why: &'static [&'static str]) -> Receiver {
+    if phase.is_waited_through() {
+        Receiver::Waits(why)
+    } else {
+        Receiver::Ends(1, why)
+    }
 }
 
 fn kill_source(scene: &mut Scene) {
@@ -123,18 +130,8 @@ fn cut(scene: &mut Scene) {
 
 fn cut_briefly(scene: &mut Scene) {
     scene.relay.cut();
-    if scene.phase == Phase::Commit {
-        // The receiver gives up with its source; another one answers from its journal.
-        holds("the receiver ends", || !scene.receiver.is_running());
-        let destination = &scene.pair.destination;
-        destination.receive("answers", &scene.address);
-        scene.relay.go_on();
-        scene.ended();
-        scene.pair.destination.stop("answers");
-    } else {
-        scene.relay.go_on();
-        scene.ended();
-    }
+    scene.relay.go_on();
+    scene.ended();
 }
 
 fn stall(scene: &mut Scene) {

@@ -21,7 +21,7 @@ pub fn all() -> Vec<Fault> {
                     code: 4,
                     status: Some("cancelled"),
                     chain: &["migration.failed", "migration.cancelled"],
-                    receiver: Receiver::Ends(1, CANCELLED),
+                    receiver: told(phase, CANCELLED),
                     guest: Whereabouts::Source,
                 })
             } else {
@@ -32,8 +32,8 @@ pub fn all() -> Vec<Fault> {
             if phase.is_before_commit() {
                 Cell::fails(
                     &["migration.failed", "guest.ended", "vm.stopped"],
-                    Receiver::Ends(
-                        1,
+                    told(
+                        phase,
                         &[
                             "migration.failed",
                             "migration.peer-failed",
@@ -81,6 +81,14 @@ pub fn all() -> Vec<Fault> {
             Cell::completes(Whereabouts::Destination)
         }),
     ]
+}
+
+/// What becomes of a receiver that its source tells why it keeps the guest.
+fn told(phase: Phase, why: &'static [&'static str]) -> Receiver {
+    match phase {
+        Phase::Negotiate => Receiver::Waits(why),
+        _ => Receiver::Ends(1, why),
+    }
 }
 
 fn cancel(scene: &mut Scene) {

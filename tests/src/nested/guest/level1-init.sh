@@ -7,7 +7,7 @@ export PATH=/bin:/usr/bin
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
-mkdir -p /dev/shm /tmp
+mkdir -p /dev/shm /tmp /mnt
 mount -t tmpfs tmp /tmp
 mount -t tmpfs shm /dev/shm
 ip link set lo up
@@ -18,6 +18,7 @@ done
 echo "level1: up, $(uname -r), $(nproc) CPUs, $(($(sed -n 's/MemAvailable: *\([0-9]*\).*/\1/p' /proc/meminfo) / 1024)) MiB free"
 
 cd /payload
+export PROGRAMS=/usr/bin
 sh ./run.sh
 code=$?
 echo "level1: payload ended with $code after $(cut -d. -f1 /proc/uptime) s"

@@ -62,10 +62,11 @@ verify() {
         sha256sum -c "$sums" >/tmp/check 2>&1 || fail "$sums: $(grep -v ': OK' /tmp/check | head -n 3)"
     done
     cd /
-    # What a broken disk, clock or CPU state makes the kernel say.
+    # What a broken disk, clock or CPU state makes the kernel say; that it skips a test for skew because the emulator
+    # is slow is no complaint.
     for complaint in 'BUG:' 'WARNING: CPU' 'Oops' 'general protection' 'I/O error' 'EXT4-fs error' \
         'JBD2: .*error' 'soft lockup' 'blocked for more than' 'rcu.*stall' 'rcu.*kthread starved' \
-        'clocksource.*(unstable|skew|too long|pushed)' 'clock.*backwards' 'NETDEV WATCHDOG'; do
+        'clocksource.*(unstable|skew is|too long|pushed)' 'clock.*backwards' 'NETDEV WATCHDOG'; do
         dmesg | grep -E "$complaint"
     done >/tmp/complaints
     while read -r line; do fail "kernel: $line"; done </tmp/complaints

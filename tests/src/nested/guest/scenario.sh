@@ -1,69 +1,21 @@
-#!/bin/sh
-# Runs in level 1, the machine with kvm_amd: a stock kernel on an ext4 root is started by `vmm run` on
-# one host, moves to another and back while it writes and fsyncs files, and powers off; then the disk is
-# checked. Two run-time directories are two hosts. Once for each kernel, number of vCPUs and, where given,
-# model of their CPU in the settings. What the test looks at later are the lines `report: SCENARIO JSON` and `seen: SCENARIO
-# STAGE SECONDS JSON`, the latter with the time of level 1 and what the witness in the guest told then,
-# `lateness: SCENARIO MS`, how late a process of level 1 ran at worst, `network: SCENARIO QUEUES FEATURES` of
-# the guest's driver, and `session: SCENARIO JSON` for each stage.
+# A stock kernel on an ext4 root is started by `vmm run` on one host, moves to another and back while it writes and
+# fsyncs files, and powers off; then the disk is checked. Two run-time directories are two hosts. Once for each kernel,
+# number of vCPUs and, where given, model of their CPU in the settings. What the test looks at later are the lines
+# `report: SCENARIO JSON` and `seen: SCENARIO STAGE SECONDS JSON`, the latter with the time of this host and what the
+# witness in the guest told then, `lateness: SCENARIO MS`, how late a process of this host ran at worst,
+# `boot: SCENARIO MS` from the guest's start until it wrote its first files,
+# `network: SCENARIO QUEUES FEATURES` of the guest's driver, and `session: SCENARIO JSON` for each stage.
 
-a=/tmp/host-a
-b=/tmp/host-b
-disk=/tmp/disk.img
-# Emulation twice over is slow; these limits only end what hangs.
-long=300
-move="--downtime-limit 20s --timeout 200s --on-timeout stop"
+a=$work/host-a
+b=$work/host-b
+disk=$work/disk.img
 
-# Both hosts' taps are on one bridge, whose own end is level 1's.
+# Both hosts' taps are on one bridge, whose own end is this host's.
 here=10.9.0.1
 there=10.9.0.2
 mac=52:54:00:09:00:02
 tap_a=tap-a
 tap_b=tap-b
-
-say() { echo "scenario: $*"; }
-
-fail() {
-    say "FAILED: $*"
-    # Why a VM failed is in its status; asked first, because its process may be about to end.
-    for host in $a $b; do
-        say "$host: $(VMM_RUNTIME_DIR=$host timeout 10 vmm status guest --json 2>&1)"
-    done
-    show_logs
-    dmesg | tail -n 30
-    exit 1
-}
-
-show_logs() {
-    find $a $b /tmp/output -type f 2>/dev/null | while read -r file; do
-        echo "--- $file"
-        tail -n 40 "$file"
-    done
-}
-
-# on HOST ARGS...: a vmm command on a host; its output goes to /tmp/output/N.
-on() {
-    host=$1
-    shift
-    commands=$((${commands:-0} + 1))
-    output=/tmp/output/$commands
-    echo "vmm $* on $host" >$output.command
-    VMM_RUNTIME_DIR=$host timeout $long vmm "$@" >$output 2>$output.errors
-}
-
-# eventually WHAT COMMAND...: tries the command until it succeeds.
-eventually() {
-    what=$1
-    shift
-    tries=0
-    until "$@"; do
-        tries=$((tries + 1))
-        [ $tries -le $((long * 2)) ] || fail "waited too long for $what"
-        sleep 0.5
-    done
-}
-
-serial() { cat "$1/guest/serial.log" 2>/dev/null; }
 
 # Number of the last file that the guest's first writer reported on a host.
 last_file() {
@@ -76,10 +28,8 @@ has_written() {
     [ "$(last_file "$1")" -ge "$2" ]
 }
 
-is_gone() { ! on "$1" status guest; }
-
 # By path: the shell prefers its own program of that name, which makes no taps.
-ip() { /usr/bin/ip "$@" || fail "ip $*"; }
+ip() { "$PROGRAMS/ip" "$@" || fail "ip $*"; }
 
 make_bridge() {
     ip link add bridge type bridge forward_delay 0
@@ -96,41 +46,38 @@ make_taps() {
 
 remove_taps() { for tap in $tap_a $tap_b; do ip link delete $tap; done; }
 
-is_heard() { [ "$(cat /tmp/stage.heard 2>/dev/null)" = "$(cat /tmp/stage)" ]; }
+is_heard() { [ "$(cat $work/stage.heard 2>/dev/null)" = "$(cat $work/stage)" ]; }
 
 # The sessions tell what they saw since they were last told a stage; nothing where there was no answer in it,
 # so that is waited for.
 stage() {
-    [ ! -e /tmp/stage ] || eventually "an answer of the guest" is_heard
-    echo "$1" >/tmp/stage.next
-    mv /tmp/stage.next /tmp/stage
+    [ ! -e $work/stage ] || eventually "an answer of the guest" is_heard
+    echo "$1" >$work/stage.next
+    mv $work/stage.next $work/stage
 }
 
 start_sessions() {
-    rm -f /tmp/stage /tmp/stage.heard
+    rm -f $work/stage $work/stage.heard
     stage before
-    witness sessions $there:7000 /tmp/stage $tap_a $tap_b >/tmp/output/sessions &
+    witness sessions $there:7000 $work/stage $tap_a $tap_b >$work/output/sessions &
     sessions=$!
 }
 
 end_sessions() {
     stage end
-    wait $sessions || fail "a session: $(cat /tmp/output/sessions)"
-    sed -n "s/^session: {/session: $name {/p" /tmp/output/sessions
+    wait $sessions || fail "a session: $(cat $work/output/sessions)"
+    sed -n "s/^session: {/session: $name {/p" $work/output/sessions
 }
 
 # move FROM TO TAP: live migration; the guest must go on writing at the destination.
 move() {
     written=$(last_file "$1")
-    on "$2" receive --listen "unix:/tmp/socket" --name guest --net net0="$3" --detach || fail "vmm receive: $(cat $output.errors)"
-    on "$1" migrate guest --to "unix:/tmp/socket" $move --json || fail "vmm migrate ended with $?: $(cat $output $output.errors)"
-    report=$(tail -n 1 $output)
+    hand_over "$1" "$2" --net net0="$3"
     echo "report: $name $report"
-    eventually "the source to end" is_gone "$1"
-    [ ! -e "$1/guest" ] || say "left at the source: $(ls -a "$1/guest")"
+    eventually "the source to end" has_ended "$1"
     # Files that were not reported before it left the source: those 8 may have been on their way.
     eventually "the guest to write on" has_written "$2" $((written + 8))
-    rm -f /tmp/socket
+    rm -f $work/socket
 }
 
 witness_lines() { serial "$1" | grep -c '^witness: '; }
@@ -143,15 +90,19 @@ see() {
     echo "seen: $name $2 $(date +%s) $told"
 }
 
-# What the guest reported as verified must be what is on the disk, seen by another kernel.
+# What the guest reported as verified must be what is on the disk, read by other code than that of its kernel.
 check_disk() {
-    e2fsck -f -n $disk >/tmp/output/e2fsck 2>&1 || fail "e2fsck: $(cat /tmp/output/e2fsck)"
-    mount -t ext4 -o ro,loop $disk /mnt || fail "the disk does not mount"
-    result=$(cat /mnt/result)
-    files=$(cat /mnt/data/sums-* | wc -l)
+    e2fsck -f -n $disk >$work/output/e2fsck 2>&1 || fail "e2fsck: $(cat $work/output/e2fsck)"
+    rm -rf $work/read
+    mkdir $work/read
+    for what in /result /data; do
+        debugfs -R "rdump $what $work/read" $disk >>$work/output/debugfs 2>&1
+    done
+    result=$(cat $work/read/result)
+    files=$(cat $work/read/data/sums-* | wc -l)
     [ "$result" = "verified $files" ] || fail "the guest's result is '$result', and $files files were logged"
-    (cd /mnt/data && cat sums-* | sha256sum -c) >/tmp/output/check 2>&1 || fail "$(grep -v ': OK' /tmp/output/check | head)"
-    umount /mnt
+    (cd $work/read/data && cat sums-* | sha256sum -c) >$work/output/check 2>&1 ||
+        fail "$(grep -v ': OK' $work/output/check | head)"
     say "$files files are right, e2fsck is clean"
 }
 
@@ -164,13 +115,19 @@ offers() {
 # A guest with all that this CPU has is refused, with what is missing, by a host that is limited to a level.
 check_refusal() {
     offers $b x86-64-v2
-    on $b receive --listen unix:/tmp/socket --name guest --net net0=$tap_b --detach || fail "vmm receive: $(cat $output.errors)"
-    on $a migrate guest --to unix:/tmp/socket --plan && fail "a host of x86-64-v2 takes the guest: $(cat $output)"
+    on $b receive --listen unix:$work/socket --name guest --net net0=$tap_b --detach || fail "vmm receive: $(cat $output.errors)"
+    on $a migrate guest --to unix:$work/socket --plan && fail "a host of x86-64-v2 takes the guest: $(cat $output)"
     grep -q "avx (cpuid 0x1:0 ecx bit 28)" $output.errors || fail "not said what is missing: $(cat $output.errors)"
     on $b stop guest --force
-    eventually "the receiver to end" is_gone $b
-    rm -f /tmp/socket
+    eventually "the receiver to end" has_ended $b
+    rm -f $work/socket
     offers $b
+}
+
+# Since this host was started.
+milliseconds() {
+    read -r up _ </proc/uptime
+    echo "${up%.*}${up#*.}0"
 }
 
 # scenario NAME KERNEL CPUS MODEL
@@ -181,21 +138,23 @@ scenario() {
     model=$4
     started=$(cut -d. -f1 /proc/uptime)
     say "$name begins"
-    mkdir -p $a $b /tmp/output /mnt
+    mkdir -p $a $b $work/output
     rm -f $disk
     make_taps
     # By path, as ip.
-    /usr/bin/mke2fs -q -F -t ext4 -d root $disk "$DISK_SIZE" || fail "mke2fs"
+    "$PROGRAMS/mke2fs" -q -F -t ext4 -d root $disk "$DISK_SIZE" || fail "mke2fs"
 
-    rm -f /tmp/stop-lateness
-    witness lateness /tmp/stop-lateness >/tmp/lateness &
+    rm -f $work/stop-lateness
+    witness lateness $work/stop-lateness >$work/lateness &
     lateness=$!
 
     # Above the level of the guest, the hosts differ.
     offers $b "$model"
     on $a run guest --kernel "$kernel.vmlinuz" --initrd "$kernel.cpio" --cmdline "$CMDLINE network=$there/24" \
         --cpus "$cpus" --cpu "${model:-host}" --memory 256MiB --disk $disk --net tap=$tap_a,mac=$mac,queues="$cpus" --detach || fail "vmm run: $(cat $output.errors)"
+    begun=$(milliseconds)
     eventually "the guest to write" has_written $a 5
+    echo "boot: $name $(($(milliseconds) - begun))"
     serial $a | grep "guest: up, .* $cpus CPUs" || fail "not all CPUs are up"
     serial $a | sed -n "s/^guest: network /network: $name /p"
     [ -n "$model" ] || check_refusal
@@ -210,23 +169,14 @@ scenario() {
     stage back
     see $a back
     end_sessions
-    : >/tmp/stop-lateness
+    : >$work/stop-lateness
     wait $lateness || fail "a sleep in level 1 ended early"
-    echo "lateness: $name $(cat /tmp/lateness)"
+    echo "lateness: $name $(cat $work/lateness)"
 
     # The power button, and the end of the VM with the guest's.
     on $a stop guest || fail "vmm stop: $(cat $output.errors)"
-    eventually "the VM to end" is_gone $a
+    eventually "the VM to end" has_ended $a
     check_disk
     remove_taps
     say "$name passed, $(($(cut -d. -f1 /proc/uptime) - started)) s"
 }
-
-. ./settings
-make_bridge
-for each in $SCENARIOS; do
-    rest=${each#*-}
-    cpus=${rest%%-*}
-    model=${rest#"$cpus"}
-    scenario "$each" "${each%%-*}" "$cpus" "${model#-}"
-done

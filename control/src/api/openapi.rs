@@ -1,0 +1,92 @@
+//! The OpenAPI document, from the types that are on the wire.
+
+use utoipa::OpenApi;
+
+use super::body::{
+    Accepted, LimitsBody, MigrateBody, MigrationStarted, ResolveBody, StateAnswer, StopBody,
+    WaitQuery,
+};
+use crate::instance::VmStatus;
+use migration::observation::Observation;
+use migration::progress::Event;
+
+/// The document that `/openapi.json` serves.
+pub fn document() -> utoipa::openapi::OpenApi {
+    Api::openapi()
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "vmm control API",
+        description = "Controls one VM through its control socket. Errors are observations."
+    ),
+    paths(
+        status, pause, resume, stop, wait, migrate, events, cancel, resolve, limits
+    ),
+    components(schemas(Observation, Event))
+)]
+struct Api;
+
+/// What the VM is doing.
+#[utoipa::path(get, path = "/vm", responses((status = 200, body = VmStatus)))]
+#[expect(dead_code, reason = "describes the endpoint")]
+fn status() {}
+
+/// Stops the vCPUs.
+#[utoipa::path(post, path = "/vm/pause", responses(
+    (status = 200, body = VmStatus), (status = 409, body = Observation)))]
+#[expect(dead_code, reason = "describes the endpoint")]
+fn pause() {}
+
+/// Lets a paused VM run.
+#[utoipa::path(post, path = "/vm/resume", responses(
+    (status = 200, body = VmStatus), (status = 409, body = Observation)))]
+#[expect(dead_code, reason = "describes the endpoint")]
+fn resume() {}
+
+/// Ends the guest; answers when it has ended.
+#[utoipa::path(post, path = "/vm/stop", request_body = StopBody, responses(
+    (status = 200, body = VmStatus), (status = 409, body = Observation)))]
+#[expect(dead_code, reason = "describes the endpoint")]
+fn stop() {}
+
+/// Answers when the state is no longer `seen`, or the time has passed.
+#[utoipa::path(get, path = "/vm/wait", params(WaitQuery), responses(
+    (status = 200, body = StateAnswer), (status = 400, body = Observation)))]
+#[expect(dead_code, reason = "describes the endpoint")]
+fn wait() {}
+
+/// Begins a migration; its events tell the rest. With `accept: application/x-ndjson` they are the
+/// answer.
+#[utoipa::path(post, path = "/vm/migration", request_body = MigrateBody, responses(
+    (status = 202, body = MigrationStarted),
+    (status = 200, body = Event, content_type = "application/x-ndjson"), (status = 400, body = Observation),
+    (status = 409, body = Observation)))]
+#[expect(dead_code, reason = "describes the endpoint")]
+fn migrate() {}
+
+/// Events of the migration from its beginning, one JSON object a line; ends after the last.
+#[utoipa::path(get, path = "/vm/migration/events", responses(
+    (status = 200, body = Event, content_type = "application/x-ndjson"),
+    (status = 404, body = Observation)))]
+#[expect(dead_code, reason = "describes the endpoint")]
+fn events() {}
+
+/// Asks the migration to stop before commit; its last event tells whether it did.
+#[utoipa::path(post, path = "/vm/migration/cancel", responses(
+    (status = 202, body = Accepted), (status = 404, body = Observation)))]
+#[expect(dead_code, reason = "describes the endpoint")]
+fn cancel() {}
+
+/// Asks the destination whether it ran the guest, and acts on the answer.
+#[utoipa::path(post, path = "/vm/migration/resolve", request_body = Option<ResolveBody>, responses(
+    (status = 200, body = StateAnswer), (status = 409, body = Observation)))]
+#[expect(dead_code, reason = "describes the endpoint")]
+fn resolve() {}
+
+/// Changes limits of the migration that runs.
+#[utoipa::path(patch, path = "/vm/migration/limits", request_body = LimitsBody, responses(
+    (status = 200, body = Accepted), (status = 404, body = Observation)))]
+#[expect(dead_code, reason = "describes the endpoint")]
+fn limits() {}

@@ -1,0 +1,111 @@
+//! Pausing devices, all of them in the time that one has, and letting them go on.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::transport::MmioTransport;
+use crate::locked::locked;
+use crate::{Error, Result};
+
+/// How long devices that are being paused may take to end their requests, and again to flush: the guest
+/// stands still meanwhile.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a flush may take while the guest runs.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Pauses each of `transports` as [`MmioTransport::pause`] does, giving them `patience` together to end
+/// their requests, and again to flush; what came of each, in their order.
+pub fn pause_within(transports: &[&MmioTransport], patience: Duration) -> Vec<Result<()>> {
+    for transport in transports {
+        transport.close();
+    }
+    let drained_by = Instant::now() + patience;
+    let drained: Vec<_> = transports
+        .iter()
+        .map(|transport| transport.drain(drained_by, patience))
+        .collect();
+    let flushed_by = Instant::now() + patience;
+    let flushes = transports.iter().zip(drained);
+    flushes
+        .map(|(transport, drained)| drained.and_then(|()| transport.settle(flushed_by, patience)))
+        .collect()
+}
+
+impl MmioTransport {
+    /// Finishes the requests in flight, stops the queues' threads, and flushes what is behind the
+    /// device. A reset that waits for these requests is done then. Idempotent; vCPUs are stopped before.
+    ///
+    /// # Errors
+    /// When the flush is not confirmed; the device is paused all the same. When a request does not end
+    /// in time: the device takes no other, and [`MmioTransport::resume`] lets it go on.
+    pub fn pause(&self) -> Result<()> {
+        pause_within(&[self], PATIENCE).into_iter().collect()
+    }
+
+    /// Makes durable what was completed, while the device runs, so that [`MmioTransport::pause`] finds
+    /// less to do.
+    ///
+    /// # Errors
+    /// When the flush is not confirmed, or not in time.
+    pub fn flush(&self) -> Result<()> {
+        self.flusher
+            .flush(&self.shared, FLUSH_PATIENCE, FLUSH_PATIENCE)
+    }
+
+    /// Lets the device go on where it was paused, or where the saved one was. Idempotent.
+    ///
+    /// # Errors
+    /// When the device cannot go on, and stays paused; or when a pending interrupt cannot be raised,
+    /// and the device runs all the same.
+    pub fn resume(&self) -> Result<()> {
+        let mut paused = locked(&self.paused);
+        if !*paused {
+            return Ok(());
+        }
+        self.shared.device.go_on()?;
+        *paused = false;
+        self.shared.gate.release();
+        // A notification may have been taken before the pause, or at the other host, without its
+        // request; and an edge may have gone to an interrupt controller that was already saved.
+        self.shared.kick_all();
+        if self.shared.interrupt_status.load(Ordering::SeqCst) != 0 {
+            self.shared
+                .interrupt
+                .trigger()
+                .map_err(|source| Error::Interrupt {
+                    device: self.shared.kind.name(),
+                    source,
+                })?;
+        }
+        Ok(())
+    }
+
+    /// Lets the queues' threads come to stand still.
+    fn close(&self) {
+        let mut paused = locked(&self.paused);
+        if !*paused {
+            self.shared.gate.close(|| self.shared.kick_all());
+            *paused = true;
+        }
+    }
+
+    /// Waits for the requests in flight, which began `patience` before the deadline, and makes the
+    /// changes that waited for them too.
+    fn drain(&self, deadline: Instant, patience: Duration) -> Result<()> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if self.shared.gate.drained_within(left) {
+            self.finish(&mut locked(&self.registers));
+            return Ok(());
+        }
+        let awaited = locked(&self.registers).unfinished.awaited();
+        Err(self.shared.hangs(awaited, patience))
+    }
+
+    /// Flushes what is behind the device, which has no request in flight.
+    fn settle(&self, deadline: Instant, patience: Duration) -> Result<()> {
+        self.shared.device.stand();
+        let left = deadline.saturating_duration_since(Instant::now());
+        self.flusher.flush(&self.shared, left, patience)
+    }
+}

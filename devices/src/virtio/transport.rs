@@ -1,0 +1,154 @@
+//! A device with its queues and their threads, from when it is made until it is dropped. What is done with
+//! it lies above: its registers, pausing, saving.
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use migration::GuestRam;
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::{Queue, QueueT};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::device::{DeviceKind, VirtioDevice};
+use super::flusher::Flusher;
+use super::notify::{ConfigNotifier, QueueWaker};
+use super::registers::Registers;
+use super::shared::Shared;
+use crate::interrupt::Interrupt;
+use crate::threads::{self, Role};
+use crate::{Error, Result};
+
+/// Features of the transport.
+const TRANSPORT_FEATURES: u64 =
+    (1 << VIRTIO_F_VERSION_1) | (1 << VIRTIO_RING_F_EVENT_IDX) | (1 << VIRTIO_RING_F_INDIRECT_DESC);
+
+/// How long the drop of a device waits for its threads to end.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// A virtio device in MMIO space: its registers, its queues and their threads.
+pub struct MmioTransport {
+    pub(super) shared: Arc<Shared>,
+    pub(super) features: u64,
+    pub(super) registers: Mutex<Registers>,
+    /// Whether [`MmioTransport::pause`] holds the gate.
+    pub(super) paused: Mutex<bool>,
+    pub(super) flusher: Flusher,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl MmioTransport {
+    /// Puts `device` behind a transport, running and reset.
+    ///
+    /// # Errors
+    /// When its event descriptors or threads cannot be made.
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        ram: GuestRam,
+        interrupt: Arc<dyn Interrupt>,
+    ) -> Result<Arc<Self>> {
+        let name = device.kind().name();
+        let role = match device.kind() {
+            DeviceKind::Block => Role::Disk,
+            DeviceKind::Net => Role::Net,
+            DeviceKind::Console | DeviceKind::Rng => Role::Queue,
+        };
+        let features = device.features() | TRANSPORT_FEATURES;
+        let event_error = |source| Error::EventFd {
+            device: name,
+            source,
+        };
+        let mut queues = Vec::new();
+        let mut kicks = Vec::new();
+        let mut wakers = Vec::new();
+        for (queue, &size) in device.queue_sizes().iter().enumerate() {
+            let ring = Queue::new(size).map_err(|_| Error::QueueSize {
+                device: name,
+                queue,
+                size,
+            })?;
+            queues.push(Mutex::new(ring));
+            let kick = EventFd::new(0).map_err(event_error)?;
+            wakers.push(QueueWaker::new(kick.try_clone().map_err(event_error)?));
+            kicks.push(kick);
+        }
+        device.attach(wakers);
+        let shared = Arc::new(Shared::new(device, ram, interrupt, queues, kicks));
+        let owner = Arc::downgrade(&shared);
+        shared.device.attach_config(ConfigNotifier::new(owner));
+        let registers = Mutex::new(Registers::new(shared.queues.len()));
+        let mut transport = Self {
+            shared,
+            features,
+            registers,
+            paused: Mutex::new(false),
+            flusher: Flusher::default(),
+            threads: Vec::new(),
+        };
+        for index in 0..transport.shared.queues.len() {
+            let shared = Arc::clone(&transport.shared);
+            shared.gate.expect();
+            let thread = std::thread::Builder::new()
+                .name(format!("{name}-{index}"))
+                .stack_size(256 << 10)
+                .spawn(move || {
+                    threads::begin(role);
+                    shared.run(index);
+                });
+            match thread {
+                Ok(thread) => transport.threads.push(thread),
+                // Dropping the transport ends the threads that were started.
+                Err(source) => {
+                    transport.shared.gate.unexpect();
+                    return Err(Error::Thread {
+                        device: name,
+                        source,
+                    });
+                }
+            }
+        }
+        Ok(Arc::new(transport))
+    }
+
+    /// One event descriptor per queue, for `KVM_IOEVENTFD` at [`QUEUE_NOTIFY_OFFSET`](super::mmio::QUEUE_NOTIFY_OFFSET).
+    pub fn queue_notifiers(&self) -> &[EventFd] {
+        &self.shared.kicks
+    }
+
+    /// Processes what is in a queue on the caller's thread, for tests that need to know when that was
+    /// done; otherwise the queue's own thread does it when it is notified.
+    #[doc(hidden)]
+    pub fn serve_now(&self, queue: usize) {
+        if queue < self.shared.queues.len() {
+            self.shared.serve_once(queue);
+        }
+    }
+}
+
+impl Drop for MmioTransport {
+    fn drop(&mut self) {
+        self.shared.gate.stop();
+        self.shared.kick_all();
+        if !self.shared.gate.left_within(FAREWELL) {
+            // A thread that is left behind keeps what its request needs, and ends with it.
+            let device = self.shared.name();
+            tracing::warn!(device, "a request does not end, and is left behind");
+            return;
+        }
+        for thread in self.threads.drain(..) {
+            let _panicked = thread.join();
+        }
+    }
+}
+
+impl fmt::Debug for MmioTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MmioTransport")
+            .field("device", &self.shared.kind)
+            .field("status", &self.shared.status)
+            .field("paused", &self.paused)
+            .finish_non_exhaustive()
+    }
+}

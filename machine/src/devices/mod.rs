@@ -1,0 +1,209 @@
+//! The devices of a machine and the disks behind them, as one.
+
+pub(crate) mod announce;
+pub(crate) mod console_ports;
+pub mod net;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use devices::power::{AcpiPower, AcpiPowerStateV1, I8042, I8042StateV1};
+use devices::rtc::{Rtc, RtcStateV1};
+use devices::serial::{Serial, SerialStateV1};
+use devices::virtio::{
+    ConsoleEnd, DeviceStateV1, MmioTransport, NetPort, PAUSE_PATIENCE, TransportStateV1,
+    pause_within,
+};
+use serde::Serialize;
+
+use crate::build::spec::{MachineSpec, VirtioId};
+use crate::disks::Disks;
+use crate::disks::claims::Claims;
+use crate::error::MachineError;
+use crate::snapshot::saved::{Saved, SavedError, Saving};
+
+/// Saved devices: of each component the newest version that this program knows.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DevicesState {
+    /// First serial port.
+    pub serial: SerialStateV1,
+    /// Real-time clock and CMOS.
+    pub rtc: RtcStateV1,
+    /// Keyboard controller.
+    pub i8042: I8042StateV1,
+    /// ACPI power registers.
+    pub acpi: AcpiPowerStateV1,
+    /// virtio devices by identity, in the order of their slots.
+    pub virtio: Vec<(String, TransportStateV1)>,
+}
+
+impl DevicesState {
+    pub(crate) fn put(self, to: &mut Saving<'_>) -> Result<(), SavedError> {
+        let Self {
+            serial,
+            rtc,
+            i8042,
+            acpi,
+            virtio,
+        } = self;
+        to.one(&serial)?;
+        to.one(&rtc)?;
+        to.one(&i8042)?;
+        to.one(&acpi)?;
+        for (slot, (id, state)) in virtio.into_iter().enumerate() {
+            let (transport, device) = state.split();
+            to.numbered(slot, &transport)?;
+            match &device {
+                DeviceStateV1::Block(state) => to.named(&id, state)?,
+                DeviceStateV1::Console(state) => to.one(state)?,
+                DeviceStateV1::Rng(state) => to.one(state)?,
+                DeviceStateV1::Net(state) => to.named(&id, state)?,
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn take(from: &mut Saved, spec: &MachineSpec) -> Result<Self, SavedError> {
+        let mut virtio = Vec::new();
+        for (slot, device) in spec.virtio().into_iter().enumerate() {
+            let transport = from.numbered(slot)?;
+            let state = match device {
+                VirtioId::Block(id) => DeviceStateV1::Block(from.named(id)?),
+                VirtioId::Console => DeviceStateV1::Console(from.one()?),
+                VirtioId::Rng => DeviceStateV1::Rng(from.one()?),
+                VirtioId::Net(id) => DeviceStateV1::Net(from.named(id)?),
+            };
+            let state = TransportStateV1::join(transport, state);
+            virtio.push((device.name().to_owned(), state));
+        }
+        Ok(Self {
+            serial: from.one()?,
+            rtc: from.one()?,
+            i8042: from.one()?,
+            acpi: from.one()?,
+            virtio,
+        })
+    }
+}
+
+/// A virtio device in its slot.
+pub(crate) struct VirtioSlot {
+    pub(crate) id: String,
+    pub(crate) transport: Arc<MmioTransport>,
+}
+
+/// All devices of a machine.
+pub(crate) struct Devices {
+    pub(crate) serial: Arc<Serial>,
+    pub(crate) rtc: Arc<Rtc>,
+    pub(crate) i8042: Arc<I8042>,
+    pub(crate) acpi: Arc<AcpiPower>,
+    /// User's end of the virtio console.
+    pub(crate) console: ConsoleEnd,
+    pub(crate) virtio: Vec<VirtioSlot>,
+    pub(crate) claims: Claims,
+    pub(crate) disks: Disks,
+    /// The ends that announce the network interfaces.
+    pub(crate) nets: Vec<(String, NetPort)>,
+}
+
+fn device(id: &str) -> impl FnOnce(devices::Error) -> MachineError {
+    let id = id.to_owned();
+    move |source| MachineError::Device { id, source }
+}
+
+impl Devices {
+    /// Drains the devices and flushes the disks, in the time that one device has; all are stopped even if
+    /// one fails.
+    pub(crate) fn pause(&self) -> Result<(), MachineError> {
+        let transports: Vec<_> = self.virtio.iter().map(|slot| &*slot.transport).collect();
+        let paused = pause_within(&transports, PAUSE_PATIENCE);
+        // All stand still by now; the first that did not as it should is told.
+        let mut named = self.virtio.iter().zip(paused);
+        named.try_for_each(|(slot, paused)| paused.map_err(device(&slot.id)))
+    }
+
+    /// Flushes the disks of the running machine, so that less is left to flush when it is paused.
+    pub(crate) fn flush(&self) -> Result<(), MachineError> {
+        for VirtioSlot { id, transport } in &self.virtio {
+            transport.flush().map_err(device(id))?;
+        }
+        Ok(())
+    }
+
+    /// Lets the devices go on; interrupts that may have been lost are raised again.
+    pub(crate) fn resume(&self) -> Result<(), MachineError> {
+        for VirtioSlot { id, transport } in &self.virtio {
+            transport.resume().map_err(device(id))?;
+        }
+        self.serial.resume().map_err(device("serial"))?;
+        self.rtc.resume().map_err(device("rtc"))?;
+        self.acpi.resume().map_err(device("acpi"))
+    }
+
+    pub(crate) fn save(&self) -> Result<DevicesState, MachineError> {
+        let Self {
+            serial,
+            rtc,
+            i8042,
+            acpi,
+            console: _,
+            virtio,
+            claims: _,
+            disks: _,
+            nets: _,
+        } = self;
+        let mut saved = Vec::with_capacity(virtio.len());
+        for VirtioSlot { id, transport } in virtio {
+            saved.push((id.clone(), transport.save().map_err(device(id))?));
+        }
+        Ok(DevicesState {
+            serial: serial.save(),
+            rtc: rtc.save(),
+            i8042: i8042.save(),
+            acpi: acpi.save(),
+            virtio: saved,
+        })
+    }
+
+    pub(crate) fn load(&self, state: DevicesState) -> Result<(), MachineError> {
+        let DevicesState {
+            serial,
+            rtc,
+            i8042,
+            acpi,
+            virtio,
+        } = state;
+        if virtio.len() != self.virtio.len() {
+            let (saved, here) = (virtio.len(), self.virtio.len());
+            return Err(MachineError::Mismatch(format!(
+                "it has {saved} virtio devices, not {here}"
+            )));
+        }
+        self.serial.load(serial).map_err(device("serial"))?;
+        self.rtc.load(rtc).map_err(device("rtc"))?;
+        self.i8042.load(i8042).map_err(device("i8042"))?;
+        self.acpi.load(acpi).map_err(device("acpi"))?;
+        for (slot, (id, state)) in self.virtio.iter().zip(virtio) {
+            if slot.id != id {
+                let here = &slot.id;
+                return Err(MachineError::Mismatch(format!(
+                    "it has device {id} in place of {here}"
+                )));
+            }
+            slot.transport.load(state).map_err(device(&id))?;
+        }
+        Ok(())
+    }
+
+    /// Waits until what the guest printed is with the console, at most for `timeout` each; whether it is.
+    pub(crate) fn drain_output(&self, timeout: Duration) -> bool {
+        // Both, even if one does not come to its end.
+        self.serial.drain_output(timeout) & self.console.drain_output(timeout)
+    }
+
+    /// Presses the ACPI power button.
+    pub(crate) fn press_power_button(&self) -> Result<(), MachineError> {
+        self.acpi.press_power_button().map_err(device("acpi"))
+    }
+}

@@ -1,0 +1,332 @@
+//! The VM as it leaves this host: its migrations, one at a time, and what becomes of it afterwards.
+//!
+//! Nothing here lets a guest run that may run elsewhere. A migration begins, and a hand-over is
+//! resolved, only for a state that is looked at under the same lock that keeps every other one out;
+//! and a guest is let go on only by [`PauseReason::Migration`] going away, which an outcome that left
+//! it here, or the destination's own answer, alone takes away.
+
+use std::net::SocketAddr;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::{Arc, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use control::instance::{MigrateRequest, VmState};
+use migration::control::Control;
+use migration::endpoint::Endpoint;
+use migration::journal::FileJournal;
+use migration::observation::{Observation, Side};
+use migration::source;
+use migration::transport::socket::SocketConnect;
+use migration::wire::control::Resolution;
+use migration::{MigrationId, Outcome};
+
+use crate::instance::vm::{
+    Core, Migration, Stage, VmInstance, hear_out, refuse, running_state, wrong_state,
+};
+use crate::machine::Machine;
+use crate::moving::source::MachineSource;
+use crate::power::PauseReason;
+use crate::threads::{self, Role};
+
+/// Before a destination that did not answer is asked the first time.
+const ASK_FIRST: Duration = Duration::from_millis(250);
+/// It is asked at least so often, as soon as it has answered, or could not be reached, the time before.
+const ASK_AT_LEAST: Duration = Duration::from_secs(5);
+
+impl VmInstance {
+    /// Begins a migration on a thread of its own and returns its identifier.
+    pub(crate) fn leave(self: &Arc<Self>, request: MigrateRequest) -> Result<String, Observation> {
+        let MigrateRequest {
+            to,
+            limits,
+            streams,
+            timeout,
+            on_timeout,
+            verify,
+            insecure,
+            plan,
+        } = request;
+        if !to.is_loopback() && !insecure {
+            return Err(refuse(
+                "usage.insecure",
+                "plain TCP beyond this host needs --insecure: guest memory is readable on the wire",
+            ));
+        }
+        let journal = FileJournal::open(self.dir.migrations())
+            .map_err(|e| Observation::from_error(Side::Source, "migration.journal", &e))?;
+        let id = MigrationId::random()
+            .map_err(|e| Observation::from_error(Side::Source, "migration.id", &e))?;
+        let connector = SocketConnect::new(to.clone())
+            .map_err(|e| Observation::from_error(Side::Source, "usage.address", &e))?;
+        let control = Control::new();
+        let machine = self.begin(Migration {
+            id: Some(id),
+            to: Some(to),
+            control: control.clone(),
+            stage: Stage::Active,
+            resolution: None,
+        })?;
+        let options = source::Options {
+            streams,
+            limits,
+            timeout,
+            on_timeout,
+            verify,
+            plan,
+            ..source::Options::new(id)
+        };
+        let instance = self.clone();
+        control.before_end(move |outcome| {
+            // Who hears that the guest is still here may ask for the next move at once; and who hears
+            // that it has left, may have it back: under its name, and where this VM listened.
+            instance.settle(Some(outcome));
+            instance.await_told();
+        });
+        let instance = self.clone();
+        let spawned = thread::Builder::new()
+            .name("migration".into())
+            .spawn(move || {
+                threads::begin(Role::Migration);
+                let vm = MachineSource::new(machine, &instance.dir.name());
+                let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
+                    source::migrate(&vm, &connector, &options, &control, &journal)
+                }));
+                drop(vm);
+                match outcome {
+                    Ok(Outcome::HandoverUnknown(_)) => instance.heal(),
+                    Ok(_) => {}
+                    Err(_) => {
+                        instance.settle(None);
+                        instance.heal();
+                    }
+                }
+            });
+        if let Err(e) = spawned {
+            self.lock().migration = None;
+            return Err(Observation::from_error(
+                Side::Source,
+                "migration.thread",
+                &e,
+            ));
+        }
+        Ok(id.to_string())
+    }
+
+    /// Makes `migration` the one that runs, if there may be one: the machine that it moves.
+    fn begin(&self, migration: Migration) -> Result<Arc<Machine>, Observation> {
+        let mut core = self.lock();
+        if core.active().is_some() {
+            return Err(refuse(
+                "migration.active",
+                "a migration of this VM is already running",
+            ));
+        }
+        let machine = match (&core.machine, core.state) {
+            (Some(machine), VmState::Running | VmState::Paused) => machine.clone(),
+            (_, state) => return Err(wrong_state(state)),
+        };
+        if core.stopping || machine.ended() {
+            return Err(wrong_state(VmState::Stopped));
+        }
+        core.migration = Some(migration);
+        Ok(machine)
+    }
+
+    /// Records how the migration ended: the engine has already acted on the guest. Without an
+    /// outcome the engine itself failed, and what it told the destination is not known.
+    pub(crate) fn settle(&self, outcome: Option<&Outcome>) {
+        let machine = self.lock().machine.clone();
+        if let (Some(Outcome::Completed(_)), Some(machine)) = (outcome, &machine) {
+            hear_out(machine);
+        }
+        let mut core = self.lock();
+        let mut gone = None;
+        if !core.state.is_final() {
+            match (outcome, &machine) {
+                (Some(Outcome::Completed(_)), _) => {
+                    core.finish_migrated();
+                    gone = core.machine.take();
+                }
+                (Some(Outcome::HandoverUnknown(_)), _) => core.state = VmState::HandoverUnknown,
+                (Some(_), Some(machine)) => core.state = running_state(machine),
+                (None, Some(machine)) if machine.paused_for(PauseReason::Migration) => {
+                    core.state = VmState::HandoverUnknown;
+                }
+                (_, _) => {}
+            }
+        }
+        if let Some(migration) = &mut core.migration {
+            migration.stage = Stage::Ended;
+            if outcome.is_none() {
+                // Whoever waits for its last event would wait for ever.
+                migration.control = Control::new();
+            }
+        }
+        self.changed.notify_all();
+        drop(core);
+        // Freeing a large guest's memory takes its time: nobody who asks for the status waits for it.
+        drop(gone);
+        drop(machine);
+    }
+
+    /// Asks the destination until it has answered whether it ran the guest, and acts on the answer. Whoever
+    /// asks beside finds the answer too.
+    fn heal(self: &Arc<Self>) {
+        let mut pause = ASK_FIRST;
+        let mut told = String::new();
+        loop {
+            // The answer may come to somebody else meanwhile.
+            if self.state_after(VmState::HandoverUnknown, pause) != VmState::HandoverUnknown {
+                return;
+            }
+            match self.settle_handover(Vec::new()) {
+                Ok(_) => return,
+                // What stays the same is told once.
+                Err(why) if why.root().id == told => {}
+                Err(why) => {
+                    tracing::warn!(id = why.id, "the destination does not answer yet: {why}");
+                    told.clone_from(&why.root().id);
+                }
+            }
+            pause = (2 * pause).min(ASK_AT_LEAST);
+        }
+    }
+
+    /// Asks the destination whether it ran the guest, and acts on the answer: the new state.
+    /// `sockets` are what its name stands for by now; where empty, what it stood for before.
+    pub(crate) fn settle_handover(&self, sockets: Vec<SocketAddr>) -> Result<VmState, Observation> {
+        let Resolving {
+            id, to, machine, ..
+        } = &match self.begin_resolving(sockets)? {
+            Begun::Resolving(resolving) => resolving,
+            Begun::Known(state) => return Ok(state),
+        };
+        let acted = self.ask_and_act(*id, to.clone(), machine);
+        if matches!(acted, Ok(Resolution::Ran)) {
+            hear_out(machine);
+        }
+        let mut core = self.lock();
+        if let (Ok(resolution), Some(migration)) = (&acted, &mut core.migration) {
+            tracing::info!(%id, ?resolution, "the destination answered");
+            migration.resolution = Some(*resolution);
+        }
+        let mut gone = None;
+        match &acted {
+            Ok(Resolution::Ran) => {
+                core.finish_migrated();
+                gone = core.machine.take();
+            }
+            Ok(Resolution::NeverRan) => core.state = running_state(machine),
+            Err(_) => {}
+        }
+        let meanwhile = match &acted {
+            Ok(Resolution::NeverRan) => core.take_meanwhile(),
+            _ => None,
+        };
+        self.changed.notify_all();
+        drop(core);
+        drop(gone);
+        if let Some((how, why)) = meanwhile {
+            self.end(how, why);
+        }
+        let state = self.lock().state;
+        acted.map(|_| state)
+    }
+
+    /// Makes this caller the one that asks, once nobody else does: two would act twice, the later one
+    /// perhaps in the middle of what the guest does after the first.
+    fn begin_resolving(&self, sockets: Vec<SocketAddr>) -> Result<Begun<'_>, Observation> {
+        let mut core = self.lock();
+        if core.state != VmState::HandoverUnknown {
+            let migration = core.migration.as_ref();
+            return match migration.and_then(|migration| migration.resolution) {
+                Some(_) => Ok(Begun::Known(core.state)),
+                None => Err(refuse("migration.resolved", "nothing is to be resolved")),
+            };
+        }
+        let asks = |core: &mut Core| {
+            let stage = core.migration.as_ref().map(|migration| migration.stage);
+            stage == Some(Stage::Resolving)
+        };
+        core = self
+            .changed
+            .wait_while(core, asks)
+            .unwrap_or_else(PoisonError::into_inner);
+        if core.state != VmState::HandoverUnknown {
+            return Ok(Begun::Known(core.state));
+        }
+        let machine = core.machine.clone();
+        match (&mut core.migration, machine) {
+            (
+                Some(Migration {
+                    id: Some(id),
+                    to: Some(to),
+                    stage,
+                    ..
+                }),
+                Some(machine),
+            ) => {
+                *stage = Stage::Resolving;
+                if let Ok(anew) = Endpoint::resolved(to.address().clone(), sockets) {
+                    *to = anew;
+                }
+                Ok(Begun::Resolving(Resolving {
+                    id: *id,
+                    to: to.clone(),
+                    machine,
+                    instance: self,
+                }))
+            }
+            _ => Err(refuse("migration.none", "there was no migration")),
+        }
+    }
+
+    fn ask_and_act(
+        &self,
+        id: MigrationId,
+        to: Endpoint,
+        machine: &Arc<Machine>,
+    ) -> Result<Resolution, Observation> {
+        let journal = FileJournal::open(self.dir.migrations())
+            .map_err(|e| Observation::from_error(Side::Source, "migration.journal", &e))?;
+        let connector = SocketConnect::new(to)
+            .map_err(|e| Observation::from_error(Side::Source, "usage.address", &e))?;
+        let resolution =
+            source::resolve(&connector, id, &journal).map_err(|e| e.observe(Side::Source))?;
+        let vm = MachineSource::new(machine.clone(), &self.dir.name());
+        if let Err(e) = source::settle(&vm, id, resolution, &journal) {
+            // The answer stands all the same, and the guest is where the answer says.
+            tracing::warn!(error = %e, "the answer could not be acted on completely");
+        }
+        Ok(resolution)
+    }
+}
+
+/// What came of wanting to ask the destination.
+enum Begun<'a> {
+    /// This caller asks.
+    Resolving(Resolving<'a>),
+    /// Somebody else has asked, and has the answer: the state since.
+    Known(VmState),
+}
+
+/// The destination is being asked; when this is dropped, it no longer is.
+struct Resolving<'a> {
+    id: MigrationId,
+    to: Endpoint,
+    machine: Arc<Machine>,
+    instance: &'a VmInstance,
+}
+
+impl Drop for Resolving<'_> {
+    fn drop(&mut self) {
+        // Another migration may have begun since the guest goes on.
+        if let Some(migration) = &mut self.instance.lock().migration
+            && migration.stage == Stage::Resolving
+        {
+            migration.stage = Stage::Ended;
+        }
+        self.instance.changed.notify_all();
+    }
+}

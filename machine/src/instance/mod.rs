@@ -1,0 +1,16 @@
+//! The VM of this process: how it starts or comes in, what is asked of it, how it leaves and how it ends.
+
+mod door;
+mod ending;
+mod hang;
+mod incoming;
+mod inherited;
+pub(crate) mod launch;
+mod leaving;
+mod requests;
+mod vm;
+
+#[cfg(test)]
+pub(crate) use requests::Served;
+#[cfg(test)]
+pub(crate) use vm::VmInstance;

@@ -1,0 +1,231 @@
+//! The machine: vCPUs, RAM, devices and what KVM holds of them, built, paused, saved and loaded as
+//! one.
+
+use std::path::PathBuf;
+
+use kvm_ioctls::VmFd;
+use migration::GuestRam;
+use migration::observation::Observation;
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
+
+use crate::boot::{self, EntryPoint};
+use crate::build::spec::MachineSpec;
+use crate::devices::Devices;
+use crate::devices::announce::Announcements;
+use crate::error::MachineError;
+use crate::events::GuestEvents;
+use crate::kvm::slots::{DirtyLog, map_ram};
+use crate::kvm::tsc::TscRate;
+use crate::kvm::{ioctl, os_error};
+use crate::power::{PauseReason, PauseReasons};
+use crate::vcpu::VcpuSet;
+use crate::vcpu::state::VcpuStateCaps;
+
+/// A built machine; it stands still until [`Machine::resume`] removes the last reason to.
+///
+/// Fields are dropped in order: vCPU threads end before what they run on goes away.
+pub struct Machine {
+    pub(crate) vcpus: VcpuSet,
+    pub(crate) devices: Devices,
+    pub(crate) vm: VmFd,
+    pub(crate) ram: GuestRam,
+    pub(crate) vcpu_caps: VcpuStateCaps,
+    pub(crate) tsc: TscRate,
+    pub(crate) spec: MachineSpec,
+    pub(crate) reasons: PauseReasons,
+    pub(crate) events: GuestEvents,
+    pub(crate) announcements: Announcements,
+}
+
+impl Machine {
+    /// What a destination must build alike.
+    pub fn spec(&self) -> &MachineSpec {
+        &self.spec
+    }
+
+    /// What went wrong when the guest was announced to its networks, told once.
+    pub(crate) fn announcement_failures(&self) -> Vec<String> {
+        self.announcements.take_failures()
+    }
+
+    /// Guest RAM.
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    /// Devices and disks.
+    pub(crate) fn devices(&self) -> &Devices {
+        &self.devices
+    }
+
+    /// Whether the guest ended itself: powered off, asked for a reset, or crashed.
+    pub fn ended(&self) -> bool {
+        self.events.ended()
+    }
+
+    /// How the guest ended itself, if it did.
+    pub(crate) fn end(&self) -> Option<&Observation> {
+        self.events.end()
+    }
+
+    /// Whether this reason keeps it paused.
+    pub fn paused_for(&self, reason: PauseReason) -> bool {
+        self.reasons.holds(reason)
+    }
+
+    /// Pauses the machine for `reason`: the vCPUs complete their I/O and park, then the devices drain
+    /// and flush their disks.
+    ///
+    /// # Errors
+    /// When a disk cannot be flushed; the machine is paused all the same.
+    pub fn pause(&self, reason: PauseReason) -> Result<(), MachineError> {
+        self.reasons.add(reason, || self.stand())
+    }
+
+    /// Removes `reason`; the machine runs when it was the last. A guest that is over stays so.
+    ///
+    /// # Errors
+    /// When a device cannot go on; vCPUs and devices stand still then.
+    pub fn resume(&self, reason: PauseReason) -> Result<(), MachineError> {
+        self.reasons.remove(reason, || self.go_on())
+    }
+
+    /// Pauses the machine for its user, unless a migration holds it: what was saved of it by then does
+    /// not know of the pause any more. Whether it did.
+    ///
+    /// # Errors
+    /// As [`Machine::pause`].
+    pub fn user_pause(&self) -> Result<bool, MachineError> {
+        self.reasons
+            .add_unless(PauseReason::Migration, PauseReason::User, || self.stand())
+    }
+
+    /// Lets the machine run as far as its user is concerned, unless a migration holds it. Whether it
+    /// did.
+    ///
+    /// # Errors
+    /// As [`Machine::resume`].
+    pub fn user_resume(&self) -> Result<bool, MachineError> {
+        self.reasons
+            .remove_unless(PauseReason::Migration, PauseReason::User, || self.go_on())
+    }
+
+    fn stand(&self) -> Result<(), MachineError> {
+        self.vcpus.pause();
+        self.devices.pause()
+    }
+
+    fn go_on(&self) -> Result<(), MachineError> {
+        // The guest's end is told before its vCPU parks, and adds its own reason a little later.
+        if self.ended() {
+            return Ok(());
+        }
+        for index in 0..self.vcpus.len() {
+            // Tells the guest's watchdogs that time passed without it (KVM API 4.73). Here and not
+            // at the pause: what it leaves behind in KVM is no part of the saved state, so a
+            // destination has to do it too. EINVAL: the guest has no kvmclock.
+            let _ = self.vcpus.fd(index).kvmclock_ctrl();
+        }
+        if let Err(e) = self.devices.resume() {
+            // Some may have begun; a disk must not change under a guest that did not go on.
+            if let Err(also) = self.devices.pause() {
+                tracing::warn!(error = %also, "devices did not stand still again");
+            }
+            return Err(e);
+        }
+        self.vcpus.resume();
+        self.announcements.make(&self.devices.nets);
+        Ok(())
+    }
+
+    /// Sets every vCPU as firmware would have left it, and the boot CPU to the kernel's entry.
+    ///
+    /// # Errors
+    /// When KVM refuses a register.
+    pub fn set_boot_registers(&self, entry: &EntryPoint) -> Result<(), MachineError> {
+        for index in 0..self.vcpus.len() {
+            boot::set_msrs(&self.vcpus.fd(index))?;
+        }
+        Ok(entry.set_registers(&self.vcpus.fd(0), &self.ram)?)
+    }
+
+    /// As [`VcpuSet::share_processors`].
+    pub fn share_processors(&self, threads: usize) {
+        self.vcpus.share_processors(threads);
+    }
+
+    /// As [`VcpuSet::turns_given`].
+    #[cfg(test)]
+    pub(crate) fn turns_given(&self) -> u64 {
+        self.vcpus.turns_given()
+    }
+
+    /// Turns the dirty log of all RAM on or off.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn set_dirty_log(&self, log: DirtyLog) -> Result<(), MachineError> {
+        map_ram(&self.vm, &self.ram, log)
+            .map_err(|e| MachineError::State("switch the dirty log", e))
+    }
+
+    /// Drops the marks of what devices, and whoever loaded the guest, have written.
+    pub fn forget_device_writes(&self) {
+        for region in self.ram.iter() {
+            let mapping: &MmapRegion<AtomicBitmap> = region;
+            mapping.bitmap().reset();
+        }
+    }
+
+    /// Adds the pages written since their marks were cleared, or taken, to `dirty`, one bitmap a region;
+    /// takes the marks of devices.
+    ///
+    /// # Errors
+    /// When KVM refuses, or a bitmap has the wrong length.
+    pub fn fetch_dirty(&self, dirty: &mut [Vec<u64>]) -> Result<(), MachineError> {
+        let failed = |e| MachineError::State("read the dirty log", e);
+        for ((slot, region), into) in self.ram.iter().enumerate().zip(dirty) {
+            let by_vcpus = self
+                .vm
+                .get_dirty_log(slot as u32, region.len() as usize)
+                .map_err(|e| failed(os_error(e)))?;
+            let mapping: &MmapRegion<AtomicBitmap> = region;
+            let by_devices = mapping.bitmap().get_and_reset();
+            if by_vcpus.len() != into.len() || by_devices.len() != into.len() {
+                return Err(failed(std::io::Error::from_raw_os_error(libc::EINVAL)));
+            }
+            for ((word, cpu), device) in into.iter_mut().zip(by_vcpus).zip(by_devices) {
+                *word |= cpu | device;
+            }
+        }
+        Ok(())
+    }
+
+    /// Clears the vCPUs' marks of the pages set in `bits`, from `first_page` of a region on.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn clear_dirty(
+        &self,
+        region: usize,
+        first_page: u64,
+        bits: &[u64],
+    ) -> Result<(), MachineError> {
+        let failed = |e| MachineError::State("clear the dirty log", e);
+        let invalid = || failed(std::io::Error::from_raw_os_error(libc::EINVAL));
+        let len = self.ram.iter().nth(region).ok_or_else(invalid)?.len() / migration::PAGE_SIZE;
+        let pages = len
+            .checked_sub(first_page)
+            .ok_or_else(invalid)?
+            .min(bits.len() as u64 * 64);
+        ioctl::clear_dirty_log(&self.vm, region as u32, first_page, pages as u32, bits)
+            .map_err(failed)
+    }
+}
+
+/// A disk that the command line gives to an incoming machine instead of the source's path.
+pub type DiskOverrides = Vec<(String, PathBuf)>;
+
+/// A tap that the command line gives to an incoming machine instead of the source's.
+pub type NetOverrides = Vec<(String, String)>;

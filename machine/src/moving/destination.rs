@@ -1,0 +1,437 @@
+//! A machine that comes in: checked, built and loaded as the source describes it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use block::Content;
+use block::control_file::ControlFile;
+use control::runtime_dir::VmDir;
+use migration::GuestRam;
+use migration::observation::{Observation, Side};
+use migration::vm::{DestinationVm, HugePages, MachineDescription, VmResult};
+
+use crate::boot::refusal::KvmBackend;
+use crate::build::demands;
+use crate::build::spec::MachineSpec;
+use crate::clock::Window;
+use crate::console::ConsoleHub;
+use crate::cpuid::{HostCpu, Model};
+use crate::disks::claims::Completion;
+use crate::disks::places::DiskPlaces;
+use crate::disks::{self, DiskClaim, DiskSource};
+use crate::error::MachineError;
+use crate::events::GuestEvents;
+use crate::machine::DiskOverrides;
+use crate::machine::Machine;
+use crate::machine::NetOverrides;
+use crate::memory::{PageBacking, Rooms};
+use crate::moving::late;
+use crate::opener;
+use crate::power::PauseReason;
+use crate::snapshot::agreement::{Agreed, Disagreement, Known};
+use crate::state::RunStateV1;
+use crate::state::components;
+use crate::state::v1;
+use crate::{kvm, memory};
+
+/// Told of the machine at the moment it runs, before the source is.
+pub(crate) type Started = Box<dyn FnMut(&Arc<Machine>) + Send>;
+
+/// What this host adds to the machine that comes in.
+pub(crate) struct Arrival {
+    /// Paths of disks that lie elsewhere here.
+    pub(crate) overrides: DiskOverrides,
+    /// Taps of network interfaces that have another name here.
+    pub(crate) taps: NetOverrides,
+    /// Whether the source may say where the other disks lie.
+    pub(crate) paths: DiskPaths,
+    /// What orders faults of disks, for tests of this program.
+    pub(crate) faults: Option<ControlFile>,
+    /// Whether the VM keeps the name that it was given here, or takes the guest's.
+    pub(crate) naming: Naming,
+    /// Where the guest's RAM will lie.
+    pub(crate) rooms: Rooms,
+    /// The most of its CPU that this host offers to guests.
+    pub(crate) cpu_limit: Option<Model>,
+    /// Folder of the VM.
+    pub(crate) dir: VmDir,
+    /// Where the guest's output goes.
+    pub(crate) console: ConsoleHub,
+    /// Where the guest's end is told.
+    pub(crate) events: GuestEvents,
+}
+
+/// Who says where the disks of an incoming machine lie.
+///
+/// Whatever path is named is opened with the rights of this process, and the guest reads and writes
+/// what is there. See `docs/adr/0004-disk-paths-from-the-source.md`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DiskPaths {
+    /// The source, unless this host does: only who can reach this host's own sockets can send.
+    FromSource,
+    /// This host alone: whoever reaches its network can send.
+    GivenHere,
+}
+
+/// Which name an incoming VM gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Naming {
+    /// The one that it was given here.
+    Given,
+    /// The one that it had at the source.
+    AsAtSource,
+}
+
+/// What a VM is called that waits for its guest's name.
+pub const NAMELESS: &str = "incoming";
+
+/// Takes in one machine.
+pub(crate) struct MachineDestination {
+    arrival: Arrival,
+    started: Started,
+    machine: Option<Arc<Machine>>,
+    /// The VM has the guest's name.
+    renamed: bool,
+    /// Takes what is left of the disks' claims when the guest runs.
+    completion: Option<Completion>,
+    huge: HugePages,
+    run: RunStateV1,
+    /// When the state was saved, as far as this host can tell.
+    saved: Window,
+}
+
+impl MachineDestination {
+    pub(crate) fn new(arrival: Arrival, started: Started) -> Self {
+        Self {
+            arrival,
+            started,
+            machine: None,
+            renamed: false,
+            completion: None,
+            huge: HugePages::default(),
+            run: RunStateV1::Running,
+            saved: Window::default(),
+        }
+    }
+
+    fn disks(&self, spec: &MachineSpec) -> Vec<DiskSource> {
+        spec.disks
+            .iter()
+            .map(|disk| {
+                let given = self.arrival.overrides.iter().find(|(id, _)| *id == disk.id);
+                DiskSource {
+                    id: disk.id.clone(),
+                    path: given.map_or_else(|| disk.path.clone().into(), |(_, p)| p.clone()),
+                    access: disk.access,
+                    // The guest may have written anything into its first sector.
+                    content: Content::Raw,
+                    expected_size: Some(disk.size),
+                    faults: self.arrival.faults.clone(),
+                }
+            })
+            .collect()
+    }
+
+    fn check_paths(&self, spec: &MachineSpec) -> VmResult<()> {
+        let given = |id: &str| self.arrival.overrides.iter().any(|(here, _)| here == id);
+        match spec.disks.iter().find(|disk| !given(&disk.id)) {
+            Some(disk) if self.arrival.paths == DiskPaths::GivenHere => {
+                let (id, path) = (&disk.id, &disk.path);
+                Err(refuse(
+                    "negotiate.disk",
+                    format!(
+                        "this host listens on the network, where anybody may name any file: say here \
+                         where disk {id} lies, by --disk {id}=PATH (at the source it is {path})"
+                    ),
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The machine as it is on this host: on this host's taps.
+    fn at_home(&self, mut spec: MachineSpec) -> MachineSpec {
+        for net in &mut spec.nets {
+            if let Some((_, tap)) = self.arrival.taps.iter().find(|(id, _)| *id == net.id) {
+                net.tap.clone_from(tap);
+            }
+        }
+        spec
+    }
+
+    /// Refuses interfaces whose taps are missing, busy or less than what the guest relies on.
+    fn check_nets(&self, spec: &MachineSpec) -> VmResult<()> {
+        let known = |id: &str| spec.nets.iter().any(|net| net.id == id);
+        if let Some((id, _)) = self.arrival.taps.iter().find(|(id, _)| !known(id)) {
+            return Err(refuse(
+                "negotiate.net",
+                format!("the guest has no network interface {id}"),
+            ));
+        }
+        for net in &spec.nets {
+            if let Err(e) = net.open_tap() {
+                let (id, tap) = (&net.id, &net.tap);
+                let message = format!(
+                    "network interface {id} cannot be on {tap} here; --net {id}=TAP names another"
+                );
+                return Err(refuse("negotiate.net", message).caused_by(observed(&e)));
+            }
+        }
+        Ok(())
+    }
+
+    fn built(&self) -> VmResult<&Arc<Machine>> {
+        self.machine
+            .as_ref()
+            .ok_or_else(|| refuse("machine.build", "the machine is not built".into()))
+    }
+}
+
+/// Chooses the versions of the components of such a machine, of what its source offers; one that offers
+/// nothing writes the first version of each.
+fn choose(spec: &MachineSpec, offered: Option<&str>) -> Result<Agreed, Disagreement> {
+    let known = components::of(spec);
+    let offered = match offered {
+        Some(offered) => Known::from_json(offered)?,
+        None => known.in_first_version(&v1::KINDS),
+    };
+    known.choose(&offered)
+}
+
+fn refuse(id: &str, message: String) -> Observation {
+    Observation::new(Side::Destination, id, message)
+}
+
+fn observed(e: &MachineError) -> Observation {
+    e.observed(Side::Destination)
+}
+
+impl DestinationVm for MachineDestination {
+    fn negotiate(&mut self, description: &MachineDescription) -> VmResult<()> {
+        let spec = self.at_home(MachineSpec::from_description(description)?);
+        let kvm = kvm::open().map_err(|e| observed(&e.into()))?;
+        memory::check_size(spec.memory).map_err(|e| observed(&e.into()))?;
+        let here = KvmBackend::detect();
+        if here.is_pvm() != spec.backend.is_pvm() {
+            let there = spec.backend;
+            return Err(refuse(
+                "negotiate.backend",
+                format!("the guest runs on {there} and cannot go on on {here}"),
+            ));
+        }
+        let cpu = HostCpu::probe(&kvm, self.arrival.cpu_limit.as_ref())
+            .map_err(|e| observed(&e.into()))?;
+        let missing = demands::missing(&spec, &kvm, &cpu).map_err(|e| observed(&e))?;
+        if !missing.is_empty() {
+            let (here, lacks) = (cpu.described(), missing.join(", "));
+            return Err(refuse(
+                "negotiate.cpu",
+                format!("{here} lacks what the guest's CPU has: {lacks}"),
+            ));
+        }
+        if let Some((id, _)) = self
+            .arrival
+            .overrides
+            .iter()
+            .find(|(id, _)| !spec.disks.iter().any(|d| d.id == *id))
+        {
+            return Err(refuse(
+                "negotiate.disk",
+                format!("the guest has no disk {id}"),
+            ));
+        }
+        self.check_paths(&spec)?;
+        let told = DiskPlaces::told(description)?;
+        for disk in self.disks(&spec) {
+            disks::check(&disk, DiskClaim::Successor(told.as_ref())).map_err(|e| observed(&e))?;
+        }
+        self.check_nets(&spec)
+    }
+
+    fn choose_state(
+        &mut self,
+        description: &MachineDescription,
+        offered: Option<&str>,
+    ) -> VmResult<Option<String>> {
+        let spec = MachineSpec::from_description(description)?;
+        let chosen = choose(&spec, offered).map_err(|e| observed(&e.into()))?;
+        Ok(offered.map(|_| chosen.to_json()))
+    }
+
+    fn prepare(&mut self, description: &MachineDescription) -> VmResult<()> {
+        let spec = self.at_home(MachineSpec::from_description(description)?);
+        if self.arrival.naming == Naming::AsAtSource {
+            let (dir, name) = (self.arrival.dir.clone(), description.name.clone());
+            opener::outside(move || dir.rename(&name))?;
+            self.renamed = true;
+        }
+        let disks = self.disks(&spec);
+        let told = DiskPlaces::told(description)?;
+        let room = self.arrival.rooms.take();
+        self.huge = match spec.pages {
+            PageBacking::Thp => room.huge_pages(),
+            // The advice would stay after the guest has come.
+            PageBacking::Small => HugePages::ByCollapse,
+        };
+        let ram = room.take(spec.memory);
+        let machine = Machine::build_on(
+            ram.map_err(|e| observed(&e.into()))?,
+            spec,
+            &disks,
+            DiskClaim::Successor(told.as_ref()),
+            &self.arrival.console,
+            &self.arrival.events,
+        )
+        .map_err(|e| observed(&e))?;
+        let completion = machine.devices().claims.complete_later();
+        self.completion = Some(completion.map_err(|e| observed(&e))?);
+        self.machine = Some(Arc::new(machine));
+        Ok(())
+    }
+
+    fn ram(&self) -> VmResult<GuestRam> {
+        Ok(self.built()?.ram().clone())
+    }
+
+    fn huge_pages(&self) -> HugePages {
+        self.huge
+    }
+
+    fn saved_between(&mut self, earliest: Option<Instant>, latest: Instant) {
+        self.saved = Window {
+            earliest,
+            latest: Some(latest),
+        };
+    }
+
+    fn doubtful_disks(&self) -> Vec<String> {
+        let built = self.machine.iter();
+        built.flat_map(|m| m.devices().disks.doubtful()).collect()
+    }
+
+    fn check_disk_samples(&mut self, samples: Option<&str>) -> VmResult<()> {
+        let disks = &self.built()?.devices().disks;
+        disks.check_samples(samples).map_err(|e| observed(&e))
+    }
+
+    fn load_state(&mut self, state: &[u8]) -> VmResult<()> {
+        self.run = self
+            .built()?
+            .load_saved(state, self.saved)
+            .map_err(|e| observed(&e))?;
+        Ok(())
+    }
+
+    fn start(&mut self) -> VmResult<()> {
+        let machine = self.built()?.clone();
+        // Everything that the guest was given is open, and no other one comes.
+        opener::close();
+        let disks = &machine.devices().disks;
+        disks.begin_use().map_err(|e| observed(&e))?;
+        if self.run == RunStateV1::Paused {
+            machine.pause(PauseReason::User).map_err(|e| observed(&e))?;
+        }
+        machine
+            .resume(PauseReason::NotStarted)
+            .map_err(|e| observed(&e))?;
+        if let Some(completion) = self.completion.take() {
+            completion.begin();
+        }
+        // Not before: while memory comes in, the engine decides page by page.
+        memory::back_by(machine.ram(), machine.spec().pages);
+        (self.started)(&machine);
+        Ok(())
+    }
+
+    /// The state says itself whether the guest's user had paused it, also when that came after the
+    /// negotiation.
+    fn hold(&mut self) -> VmResult<()> {
+        self.start()
+    }
+
+    fn warnings(&mut self) -> Vec<Observation> {
+        let failures = self.machine.iter().flat_map(|m| m.announcement_failures());
+        let failures = failures.map(|what| refuse("net.announce", what));
+        let unheld = self
+            .machine
+            .iter()
+            .flat_map(|m| m.devices().disks.warnings());
+        failures.chain(unheld).collect()
+    }
+
+    fn take_late(&mut self, late: &[u8]) -> VmResult<()> {
+        late::give(&self.built()?.devices().nets, late).map_err(|e| observed(&e))
+    }
+
+    fn abandon(&mut self) {
+        self.completion = None;
+        self.machine = None;
+        self.arrival.rooms.renew();
+        if std::mem::take(&mut self.renamed) {
+            let dir = self.arrival.dir.clone();
+            if let Err(why) = opener::outside(move || dir.rename_to_free(NAMELESS)) {
+                tracing::warn!(id = why.id, "the name of the guest is not free: {why}");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::build::spec::{CpuDemands, DiskAccess, DiskSpec};
+    use crate::console::ConsoleOutputs;
+    use crate::memory::RamFile;
+    use control::runtime_dir::RuntimeDir;
+
+    /// One that takes in nothing.
+    pub(crate) fn nowhere() -> MachineDestination {
+        arriving(DiskPaths::FromSource, Vec::new())
+    }
+
+    fn arriving(paths: DiskPaths, overrides: DiskOverrides) -> MachineDestination {
+        let files = tempfile::tempdir().unwrap();
+        let runtime = RuntimeDir::at(files.path()).unwrap();
+        let arrival = Arrival {
+            overrides,
+            taps: Vec::new(),
+            paths,
+            faults: None,
+            naming: Naming::Given,
+            rooms: Rooms::new(RamFile::memfd(), None).unwrap(),
+            cpu_limit: None,
+            dir: runtime.create(Some("guest"), "vm").unwrap(),
+            console: ConsoleHub::start(ConsoleOutputs::default()).unwrap(),
+            events: GuestEvents::new().0,
+        };
+        MachineDestination::new(arrival, Box::new(|_| ()))
+    }
+
+    fn check(paths: DiskPaths, overrides: DiskOverrides) -> VmResult<()> {
+        let spec = MachineSpec {
+            memory: 16 << 20,
+            pages: PageBacking::Small,
+            cpuid: Vec::new(),
+            cpu: CpuDemands::default(),
+            backend: KvmBackend::Unknown,
+            disks: vec![DiskSpec {
+                id: "root".into(),
+                path: "/srv/root.raw".into(),
+                access: DiskAccess::ReadWrite,
+                size: 512,
+            }],
+            nets: Vec::new(),
+        };
+        arriving(paths, overrides).check_paths(&spec)
+    }
+
+    #[test]
+    fn a_peer_on_the_network_does_not_say_which_file_is_a_disk() {
+        let given = vec![("root".to_owned(), "/here/root.raw".into())];
+        check(DiskPaths::FromSource, Vec::new()).unwrap();
+        check(DiskPaths::GivenHere, given).unwrap();
+        let refused = check(DiskPaths::GivenHere, Vec::new()).unwrap_err();
+        assert_eq!(refused.id, "negotiate.disk");
+        assert!(refused.message.contains("--disk root=PATH"), "{refused}");
+    }
+}

@@ -1,0 +1,8 @@
+//! The two sides of a move, as the engine sees the machine there.
+
+pub(crate) mod destination;
+mod late;
+mod rehearsal;
+pub(crate) mod source;
+
+pub use destination::NAMELESS;

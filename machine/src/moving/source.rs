@@ -1,0 +1,193 @@
+//! The running machine as the source of a migration.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use migration::GuestRam;
+use migration::observation::{Observation, Side};
+use migration::vm::{MachineDescription, Rehearsal, RunState, SourceVm, VmResult};
+
+use crate::error::MachineError;
+use crate::kvm::slots::DirtyLog;
+use crate::machine::Machine;
+use crate::moving::late;
+use crate::power::PauseReason;
+use crate::snapshot::agreement::{Agreed, Known};
+use crate::state::components;
+use crate::state::v1;
+use crate::state::{Form, RunStateV1};
+
+/// A machine that may leave this host.
+pub(crate) struct MachineSource {
+    machine: Arc<Machine>,
+    name: String,
+    /// Components of its state, and the versions in which each can be written.
+    known: Known,
+    /// How the state is written, as was agreed on with the destination.
+    form: Mutex<Form>,
+}
+
+impl MachineSource {
+    pub(crate) fn new(machine: Arc<Machine>, name: &str) -> Self {
+        Self {
+            known: components::of(machine.spec()),
+            machine,
+            name: name.to_owned(),
+            form: Mutex::new(Form::One),
+        }
+    }
+
+    /// One that writes other components or versions, as a later version of this program may.
+    #[cfg(test)]
+    pub(crate) fn writing(self, known: Known) -> Self {
+        Self { known, ..self }
+    }
+
+    /// How the state is to be written for a destination that chose so.
+    fn agree(&self, chosen: Option<&str>) -> Result<Form, MachineError> {
+        match chosen {
+            Some(chosen) => {
+                let agreed = Agreed::from_json(chosen)?;
+                self.known.check(&agreed)?;
+                Ok(Form::Components(agreed))
+            }
+            None => {
+                let first = self.known.in_first_version(&v1::KINDS);
+                self.known.check(&first.newest())?;
+                Ok(Form::One)
+            }
+        }
+    }
+}
+
+fn observed(e: &MachineError) -> Observation {
+    e.observed(Side::Source)
+}
+
+impl SourceVm for MachineSource {
+    fn describe(&self) -> VmResult<MachineDescription> {
+        let mut description = self.machine.spec().describe(&self.name)?;
+        let places = self.machine.devices().disks.places();
+        description.disks = places.map(|places| places.to_json()).transpose()?;
+        Ok(description)
+    }
+
+    fn offer_state(&self) -> VmResult<Option<String>> {
+        Ok(Some(self.known.to_json()))
+    }
+
+    fn agree_on_state(&self, chosen: Option<&str>) -> VmResult<()> {
+        let form = self.agree(chosen).map_err(|e| observed(&e))?;
+        *self.form.lock().unwrap_or_else(PoisonError::into_inner) = form;
+        Ok(())
+    }
+
+    fn run_state(&self) -> RunState {
+        if self.machine.paused_for(PauseReason::User) {
+            RunState::Paused
+        } else {
+            RunState::Running
+        }
+    }
+
+    fn ram(&self) -> &GuestRam {
+        self.machine.ram()
+    }
+
+    fn offer_disks(&self) -> VmResult<()> {
+        let devices = self.machine.devices();
+        devices.claims.offer().map_err(|e| observed(&e))?;
+        devices.disks.holds().offer();
+        Ok(())
+    }
+
+    fn reclaim_disks(&self) -> VmResult<()> {
+        self.machine.devices().disks.holds().withdraw();
+        self.machine
+            .devices()
+            .claims
+            .reclaim()
+            .map_err(|e| observed(&e))
+    }
+
+    fn start_dirty_log(&self) -> VmResult<()> {
+        self.machine
+            .set_dirty_log(DirtyLog::On)
+            .map_err(|e| observed(&e))
+    }
+
+    fn stop_dirty_log(&self) -> VmResult<()> {
+        self.machine
+            .set_dirty_log(DirtyLog::Off)
+            .map_err(|e| observed(&e))
+    }
+
+    fn forget_device_writes(&self) -> VmResult<()> {
+        self.machine.forget_device_writes();
+        Ok(())
+    }
+
+    fn fetch_dirty(&self, dirty: &mut [Vec<u64>]) -> VmResult<()> {
+        self.machine.fetch_dirty(dirty).map_err(|e| observed(&e))
+    }
+
+    fn clear_dirty(&self, region: usize, first_page: u64, bits: &[u64]) -> VmResult<()> {
+        self.machine
+            .clear_dirty(region, first_page, bits)
+            .map_err(|e| observed(&e))
+    }
+
+    fn share_processors(&self, threads: usize) {
+        self.machine.share_processors(threads);
+    }
+
+    fn flush_disks(&self) -> VmResult<()> {
+        self.machine.devices().flush().map_err(|e| observed(&e))
+    }
+
+    fn rehearse(&self) -> VmResult<Rehearsal> {
+        self.machine.rehearse().map_err(|e| observed(&e))
+    }
+
+    fn pause(&self) -> VmResult<()> {
+        self.machine
+            .pause(PauseReason::Migration)
+            .map_err(|e| observed(&e))?;
+        match self.machine.end() {
+            Some(why) => {
+                let message = "the guest ended while it was being migrated";
+                let ended = Observation::new(Side::Source, "guest.ended", message);
+                Err(ended.caused_by(why.clone()))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn resume(&self) -> VmResult<()> {
+        self.machine
+            .resume(PauseReason::Migration)
+            .map_err(|e| observed(&e))
+    }
+
+    fn save_state(&self) -> VmResult<Vec<u8>> {
+        let run = match self.run_state() {
+            RunState::Running => RunStateV1::Running,
+            RunState::Paused => RunStateV1::Paused,
+        };
+        let form = self.form.lock().unwrap_or_else(PoisonError::into_inner);
+        self.machine.save_as(run, &form).map_err(|e| observed(&e))
+    }
+
+    fn disk_samples(&self, of: &[String]) -> VmResult<String> {
+        let disks = &self.machine.devices().disks;
+        disks.samples(of).map_err(|e| observed(&e))
+    }
+
+    fn late(&self) -> Option<Vec<u8>> {
+        late::collect(&self.machine.devices().nets)
+    }
+
+    fn release(&self) {
+        self.machine.devices().disks.holds().release();
+        self.machine.devices().claims.release();
+    }
+}

@@ -1,0 +1,37 @@
+//! Whether what a source asks for can be meant at all, before anything is done for it.
+
+use crate::error::Error;
+use crate::wire::control::Negotiate;
+use crate::wire::{MAX_REGIONS, MAX_STREAMS};
+
+/// Checks numbers that memory and threads will be spent on.
+pub(super) fn check_bounds(wanted: &Negotiate) -> Result<(), Error> {
+    let wrong = |what: String| Err(Error::Protocol(what));
+    if !(1..=MAX_STREAMS).contains(&wanted.streams) {
+        return wrong(format!("it wants {} data streams", wanted.streams));
+    }
+    let ram = &wanted.machine.ram;
+    if ram.is_empty() || ram.len() > MAX_REGIONS {
+        return wrong(format!("it describes {} RAM regions", ram.len()));
+    }
+    let mut end = 0;
+    for region in ram {
+        let aligned = [region.gpa, region.len]
+            .iter()
+            .all(|n| n % crate::PAGE_SIZE == 0);
+        let next = region
+            .gpa
+            .checked_add(region.len)
+            .filter(|&next| next < 1 << 52);
+        match next {
+            Some(next) if aligned && region.len > 0 && region.gpa >= end => end = next,
+            _ => {
+                return wrong(format!(
+                    "it describes a RAM region of {:#x} bytes at {:#x}",
+                    region.len, region.gpa
+                ));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,107 @@
+//! A migration between doubles in this process, watched and steered.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use migration::control::{Control, Events};
+use migration::journal::MemoryJournal;
+use migration::progress::Limits;
+use migration::transport::memory;
+use migration::{MigrationId, Outcome, destination, source};
+
+use super::{Destination, Guest, Source, Witness, ends_within};
+
+/// Dirties memory faster than the limit on bandwidth lets it go.
+pub const HOT: Guest = Guest::Writes {
+    pages: 1000,
+    pause: Duration::ZERO,
+};
+pub const SLOW: Limits = Limits {
+    downtime: Duration::from_millis(20),
+    bandwidth: Some(4 << 20),
+};
+
+/// One migration of one guest.
+pub struct Scene {
+    pub witness: Arc<Witness>,
+    pub vm: Source,
+    pub into: Destination,
+    pub options: source::Options,
+    pub journal: MemoryJournal,
+}
+
+impl Scene {
+    pub fn new(guest: Guest) -> Self {
+        let witness = Arc::default();
+        let vm = Source::new(2000, guest, &witness);
+        vm.fill(0, 0, 900);
+        Self {
+            vm,
+            into: Destination::new(&witness),
+            witness,
+            options: source::Options::new(MigrationId::random().unwrap()),
+            journal: MemoryJournal::default(),
+        }
+    }
+
+    /// Runs the migration while `steer` watches its events.
+    pub fn run(&mut self, steer: impl FnOnce(&Control, Events) + Send) -> [Outcome; 2] {
+        self.run_with(|_, control, events| steer(control, events))
+    }
+
+    /// As [`Scene::run`], where the guest's user does something too.
+    pub fn run_with(
+        &mut self,
+        steer: impl FnOnce(&Source, &Control, Events) + Send,
+    ) -> [Outcome; 2] {
+        let (connect, listen) = memory::network(&[]);
+        let (control, receiving) = (Control::new(), Control::new());
+        let Self {
+            vm,
+            into,
+            options,
+            journal,
+            ..
+        } = self;
+        std::thread::scope(|scope| {
+            let there = scope.spawn(|| {
+                let options = destination::Options::default();
+                destination::receive(&listen, into, &options, &receiving, journal)
+            });
+            let events = control.subscribe();
+            let handle = control.clone();
+            let vm = &*vm;
+            scope.spawn(move || {
+                let _fails = CancelsOnPanic(&handle);
+                steer(vm, &handle, events);
+            });
+            let here = source::migrate(vm, &connect, options, &control, &MemoryJournal::default());
+            // A destination that nobody came to, or that was only asked, waits for the next.
+            ends_within(&there, Duration::from_millis(500));
+            receiving.cancel();
+            [here, there.join().unwrap()]
+        })
+    }
+
+    pub fn assert_kept(&self) {
+        assert!(self.vm.is_untouched(), "the source is not as before");
+        assert!(
+            self.into.has_nothing(),
+            "something is left at the destination"
+        );
+        assert_eq!(self.witness.running(), (true, false));
+    }
+}
+
+/// Whoever steers and fails ends the migration too, which may wait for what does not come then.
+struct CancelsOnPanic<'a>(&'a Control);
+
+impl Drop for CancelsOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.cancel();
+        }
+    }
+}
+
+pub fn ignore(_: &Control, _: Events) {}

@@ -47,6 +47,7 @@ status=0
 cargo test --no-fail-fast "$@" -- --show-output 2>&1 | tee "$log" || status=$?
 
 step "done"
+bash tests/failures.sh "$log"
 bash tests/skips.sh "$log" || status=1
 # A skipped test counts as passed for cargo, and a test that cargo ignores as skipped for us.
 awk -v skipped="$(grep -c '^skipped: ' "$log" || true)" '

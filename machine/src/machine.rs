@@ -83,6 +83,17 @@ impl Machine {
         self.reasons.add(reason, || self.stand())
     }
 
+    /// As [`Machine::pause`], but flushes nothing.
+    ///
+    /// # Errors
+    /// When a device does not stand still in time.
+    pub fn stop(&self, reason: PauseReason) -> Result<(), MachineError> {
+        self.reasons.add(reason, || {
+            self.vcpus.pause();
+            self.devices.drain()
+        })
+    }
+
     /// Removes `reason`; the machine runs when it was the last. A guest that is over stays so.
     ///
     /// # Errors
@@ -171,33 +182,37 @@ impl Machine {
     }
 
     /// Drops the marks of what devices, and whoever loaded the guest, have written.
-    pub fn forget_device_writes(&self) {
+    pub fn drop_device_writes(&self) {
         for region in self.ram.iter() {
             let mapping: &MmapRegion<AtomicBitmap> = region;
             mapping.bitmap().reset();
         }
     }
 
-    /// Adds the pages written since their marks were cleared, or taken, to `dirty`, one bitmap a region;
-    /// takes the marks of devices.
+    /// Adds the pages that vCPUs wrote since their marks were cleared to `dirty`, one bitmap a region.
     ///
     /// # Errors
     /// When KVM refuses, or a bitmap has the wrong length.
-    pub fn fetch_dirty(&self, dirty: &mut [Vec<u64>]) -> Result<(), MachineError> {
-        let failed = |e| MachineError::State("read the dirty log", e);
+    pub fn read_vcpu_writes(&self, dirty: &mut [Vec<u64>]) -> Result<(), MachineError> {
         for ((slot, region), into) in self.ram.iter().enumerate().zip(dirty) {
-            let by_vcpus = self
+            let marks = self
                 .vm
                 .get_dirty_log(slot as u32, region.len() as usize)
-                .map_err(|e| failed(os_error(e)))?;
+                .map_err(|e| unread_log(os_error(e)))?;
+            add_marks(&marks, into)?;
+        }
+        Ok(())
+    }
+
+    /// Adds the pages that devices, and whoever loaded the guest, have written to `dirty`, one bitmap a region, and
+    /// drops their marks.
+    ///
+    /// # Errors
+    /// When a bitmap has the wrong length.
+    pub fn take_device_writes(&self, dirty: &mut [Vec<u64>]) -> Result<(), MachineError> {
+        for (region, into) in self.ram.iter().zip(dirty) {
             let mapping: &MmapRegion<AtomicBitmap> = region;
-            let by_devices = mapping.bitmap().get_and_reset();
-            if by_vcpus.len() != into.len() || by_devices.len() != into.len() {
-                return Err(failed(std::io::Error::from_raw_os_error(libc::EINVAL)));
-            }
-            for ((word, cpu), device) in into.iter_mut().zip(by_vcpus).zip(by_devices) {
-                *word |= cpu | device;
-            }
+            add_marks(&mapping.bitmap().get_and_reset(), into)?;
         }
         Ok(())
     }
@@ -206,7 +221,7 @@ impl Machine {
     ///
     /// # Errors
     /// When KVM refuses.
-    pub fn clear_dirty(
+    pub fn clear_vcpu_writes(
         &self,
         region: usize,
         first_page: u64,
@@ -222,6 +237,21 @@ impl Machine {
         ioctl::clear_dirty_log(&self.vm, region as u32, first_page, pages as u32, bits)
             .map_err(failed)
     }
+}
+
+fn unread_log(why: std::io::Error) -> MachineError {
+    MachineError::State("read the dirty log", why)
+}
+
+/// Adds the marks of one region.
+fn add_marks(marks: &[u64], into: &mut [u64]) -> Result<(), MachineError> {
+    if marks.len() != into.len() {
+        return Err(unread_log(std::io::Error::from_raw_os_error(libc::EINVAL)));
+    }
+    for (word, marks) in into.iter_mut().zip(marks) {
+        *word |= marks;
+    }
+    Ok(())
 }
 
 /// A disk that the command line gives to an incoming machine instead of the source's path.

@@ -134,6 +134,10 @@ fn try_once(setting: Setting, injection: Injection) -> bool {
         assert!(vm.contents() == into.contents(), "{what}: memory differs");
         assert_eq!(into.state.as_deref(), Some(vm.state.as_slice()), "{what}");
         assert!(vm.released.load(Ordering::SeqCst), "{what}: not released");
+        assert!(
+            vm.memory_released.load(Ordering::SeqCst),
+            "{what}: memory is kept"
+        );
         let expected = if setting.is_paused { (0, 1) } else { (1, 0) };
         assert_eq!((into.started, into.held), expected, "{what}");
     } else {

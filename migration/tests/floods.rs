@@ -238,7 +238,7 @@ fn what_comes_late_goes_only_to_who_knows_it() {
                 let answer = |message: &Message| match message {
                     Message::LastPass(_) => Some(vec![message_of(Kind::Ready)]),
                     Message::Commit => Some(vec![message_of(Kind::Committed)]),
-                    Message::Late(_) => {
+                    Message::Forwarded(_) => {
                         came.fetch_add(1, Ordering::SeqCst);
                         Some(vec![])
                     }

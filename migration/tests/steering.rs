@@ -331,4 +331,5 @@ fn events_are_replayed_to_who_comes_late() {
     };
     assert_eq!(told(&live), told(&replayed));
     assert!(scene.vm.released.load(Ordering::SeqCst));
+    assert!(scene.vm.memory_released.load(Ordering::SeqCst));
 }

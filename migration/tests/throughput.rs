@@ -11,7 +11,7 @@ use migration::control::Control;
 use migration::journal::MemoryJournal;
 use migration::progress::Verify;
 use migration::raw::{Ram, Span};
-use migration::vm::{RamRegion, SourceVm};
+use migration::vm::{DirtyMemory, RamRegion, SourceMachine};
 use migration::{MigrationId, destination, source};
 
 const CHUNK: u64 = 128;

@@ -81,7 +81,7 @@ fn every_message() -> Vec<Message> {
             host: None,
         }),
         Message::PlanEnd,
-        Message::Late(vec![4, 5, 6]),
+        Message::Forwarded(vec![4, 5, 6]),
     ]
 }
 

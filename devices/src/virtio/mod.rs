@@ -38,7 +38,7 @@ pub use device::{DeviceKind, VirtioDevice};
 pub use mmio::MMIO_LEN;
 pub use net::{Net, NetConfig, NetPort};
 pub use notify::{ConfigNotifier, QueueWaker};
-pub use pause::{PATIENCE as PAUSE_PATIENCE, pause_within};
+pub use pause::{PATIENCE as PAUSE_PATIENCE, drain_within, pause_within};
 pub use rng::Rng;
 pub use state::{DeviceStateV1, MmioStateV1, QueueStateV1, TransportStateV1};
 pub use transport::MmioTransport;

@@ -14,21 +14,26 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a flush may take while the guest runs.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(20);
 
-/// Pauses each of `transports` as [`MmioTransport::pause`] does, giving them `patience` together to end
-/// their requests, and again to flush; what came of each, in their order.
-pub fn pause_within(transports: &[&MmioTransport], patience: Duration) -> Vec<Result<()>> {
+/// Pauses each of `transports` as [`MmioTransport::pause`] does, but flushes nothing; they have `patience` together to
+/// end their requests. What came of each, in their order.
+pub fn drain_within(transports: &[&MmioTransport], patience: Duration) -> Vec<Result<()>> {
     for transport in transports {
         transport.close();
     }
-    let drained_by = Instant::now() + patience;
-    let drained: Vec<_> = transports
+    let deadline = Instant::now() + patience;
+    let drained = transports
         .iter()
-        .map(|transport| transport.drain(drained_by, patience))
-        .collect();
-    let flushed_by = Instant::now() + patience;
+        .map(|transport| transport.drain(deadline, patience));
+    drained.collect()
+}
+
+/// As [`drain_within`], and then makes durable what those completed that stand still, in as much time again.
+pub fn pause_within(transports: &[&MmioTransport], patience: Duration) -> Vec<Result<()>> {
+    let drained = drain_within(transports, patience);
+    let deadline = Instant::now() + patience;
     let flushes = transports.iter().zip(drained);
     flushes
-        .map(|(transport, drained)| drained.and_then(|()| transport.settle(flushed_by, patience)))
+        .map(|(transport, drained)| drained.and_then(|()| transport.flush_by(deadline, patience)))
         .collect()
 }
 
@@ -49,8 +54,15 @@ impl MmioTransport {
     /// # Errors
     /// When the flush is not confirmed, or not in time.
     pub fn flush(&self) -> Result<()> {
-        self.flusher
-            .flush(&self.shared, FLUSH_PATIENCE, FLUSH_PATIENCE)
+        self.flush_within(FLUSH_PATIENCE)
+    }
+
+    /// As [`MmioTransport::flush`], in `patience`; also of a device that stands still.
+    ///
+    /// # Errors
+    /// When the flush is not confirmed, or not in time.
+    pub fn flush_within(&self, patience: Duration) -> Result<()> {
+        self.flusher.flush(&self.shared, patience, patience)
     }
 
     /// Lets the device go on where it was paused, or where the saved one was. Idempotent.
@@ -96,15 +108,14 @@ impl MmioTransport {
         let left = deadline.saturating_duration_since(Instant::now());
         if self.shared.gate.drained_within(left) {
             self.finish(&mut locked(&self.registers));
+            self.shared.device.stand();
             return Ok(());
         }
         let awaited = locked(&self.registers).unfinished.awaited();
         Err(self.shared.hangs(awaited, patience))
     }
 
-    /// Flushes what is behind the device, which has no request in flight.
-    fn settle(&self, deadline: Instant, patience: Duration) -> Result<()> {
-        self.shared.device.stand();
+    fn flush_by(&self, deadline: Instant, patience: Duration) -> Result<()> {
         let left = deadline.saturating_duration_since(Instant::now());
         self.flusher.flush(&self.shared, left, patience)
     }

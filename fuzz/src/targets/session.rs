@@ -9,7 +9,9 @@ use migration::destination::{self, Options};
 use migration::journal::{Decision, Journal, MemoryJournal};
 use migration::observation::{Observation, Side};
 use migration::transport::{Connection, Listen};
-use migration::vm::{DestinationVm, MachineDescription, VmResult};
+use migration::vm::{
+    DestinationDisks, DestinationMachine, DestinationMemory, MachineDescription, VmResult,
+};
 use migration::wire::batch::{BatchHeader, Encoding, PageRange};
 use migration::wire::control::{CONTROL_LEN, Intent, Message};
 use migration::wire::hello::{HELLO_LEN, Hello, Role};
@@ -62,7 +64,7 @@ fn refuse(message: &str) -> Observation {
     Observation::new(Side::Destination, "test.refused", message)
 }
 
-impl DestinationVm for Vm {
+impl DestinationMachine for Vm {
     fn negotiate(&mut self, description: &MachineDescription) -> VmResult<()> {
         let total: u64 = description.ram.iter().map(|region| region.len).sum();
         if total > MOST_RAM {
@@ -82,10 +84,6 @@ impl DestinationVm for Vm {
         Ok(())
     }
 
-    fn ram(&self) -> VmResult<GuestRam> {
-        self.ram.clone().ok_or_else(|| refuse("not prepared"))
-    }
-
     fn load_state(&mut self, state: &[u8]) -> VmResult<()> {
         if state.first() == Some(&0xff) {
             return Err(refuse("a bad state"));
@@ -99,7 +97,7 @@ impl DestinationVm for Vm {
         Ok(())
     }
 
-    fn hold(&mut self) -> VmResult<()> {
+    fn take_over_paused(&mut self) -> VmResult<()> {
         self.start()
     }
 
@@ -108,6 +106,14 @@ impl DestinationVm for Vm {
         self.ram = None;
     }
 }
+
+impl DestinationMemory for Vm {
+    fn ram(&self) -> VmResult<GuestRam> {
+        self.ram.clone().ok_or_else(|| refuse("not prepared"))
+    }
+}
+
+impl DestinationDisks for Vm {}
 
 /// Gives out the connections of a script: strangers, the control connection, and the data
 /// connections once their secret is known.

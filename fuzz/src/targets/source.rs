@@ -10,7 +10,9 @@ use migration::journal::{Handover, Journal, MemoryJournal};
 use migration::progress::Verify;
 use migration::source::{self, Options};
 use migration::transport::{Connect, Connection, Patience};
-use migration::vm::{MachineDescription, RunState, SourceVm, VmResult};
+use migration::vm::{
+    DirtyMemory, MachineDescription, RunState, SourceDisks, SourceMachine, VmResult,
+};
 use migration::wire::control::{CONTROL_LEN, Message, Ready, Welcome};
 use migration::{GuestRam, HostId, MigrationId, Outcome};
 use vm_memory::{Bytes, GuestAddress};
@@ -81,46 +83,13 @@ impl Vm {
     }
 }
 
-impl SourceVm for Vm {
+impl SourceMachine for Vm {
     fn describe(&self) -> VmResult<MachineDescription> {
         Ok(negotiate(1).machine)
     }
 
     fn run_state(&self) -> RunState {
         RunState::Running
-    }
-
-    fn ram(&self) -> &GuestRam {
-        &self.ram
-    }
-
-    fn offer_disks(&self) -> VmResult<()> {
-        Self::set(&self.offered, true)
-    }
-
-    fn reclaim_disks(&self) -> VmResult<()> {
-        Self::set(&self.offered, false)
-    }
-
-    fn start_dirty_log(&self) -> VmResult<()> {
-        Self::set(&self.logging, true)
-    }
-
-    fn stop_dirty_log(&self) -> VmResult<()> {
-        Self::set(&self.logging, false)
-    }
-
-    fn forget_device_writes(&self) -> VmResult<()> {
-        Ok(())
-    }
-
-    fn fetch_dirty(&self, dirty: &mut [Vec<u64>]) -> VmResult<()> {
-        dirty[0][0] |= 1 << 3;
-        Ok(())
-    }
-
-    fn clear_dirty(&self, _: usize, _: u64, _: &[u64]) -> VmResult<()> {
-        Ok(())
     }
 
     fn pause(&self) -> VmResult<()> {
@@ -136,8 +105,49 @@ impl SourceVm for Vm {
         assert!(!Self::is(&self.running), "a running guest is saved");
         Ok(vec![7; 100])
     }
+}
 
-    fn release(&self) {
+impl DirtyMemory for Vm {
+    fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    fn start_dirty_log(&self) -> VmResult<()> {
+        Self::set(&self.logging, true)
+    }
+
+    fn stop_dirty_log(&self) -> VmResult<()> {
+        Self::set(&self.logging, false)
+    }
+
+    fn read_vcpu_writes(&self, dirty: &mut [Vec<u64>]) -> VmResult<()> {
+        dirty[0][0] |= 1 << 3;
+        Ok(())
+    }
+
+    fn take_device_writes(&self, _: &mut [Vec<u64>]) -> VmResult<()> {
+        Ok(())
+    }
+
+    fn drop_device_writes(&self) -> VmResult<()> {
+        Ok(())
+    }
+
+    fn clear_vcpu_writes(&self, _: usize, _: u64, _: &[u64]) -> VmResult<()> {
+        Ok(())
+    }
+}
+
+impl SourceDisks for Vm {
+    fn offer_disks(&self) -> VmResult<()> {
+        Self::set(&self.offered, true)
+    }
+
+    fn reclaim_disks(&self) -> VmResult<()> {
+        Self::set(&self.offered, false)
+    }
+
+    fn hand_over_disks(&self) {
         self.released.store(true, Ordering::SeqCst);
     }
 }

@@ -12,7 +12,7 @@ use devices::rtc::{Rtc, RtcStateV1};
 use devices::serial::{Serial, SerialStateV1};
 use devices::virtio::{
     ConsoleEnd, DeviceStateV1, MmioTransport, NetPort, PAUSE_PATIENCE, TransportStateV1,
-    pause_within,
+    drain_within, pause_within,
 };
 use serde::Serialize;
 
@@ -116,17 +116,37 @@ impl Devices {
     /// Drains the devices and flushes the disks, in the time that one device has; all are stopped even if
     /// one fails.
     pub(crate) fn pause(&self) -> Result<(), MachineError> {
-        let transports: Vec<_> = self.virtio.iter().map(|slot| &*slot.transport).collect();
-        let paused = pause_within(&transports, PAUSE_PATIENCE);
-        // All stand still by now; the first that did not as it should is told.
-        let mut named = self.virtio.iter().zip(paused);
-        named.try_for_each(|(slot, paused)| paused.map_err(device(&slot.id)))
+        self.each(pause_within)
     }
 
-    /// Flushes the disks of the running machine, so that less is left to flush when it is paused.
+    /// Drains the devices in the time that one has, and flushes nothing; all are stopped even if one fails.
+    pub(crate) fn drain(&self) -> Result<(), MachineError> {
+        self.each(drain_within)
+    }
+
+    /// Stops all devices; the first that did not stand still as it should is told.
+    fn each(
+        &self,
+        stop: impl FnOnce(&[&MmioTransport], Duration) -> Vec<devices::Result<()>>,
+    ) -> Result<(), MachineError> {
+        let transports: Vec<_> = self.virtio.iter().map(|slot| &*slot.transport).collect();
+        let stopped = stop(&transports, PAUSE_PATIENCE);
+        let mut named = self.virtio.iter().zip(stopped);
+        named.try_for_each(|(slot, stopped)| stopped.map_err(device(&slot.id)))
+    }
+
+    /// Flushes the disks of the running machine, so that less is left to flush when it is stopped.
     pub(crate) fn flush(&self) -> Result<(), MachineError> {
         for VirtioSlot { id, transport } in &self.virtio {
             transport.flush().map_err(device(id))?;
+        }
+        Ok(())
+    }
+
+    /// Flushes the disks of the stopped machine, in the time that a device has to stand still.
+    pub(crate) fn flush_stopped(&self) -> Result<(), MachineError> {
+        for VirtioSlot { id, transport } in &self.virtio {
+            transport.flush_within(PAUSE_PATIENCE).map_err(device(id))?;
         }
         Ok(())
     }

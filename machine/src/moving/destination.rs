@@ -8,7 +8,10 @@ use block::control_file::ControlFile;
 use control::runtime_dir::VmDir;
 use migration::GuestRam;
 use migration::observation::{Observation, Side};
-use migration::vm::{DestinationVm, HugePages, MachineDescription, VmResult};
+use migration::vm::{
+    DestinationDisks, DestinationMachine, DestinationMemory, HugePages, MachineDescription,
+    VmResult,
+};
 
 use crate::boot::refusal::KvmBackend;
 use crate::build::demands;
@@ -25,7 +28,7 @@ use crate::machine::DiskOverrides;
 use crate::machine::Machine;
 use crate::machine::NetOverrides;
 use crate::memory::{PageBacking, Rooms};
-use crate::moving::late;
+use crate::moving::forwarding;
 use crate::opener;
 use crate::power::PauseReason;
 use crate::snapshot::agreement::{Agreed, Disagreement, Known};
@@ -206,7 +209,7 @@ fn observed(e: &MachineError) -> Observation {
     e.observed(Side::Destination)
 }
 
-impl DestinationVm for MachineDestination {
+impl DestinationMachine for MachineDestination {
     fn negotiate(&mut self, description: &MachineDescription) -> VmResult<()> {
         let spec = self.at_home(MachineSpec::from_description(description)?);
         let kvm = kvm::open().map_err(|e| observed(&e.into()))?;
@@ -289,29 +292,11 @@ impl DestinationVm for MachineDestination {
         Ok(())
     }
 
-    fn ram(&self) -> VmResult<GuestRam> {
-        Ok(self.built()?.ram().clone())
-    }
-
-    fn huge_pages(&self) -> HugePages {
-        self.huge
-    }
-
     fn saved_between(&mut self, earliest: Option<Instant>, latest: Instant) {
         self.saved = Window {
             earliest,
             latest: Some(latest),
         };
-    }
-
-    fn doubtful_disks(&self) -> Vec<String> {
-        let built = self.machine.iter();
-        built.flat_map(|m| m.devices().disks.doubtful()).collect()
-    }
-
-    fn check_disk_samples(&mut self, samples: Option<&str>) -> VmResult<()> {
-        let disks = &self.built()?.devices().disks;
-        disks.check_samples(samples).map_err(|e| observed(&e))
     }
 
     fn load_state(&mut self, state: &[u8]) -> VmResult<()> {
@@ -345,7 +330,7 @@ impl DestinationVm for MachineDestination {
 
     /// The state says itself whether the guest's user had paused it, also when that came after the
     /// negotiation.
-    fn hold(&mut self) -> VmResult<()> {
+    fn take_over_paused(&mut self) -> VmResult<()> {
         self.start()
     }
 
@@ -359,8 +344,8 @@ impl DestinationVm for MachineDestination {
         failures.chain(unheld).collect()
     }
 
-    fn take_late(&mut self, late: &[u8]) -> VmResult<()> {
-        late::give(&self.built()?.devices().nets, late).map_err(|e| observed(&e))
+    fn take_forwarded(&mut self, packets: &[u8]) -> VmResult<()> {
+        forwarding::give(&self.built()?.devices().nets, packets).map_err(|e| observed(&e))
     }
 
     fn abandon(&mut self) {
@@ -373,6 +358,28 @@ impl DestinationVm for MachineDestination {
                 tracing::warn!(id = why.id, "the name of the guest is not free: {why}");
             }
         }
+    }
+}
+
+impl DestinationMemory for MachineDestination {
+    fn ram(&self) -> VmResult<GuestRam> {
+        Ok(self.built()?.ram().clone())
+    }
+
+    fn huge_pages(&self) -> HugePages {
+        self.huge
+    }
+}
+
+impl DestinationDisks for MachineDestination {
+    fn doubtful_disks(&self) -> Vec<String> {
+        let built = self.machine.iter();
+        built.flat_map(|m| m.devices().disks.doubtful()).collect()
+    }
+
+    fn check_disk_samples(&mut self, samples: Option<&str>) -> VmResult<()> {
+        let disks = &self.built()?.devices().disks;
+        disks.check_samples(samples).map_err(|e| observed(&e))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The two sides of a move, as the engine sees the machine there.
 
 pub(crate) mod destination;
-mod late;
+mod forwarding;
 mod rehearsal;
 pub(crate) mod source;
 

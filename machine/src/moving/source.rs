@@ -4,12 +4,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use migration::GuestRam;
 use migration::observation::{Observation, Side};
-use migration::vm::{MachineDescription, Rehearsal, RunState, SourceVm, VmResult};
+use migration::vm::{
+    DirtyMemory, MachineDescription, Rehearsal, RunState, SourceDisks, SourceMachine, VmResult,
+};
 
 use crate::error::MachineError;
 use crate::kvm::slots::DirtyLog;
 use crate::machine::Machine;
-use crate::moving::late;
+use crate::moving::forwarding;
 use crate::power::PauseReason;
 use crate::snapshot::agreement::{Agreed, Known};
 use crate::state::components;
@@ -63,7 +65,7 @@ fn observed(e: &MachineError) -> Observation {
     e.observed(Side::Source)
 }
 
-impl SourceVm for MachineSource {
+impl SourceMachine for MachineSource {
     fn describe(&self) -> VmResult<MachineDescription> {
         let mut description = self.machine.spec().describe(&self.name)?;
         let places = self.machine.devices().disks.places();
@@ -89,59 +91,8 @@ impl SourceVm for MachineSource {
         }
     }
 
-    fn ram(&self) -> &GuestRam {
-        self.machine.ram()
-    }
-
-    fn offer_disks(&self) -> VmResult<()> {
-        let devices = self.machine.devices();
-        devices.claims.offer().map_err(|e| observed(&e))?;
-        devices.disks.holds().offer();
-        Ok(())
-    }
-
-    fn reclaim_disks(&self) -> VmResult<()> {
-        self.machine.devices().disks.holds().withdraw();
-        self.machine
-            .devices()
-            .claims
-            .reclaim()
-            .map_err(|e| observed(&e))
-    }
-
-    fn start_dirty_log(&self) -> VmResult<()> {
-        self.machine
-            .set_dirty_log(DirtyLog::On)
-            .map_err(|e| observed(&e))
-    }
-
-    fn stop_dirty_log(&self) -> VmResult<()> {
-        self.machine
-            .set_dirty_log(DirtyLog::Off)
-            .map_err(|e| observed(&e))
-    }
-
-    fn forget_device_writes(&self) -> VmResult<()> {
-        self.machine.forget_device_writes();
-        Ok(())
-    }
-
-    fn fetch_dirty(&self, dirty: &mut [Vec<u64>]) -> VmResult<()> {
-        self.machine.fetch_dirty(dirty).map_err(|e| observed(&e))
-    }
-
-    fn clear_dirty(&self, region: usize, first_page: u64, bits: &[u64]) -> VmResult<()> {
-        self.machine
-            .clear_dirty(region, first_page, bits)
-            .map_err(|e| observed(&e))
-    }
-
     fn share_processors(&self, threads: usize) {
         self.machine.share_processors(threads);
-    }
-
-    fn flush_disks(&self) -> VmResult<()> {
-        self.machine.devices().flush().map_err(|e| observed(&e))
     }
 
     fn rehearse(&self) -> VmResult<Rehearsal> {
@@ -150,7 +101,7 @@ impl SourceVm for MachineSource {
 
     fn pause(&self) -> VmResult<()> {
         self.machine
-            .pause(PauseReason::Migration)
+            .stop(PauseReason::Migration)
             .map_err(|e| observed(&e))?;
         match self.machine.end() {
             Some(why) => {
@@ -177,16 +128,83 @@ impl SourceVm for MachineSource {
         self.machine.save_as(run, &form).map_err(|e| observed(&e))
     }
 
+    fn packets_to_forward(&self) -> Option<Vec<u8>> {
+        forwarding::collect(&self.machine.devices().nets)
+    }
+}
+
+impl DirtyMemory for MachineSource {
+    fn ram(&self) -> &GuestRam {
+        self.machine.ram()
+    }
+
+    fn start_dirty_log(&self) -> VmResult<()> {
+        self.machine
+            .set_dirty_log(DirtyLog::On)
+            .map_err(|e| observed(&e))
+    }
+
+    fn stop_dirty_log(&self) -> VmResult<()> {
+        self.machine
+            .set_dirty_log(DirtyLog::Off)
+            .map_err(|e| observed(&e))
+    }
+
+    fn read_vcpu_writes(&self, dirty: &mut [Vec<u64>]) -> VmResult<()> {
+        let read = self.machine.read_vcpu_writes(dirty);
+        read.map_err(|e| observed(&e))
+    }
+
+    fn clear_vcpu_writes(&self, region: usize, first_page: u64, bits: &[u64]) -> VmResult<()> {
+        self.machine
+            .clear_vcpu_writes(region, first_page, bits)
+            .map_err(|e| observed(&e))
+    }
+
+    fn take_device_writes(&self, dirty: &mut [Vec<u64>]) -> VmResult<()> {
+        let taken = self.machine.take_device_writes(dirty);
+        taken.map_err(|e| observed(&e))
+    }
+
+    fn drop_device_writes(&self) -> VmResult<()> {
+        self.machine.drop_device_writes();
+        Ok(())
+    }
+}
+
+impl SourceDisks for MachineSource {
+    fn offer_disks(&self) -> VmResult<()> {
+        let devices = self.machine.devices();
+        devices.claims.offer().map_err(|e| observed(&e))?;
+        devices.disks.holds().offer();
+        Ok(())
+    }
+
+    fn reclaim_disks(&self) -> VmResult<()> {
+        self.machine.devices().disks.holds().withdraw();
+        self.machine
+            .devices()
+            .claims
+            .reclaim()
+            .map_err(|e| observed(&e))
+    }
+
+    fn flush_disks(&self) -> VmResult<()> {
+        let devices = self.machine.devices();
+        let flushed = if self.machine.paused_for(PauseReason::Migration) {
+            devices.flush_stopped()
+        } else {
+            devices.flush()
+        };
+        flushed.map_err(|e| observed(&e))
+    }
+
     fn disk_samples(&self, of: &[String]) -> VmResult<String> {
         let disks = &self.machine.devices().disks;
         disks.samples(of).map_err(|e| observed(&e))
     }
 
-    fn late(&self) -> Option<Vec<u8>> {
-        late::collect(&self.machine.devices().nets)
-    }
-
-    fn release(&self) {
+    fn hand_over_disks(&self) {
         self.machine.devices().disks.holds().release();
         self.machine.devices().claims.release();
     }

@@ -7,7 +7,7 @@ use migration::control::Control;
 use migration::journal::MemoryJournal;
 use migration::observation::Observation;
 use migration::transport::socket::SocketConnect;
-use migration::vm::{DestinationVm, SourceVm};
+use migration::vm::{DestinationMachine, SourceMachine};
 use migration::{MigrationId, Outcome, source};
 
 use crate::moving::source::MachineSource;

@@ -188,15 +188,17 @@ fn marks_of_what_was_loaded_are_dropped_and_later_ones_are_not() {
     machine.set_dirty_log(DirtyLog::On).unwrap();
     let pages = (16 << 20) / 4096_usize;
     machine
-        .clear_dirty(0, 0, &vec![u64::MAX; pages / 64])
+        .clear_vcpu_writes(0, 0, &vec![u64::MAX; pages / 64])
         .unwrap();
-    machine.forget_device_writes();
+    machine.drop_device_writes();
     machine
         .ram()
         .write_slice(b"device", GuestAddress(0x5000))
         .unwrap();
     let mut dirty = vec![vec![0_u64; pages / 64]];
-    machine.fetch_dirty(&mut dirty).unwrap();
+    machine.read_vcpu_writes(&mut dirty).unwrap();
+    assert!(dirty[0].iter().all(|word| *word == 0));
+    machine.take_device_writes(&mut dirty).unwrap();
     assert_eq!(dirty[0][0], 1 << 5);
     assert!(dirty[0][1..].iter().all(|word| *word == 0));
 }
@@ -213,12 +215,12 @@ fn a_write_after_its_page_was_cleared_is_logged_again() {
     let pages = (16 << 20) / 4096_usize;
     let page = (COUNTER / 4096) as usize;
     machine
-        .clear_dirty(0, 0, &vec![u64::MAX; pages / 64])
+        .clear_vcpu_writes(0, 0, &vec![u64::MAX; pages / 64])
         .unwrap();
     let seen = count(&machine);
     wait_for_count_beyond(&machine, seen);
     let mut dirty = vec![vec![0_u64; pages / 64]];
-    machine.fetch_dirty(&mut dirty).unwrap();
+    machine.read_vcpu_writes(&mut dirty).unwrap();
     assert_ne!(
         dirty[0][page / 64] & (1 << (page % 64)),
         0,

@@ -12,7 +12,7 @@ use devices::bus::BusDevice;
 use migration::Outcome;
 use migration::endpoint::Endpoint;
 use migration::progress::{Event, Limits, Report, TimeoutAction, Verify};
-use migration::vm::SourceVm;
+use migration::vm::SourceMachine;
 
 use crate::boot::testing::pvh_elf;
 use crate::config::{CpuModel, ReceiveConfig, RunConfig};

@@ -332,13 +332,13 @@ fn ram_above_four_gib_is_used_logged_saved_and_loaded() {
         .collect();
     for (region, bits) in empty.iter().enumerate() {
         let all = vec![u64::MAX; bits.len()];
-        machine.clear_dirty(region, 0, &all).unwrap();
+        machine.clear_vcpu_writes(region, 0, &all).unwrap();
     }
     let mut dirty = empty.clone();
-    machine.fetch_dirty(&mut dirty).unwrap();
+    machine.read_vcpu_writes(&mut dirty).unwrap();
     probe.tick();
     let mut dirty = empty;
-    machine.fetch_dirty(&mut dirty).unwrap();
+    machine.read_vcpu_writes(&mut dirty).unwrap();
     let upper: u32 = dirty[1].iter().map(|word| word.count_ones()).sum();
     assert!(upper > 0, "writes above 4 GiB are logged");
     assert!(upper < 16 << 10, "{upper} pages cannot all be dirty");

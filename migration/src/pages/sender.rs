@@ -19,7 +19,7 @@ use crate::progress::Verify;
 use crate::raw::{HashKey, Ram, RamSlice, Span};
 use crate::session::{Note, Session};
 use crate::transport::Connection;
-use crate::vm::SourceVm;
+use crate::vm::DirtyMemory;
 use crate::wire::batch::{BatchHeader, Encoding, MAX_RANGES, PageRange};
 
 /// Payload of a batch at most; half a megabyte of hashed pages is still in the cache when it is sent.
@@ -64,7 +64,7 @@ impl Sent {
 
 /// What all streams of a source share.
 pub(crate) struct Sending<'a> {
-    pub vm: &'a dyn SourceVm,
+    pub vm: &'a dyn DirtyMemory,
     pub ram: &'a Ram,
     pub sent: &'a Sent,
     pub session: &'a Session,
@@ -172,7 +172,7 @@ impl<'a> Sender<'a> {
         // writes from here on is seen in the next pass.
         self.shared
             .vm
-            .clear_dirty(region, first, marks)
+            .clear_vcpu_writes(region, first, marks)
             .map_err(Error::vm("clear dirty marks"))?;
         for index in 0..self.window.stripes().len() {
             if self.shared.session.is_stopped() {

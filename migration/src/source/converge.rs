@@ -74,8 +74,8 @@ impl<'a> Run<'a> {
     {
         let flushing = Flushing::start(scope, self.vm, &link.session, self.control)?;
         self.vm
-            .forget_device_writes()
-            .map_err(Error::vm("forget what devices wrote before"))?;
+            .drop_device_writes()
+            .map_err(Error::vm("drop the marks of what devices wrote before"))?;
         let mut copying = Copying {
             ram,
             pass: 1,

@@ -50,7 +50,8 @@ impl Run<'_> {
     pub(super) fn fetch_dirty(&self, ram: &Ram) -> Result<Bitmaps, Error> {
         let mut dirty = dirty::none(ram);
         self.vm
-            .fetch_dirty(&mut dirty)
+            .read_vcpu_writes(&mut dirty)
+            .and_then(|()| self.vm.take_device_writes(&mut dirty))
             .map_err(Error::vm("fetch the dirty pages"))?;
         if dirty.len() != ram.regions().len() {
             return Err(Error::RamLayout { gpa: 0 });
@@ -192,6 +193,9 @@ impl Run<'_> {
             self.undo.paused = true;
             self.report.forecast_downtime_ms = Some(milliseconds(self.forecast));
             self.vm.pause().map_err(Error::vm("pause the guest"))?;
+            self.vm
+                .flush_disks()
+                .map_err(Error::vm("flush the disks"))?;
             self.report.downtime.stop = Some(milliseconds(began.elapsed()));
             // Its user may have changed it since the migration began, and cannot any more.
             self.run_state = self.vm.run_state();

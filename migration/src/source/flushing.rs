@@ -11,7 +11,7 @@ use crate::control::Control;
 use crate::error::Error;
 use crate::session::Session;
 use crate::threads::{self, Role};
-use crate::vm::SourceVm;
+use crate::vm::SourceDisks;
 
 /// From one flush to the next while the guest is not about to be stopped.
 const EVERY: Duration = Duration::from_secs(1);
@@ -66,7 +66,7 @@ impl Flushing {
     /// Starts the thread, which flushes nothing yet. A flush that fails ends the migration.
     pub fn start<'scope, 'env: 'scope>(
         scope: &'scope Scope<'scope, 'env>,
-        vm: &'env dyn SourceVm,
+        disks: &'env dyn SourceDisks,
         session: &'env Session,
         control: &'env Control,
     ) -> Result<Self, Error> {
@@ -76,7 +76,7 @@ impl Flushing {
             session.guard(|| {
                 while shared.wait_wanted() {
                     let began = Instant::now();
-                    let flushed = vm.flush_disks();
+                    let flushed = disks.flush_disks();
                     shared.ended(began);
                     control.wake();
                     if let Err(observation) = flushed {

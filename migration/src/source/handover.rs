@@ -14,13 +14,13 @@ use crate::progress::Verify;
 use crate::raw::Ram;
 use crate::transport::{Connect, Patience};
 use crate::vm::SourceVm;
-use crate::wire::KNOWS_LATE;
+use crate::wire::FORWARDS_PACKETS;
 use crate::wire::control::{Answer, MAX_WARNINGS, Message, Resolution};
 use crate::wire::conversation::Conversation;
 use crate::wire::hello::{Hello, Role};
 
-/// Pauses before each look for what has come for a guest that is gone.
-const LATE: [Duration; 3] = [
+/// Pauses before each look for packets that have come for a guest that is gone.
+const LOOKS: [Duration; 3] = [
     Duration::ZERO,
     Duration::from_millis(2),
     Duration::from_millis(20),
@@ -98,26 +98,26 @@ impl Run<'_> {
         for warning in self.report.warnings.clone() {
             self.control.warn(warning);
         }
-        self.send_late(link);
+        self.forward_packets(link);
         // The destination knows that already by its own start; it waits only for politeness.
         let _ = link.session.send(&Message::Finish);
         self.enter(crate::progress::Phase::Finish);
-        self.vm.release();
+        let_go(self.vm);
         Ok(())
     }
 
     /// Sends after the guest what has come for it here since it was stopped. Networks need a moment
     /// until they send it all to the destination, and whoever sent it waits.
-    fn send_late(&mut self, link: &Link) {
-        if self.version < KNOWS_LATE {
+    fn forward_packets(&mut self, link: &Link) {
+        if self.version < FORWARDS_PACKETS {
             return;
         }
-        for pause in LATE {
+        for pause in LOOKS {
             thread::sleep(pause);
-            match self.vm.late() {
-                Some(late) if late.is_empty() => {}
-                Some(late) => {
-                    if link.session.send(&Message::Late(late)).is_err() {
+            match self.vm.packets_to_forward() {
+                Some(packets) if packets.is_empty() => {}
+                Some(packets) => {
+                    if link.session.send(&Message::Forwarded(packets)).is_err() {
                         return;
                     }
                 }
@@ -161,7 +161,7 @@ impl Run<'_> {
             match resolve_within(self.to, id, self.host, io_timeout) {
                 Ok(Resolution::Ran) => {
                     self.gone();
-                    self.vm.release();
+                    let_go(self.vm);
                     return Ok(End::Completed);
                 }
                 Ok(Resolution::NeverRan) => {
@@ -182,6 +182,12 @@ impl Run<'_> {
             thread::sleep(ASK_AGAIN.min(self.options.resolve_for));
         }
     }
+}
+
+/// The guest runs elsewhere with all that is its: nothing of it is needed here.
+fn let_go(vm: &dyn SourceVm) {
+    vm.hand_over_disks();
+    vm.release_memory();
 }
 
 /// Asks the destination at `to` whether it committed migration `id`. It answers the same for ever:
@@ -260,7 +266,7 @@ pub fn settle(
     };
     match resolution {
         Resolution::Ran => {
-            vm.release();
+            let_go(vm);
             record(Handover::Gone)
         }
         Resolution::NeverRan => {

@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::check;
 use super::kind::Kind;
-pub use super::kind::MAX_LATE;
+pub use super::kind::MAX_FORWARDED;
 use crate::PAGE_SIZE;
 use crate::error::Error;
 use crate::id::HostId;
@@ -275,7 +275,7 @@ pub enum Message {
     PlanEnd,
     /// Source to destination, between committed and finish: what came for the guest after it was
     /// stopped.
-    Late(Vec<u8>),
+    Forwarded(Vec<u8>),
 }
 
 impl Message {
@@ -300,7 +300,7 @@ impl Message {
             Self::Pong(_) => Kind::Pong,
             Self::Resolution(_) => Kind::Resolution,
             Self::PlanEnd => Kind::PlanEnd,
-            Self::Late(_) => Kind::Late,
+            Self::Forwarded(_) => Kind::Forwarded,
         }
     }
 
@@ -322,7 +322,7 @@ impl Message {
             Self::Extents(body) => json(body),
             Self::PassPlaced(body) => json(body),
             Self::LastPass(body) => json(body),
-            Self::State(body) | Self::Late(body) => Ok(body.clone()),
+            Self::State(body) | Self::Forwarded(body) => Ok(body.clone()),
             Self::Ready(body) => json(body),
             Self::Committed(body) => json(body),
             Self::Failure(body) => json(body),
@@ -434,7 +434,7 @@ impl Message {
                 Kind::Pong => Self::Pong(json(&body, "pong")?),
                 Kind::Resolution => Self::Resolution(json(&body, "resolution")?),
                 Kind::PlanEnd => Self::PlanEnd,
-                Kind::Late => Self::Late(body),
+                Kind::Forwarded => Self::Forwarded(body),
             },
         )
     }

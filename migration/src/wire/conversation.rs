@@ -159,7 +159,7 @@ mod tests {
                         .count();
                     let most = match kind {
                         Kind::Ping | Kind::Pong => 100,
-                        Kind::Late => 8,
+                        Kind::Forwarded => 8,
                         _ => 1,
                     };
                     assert!(came <= most, "{} after {count}: {came}", kind.name());

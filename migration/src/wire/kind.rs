@@ -11,12 +11,12 @@ const SMALL: usize = 4 << 10;
 const MEDIUM: usize = 256 << 10;
 const LARGE: usize = 4 << 20;
 
-/// Most bytes of what comes late, in one frame.
-pub const MAX_LATE: usize = LARGE;
+/// Most bytes of forwarded packets, in one frame.
+pub const MAX_FORWARDED: usize = LARGE;
 /// Most bytes of samples of disks, which come with the last pass.
 pub const MAX_SAMPLES: usize = MEDIUM / 2;
-/// Most frames of what comes late.
-const MOST_LATE: u32 = 8;
+/// Most frames of forwarded packets.
+const MOST_FORWARDED: u32 = 8;
 
 /// A kind of control frames. Numbers from 32 on are kept for post-copy, from 48 on for groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,8 +57,8 @@ pub enum Kind {
     Resolution,
     /// Only a plan, good-bye.
     PlanEnd,
-    /// What came for the guest after it was stopped.
-    Late,
+    /// Packets that came for the guest after it was stopped.
+    Forwarded,
 }
 
 /// How many kinds there are.
@@ -142,7 +142,7 @@ const RULES: [Rule; 19] = {
         rule(Pong,       "pong",        Both, None,          Any,               SMALL,     None),
         rule(Resolution, "resolution",  D, Some(Ready),      ONCE,              SMALL,     None),
         rule(PlanEnd,    "plan-end",    S, Some(Negotiated), ONCE,              0,         None),
-        rule(Late,       "late",        S, Some(Committed),  AtMost(MOST_LATE), MAX_LATE,  None),
+        rule(Forwarded,  "forwarded",   S, Some(Committed),  AtMost(MOST_FORWARDED), MAX_FORWARDED, None),
     ]
 };
 

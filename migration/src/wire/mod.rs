@@ -20,8 +20,8 @@ pub(crate) const AGREES_ON_STATE: u16 = 4;
 /// Version from which on a stream may carry any stripe that no other one has carried.
 pub(crate) const TAKES_OVER: u16 = 3;
 
-/// Version from which on every destination knows what comes late for a guest.
-pub(crate) const KNOWS_LATE: u16 = 3;
+/// Version from which on every destination takes forwarded packets.
+pub(crate) const FORWARDS_PACKETS: u16 = 3;
 
 /// Passes that may have ended on a stream while an earlier one is not placed: with the guest stopped, a
 /// source does not wait for each.

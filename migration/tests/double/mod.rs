@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use migration::observation::{Observation, Side};
 use migration::vm::{
-    DestinationVm, MachineDescription, RamRegion, Rehearsal, RunState, SourceVm, VmResult,
+    DestinationDisks, DestinationMachine, DestinationMemory, DirtyMemory, MachineDescription,
+    RamRegion, Rehearsal, RunState, SourceDisks, SourceMachine, VmResult,
 };
 use migration::{GuestRam, PAGE_SIZE};
 use vm_memory::bitmap::AtomicBitmap;
@@ -210,6 +211,8 @@ pub struct Source {
     /// How long its disks take to be flushed while it runs, and how often they were.
     pub flush_takes: Duration,
     pub flushes: AtomicUsize,
+    /// How often they were flushed while it was stopped.
+    pub stopped_flushes: AtomicUsize,
     /// How often it was stopped.
     pub pauses: AtomicUsize,
     /// What stopping and saving it takes, as it says.
@@ -219,7 +222,9 @@ pub struct Source {
     pub sharing: AtomicUsize,
     pub shared: AtomicUsize,
     pub offered: AtomicBool,
+    /// Its disks were handed over, and its memory may go.
     pub released: AtomicBool,
+    pub memory_released: AtomicBool,
     /// How its state can be written, and what was chosen of that.
     pub forms: Option<String>,
     pub agreed: Mutex<Vec<Option<String>>>,
@@ -270,6 +275,7 @@ impl Source {
             user_paused: AtomicBool::new(false),
             flush_takes: Duration::ZERO,
             flushes: AtomicUsize::new(0),
+            stopped_flushes: AtomicUsize::new(0),
             pauses: AtomicUsize::new(0),
             rehearsal: Rehearsal::default(),
             state: b"the state of the machine".to_vec(),
@@ -278,6 +284,7 @@ impl Source {
             shared: AtomicUsize::new(0),
             offered: AtomicBool::new(false),
             released: AtomicBool::new(false),
+            memory_released: AtomicBool::new(false),
             forms: None,
             agreed: Mutex::default(),
             late: None,
@@ -322,6 +329,7 @@ impl Source {
             && self.sharing.load(Ordering::SeqCst) == 0
             && !self.offered.load(Ordering::SeqCst)
             && !self.released.load(Ordering::SeqCst)
+            && !self.memory_released.load(Ordering::SeqCst)
             && *self.inner.runs.lock().unwrap() == (self.run_state() == RunState::Running)
     }
 
@@ -343,7 +351,7 @@ impl Drop for Source {
     }
 }
 
-impl SourceVm for Source {
+impl SourceMachine for Source {
     fn describe(&self) -> VmResult<MachineDescription> {
         self.check(Refuse::Describe)?;
         Ok(MachineDescription {
@@ -377,83 +385,9 @@ impl SourceVm for Source {
         }
     }
 
-    fn ram(&self) -> &GuestRam {
-        &self.inner.ram
-    }
-
-    fn offer_disks(&self) -> VmResult<()> {
-        self.check(Refuse::OfferDisks)?;
-        self.offered.store(true, Ordering::SeqCst);
-        Ok(())
-    }
-
-    fn reclaim_disks(&self) -> VmResult<()> {
-        self.offered.store(false, Ordering::SeqCst);
-        Ok(())
-    }
-
-    fn start_dirty_log(&self) -> VmResult<()> {
-        self.check(Refuse::StartLog)?;
-        self.logging.store(true, Ordering::SeqCst);
-        for word in self.inner.by_vcpus.words() {
-            word.store(u64::MAX, Ordering::SeqCst);
-        }
-        Ok(())
-    }
-
-    fn forget_device_writes(&self) -> VmResult<()> {
-        assert!(self.logging.load(Ordering::SeqCst));
-        for word in self.inner.by_devices.words() {
-            word.store(0, Ordering::SeqCst);
-        }
-        Ok(())
-    }
-
-    fn stop_dirty_log(&self) -> VmResult<()> {
-        self.logging.store(false, Ordering::SeqCst);
-        Ok(())
-    }
-
-    fn fetch_dirty(&self, dirty: &mut [Vec<u64>]) -> VmResult<()> {
-        self.check(Refuse::FetchDirty)?;
-        let Inner {
-            by_vcpus,
-            by_devices,
-            ..
-        } = &*self.inner;
-        let marks = by_vcpus.words().zip(by_devices.words());
-        for (out, (vcpus, devices)) in dirty.iter_mut().flatten().zip(marks) {
-            *out |= vcpus.load(Ordering::SeqCst) | devices.swap(0, Ordering::SeqCst);
-        }
-        Ok(())
-    }
-
-    fn clear_dirty(&self, region: usize, first_page: u64, bits: &[u64]) -> VmResult<()> {
-        self.check(Refuse::ClearDirty)?;
-        assert!(
-            self.refuse != Refuse::ClearDirtyByPanic,
-            "the double was told to panic"
-        );
-        assert!(first_page.is_multiple_of(64));
-        for (marks, bits) in self.inner.by_vcpus.0[region][(first_page / 64) as usize..]
-            .iter()
-            .zip(bits)
-        {
-            marks.fetch_and(!bits, Ordering::SeqCst);
-        }
-        Ok(())
-    }
-
     fn share_processors(&self, threads: usize) {
         self.sharing.store(threads, Ordering::SeqCst);
         self.shared.fetch_max(threads, Ordering::SeqCst);
-    }
-
-    fn flush_disks(&self) -> VmResult<()> {
-        self.check(Refuse::FlushDisks)?;
-        std::thread::sleep(self.flush_takes);
-        self.flushes.fetch_add(1, Ordering::SeqCst);
-        Ok(())
     }
 
     fn rehearse(&self) -> VmResult<Rehearsal> {
@@ -481,6 +415,8 @@ impl SourceVm for Source {
 
     fn save_state(&self) -> VmResult<Vec<u8>> {
         self.check(Refuse::SaveState)?;
+        let flushed = self.stopped_flushes.load(Ordering::SeqCst);
+        assert!(flushed > 0, "what it wrote last is not on its disks");
         // A device that writes to memory while its state is saved.
         self.inner
             .ram
@@ -490,11 +426,103 @@ impl SourceVm for Source {
         Ok(self.state.clone())
     }
 
-    fn late(&self) -> Option<Vec<u8>> {
+    fn packets_to_forward(&self) -> Option<Vec<u8>> {
         self.late.clone()
     }
+}
 
-    fn release(&self) {
+impl DirtyMemory for Source {
+    fn ram(&self) -> &GuestRam {
+        &self.inner.ram
+    }
+
+    fn start_dirty_log(&self) -> VmResult<()> {
+        self.check(Refuse::StartLog)?;
+        self.logging.store(true, Ordering::SeqCst);
+        for word in self.inner.by_vcpus.words() {
+            word.store(u64::MAX, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    fn stop_dirty_log(&self) -> VmResult<()> {
+        self.logging.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn read_vcpu_writes(&self, dirty: &mut [Vec<u64>]) -> VmResult<()> {
+        self.check(Refuse::FetchDirty)?;
+        let marks = self.inner.by_vcpus.words();
+        for (out, marks) in dirty.iter_mut().flatten().zip(marks) {
+            *out |= marks.load(Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    fn take_device_writes(&self, dirty: &mut [Vec<u64>]) -> VmResult<()> {
+        let marks = self.inner.by_devices.words();
+        for (out, marks) in dirty.iter_mut().flatten().zip(marks) {
+            *out |= marks.swap(0, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    fn drop_device_writes(&self) -> VmResult<()> {
+        assert!(self.logging.load(Ordering::SeqCst));
+        for word in self.inner.by_devices.words() {
+            word.store(0, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    fn clear_vcpu_writes(&self, region: usize, first_page: u64, bits: &[u64]) -> VmResult<()> {
+        self.check(Refuse::ClearDirty)?;
+        assert!(
+            self.refuse != Refuse::ClearDirtyByPanic,
+            "the double was told to panic"
+        );
+        assert!(first_page.is_multiple_of(64));
+        for (marks, bits) in self.inner.by_vcpus.0[region][(first_page / 64) as usize..]
+            .iter()
+            .zip(bits)
+        {
+            marks.fetch_and(!bits, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    fn release_memory(&self) {
+        let disks = self.released.load(Ordering::SeqCst);
+        assert!(disks, "the memory goes before the disks");
+        self.memory_released.store(true, Ordering::SeqCst);
+    }
+}
+
+impl SourceDisks for Source {
+    fn offer_disks(&self) -> VmResult<()> {
+        self.check(Refuse::OfferDisks)?;
+        self.offered.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn reclaim_disks(&self) -> VmResult<()> {
+        self.offered.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn flush_disks(&self) -> VmResult<()> {
+        self.check(Refuse::FlushDisks)?;
+        if !*self.inner.runs.lock().unwrap() {
+            // What was not flushed before is too little to count.
+            self.stopped_flushes.fetch_add(1, Ordering::SeqCst);
+            return Ok(());
+        }
+        std::thread::sleep(self.flush_takes);
+        self.flushes.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn hand_over_disks(&self) {
         self.released.store(true, Ordering::SeqCst);
     }
 }
@@ -553,7 +581,7 @@ impl Destination {
     }
 }
 
-impl DestinationVm for Destination {
+impl DestinationMachine for Destination {
     fn negotiate(&mut self, description: &MachineDescription) -> VmResult<()> {
         self.check(Refuse::Negotiate)?;
         self.layout = description.ram.clone();
@@ -580,11 +608,6 @@ impl DestinationVm for Destination {
         Ok(())
     }
 
-    fn ram(&self) -> VmResult<GuestRam> {
-        self.check(Refuse::Ram)?;
-        Ok(self.ram.as_ref().unwrap().0.clone())
-    }
-
     fn load_state(&mut self, state: &[u8]) -> VmResult<()> {
         self.check(Refuse::LoadState)?;
         self.state = Some(state.to_vec());
@@ -598,7 +621,7 @@ impl DestinationVm for Destination {
         Ok(())
     }
 
-    fn hold(&mut self) -> VmResult<()> {
+    fn take_over_paused(&mut self) -> VmResult<()> {
         self.held += 1;
         Ok(())
     }
@@ -610,6 +633,15 @@ impl DestinationVm for Destination {
         self.abandoned += 1;
     }
 }
+
+impl DestinationMemory for Destination {
+    fn ram(&self) -> VmResult<GuestRam> {
+        self.check(Refuse::Ram)?;
+        Ok(self.ram.as_ref().unwrap().0.clone())
+    }
+}
+
+impl DestinationDisks for Destination {}
 
 /// Waits for `condition`, but not for ever.
 /// Whether a thread ends in time.

@@ -108,7 +108,7 @@ pub fn message_of(kind: Kind) -> Message {
             host: None,
         }),
         Kind::PlanEnd => Message::PlanEnd,
-        Kind::Late => Message::Late(vec![1; 100]),
+        Kind::Forwarded => Message::Forwarded(vec![1; 100]),
     }
 }
 

@@ -4,17 +4,14 @@ use serde_json::Value;
 
 use super::run::Run;
 
-/// How much later than the longest downtime a timer may be seen in the guest, and an answer over the
-/// network: as level 1's own timers, several times over, because the guest's processes wait for the
-/// guest's CPU, and that for level 1's, and that for this machine's. And by a share of the time that the same guest
-/// took to boot: after a move it touches its memory for the first time anew, as it did then, and nobody but this job
-/// tells how fast an emulated machine is whose CPU others steal. A timer that was lost is never seen at all.
+/// From when on a timer in the guest, or an answer over the network, counts as lost: later than the longest downtime
+/// by this, by several times what level 1's own timers were late, because the guest's processes wait for the
+/// guest's CPU, and that for level 1's, and that for this machine's, and by the time that the same guest took to boot:
+/// after a move it touches its memory for the first time anew, as it did then. This ends what hangs and measures
+/// nothing: how fast a machine is that is emulated twice over, on CPUs that others share, nobody can promise. Who is
+/// really lost is never seen at all, and a clock that is wrong is wrong by far more.
+const LOST_MS: f64 = 30_000.0;
 const TIMES_LEVEL1_LATENESS: f64 = 8.0;
-const SHARE_OF_BOOT: f64 = 0.4;
-
-/// Share of this machine's CPU from which on lateness says something about the migration. With less,
-/// a guest emulated twice over hardly gets beyond its own timer interrupts.
-const ENOUGH_CPU: f64 = 0.6;
 
 /// How far the guest's clocks may get ahead of level 1's, or fall behind, by a move.
 const CLOCK_NS: i64 = 5_000_000;
@@ -101,7 +98,8 @@ pub struct Outcome {
 #[derive(Debug)]
 struct Seen {
     stage: String,
-    level1_s: i64,
+    /// Level 1's time when it was asked for, and when it was there.
+    level1_s: [i64; 2],
     told: Value,
 }
 
@@ -196,11 +194,11 @@ impl Outcome {
         }
         for seen in &self.seen {
             let guest_s = number(&seen.told, "/wall_ns") as i64 / 1_000_000_000;
+            let [asked, there] = seen.level1_s;
             assert!(
-                guest_s.abs_diff(seen.level1_s) <= DATE_S.unsigned_abs(),
-                "{}: level 1 has {} s, the guest {}",
+                (asked - DATE_S..=there + DATE_S).contains(&guest_s),
+                "{}: level 1 has {asked} to {there} s, the guest {}",
                 self.name,
-                seen.level1_s,
                 seen.told
             );
         }
@@ -221,7 +219,7 @@ impl Outcome {
         let downtimes = self.reports.iter().map(|it| number(it, "/downtime_ms"));
         let downtime = downtimes.fold(0.0, f64::max);
         let allowed =
-            downtime + SHARE_OF_BOOT * self.boot_ms + TIMES_LEVEL1_LATENESS * self.level1_latest_ms;
+            downtime + LOST_MS + self.boot_ms + TIMES_LEVEL1_LATENESS * self.level1_latest_ms;
         let last = &self.seen.last().expect("stages were checked").told;
         let timers = ["timerfd", "sleep", "alarm"]
             .map(|timer| (timer, number(last, &format!("/{timer}/latest_ms"))));
@@ -229,18 +227,12 @@ impl Outcome {
         let answer = ("an answer", answers.fold(0.0, f64::max));
         println!(
             "{}: downtime {downtime:.0} ms; at most late: {timers:?}, {answer:?}, level 1 {} ms, of {allowed:.0} ms \
-             allowed after {} ms of booting",
-            self.name, self.level1_latest_ms, self.boot_ms
+             allowed after {} ms of booting, with a CPU for {:.0} % of the time",
+            self.name,
+            self.level1_latest_ms,
+            self.boot_ms,
+            self.cpu_share * 100.0
         );
-        if self.cpu_share < ENOUGH_CPU {
-            println!(
-                "{}: lateness is not held against the downtime: the emulator had a CPU for {:.0} % of \
-                 the time that it wanted one",
-                self.name,
-                self.cpu_share * 100.0
-            );
-            return;
-        }
         for (what, latest) in timers.into_iter().chain([answer]) {
             assert!(
                 latest <= allowed,
@@ -331,11 +323,11 @@ impl Outcome {
 
 impl Seen {
     fn parse(line: &str) -> Self {
-        let mut parts = line.splitn(3, ' ');
+        let mut parts = line.splitn(4, ' ');
         let mut part = || parts.next().unwrap_or_else(|| panic!("{line}"));
         Self {
             stage: part().to_owned(),
-            level1_s: part().parse().expect("seconds"),
+            level1_s: [(); 2].map(|()| part().parse().expect("seconds")),
             told: parsed(part()),
         }
     }

@@ -82,10 +82,10 @@ impl Take<'_> {
         loop {
             let left = until.saturating_duration_since(Instant::now());
             match message(session, notes, "finishing", left)? {
-                Message::Late(late) => {
-                    if let Err(why) = self.vm.take_late(&late) {
+                Message::Forwarded(packets) => {
+                    if let Err(why) = self.vm.take_forwarded(&packets) {
                         // As if it had been lost on its way.
-                        tracing::warn!("what came late for the guest is lost: {why}");
+                        tracing::warn!("packets that were forwarded to the guest are lost: {why}");
                     }
                 }
                 other => return Ok(other),
@@ -116,7 +116,7 @@ impl Take<'_> {
         let started = Instant::now();
         let run = match run_state {
             RunState::Running => self.vm.start(),
-            RunState::Paused => self.vm.hold(),
+            RunState::Paused => self.vm.take_over_paused(),
         };
         match run.map_err(Error::vm("start the guest")) {
             Ok(()) => {

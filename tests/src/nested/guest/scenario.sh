@@ -1,7 +1,7 @@
 # A stock kernel on an ext4 root is started by `vmm run` on one host, moves to another and back while it writes and
 # fsyncs files, and powers off; then the disk is checked. Two run-time directories are two hosts. Once for each kernel,
 # number of vCPUs and, where given, model of their CPU in the settings. What the test looks at later are the lines
-# `report: SCENARIO JSON` and `seen: SCENARIO STAGE SECONDS JSON`, the latter with the time of this host and what the
+# `report: SCENARIO JSON` and `seen: SCENARIO STAGE SECONDS SECONDS JSON`, the latter with the times of this host and what the
 # witness in the guest told then, `lateness: SCENARIO MS`, how late a process of this host ran at worst,
 # `boot: SCENARIO MS` from the guest's start until it wrote its first files,
 # `network: SCENARIO QUEUES FEATURES` of the guest's driver, and `session: SCENARIO JSON` for each stage.
@@ -83,11 +83,13 @@ move() {
 witness_lines() { serial "$1" | grep -c '^witness: '; }
 has_seen() { has_written "$1" 0 && [ "$(witness_lines "$1")" -ge "$2" ]; }
 
-# see HOST STAGE: what the witness tells now. The last line may still be on its way.
+# see HOST STAGE: what the witness tells now, which it told between the two times of this host. The last line may still
+# be on its way.
 see() {
+    asked=$(date +%s)
     eventually "the guest's witness" has_seen "$1" $(($(witness_lines "$1") + 2))
     told=$(serial "$1" | sed -n 's/^witness: //p' | tail -n 2 | head -n 1)
-    echo "seen: $name $2 $(date +%s) $told"
+    echo "seen: $name $2 $asked $(date +%s) $told"
 }
 
 # What the guest reported as verified must be what is on the disk, read by other code than that of its kernel.

@@ -4,22 +4,22 @@
 //! sent after the guest, so that whoever speaks with it need not find out by a time-out.
 
 use devices::virtio::NetPort;
-use migration::wire::control::MAX_LATE;
+use migration::wire::control::MAX_FORWARDED;
 use serde::{Deserialize, Serialize};
 
 use crate::error::MachineError;
 use crate::snapshot::codec;
 
-/// Version of [`LateV1`].
-const LATE_VERSION: u32 = 1;
+/// Version of [`ForwardedV1`].
+const VERSION: u32 = 1;
 /// Most bytes of packets; the rest of what may be sent is for their lengths.
-const MOST: usize = MAX_LATE / 2;
+const MOST: usize = MAX_FORWARDED / 2;
 /// Most packets, so that their lengths fit.
 const MOST_PACKETS: usize = 64 << 10;
 
 /// Packets by interface; frozen: a change makes a `V2`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct LateV1 {
+struct ForwardedV1 {
     /// Identity of the interface, and its packets with their headers.
     nets: Vec<(String, Vec<Vec<u8>>)>,
 }
@@ -42,14 +42,16 @@ pub(crate) fn collect(ports: &[(String, NetPort)]) -> Option<Vec<u8>> {
     if nets.is_empty() {
         return Some(Vec::new());
     }
-    codec::encode(LATE_VERSION, &LateV1 { nets })
-        .inspect_err(|e| tracing::warn!(error = %e, "packets that came late are lost"))
+    codec::encode(VERSION, &ForwardedV1 { nets })
+        .inspect_err(
+            |e| tracing::warn!(error = %e, "packets that came after the guest had gone are lost"),
+        )
         .ok()
 }
 
 /// Gives the guest, which runs here, what waited for it elsewhere.
-pub(crate) fn give(ports: &[(String, NetPort)], late: &[u8]) -> Result<(), MachineError> {
-    let LateV1 { nets } = codec::decode(LATE_VERSION, late)?;
+pub(crate) fn give(ports: &[(String, NetPort)], forwarded: &[u8]) -> Result<(), MachineError> {
+    let ForwardedV1 { nets } = codec::decode(VERSION, forwarded)?;
     for (id, packets) in nets {
         let Some((_, port)) = ports.iter().find(|(here, _)| *here == id) else {
             return Err(MachineError::Mismatch(format!(

@@ -324,6 +324,8 @@ fn network_is_not_gone_for_longer_than_the_guest() {
         let [(from, port), (to, other)] = [sides[round % 2], sides[(round + 1) % 2]];
         let captures = [port, other].map(|port| Capture::start(&hosts.switch, port));
         let captures = captures.map(|capture| capture.unwrap_or_else(|e| panic!("{e:#}")));
+        // However short a moment it stays, something is to be captured from the host that it leaves.
+        outside.goes_on();
         let address = to.receive("guest");
         let report = Migration::start(&from.host, "guest", &address, &["--insecure"])
             .finish()

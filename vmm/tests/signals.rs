@@ -40,6 +40,9 @@ fn kill(pid: Pid, number: i32) {
     assert!(sent.success(), "signal {number}");
 }
 
+/// The tests themselves may run under `nohup`, whose children ignore hang-ups as it does.
+const HEARS_HANG_UPS: [&str; 2] = ["env", "--default-signal=HUP"];
+
 /// `command` by way of another program.
 fn through(program: &[&str], command: &Command) -> Command {
     let mut wrapped = Command::new(program[0]);
@@ -88,8 +91,8 @@ fn a_hang_up_ends_a_vm_in_the_foreground_as_a_request_to_end_does() {
     let host = Host::new();
     // Of one that has ended the status stays, so each has its own name.
     for cmdline in ["hears", "deaf"] {
-        let run = host
-            .command(&format!("run {cmdline} --cmdline {cmdline}"))
+        let command = host.command(&format!("run {cmdline} --cmdline {cmdline}"));
+        let run = through(&HEARS_HANG_UPS, &command)
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
@@ -252,7 +255,8 @@ fn a_vm_that_a_signal_ends_leaves_the_terminal_as_it_was() {
     let host = Host::new();
     for number in [Signal::TERM, Signal::INT, Signal::HUP] {
         let (_user, terminal) = terminal();
-        let run = at_terminal(&host.command("run a"), &terminal);
+        let command = through(&HEARS_HANG_UPS, &host.command("run a"));
+        let run = at_terminal(&command, &terminal);
         until("the terminal is raw", || is_raw(&terminal));
         let pid = Pid::from_child(&run);
         // Does not end it, so that it leaves nothing.

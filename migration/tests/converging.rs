@@ -97,6 +97,29 @@ fn a_slow_flush_holds_up_no_pass_and_is_no_part_of_the_dirty_rate() {
     assert!(report.forecast_downtime_ms.unwrap() >= 400.0, "{report:?}");
 }
 
+/// Of a pass that takes longer than a flush stays fresh: the passes, and the flushes of the running guest.
+fn slow_passes(writes_to_disks: bool) -> (usize, usize) {
+    let mut scene = Scene::new(Guest::Idle);
+    scene.vm.fill(1, 0, 1000);
+    scene.vm.writes_to_disks = writes_to_disks;
+    scene.options.limits = Limits {
+        bandwidth: Some(8 << 20),
+        ..LAX
+    };
+    let [here, _] = scene.run(ignore);
+    let passes = completed(here).passes().unwrap();
+    (passes as usize, scene.vm.flushes.load(Ordering::SeqCst))
+}
+
+#[test]
+fn a_guest_that_writes_nothing_to_its_disks_needs_no_pass_beside_a_flush() {
+    let (passes, flushes) = slow_passes(false);
+    assert_eq!(flushes, 0);
+    let (more, flushes) = slow_passes(true);
+    assert!(flushes > 0);
+    assert!(passes < more, "{passes} and {more}");
+}
+
 #[test]
 fn a_guest_whose_passes_take_long_is_stopped_all_the_same() {
     let mut scene = Scene::new(HOT);

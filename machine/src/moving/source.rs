@@ -199,6 +199,10 @@ impl SourceDisks for MachineSource {
         flushed.map_err(|e| observed(&e))
     }
 
+    fn has_unflushed_writes(&self) -> bool {
+        !self.machine.spec().disks.is_empty()
+    }
+
     fn disk_samples(&self, of: &[String]) -> VmResult<String> {
         let disks = &self.machine.devices().disks;
         disks.samples(of).map_err(|e| observed(&e))

@@ -60,18 +60,27 @@ impl Shared {
 }
 
 /// The flushes of one migration; no other begins once this is dropped.
-pub(super) struct Flushing(Arc<Shared>);
+pub(super) struct Flushing<'env> {
+    disks: &'env dyn SourceDisks,
+    shared: Arc<Shared>,
+}
 
-impl Flushing {
+impl<'env> Flushing<'env> {
     /// Starts the thread, which flushes nothing yet. A flush that fails ends the migration.
-    pub fn start<'scope, 'env: 'scope>(
+    pub fn start<'scope>(
         scope: &'scope Scope<'scope, 'env>,
         disks: &'env dyn SourceDisks,
         session: &'env Session,
         control: &'env Control,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, Error>
+    where
+        'env: 'scope,
+    {
         let shared = Arc::new(Shared::default());
-        let flushing = Self(shared.clone());
+        let flushing = Self {
+            disks,
+            shared: shared.clone(),
+        };
         threads::start(scope, Role::Flush, "flushing the disks", move || {
             session.guard(|| {
                 while shared.wait_wanted() {
@@ -90,43 +99,50 @@ impl Flushing {
 
     /// Begins a flush, unless one is under way.
     pub fn begin(&self) {
-        let mut state = self.0.lock();
+        let mut state = self.shared.lock();
         if !state.running {
             state.wanted = true;
-            self.0.changed.notify_all();
+            self.shared.changed.notify_all();
         }
     }
 
-    /// Begins a flush if the last one was long ago.
+    /// Begins a flush if the last one was long ago and there is something to flush.
     pub fn begin_if_due(&self) {
-        let last = self.0.lock().last;
-        if last.is_none_or(|(began, _)| began.elapsed() >= EVERY) {
+        let last = self.shared.lock().last;
+        let is_due = last.is_none_or(|(began, _)| began.elapsed() >= EVERY);
+        if is_due && self.disks.has_unflushed_writes() {
             self.begin();
         }
     }
 
     /// Whether one is under way or about to begin.
     pub fn is_busy(&self) -> bool {
-        let state = self.0.lock();
+        let state = self.shared.lock();
         state.running || state.wanted
     }
 
-    /// Whether one ended so lately that the next will take no longer.
+    /// Whether the next would find little: one ended lately, or nothing was written since.
     pub fn is_fresh(&self) -> bool {
-        let state = self.0.lock();
-        let last = state.last;
-        !state.running && last.is_some_and(|(began, took)| (began + took).elapsed() <= FRESH)
+        let state = self.shared.lock();
+        if state.running || state.wanted {
+            return false;
+        }
+        let ended_lately = |(began, took): (Instant, Duration)| (began + took).elapsed() <= FRESH;
+        state.last.is_some_and(ended_lately) || !self.disks.has_unflushed_writes()
     }
 
-    /// What another one is expected to take: what the last one took.
+    /// What another one is expected to take: what the last one took, and no time where nothing was written since.
     pub fn cost(&self) -> Duration {
-        self.0.lock().last.map_or(Duration::ZERO, |(_, took)| took)
+        if !self.is_busy() && !self.disks.has_unflushed_writes() {
+            return Duration::ZERO;
+        }
+        self.shared.lock().last.map_or(Duration::ZERO, |(_, took)| took)
     }
 }
 
-impl Drop for Flushing {
+impl Drop for Flushing<'_> {
     fn drop(&mut self) {
-        self.0.lock().over = true;
-        self.0.changed.notify_all();
+        self.shared.lock().over = true;
+        self.shared.changed.notify_all();
     }
 }

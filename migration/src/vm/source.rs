@@ -97,6 +97,11 @@ pub trait SourceDisks: Send + Sync {
     fn flush_disks(&self) -> VmResult<()> {
         Ok(())
     }
+    /// Whether the guest has written what no flush that began later has made durable: whether the next one has anything
+    /// to do. Asked often, and answered at once.
+    fn has_unflushed_writes(&self) -> bool {
+        true
+    }
     /// Samples of what the disks `of` hold while the guest is stopped and they are flushed; asked where the
     /// destination's VM wants them (see [`super::DestinationDisks::doubtful_disks`]), and opaque here. At most
     /// [`crate::wire::kind::MAX_SAMPLES`] bytes.

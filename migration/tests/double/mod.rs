@@ -211,6 +211,8 @@ pub struct Source {
     /// How long its disks take to be flushed while it runs, and how often they were.
     pub flush_takes: Duration,
     pub flushes: AtomicUsize,
+    /// Whether the guest writes to its disks, as far as it says.
+    pub writes_to_disks: bool,
     /// How often they were flushed while it was stopped.
     pub stopped_flushes: AtomicUsize,
     /// How often it was stopped.
@@ -275,6 +277,7 @@ impl Source {
             user_paused: AtomicBool::new(false),
             flush_takes: Duration::ZERO,
             flushes: AtomicUsize::new(0),
+            writes_to_disks: true,
             stopped_flushes: AtomicUsize::new(0),
             pauses: AtomicUsize::new(0),
             rehearsal: Rehearsal::default(),
@@ -508,6 +511,10 @@ impl SourceDisks for Source {
     fn reclaim_disks(&self) -> VmResult<()> {
         self.offered.store(false, Ordering::SeqCst);
         Ok(())
+    }
+
+    fn has_unflushed_writes(&self) -> bool {
+        self.writes_to_disks
     }
 
     fn flush_disks(&self) -> VmResult<()> {

@@ -216,6 +216,7 @@ fn a_source_out_of_turn_never_starts_the_guest() {
                 version: 1,
                 token: [0; 16],
                 host: None,
+                capabilities: None,
             })],
         ),
     ];

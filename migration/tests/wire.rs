@@ -7,6 +7,7 @@ use migration::observation::{Observation, Side};
 use migration::progress::Verify;
 use migration::transport::{Connect, Connection, Listen, Patience, memory};
 use migration::vm::{MachineDescription, RamRegion, RunState};
+use migration::wire::agreed::Capabilities;
 use migration::wire::batch::{
     BATCH_LEN, BatchHeader, BatchKind, Encoding, MAX_PAYLOAD, MAX_RANGES, PageRange, RANGE_LEN,
 };
@@ -27,6 +28,7 @@ fn every_message() -> Vec<Message> {
             version: 1,
             token: [7; 16],
             host: None,
+            capabilities: None,
         }),
         Message::Negotiate(Box::new(Negotiate {
             machine: MachineDescription {
@@ -93,6 +95,7 @@ fn messages_of_version_2() -> Vec<Message> {
             version: 2,
             token: [7; 16],
             host,
+            capabilities: None,
         }),
         Message::Resolution(Answer {
             resolution: Resolution::Ran,
@@ -108,6 +111,12 @@ fn messages_of_version_4() -> Vec<Message> {
     };
     negotiate.state = Some("{\"rtc\":[1,2]}".into());
     vec![
+        Message::Welcome(Welcome {
+            version: 4,
+            token: [7; 16],
+            host: Some(HostId([0xa5; 16])),
+            capabilities: Some(Capabilities::OURS.bits()),
+        }),
         Message::Negotiate(negotiate),
         Message::Negotiated(Negotiated {
             state: Some("{\"rtc\":2}".into()),
@@ -158,6 +167,7 @@ fn hello_and_batches_are_the_bytes_of_their_version() {
     assert_golden("v4-hello.bin", &hello.encode());
     for version in [3, 2, 1] {
         hello.version = version;
+        hello.capabilities = Capabilities::NONE;
         assert_golden(&format!("v{version}-hello.bin"), &hello.encode());
         assert_eq!(hello.common_version(), Some(version));
     }

@@ -28,6 +28,7 @@ fn take_until_commit(listen: &MemoryListen, host: HostId) {
         version: 2,
         token: [9; 16],
         host: Some(host),
+        capabilities: None,
     };
     say(control, &Message::Welcome(welcome));
     std::thread::scope(|scope| {

@@ -208,6 +208,7 @@ fn usual(which: u8) -> Vec<u8> {
             version: 1,
             token: [7; 16],
             host: None,
+            capabilities: None,
         }),
         20.. => Message::PassPlaced(migration::wire::control::PassPlaced {
             pass: u32::from(which % 24) - 18,
@@ -326,6 +327,7 @@ fn seeds() -> Vec<Vec<u8>> {
             version: 2,
             token: [1; 16],
             host: Some(HostId([3; 16])),
+            capabilities: None,
         }),
     );
     vec![

@@ -232,6 +232,7 @@ pub(super) fn every_message() -> Vec<Message> {
             version: 2,
             token: [7; 16],
             host: Some(HostId([3; 16])),
+            capabilities: None,
         }),
         Message::Negotiate(Box::new(negotiate(1))),
         Message::Negotiated(Negotiated::default()),

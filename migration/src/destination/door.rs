@@ -71,11 +71,11 @@ impl Door<'_> {
                 Ok(Incoming::Control {
                     connection,
                     id,
-                    version,
+                    agreed,
                 }) => take::Peer {
                     connection,
                     id,
-                    version,
+                    agreed,
                 },
                 Err(RecvTimeoutError::Timeout) => continue,
                 Ok(Incoming::Closed(error)) => return Some(stopped(error, Fate::AtSource)),

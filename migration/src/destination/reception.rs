@@ -16,6 +16,7 @@ use crate::observation::{Observation, Side};
 use crate::session::{Note, Session};
 use crate::threads::{self, Role as ThreadRole};
 use crate::transport::{Connection, Listen, Within};
+use crate::wire::agreed::{Agreed, Capabilities};
 use crate::wire::control::{Answer, Message, Resolution};
 use crate::wire::hello::{HELLO_LEN, Hello, Role};
 use crate::wire::{MAX_STREAMS, VERSION};
@@ -34,8 +35,7 @@ pub(super) enum Incoming {
     Control {
         connection: Arc<dyn Connection>,
         id: MigrationId,
-        /// Of the protocol, as both sides speak it.
-        version: u16,
+        agreed: Agreed,
     },
     /// Nobody can come in any more.
     Closed(Error),
@@ -246,7 +246,7 @@ impl<'a> Reception<'a> {
         connection
             .set_io_timeout(self.options.io_timeout)
             .map_err(Error::link("setting up a connection"))?;
-        let Some(version) = hello.common_version() else {
+        let Some(agreed) = Agreed::from_hello(&hello) else {
             return refuse(
                 &*connection,
                 patience,
@@ -258,9 +258,9 @@ impl<'a> Reception<'a> {
             );
         };
         match hello.role {
-            Role::Control => self.hear_control(connection, hello.id, version),
+            Role::Control => self.hear_control(connection, hello.id, agreed),
             Role::Data { stream } => self.hear_data(connection, &hello, stream),
-            Role::Resolve => self.hear_question(&*connection, hello.id, version),
+            Role::Resolve => self.hear_question(&*connection, hello.id, agreed),
         }
     }
 
@@ -268,7 +268,7 @@ impl<'a> Reception<'a> {
         &self,
         connection: Arc<dyn Connection>,
         id: MigrationId,
-        version: u16,
+        agreed: Agreed,
     ) -> Result<(), Error> {
         let Some(incoming) = &self.incoming else {
             return refuse(
@@ -298,7 +298,7 @@ impl<'a> Reception<'a> {
         let _ = incoming.send(Incoming::Control {
             connection,
             id,
-            version,
+            agreed,
         });
         Ok(())
     }
@@ -338,7 +338,7 @@ impl<'a> Reception<'a> {
         &self,
         connection: &dyn Connection,
         id: MigrationId,
-        version: u16,
+        agreed: Agreed,
     ) -> Result<(), Error> {
         let answer = {
             let _settled = self.hand_over();
@@ -347,7 +347,9 @@ impl<'a> Reception<'a> {
         match answer {
             Ok(resolution) => {
                 tracing::info!(%id, ?resolution, "answered a resolve");
-                let host = (version > 1).then(|| self.journal.identity());
+                let host = agreed
+                    .has(Capabilities::NAMES_HOST)
+                    .then(|| self.journal.identity());
                 let frame = Message::Resolution(Answer { resolution, host }).encode()?;
                 connection
                     .send_within(&frame, Within::time(self.options.io_timeout))

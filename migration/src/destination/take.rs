@@ -29,6 +29,7 @@ use crate::session::{CloseOnDrop, Note, Session, Timing};
 use crate::threads::{self, Role};
 use crate::transport::Connection;
 use crate::vm::DestinationVm;
+use crate::wire::agreed::Agreed;
 use crate::wire::control::{
     Extents, Intent, Message, Negotiate, Negotiated, PassPlaced, Prepared, Ready, Welcome,
 };
@@ -38,8 +39,7 @@ use crate::wire::conversation::Conversation;
 pub(super) struct Peer {
     pub connection: Arc<dyn Connection>,
     pub id: MigrationId,
-    /// Of the protocol, as both sides speak it.
-    pub version: u16,
+    pub agreed: Agreed,
 }
 
 pub(super) fn take(
@@ -53,7 +53,7 @@ pub(super) fn take(
     let Peer {
         connection,
         id,
-        version,
+        agreed,
     } = peer;
     let span = tracing::info_span!("migration", %id, role = "destination");
     let _entered = span.enter();
@@ -67,7 +67,7 @@ pub(super) fn take(
     let counters = Counters::default();
     let mut take = Take {
         id,
-        version,
+        agreed,
         vm,
         control,
         journal,
@@ -153,9 +153,10 @@ impl Take<'_> {
         let token = random_bytes().map_err(Error::Random)?;
         self.reception.admit(token, session);
         session.send(&Message::Welcome(Welcome {
-            version: self.version,
+            version: self.agreed.version(),
             token,
-            host: (self.version > 1).then(|| self.journal.identity()),
+            host: self.named_host(),
+            capabilities: self.agreed.told(),
         }))?;
         let patience = session.timing().io;
         let wanted = match message(session, notes, "negotiating", patience)? {

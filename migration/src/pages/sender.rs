@@ -20,6 +20,7 @@ use crate::raw::{HashKey, Ram, RamSlice, Span};
 use crate::session::{Note, Session};
 use crate::transport::Connection;
 use crate::vm::DirtyMemory;
+use crate::wire::agreed::Agreed;
 use crate::wire::batch::{BatchHeader, Encoding, MAX_RANGES, PageRange};
 
 /// Payload of a batch at most; half a megabyte of hashed pages is still in the cache when it is sent.
@@ -52,10 +53,10 @@ pub(crate) struct Sent {
 }
 
 impl Sent {
-    /// Of a guest of which nothing was sent, to a destination that speaks `version` of the protocol.
-    pub fn nothing(ram: &Ram, verify: Verify, streams: u8, version: u16) -> Self {
+    /// Of a guest of which nothing was sent, as was agreed with the destination.
+    pub fn nothing(ram: &Ram, verify: Verify, streams: u8, agreed: Agreed) -> Self {
         Self {
-            lanes: Lanes::new(ram.stripes(), u16::from(streams), version),
+            lanes: Lanes::new(ram.stripes(), u16::from(streams), agreed),
             placed: Words::new(ram.table_len() / 64),
             hashes: Words::of_hashes(ram, verify),
         }

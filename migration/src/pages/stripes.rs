@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use crate::raw::{Ram, STRIPE_PAGES};
-use crate::wire::TAKES_OVER;
+use crate::wire::agreed::{Agreed, Capabilities};
 
 /// A stripe of RAM.
 #[derive(Debug, Clone, Copy)]
@@ -125,8 +125,8 @@ pub(crate) struct Lanes {
 }
 
 impl Lanes {
-    /// Of `stripes` stripes for `streams` streams, to a destination that speaks `version`.
-    pub fn new(stripes: u64, streams: u16, version: u16) -> Self {
+    /// Of `stripes` stripes for `streams` streams, as was agreed with the destination.
+    pub fn new(stripes: u64, streams: u16, agreed: Agreed) -> Self {
         let streams = u64::from(streams.max(1));
         let length = |lane| (stripes + streams - 1 - lane) / streams;
         Self {
@@ -134,7 +134,7 @@ impl Lanes {
                 .map(|lane| Rest(AtomicU64::new(length(lane))))
                 .collect(),
             owners: Owners::new(stripes),
-            takes_over: version >= TAKES_OVER,
+            takes_over: agreed.has(Capabilities::ANY_STRIPE),
         }
     }
 
@@ -177,7 +177,14 @@ impl Lanes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::VERSION;
+    use crate::id::MigrationId;
+    use crate::wire::hello::{Hello, Role};
+
+    /// What is agreed on with an engine that speaks `version`.
+    fn with(version: u16) -> Agreed {
+        let hello = Hello::new(Role::Control, MigrationId([0; 16]), [0; 16]);
+        Agreed::from_hello(&Hello { version, ..hello }).unwrap()
+    }
 
     fn take(lanes: &Lanes, stream: u16, most: u64) -> Vec<u64> {
         lanes.take(stream, most).into_iter().flatten().collect()
@@ -185,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_stream_at_its_end_takes_over_from_the_back_of_the_fullest_lane() {
-        let lanes = Lanes::new(20, 3, VERSION);
+        let lanes = Lanes::new(20, 3, with(4));
         assert_eq!(take(&lanes, 0, 2), [0, 3]);
         assert_eq!(take(&lanes, 0, 16), [6, 9, 12]);
         assert_eq!(take(&lanes, 0, 16), [15]);
@@ -204,7 +211,7 @@ mod tests {
     #[test]
     fn each_stripe_is_taken_once_whoever_is_faster() {
         for stripes in [0, 1, 5, 64, 1000] {
-            let lanes = Lanes::new(stripes, 4, VERSION);
+            let lanes = Lanes::new(stripes, 4, with(4));
             let take_all = |stream: u16| {
                 let taken = std::iter::from_fn(|| lanes.take(stream, 16)).flatten();
                 taken
@@ -223,7 +230,7 @@ mod tests {
 
     #[test]
     fn an_older_destination_gets_each_lane_from_its_own_stream() {
-        let lanes = Lanes::new(5, 2, TAKES_OVER - 1);
+        let lanes = Lanes::new(5, 2, with(2));
         let all: Vec<_> = std::iter::from_fn(|| lanes.take(0, 1)).flatten().collect();
         assert_eq!(all, [0, 2, 4]);
         let all: Vec<_> = std::iter::from_fn(|| lanes.take(1, 1)).flatten().collect();

@@ -136,7 +136,10 @@ impl<'env> Flushing<'env> {
         if !self.is_busy() && !self.disks.has_unflushed_writes() {
             return Duration::ZERO;
         }
-        self.shared.lock().last.map_or(Duration::ZERO, |(_, took)| took)
+        self.shared
+            .lock()
+            .last
+            .map_or(Duration::ZERO, |(_, took)| took)
     }
 }
 

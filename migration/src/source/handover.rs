@@ -14,7 +14,7 @@ use crate::progress::Verify;
 use crate::raw::Ram;
 use crate::transport::{Connect, Patience};
 use crate::vm::SourceVm;
-use crate::wire::FORWARDS_PACKETS;
+use crate::wire::agreed::Capabilities;
 use crate::wire::control::{Answer, MAX_WARNINGS, Message, Resolution};
 use crate::wire::conversation::Conversation;
 use crate::wire::hello::{Hello, Role};
@@ -109,7 +109,7 @@ impl Run<'_> {
     /// Sends after the guest what has come for it here since it was stopped. Networks need a moment
     /// until they send it all to the destination, and whoever sent it waits.
     fn forward_packets(&mut self, link: &Link) {
-        if self.version < FORWARDS_PACKETS {
+        if !self.agreed.has(Capabilities::FORWARDED_PACKETS) {
             return;
         }
         for pause in LOOKS {

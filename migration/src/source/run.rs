@@ -22,6 +22,7 @@ use crate::progress::{Phase, Report, TimeoutAction};
 use crate::session::{Note, Session, Timing};
 use crate::transport::Connect;
 use crate::vm::{RunState, SourceVm};
+use crate::wire::agreed::Agreed;
 use crate::wire::control::Message;
 
 /// How the phases ended without an error.
@@ -72,8 +73,7 @@ pub(super) struct Run<'a> {
     /// Disks of which the destination wants samples.
     pub(super) doubtful_disks: Vec<String>,
     pub(super) token: [u8; 16],
-    /// Of the protocol, as both sides speak it.
-    pub(super) version: u16,
+    pub(super) agreed: Agreed,
     /// Who is given the guest, once it has told.
     pub(super) host: Option<HostId>,
 }
@@ -125,7 +125,7 @@ impl<'a> Run<'a> {
             hash_speeds: None,
             doubtful_disks: Vec::new(),
             token: [0; 16],
-            version: 0,
+            agreed: Agreed::default(),
             host: None,
         }
     }

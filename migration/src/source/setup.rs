@@ -16,10 +16,11 @@ use crate::session::{CloseOnDrop, Session};
 use crate::threads::{self, Role as ThreadRole};
 use crate::transport::{Connection, Patience};
 use crate::vm::MachineDescription;
+use crate::wire::MAX_STREAMS;
+use crate::wire::agreed::{Agreed, Capabilities};
 use crate::wire::control::{Extents, Intent, MAX_EXTENTS, Message, Negotiate, Welcome};
 use crate::wire::conversation::Conversation;
 use crate::wire::hello::{Hello, Role};
-use crate::wire::{AGREES_ON_STATE, MAX_STREAMS};
 
 /// Data connections that a source on this machine opens when it is not told how many.
 pub fn default_streams() -> u8 {
@@ -31,8 +32,6 @@ pub fn default_streams() -> u8 {
 #[derive(Clone, Copy)]
 struct Ground<'env> {
     ram: &'env Ram,
-    /// Of the protocol, as both sides speak it.
-    version: u16,
     streams: u8,
     sent: &'env Sent,
     key: Option<&'env HashKey>,
@@ -69,10 +68,9 @@ impl<'a> Run<'a> {
             self.undo.sharing = true;
             self.vm.share_processors(usize::from(streams));
         }
-        let sent = Sent::nothing(&ram, verify, streams, welcome.version);
+        let sent = Sent::nothing(&ram, verify, streams, self.agreed);
         let ground = Ground {
             ram: &ram,
-            version: welcome.version,
             streams,
             sent: &sent,
             key: (verify == Verify::Stream).then_some(&key),
@@ -109,17 +107,8 @@ impl<'a> Run<'a> {
     }
 
     fn check_welcome(&mut self, welcome: &Welcome) -> Result<(), Error> {
-        if !(crate::wire::MIN_VERSION..=crate::wire::VERSION).contains(&welcome.version) {
-            let version = welcome.version;
-            return Err(Error::Protocol(format!(
-                "it wants to speak version {version}"
-            )));
-        }
-        if welcome.version > 1 && welcome.host.is_none() {
-            return Err(Error::Protocol("its welcome names no host".into()));
-        }
+        self.agreed = Agreed::from_welcome(welcome)?;
         self.token = welcome.token;
-        self.version = welcome.version;
         self.host = welcome.host;
         Ok(())
     }
@@ -216,7 +205,7 @@ impl<'a> Run<'a> {
         ground: Ground<'_>,
     ) -> Result<(), Error> {
         link.session.ping()?;
-        let state = if ground.version >= AGREES_ON_STATE {
+        let state = if self.agreed.has(Capabilities::STATE_FORM) {
             let offered = self.vm.offer_state();
             offered.map_err(Error::vm("describe the machine's state"))?
         } else {

@@ -3,6 +3,7 @@
 use zerocopy::little_endian::{U16, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use super::agreed::Capabilities;
 use super::{MIN_VERSION, VERSION, check};
 use crate::error::Error;
 use crate::id::MigrationId;
@@ -37,7 +38,7 @@ pub(crate) struct HelloHeader {
     min_version: U16,
     role: U16,
     stream: U16,
-    features: U64,
+    capabilities: U64,
     id: [u8; 16],
     token: [u8; 16],
     group: [u8; 16],
@@ -60,6 +61,8 @@ pub struct Hello {
     pub id: MigrationId,
     /// The secret that the destination gave to the control connection; zero on others.
     pub token: [u8; 16],
+    /// What the sender can do; nothing before version 4, where it follows from the version.
+    pub capabilities: Capabilities,
 }
 
 impl Hello {
@@ -71,6 +74,7 @@ impl Hello {
             role,
             id,
             token,
+            capabilities: Capabilities::OURS,
         }
     }
 
@@ -93,7 +97,7 @@ impl Hello {
             min_version: self.min_version.into(),
             role: role.into(),
             stream: stream.into(),
-            features: 0.into(),
+            capabilities: self.capabilities.bits().into(),
             id: self.id.0,
             token: self.token,
             group: [0; 16],
@@ -131,6 +135,7 @@ impl Hello {
             role,
             id: MigrationId(header.id),
             token: header.token,
+            capabilities: Capabilities::from_bits(header.capabilities.get()),
         })
     }
 }

@@ -3,6 +3,7 @@
 //! Headers are little-endian structs of fixed length that carry a magic number, a kind, a bounded
 //! length and a check over themselves and their descriptive part. `docs/protocol.md` has the tables.
 
+pub mod agreed;
 pub mod batch;
 pub mod control;
 pub(crate) mod conversation;
@@ -13,15 +14,6 @@ pub mod kind;
 pub const VERSION: u16 = 4;
 /// Oldest version that it still understands.
 pub const MIN_VERSION: u16 = 1;
-
-/// Version from which on both sides agree on how the state is written.
-pub(crate) const AGREES_ON_STATE: u16 = 4;
-
-/// Version from which on a stream may carry any stripe that no other one has carried.
-pub(crate) const TAKES_OVER: u16 = 3;
-
-/// Version from which on every destination takes forwarded packets.
-pub(crate) const FORWARDS_PACKETS: u16 = 3;
 
 /// Passes that may have ended on a stream while an earlier one is not placed: with the guest stopped, a
 /// source does not wait for each.

@@ -11,6 +11,7 @@ use migration::progress::Verify;
 use migration::transport::memory::{self, MemoryConnect, MemoryListen};
 use migration::transport::{Connect, Connection, Listen, Patience};
 use migration::vm::{MachineDescription, RunState};
+use migration::wire::agreed::Capabilities;
 use migration::wire::batch::{BATCH_LEN, BatchHeader, BatchKind, RANGE_LEN};
 use migration::wire::control::{
     Answer, Committed, Extents, Intent, LastPass, Message, Negotiate, Negotiated, PassPlaced,
@@ -116,6 +117,7 @@ pub fn welcome(version: u16) -> Welcome {
     Welcome {
         version,
         token: [9; 16],
+        capabilities: (version >= 4).then(|| Capabilities::OURS.bits()),
         host: (version > 1).then_some(migration::HostId([3; 16])),
     }
 }

@@ -155,7 +155,7 @@ impl Take<'_> {
     fn tell_never_ran(&self, session: &Session) {
         let answer = Answer {
             resolution: Resolution::NeverRan,
-            host: (self.version > 1).then(|| self.journal.identity()),
+            host: self.named_host(),
         };
         // If it does not reach the source, that asks.
         let _ = session.send(&Message::Resolution(answer));

@@ -9,18 +9,19 @@ use crate::control::Control;
 use crate::destination::reception::Reception;
 use crate::destination::taken::{Aftermath, Fate};
 use crate::error::Error;
-use crate::id::MigrationId;
+use crate::id::{HostId, MigrationId};
 use crate::journal::{Decision, Journal};
 use crate::observation::{Observation, Side};
 use crate::progress::{Phase, Report};
 use crate::session::{Note, Session};
 use crate::vm::DestinationVm;
+use crate::wire::agreed::{Agreed, Capabilities};
 use crate::wire::control::Message;
 
 /// A session under way.
 pub(super) struct Take<'a> {
     pub id: MigrationId,
-    pub version: u16,
+    pub agreed: Agreed,
     pub vm: &'a mut dyn DestinationVm,
     pub control: &'a Control,
     pub journal: &'a dyn Journal,
@@ -75,6 +76,12 @@ pub(super) fn before_commit(error: Error) -> Failure {
 }
 
 impl Take<'_> {
+    /// Who answers what became of the guest, as far as the source understands that.
+    pub fn named_host(&self) -> Option<HostId> {
+        let told = self.agreed.has(Capabilities::NAMES_HOST);
+        told.then(|| self.journal.identity())
+    }
+
     pub fn enter(&mut self, phase: Phase) {
         if phase != self.phase {
             self.end_phase();

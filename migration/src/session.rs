@@ -396,26 +396,26 @@ impl Drop for CloseOnDrop<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::raw::RamSlice;
+    use crate::transport::Piece;
 
     /// A connection that the peer has ended.
     struct Ended;
 
     impl Connection for Ended {
-        fn send(&self, _head: &[u8], _body: &[RamSlice<'_>]) -> io::Result<()> {
+        fn send_pieces(&self, _bytes: &[u8], _pieces: &[Piece<'_>]) -> io::Result<()> {
             Err(io::ErrorKind::BrokenPipe.into())
         }
 
-        fn receive(&self, _head: &mut [u8], _body: &[RamSlice<'_>]) -> io::Result<()> {
+        fn receive_pieces(&self, _bytes: &mut [u8], _pieces: &[Piece<'_>]) -> io::Result<()> {
             Err(io::ErrorKind::UnexpectedEof.into())
         }
 
         fn send_within(&self, head: &[u8], _within: Within) -> io::Result<()> {
-            self.send(head, &[])
+            self.send(head)
         }
 
         fn receive_within(&self, head: &mut [u8], _within: Within) -> io::Result<()> {
-            self.receive(head, &[])
+            self.receive(head)
         }
 
         fn wait_readable(&self, _timeout: Duration) -> io::Result<bool> {

@@ -181,7 +181,7 @@ impl<'a> Run<'a> {
             .map_err(Error::link("setting up a connection"))?;
         let hello = Hello::new(role, self.options.id, self.token);
         connection
-            .send(&hello.encode(), &[])
+            .send(&hello.encode())
             .map_err(Error::link("saying hello"))?;
         if role == Role::Control {
             self.wait_for_welcome(&*connection)?;

@@ -180,25 +180,6 @@ impl Session {
         connection
     }
 
-    /// Whether the peer has ended a data connection, as far as the source can see: nothing is ever
-    /// sent to it there, so what can be read is the end.
-    pub fn check_data(&self) -> Result<(), Error> {
-        if self.pages_complete.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        for connection in lock(&self.data).iter() {
-            if connection
-                .wait_readable(Duration::ZERO)
-                .map_err(Error::link("sending pages"))?
-            {
-                return Err(Error::link("sending pages")(
-                    io::ErrorKind::ConnectionReset.into(),
-                ));
-            }
-        }
-        Ok(())
-    }
-
     /// From now on the end of a data stream is no failure. A source that dies right after its commit
     /// ends them too, and they may be seen before the commit, which counts all the same; so does a
     /// destination whose guest ended right after it was started, before its answer.
@@ -206,10 +187,15 @@ impl Session {
         self.pages_complete.store(true, Ordering::Release);
     }
 
+    /// Whether no page is to come any more.
+    pub fn are_pages_complete(&self) -> bool {
+        self.pages_complete.load(Ordering::Acquire)
+    }
+
     /// Records the failure, unless one came first, and ends the data streams. The control
     /// connection stands, so that both sides can still say why.
     pub fn fail(&self, error: Error) {
-        if matches!(error, Error::Link { .. }) && self.pages_complete.load(Ordering::Acquire) {
+        if matches!(error, Error::Link { .. }) && self.are_pages_complete() {
             tracing::debug!("after the last page: {}", error.observe(self.side));
             return;
         }
@@ -396,54 +382,28 @@ impl Drop for CloseOnDrop<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::raw::RamSlice;
-
-    /// A connection that the peer has ended.
-    struct Ended;
-
-    impl Connection for Ended {
-        fn send(&self, _head: &[u8], _body: &[RamSlice<'_>]) -> io::Result<()> {
-            Err(io::ErrorKind::BrokenPipe.into())
-        }
-
-        fn receive(&self, _head: &mut [u8], _body: &[RamSlice<'_>]) -> io::Result<()> {
-            Err(io::ErrorKind::UnexpectedEof.into())
-        }
-
-        fn send_within(&self, head: &[u8], _within: Within) -> io::Result<()> {
-            self.send(head, &[])
-        }
-
-        fn receive_within(&self, head: &mut [u8], _within: Within) -> io::Result<()> {
-            self.receive(head, &[])
-        }
-
-        fn wait_readable(&self, _timeout: Duration) -> io::Result<bool> {
-            Ok(true)
-        }
-
-        fn set_io_timeout(&self, _timeout: Duration) -> io::Result<()> {
-            Ok(())
-        }
-
-        fn shutdown(&self) {}
-    }
+    use crate::transport::memory;
+    use crate::transport::{Connect, Patience};
 
     #[test]
-    fn data_streams_may_end_when_all_pages_are_there() {
+    fn a_lost_link_is_no_failure_when_all_pages_are_there() {
         let timing = Timing {
             io: Duration::from_secs(10),
             peer: Duration::from_secs(10),
         };
+        let patience = Patience {
+            timeout: Duration::ZERO,
+            give_up: &|| false,
+        };
+        let (connect, _listen) = memory::network(&[]);
+        let control = connect.connect(patience).unwrap();
         let conversation = Conversation::new(Side::Source);
-        let (session, _notes) = Session::new(conversation, Arc::new(Ended), timing);
-        session.add_data(Arc::new(Ended) as Arc<dyn Connection>);
-        assert!(session.check_data().is_err());
+        let (session, _notes) = Session::new(conversation, control.into(), timing);
+        let lost = || Error::link("sending pages")(io::ErrorKind::ConnectionReset.into());
         session.pages_complete();
-        session.check_data().unwrap();
-        session.fail(Error::link("sending pages")(
-            io::ErrorKind::ConnectionReset.into(),
-        ));
+        session.fail(lost());
         assert!(!session.is_stopped());
+        session.fail(Error::Worker);
+        assert!(session.is_stopped());
     }
 }

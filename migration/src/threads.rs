@@ -17,6 +17,8 @@ pub enum Role {
     Link,
     /// Carries a data connection, or makes memory present for one.
     Stream,
+    /// Reads what a destination says on a data connection.
+    Reader,
     /// Hashes guest memory.
     Hash,
     /// Has the guest's disks flushed while the guest runs.

@@ -11,8 +11,7 @@ use double::{Destination, Guest, Source, Witness, network};
 use migration::control::Control;
 use migration::journal::{FileJournal, Journal, MemoryJournal};
 use migration::progress::Verify;
-use migration::raw::RamSlice;
-use migration::transport::{Connect, Connection, Listen, Patience, Within, memory};
+use migration::transport::{Connect, Connection, Listen, Patience, Piece, Within, memory};
 use migration::wire::hello::{Hello, Role};
 use migration::{MigrationId, Outcome, destination, source};
 
@@ -143,16 +142,20 @@ impl<C: Connect> Connect for Holding<C> {
 }
 
 impl Connection for Holder {
-    fn send(&self, head: &[u8], body: &[RamSlice<'_>]) -> io::Result<()> {
-        let hello = || Hello::decode(head.try_into().unwrap()).unwrap();
+    fn send_pieces(&self, bytes: &[u8], pieces: &[Piece<'_>]) -> io::Result<()> {
+        let hello = || Hello::decode(bytes.try_into().unwrap()).unwrap();
         let role = *self
             .role
             .lock()
             .unwrap()
             .get_or_insert_with(|| hello().role);
-        let bytes: usize = body.iter().map(RamSlice::len).sum();
+        let pages = pieces
+            .iter()
+            .filter(|piece| matches!(piece, Piece::Ram(_)))
+            .map(Piece::len)
+            .sum::<usize>();
         match role {
-            Role::Data { stream: 0 } if bytes > 0 => {
+            Role::Data { stream: 0 } if pages > 0 => {
                 let sent = self.held.sent.lock().unwrap();
                 let (_sent, waited) = self
                     .held
@@ -164,24 +167,24 @@ impl Connection for Holder {
                 assert!(!waited.timed_out(), "the others wait for stream 0");
             }
             Role::Data { .. } => {
-                *self.held.sent.lock().unwrap() += bytes;
+                *self.held.sent.lock().unwrap() += pages;
                 self.held.more.notify_all();
             }
             _ => {}
         }
-        self.inner.send(head, body)
+        self.inner.send_pieces(bytes, pieces)
     }
 
-    fn receive(&self, head: &mut [u8], body: &[RamSlice<'_>]) -> io::Result<()> {
-        self.inner.receive(head, body)
+    fn receive_pieces(&self, bytes: &mut [u8], pieces: &[Piece<'_>]) -> io::Result<()> {
+        self.inner.receive_pieces(bytes, pieces)
     }
 
-    fn send_within(&self, head: &[u8], within: Within) -> io::Result<()> {
-        self.inner.send_within(head, within)
+    fn send_within(&self, bytes: &[u8], within: Within) -> io::Result<()> {
+        self.inner.send_within(bytes, within)
     }
 
-    fn receive_within(&self, head: &mut [u8], within: Within) -> io::Result<()> {
-        self.inner.receive_within(head, within)
+    fn receive_within(&self, bytes: &mut [u8], within: Within) -> io::Result<()> {
+        self.inner.receive_within(bytes, within)
     }
 
     fn wait_readable(&self, timeout: Duration) -> io::Result<bool> {

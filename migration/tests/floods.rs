@@ -98,7 +98,7 @@ fn a_stream_does_not_run_ahead_of_the_others() {
         // The other one never ends a pass, so none is ever placed.
         for pass in 1..1000 {
             let end = BatchHeader::pass_end(pass);
-            if source.data[0].send(end.as_bytes(), &[]).is_err() {
+            if source.data[0].send(end.as_bytes()).is_err() {
                 return;
             }
         }
@@ -146,7 +146,7 @@ fn a_frame_that_trickles_in_is_not_waited_for() {
         let source = PlayedSource::at(&connect, wanted(), Point::Prepared).unwrap();
         // None of its bytes is late.
         for byte in Message::Ping(1).encode().unwrap() {
-            if source.control.send(&[byte], &[]).is_err() {
+            if source.control.send(&[byte]).is_err() {
                 break;
             }
             std::thread::sleep(Duration::from_millis(30));

@@ -90,6 +90,13 @@ fn pages_that_do_not_belong_are_refused() {
             "zeroes beyond all",
             batch(&[PageRange::new(1 << 40, 1 << 30, Encoding::Zero)], 0),
         ),
+        (
+            "one that belongs and one beyond all, before anything of them comes",
+            batch(
+                &[0, 1 << 40].map(|gpa| PageRange::new(gpa, 1, Encoding::Raw)),
+                0,
+            ),
+        ),
         ("garbage", vec![0x77; 32]),
         (
             "pass 7 ends first",
@@ -98,7 +105,7 @@ fn pages_that_do_not_belong_are_refused() {
     ];
     for (name, bytes) in cases {
         let outcome = play_source(wanted(), |_, data| {
-            let _ = data[0].send(&bytes, &[]);
+            let _ = data[0].send(&bytes);
         });
         assert_eq!(
             root(&outcome).0,
@@ -117,7 +124,7 @@ fn a_stripe_that_two_streams_carry_is_refused() {
     let outcome = play_source(negotiate, |_, data| {
         for (page, data) in (0..).zip(data) {
             let range = PageRange::new(page << 12, 1, Encoding::Raw);
-            let _ = data.send(&batch(&[range], 4096), &[]);
+            let _ = data.send(&batch(&[range], 4096));
         }
     });
     let (id, message) = root(&outcome);
@@ -245,7 +252,7 @@ fn a_source_that_lives_and_sends_nothing_is_given_up() {
 fn a_source_that_stalls_is_given_up() {
     let outcome = play_source(wanted(), |control, data| {
         data[0]
-            .send(&BatchHeader::pass_end(1).as_bytes()[..10], &[])
+            .send(&BatchHeader::pass_end(1).as_bytes()[..10])
             .unwrap();
         // Nothing is heard from it, pings included, until the other side hangs up.
         while Message::receive(control).is_ok() {}

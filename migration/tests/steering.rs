@@ -234,7 +234,7 @@ fn raw(connect: &MemoryConnect, bytes: &[u8]) -> Box<dyn migration::transport::C
         give_up: &|| false,
     };
     let connection = connect.connect(patience).unwrap();
-    connection.send(bytes, &[]).unwrap();
+    connection.send(bytes).unwrap();
     connection
 }
 

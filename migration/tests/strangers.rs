@@ -95,7 +95,7 @@ fn a_hello_that_trickles_in_is_not_waited_for() {
         let id = MigrationId::random().unwrap();
         // Twice as long as a hello may take; none of its bytes is late.
         for byte in Hello::new(Role::Control, id, [0; 16]).encode() {
-            if stranger.send(&[byte], &[]).is_err() {
+            if stranger.send(&[byte]).is_err() {
                 break;
             }
             thread::sleep(Duration::from_millis(5));
@@ -142,7 +142,7 @@ fn strangers_do_not_hold_up_the_end() {
                         return;
                     }
                     for stranger in &crowd {
-                        let _ = stranger.send(b"v", &[]);
+                        let _ = stranger.send(b"v");
                     }
                     said.fetch_add(1, Ordering::SeqCst);
                     thread::sleep(Duration::from_millis(400));

@@ -11,6 +11,7 @@ use migration::control::Control;
 use migration::journal::MemoryJournal;
 use migration::progress::Verify;
 use migration::raw::{Ram, Span};
+use migration::transport::Piece;
 use migration::vm::{DirtyMemory, RamRegion, SourceMachine};
 use migration::{MigrationId, destination, source};
 
@@ -61,14 +62,18 @@ fn plain_copy(from: &Ram, to: &Ram, streams: u64) -> f64 {
             };
             scope.spawn(move || {
                 for span in chunks(from) {
-                    sender.send(&[], &[from.slice(span)]).unwrap();
+                    sender
+                        .send_pieces(&[], &[Piece::Ram(from.slice(span))])
+                        .unwrap();
                 }
                 // Open until all has arrived.
-                let _ = sender.receive(&mut [0], &[]);
+                let _ = sender.receive(&mut [0]);
             });
             scope.spawn(move || {
                 for span in chunks(to) {
-                    receiver.receive(&mut [], &[to.slice(span)]).unwrap();
+                    receiver
+                        .receive_pieces(&mut [], &[Piece::Ram(to.slice(span))])
+                        .unwrap();
                 }
             });
         }

@@ -14,9 +14,8 @@ use migration::destination::{self, Waiting, wait_for_guest};
 use migration::journal::{Decision, FileJournal, Journal, MemoryJournal};
 use migration::observation::Side;
 use migration::progress::Report;
-use migration::raw::RamSlice;
 use migration::transport::memory::{self, Fault, Injection, MemoryConnect, MemoryListen};
-use migration::transport::{Connect, Connection, Patience, Within};
+use migration::transport::{Connect, Connection, Patience, Piece, Within, gather};
 use migration::wire::control::{Message, Resolution};
 use migration::wire::hello::{Hello, Role};
 use migration::{MigrationId, Outcome, source};
@@ -144,7 +143,7 @@ impl CutsConnection {
     fn cut_commit(&self, frame: &[u8]) -> io::Result<()> {
         let is_commit = frame == Message::Commit.encode().unwrap();
         if is_commit && !self.cut.swap(true, Ordering::SeqCst) {
-            self.inner.send(&frame[..self.passes], &[])?;
+            self.inner.send(&frame[..self.passes])?;
             self.inner.shutdown();
             return Err(io::ErrorKind::BrokenPipe.into());
         }
@@ -153,22 +152,22 @@ impl CutsConnection {
 }
 
 impl Connection for CutsConnection {
-    fn send(&self, head: &[u8], body: &[RamSlice<'_>]) -> io::Result<()> {
-        self.cut_commit(head)?;
-        self.inner.send(head, body)
+    fn send_pieces(&self, bytes: &[u8], pieces: &[Piece<'_>]) -> io::Result<()> {
+        self.cut_commit(&gather(bytes, pieces)?)?;
+        self.inner.send_pieces(bytes, pieces)
     }
 
-    fn send_within(&self, head: &[u8], within: Within) -> io::Result<()> {
-        self.cut_commit(head)?;
-        self.inner.send_within(head, within)
+    fn send_within(&self, bytes: &[u8], within: Within) -> io::Result<()> {
+        self.cut_commit(bytes)?;
+        self.inner.send_within(bytes, within)
     }
 
-    fn receive_within(&self, head: &mut [u8], within: Within) -> io::Result<()> {
-        self.inner.receive_within(head, within)
+    fn receive_within(&self, bytes: &mut [u8], within: Within) -> io::Result<()> {
+        self.inner.receive_within(bytes, within)
     }
 
-    fn receive(&self, head: &mut [u8], body: &[RamSlice<'_>]) -> io::Result<()> {
-        self.inner.receive(head, body)
+    fn receive_pieces(&self, bytes: &mut [u8], pieces: &[Piece<'_>]) -> io::Result<()> {
+        self.inner.receive_pieces(bytes, pieces)
     }
 
     fn wait_readable(&self, timeout: Duration) -> io::Result<bool> {
@@ -304,8 +303,8 @@ fn whatever_fails_before_the_machine_is_built_leaves_it_waiting() {
         ];
         for (number, said) in said.iter().enumerate() {
             let control = connect.connect(PATIENCE).unwrap();
-            control.send(&hello(), &[]).unwrap();
-            control.send(said, &[]).unwrap();
+            control.send(&hello()).unwrap();
+            control.send(said).unwrap();
             drop(control);
             wait_until("it failed", || host.failures() == number + 1);
         }

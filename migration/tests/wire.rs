@@ -246,10 +246,10 @@ fn a_frame_that_stops_in_the_middle_ends_in_an_error() {
     let frame = every_message()[1].encode().unwrap();
     for length in [0, 1, 23, 24, 25, frame.len() - 1] {
         let (one, other) = connected();
-        one.send(&frame[..length], &[]).unwrap();
+        one.send(&frame[..length]).unwrap();
         assert!(Message::receive(&*other).is_err(), "stalled after {length}");
         let (one, other) = connected();
-        one.send(&frame[..length], &[]).unwrap();
+        one.send(&frame[..length]).unwrap();
         drop(one);
         assert!(Message::receive(&*other).is_err(), "closed after {length}");
     }

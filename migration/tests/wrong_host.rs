@@ -23,7 +23,7 @@ use migration::{HostId, MigrationId, Outcome, source};
 fn take_until_commit(listen: &MemoryListen, host: HostId) {
     let accept = || listen.accept(Duration::from_secs(5)).unwrap().unwrap();
     let control = &*accept();
-    control.receive(&mut [0; HELLO_LEN], &[]).unwrap();
+    control.receive(&mut [0; HELLO_LEN]).unwrap();
     let welcome = Welcome {
         version: 2,
         token: [9; 16],

@@ -371,6 +371,7 @@ fn a_refused_call_costs_no_guest_and_is_told() {
     let cases = [
         (Side::Source, "migration", "connect", true),
         (Side::Source, "stream", "sendmsg", true),
+        (Side::Source, "reader", "ppoll", true),
         (Side::Source, "link", "recvfrom", true),
         (Side::Source, "migration", "openat", true),
         (Side::Source, "stream", "setpriority", false),

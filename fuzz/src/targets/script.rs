@@ -6,8 +6,7 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use migration::raw::RamSlice;
-use migration::transport::{Connection, Within};
+use migration::transport::{Connection, Piece, Within, gather, scatter};
 use migration::wire::control::{CONTROL_LEN, Message};
 
 use super::wire::{Bytes, kind_of};
@@ -251,48 +250,42 @@ impl Scripted {
 }
 
 impl Connection for Scripted {
-    fn send(&self, head: &[u8], _: &[RamSlice<'_>]) -> io::Result<()> {
+    fn send_pieces(&self, bytes: &[u8], pieces: &[Piece<'_>]) -> io::Result<()> {
         if self.is_closed() {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
+        let frame = gather(bytes, pieces)?;
         if self.part == Part::Data {
             use migration::wire::batch::{BATCH_LEN, BatchHeader, BatchKind};
             use zerocopy::FromBytes;
-            let header = head.get(..BATCH_LEN);
+            let header = frame.get(..BATCH_LEN);
             let header = header.and_then(|bytes| BatchHeader::read_from_bytes(bytes).ok());
             if header.is_some_and(|header| matches!(header.kind(), Ok(BatchKind::PassEnd))) {
                 self.watch.change(|seen| seen.passes += 1);
             }
-        } else if head.len() >= CONTROL_LEN && head.starts_with(b"vmmC") {
+        } else if frame.len() >= CONTROL_LEN && frame.starts_with(b"vmmC") {
             // Whatever was read before, what is said is of the protocol.
-            let message = Message::receive(&Bytes::of(head)).expect("a frame");
+            let message = Message::receive(&Bytes::of(&frame)).expect("a frame");
             self.watch.change(|seen| {
                 if let Message::Welcome(welcome) = &message {
                     seen.token = Some(welcome.token);
                 }
-                seen.kinds.push(kind_of(head));
+                seen.kinds.push(kind_of(&frame));
             });
         }
         Ok(())
     }
 
-    fn receive(&self, head: &mut [u8], body: &[RamSlice<'_>]) -> io::Result<()> {
-        self.fill(head)?;
-        let mut buffer = Vec::new();
-        for slice in body {
-            buffer.resize(slice.len(), 0);
-            self.fill(&mut buffer)?;
-            slice.copy_from(&buffer);
-        }
-        Ok(())
+    fn receive_pieces(&self, bytes: &mut [u8], pieces: &[Piece<'_>]) -> io::Result<()> {
+        scatter(bytes, pieces, |part| self.fill(part))
     }
 
-    fn send_within(&self, head: &[u8], _: Within) -> io::Result<()> {
-        self.send(head, &[])
+    fn send_within(&self, bytes: &[u8], _: Within) -> io::Result<()> {
+        self.send(bytes)
     }
 
-    fn receive_within(&self, head: &mut [u8], _: Within) -> io::Result<()> {
-        self.receive(head, &[])
+    fn receive_within(&self, bytes: &mut [u8], _: Within) -> io::Result<()> {
+        self.receive(bytes)
     }
 
     fn wait_readable(&self, timeout: Duration) -> io::Result<bool> {

@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use migration::observation::{Observation, Side};
 use migration::progress::{Event, Report, Verify};
-use migration::raw::RamSlice;
-use migration::transport::{Connection, Within};
+use migration::transport::{Connection, Piece, Within, scatter};
 use migration::vm::{MachineDescription, RamRegion, RunState};
 use migration::wire::batch::{
     BATCH_LEN, BatchHeader, BatchKind, Encoding, MAX_PAYLOAD, MAX_RANGES, PageRange, RANGE_LEN,
@@ -137,26 +136,28 @@ impl<'a> Bytes<'a> {
 }
 
 impl Connection for Bytes<'_> {
-    fn send(&self, _: &[u8], _: &[RamSlice<'_>]) -> io::Result<()> {
+    fn send_pieces(&self, _: &[u8], _: &[Piece<'_>]) -> io::Result<()> {
         Ok(())
     }
 
-    fn receive(&self, head: &mut [u8], _: &[RamSlice<'_>]) -> io::Result<()> {
+    fn receive_pieces(&self, bytes: &mut [u8], pieces: &[Piece<'_>]) -> io::Result<()> {
         let mut input = self.0.lock().map_err(|_| io::ErrorKind::Other)?;
-        let given = input.bytes(head.len());
-        head[..given.len()].copy_from_slice(given);
-        if given.len() < head.len() {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        Ok(())
+        scatter(bytes, pieces, |part| {
+            let given = input.bytes(part.len());
+            part[..given.len()].copy_from_slice(given);
+            if given.len() < part.len() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            Ok(())
+        })
     }
 
-    fn send_within(&self, head: &[u8], _: Within) -> io::Result<()> {
-        self.send(head, &[])
+    fn send_within(&self, bytes: &[u8], _: Within) -> io::Result<()> {
+        self.send(bytes)
     }
 
-    fn receive_within(&self, head: &mut [u8], _: Within) -> io::Result<()> {
-        self.receive(head, &[])
+    fn receive_within(&self, bytes: &mut [u8], _: Within) -> io::Result<()> {
+        self.receive(bytes)
     }
 
     fn wait_readable(&self, _: Duration) -> io::Result<bool> {

@@ -1,8 +1,10 @@
 //! The page pipeline: what is dirty, how it is sent, how it is placed.
 
+mod batch;
 pub(crate) mod dirty;
 pub(crate) mod full_digest;
 pub(crate) mod hashes;
+mod plan;
 pub(crate) mod populate;
 mod populate_cost;
 pub(crate) mod processors;

@@ -6,18 +6,16 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::Counters;
 use super::hashes::{PageHashes, Words};
+use super::plan::{Origin, Plan, Receipt, Step};
 use super::populate::Populate;
 use super::stripes::Owners;
 use crate::PAGE_SIZE;
 use crate::error::Error;
 use crate::progress::Verify;
-use crate::raw::{HashKey, Ram, RamSlice, STRIPE_PAGES, Span};
+use crate::raw::{HashKey, Ram, STRIPE_PAGES, Span};
 use crate::session::{Note, SLICE, Session};
 use crate::transport::Connection;
 use crate::wire::batch::{BATCH_LEN, BatchHeader, BatchKind, Encoding, MAX_RANGES, PageRange};
-
-/// From this many zero pages on, the memory is given back instead of being filled.
-const PUNCH_PAGES: u64 = 128;
 
 /// What a destination remembers of its pages, for all of its streams.
 pub(crate) struct Placed {
@@ -55,22 +53,19 @@ pub(crate) struct Receiver<'a> {
     hashes: PageHashes<'a>,
     pass: u32,
     ranges: Vec<PageRange>,
-    /// How each range travelled and where it lies.
-    places: Vec<(Encoding, Span)>,
-    body: Vec<RamSlice<'a>>,
+    plan: Plan<'a>,
 }
 
 impl<'a> Receiver<'a> {
     pub fn new(shared: Receiving<'a>, stream: u16, connection: Arc<dyn Connection>) -> Self {
         Self {
             hashes: PageHashes::new(&shared.placed.hashes),
+            plan: Plan::new(shared.ram),
             shared,
             stream,
             connection,
             pass: 0,
             ranges: Vec::with_capacity(MAX_RANGES),
-            places: Vec::with_capacity(MAX_RANGES),
-            body: Vec::with_capacity(MAX_RANGES),
         }
     }
 
@@ -99,7 +94,7 @@ impl<'a> Receiver<'a> {
     fn receive(&mut self) -> Result<(), Error> {
         let lost = || Error::link("receiving pages");
         let mut header = [0; BATCH_LEN];
-        self.connection.receive(&mut header, &[]).map_err(lost())?;
+        self.connection.receive(&mut header).map_err(lost())?;
         let header: BatchHeader = zerocopy::transmute!(header);
         match header.kind()? {
             BatchKind::PassEnd => {
@@ -125,7 +120,7 @@ impl<'a> Receiver<'a> {
                 let mut table = std::mem::take(&mut self.ranges);
                 table.resize(ranges, PageRange::new_zeroed());
                 let bytes = table.as_mut_slice().as_mut_bytes();
-                let received = self.connection.receive(bytes, &[]).map_err(lost());
+                let received = self.connection.receive(bytes).map_err(lost());
                 let done = received.and_then(|()| {
                     header.verify(&table)?;
                     self.place(&table)
@@ -142,8 +137,7 @@ impl<'a> Receiver<'a> {
 
     fn place(&mut self, ranges: &[PageRange]) -> Result<(), Error> {
         let ram = self.shared.ram;
-        self.places.clear();
-        self.body.clear();
+        self.plan.clear();
         // All ranges are checked before the first byte lands.
         for range in ranges {
             let encoding = range.encoding()?;
@@ -156,22 +150,17 @@ impl<'a> Receiver<'a> {
                     self.stream
                 )));
             };
-            self.places.push((encoding, place));
-            if encoding == Encoding::Raw {
-                if self.pass == 0 {
-                    self.shared.populate.claim(ram, place);
-                }
-                self.body.push(ram.slice(place));
+            if self.pass == 0 && encoding != Encoding::Zero {
+                self.shared.populate.claim(ram, place);
             }
+            self.plan.push(place, encoding, range.payload() as usize);
         }
-        if !self.body.is_empty() {
-            self.connection
-                .receive(&mut [], &self.body)
-                .map_err(Error::link("receiving pages"))?;
-        }
-        for index in 0..self.places.len() {
-            let (encoding, span) = self.places[index];
-            self.finish(encoding, span);
+        self.plan
+            .receive(&*self.connection)
+            .map_err(Error::link("receiving pages"))?;
+        for step in self.plan.steps() {
+            self.plan.fill(step)?;
+            note_placed(self.shared, &mut self.hashes, self.pass, step);
         }
         Ok(())
     }
@@ -183,38 +172,36 @@ impl<'a> Receiver<'a> {
         span.page % STRIPE_PAGES + span.pages <= STRIPE_PAGES
             && placed.owners.claim(stripe, self.stream)
     }
+}
 
-    fn finish(&mut self, encoding: Encoding, span: Span) {
-        let ram = self.shared.ram;
-        let region = &ram.regions()[span.region];
-        let counter = match encoding {
-            Encoding::Raw => &self.shared.counters.raw_pages,
-            Encoding::Zero => {
-                if span.pages < PUNCH_PAGES || !region.punch(span.page, span.pages) {
-                    ram.slice(span).zero();
-                }
-                &self.shared.counters.zero_pages
+/// Counts the pages of `step`, which are in place, and adds them to the digest.
+fn note_placed(shared: Receiving<'_>, hashes: &mut PageHashes<'_>, pass: u32, step: Step) {
+    let Receiving { ram, counters, .. } = shared;
+    let Step { span, receipt, .. } = step;
+    let region = &ram.regions()[span.region];
+    let is_zero = matches!(receipt, Receipt::Copy(Origin::Zeroes));
+    let counter = match is_zero {
+        true => &counters.zero_pages,
+        false => &counters.raw_pages,
+    };
+    Counters::add(counter, span.pages);
+    let Some(key) = shared.key else { return };
+    for page in span.page..span.page + span.pages {
+        let hash = match is_zero {
+            true => 0,
+            false => {
+                let one = Span {
+                    page,
+                    pages: 1,
+                    ..span
+                };
+                key.page(region.gpa() + page * PAGE_SIZE, ram.slice(one))
             }
         };
-        Counters::add(counter, span.pages);
-        let Some(key) = self.shared.key else { return };
-        for page in 0..span.pages {
-            let hash = match encoding {
-                Encoding::Zero => 0,
-                Encoding::Raw => {
-                    let one = Span {
-                        page: span.page + page,
-                        pages: 1,
-                        ..span
-                    };
-                    key.page(region.gpa() + one.page * PAGE_SIZE, ram.slice(one))
-                }
-            };
-            let at = region.index(span.page + page);
-            match self.pass {
-                0 => self.hashes.note_first(at, hash),
-                _ => self.hashes.note_again(at, hash),
-            }
+        let at = region.index(page);
+        match pass {
+            0 => hashes.note_first(at, hash),
+            _ => hashes.note_again(at, hash),
         }
     }
 }

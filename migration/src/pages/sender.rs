@@ -1,5 +1,6 @@
 //! A data stream of the source: clears, scans, hashes and sends its share of a pass.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
@@ -7,6 +8,7 @@ use std::time::Instant;
 use zerocopy::IntoBytes;
 
 use super::Counters;
+use super::batch::Batch;
 use super::dirty::{Bitmaps, next_run};
 use super::hashes::{PageHashes, Words};
 use super::stripes::{Lanes, Stripe};
@@ -21,7 +23,7 @@ use crate::session::{Note, Session};
 use crate::transport::Connection;
 use crate::vm::DirtyMemory;
 use crate::wire::agreed::Agreed;
-use crate::wire::batch::{BatchHeader, Encoding, MAX_RANGES, PageRange};
+use crate::wire::batch::{BatchHeader, Encoding};
 
 /// Payload of a batch at most; half a megabyte of hashed pages is still in the cache when it is sent.
 const BATCH: usize = 512 << 10;
@@ -83,11 +85,9 @@ pub(crate) struct Sender<'a> {
     connection: Arc<dyn Connection>,
     hashes: PageHashes<'a>,
     window: Window,
-    ranges: Vec<PageRange>,
-    body: Vec<RamSlice<'a>>,
-    payload: usize,
-    batch: usize,
-    frame: Vec<u8>,
+    batch: Batch<'a>,
+    /// Payload of a batch at most.
+    most: usize,
 }
 
 impl<'a> Sender<'a> {
@@ -98,11 +98,8 @@ impl<'a> Sender<'a> {
             stream,
             connection,
             window: Window::new(),
-            ranges: Vec::with_capacity(MAX_RANGES),
-            body: Vec::with_capacity(MAX_RANGES),
-            payload: 0,
-            batch: BATCH,
-            frame: Vec::new(),
+            batch: Batch::new(),
+            most: BATCH,
         }
     }
 
@@ -137,9 +134,10 @@ impl<'a> Sender<'a> {
         }
         self.flush(pass.number)?;
         let header = BatchHeader::pass_end(pass.number);
-        self.send_frame(header.as_bytes().len(), |frame| {
-            frame.extend(header.as_bytes());
-        })
+        let bytes = header.as_bytes();
+        self.pace(bytes.len());
+        let sent = self.connection.send(bytes);
+        self.count(bytes.len(), sent)
     }
 
     fn send_stripes(
@@ -233,7 +231,7 @@ impl<'a> Sender<'a> {
                 run = encoding.map(|encoding| (page, encoding));
             }
             let pending = run.map_or(0, |(from, _)| (page + 1 - from) * PAGE_SIZE) as usize;
-            if self.payload + pending >= self.batch || self.ranges.len() + 1 >= MAX_RANGES {
+            if self.batch.payload() + pending >= self.most || self.batch.room() <= 1 {
                 self.push(stripe, run.take(), page + 1);
                 self.flush(pass.number)?;
             }
@@ -279,61 +277,47 @@ impl<'a> Sender<'a> {
 
     fn push(&mut self, stripe: Stripe, run: Option<(u64, Encoding)>, end: u64) {
         let Some((first, encoding)) = run else { return };
-        let pages = end - first;
-        let ram = self.shared.ram;
-        let gpa = ram.regions()[stripe.region].gpa() + first * PAGE_SIZE;
-        self.ranges
-            .push(PageRange::new(gpa, pages as u32, encoding));
-        if encoding == Encoding::Raw {
-            let slice = ram.slice(Span {
-                region: stripe.region,
-                page: first,
-                pages,
-            });
-            self.payload += slice.len();
-            self.body.push(slice);
-        }
+        let span = Span {
+            region: stripe.region,
+            page: first,
+            pages: end - first,
+        };
+        self.batch.push(self.shared.ram, span, encoding);
     }
 
     fn flush(&mut self, pass: u32) -> Result<(), Error> {
-        if self.ranges.is_empty() {
+        if self.batch.is_empty() {
             return Ok(());
         }
-        let header = BatchHeader::pages(pass, &self.ranges);
-        let ranges = std::mem::take(&mut self.ranges);
-        let length = header.as_bytes().len() + ranges.as_bytes().len() + self.payload;
-        let sent = self.send_frame(length, |frame| {
-            frame.extend(header.as_bytes());
-            frame.extend(ranges.as_bytes());
-        });
-        self.ranges = ranges;
-        self.ranges.clear();
-        self.body.clear();
-        self.payload = 0;
-        sent
+        self.pace(self.batch.len());
+        let (bytes, pieces) = self.batch.frame(pass);
+        let sent = self.connection.send_pieces(bytes, pieces);
+        let length = self.batch.len();
+        self.batch.clear();
+        self.count(length, sent)
     }
 
-    fn send_frame(&mut self, length: usize, fill: impl FnOnce(&mut Vec<u8>)) -> Result<(), Error> {
+    /// Waits until a frame of `length` bytes may be sent, and notes how long the next one may be.
+    fn pace(&mut self, length: usize) {
         let Sending {
             bucket,
             control,
             session,
-            counters,
             ..
         } = &self.shared;
         bucket.acquire(length, control, || session.is_stopped());
-        self.batch = match control.limits().bandwidth {
+        self.most = match control.limits().bandwidth {
             Some(rate) => usize::try_from(rate / 50)
                 .unwrap_or(BATCH)
                 .clamp(MIN_BATCH, BATCH),
             None => BATCH,
         };
-        self.frame.clear();
-        fill(&mut self.frame);
-        self.connection
-            .send(&self.frame, &self.body)
-            .map_err(Error::link("sending pages"))?;
-        Counters::add(&counters.wire_bytes, length as u64);
+    }
+
+    /// Counts a frame of `length` bytes, if it was sent.
+    fn count(&self, length: usize, sent: io::Result<()>) -> Result<(), Error> {
+        sent.map_err(Error::link("sending pages"))?;
+        Counters::add(&self.shared.counters.wire_bytes, length as u64);
         Ok(())
     }
 }

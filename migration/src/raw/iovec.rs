@@ -1,55 +1,78 @@
-//! Vectored socket I/O: a head of plain bytes followed by guest memory, without copying.
+//! Vectored socket I/O: pieces of plain bytes and of guest memory, without copying.
 
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::slice::RamSlice;
+use super::piece::{self, Piece};
 
 /// Entries handed to the kernel at once; more go in further calls.
 pub(super) const WINDOW: usize = 256;
 
-/// What is still to be transferred of a head and the guest memory after it.
+/// What comes after some pieces of a frame. The kernel waits for more before it sends a packet that has room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Then {
+    /// The frame ends with them.
+    End,
+    /// More pieces of the frame.
+    More,
+}
+
+/// What is still to be transferred of some pieces.
 pub(super) struct Cursor<'a> {
-    head: *mut u8,
-    head_len: usize,
-    body: &'a [RamSlice<'a>],
+    bytes: *mut u8,
+    pieces: &'a [Piece<'a>],
     next: usize,
     offset: usize,
+    buffer: PhantomData<&'a mut [u8]>,
 }
 
 impl<'a> Cursor<'a> {
-    /// All of `head_len` bytes at `head`, then of `body`.
-    pub fn new(head: *mut u8, head_len: usize, body: &'a [RamSlice<'a>]) -> Self {
-        Self {
-            head,
-            head_len,
-            body,
+    /// All of `pieces`, to be read: nothing may be written by what [`Cursor::fill`] tells.
+    pub fn to_read(bytes: &'a [u8], pieces: &'a [Piece<'a>]) -> io::Result<Self> {
+        Self::new(bytes.as_ptr().cast_mut(), bytes.len(), pieces)
+    }
+
+    /// All of `pieces`, to be written.
+    pub fn to_write(bytes: &'a mut [u8], pieces: &'a [Piece<'a>]) -> io::Result<Self> {
+        Self::new(bytes.as_mut_ptr(), bytes.len(), pieces)
+    }
+
+    fn new(bytes: *mut u8, len: usize, pieces: &'a [Piece<'a>]) -> io::Result<Self> {
+        piece::check(pieces, len)?;
+        let mut cursor = Self {
+            bytes,
+            pieces,
             next: 0,
             offset: 0,
-        }
+            buffer: PhantomData,
+        };
+        cursor.advance(0);
+        Ok(cursor)
     }
 
     /// Describes what is left, or as much as `window` holds; tells the entries used.
     pub fn fill(&self, window: &mut [libc::iovec; WINDOW]) -> usize {
         let mut count = 0;
-        if self.head_len > 0 {
-            window[0] = libc::iovec {
-                iov_base: self.head.cast(),
-                iov_len: self.head_len,
-            };
-            count = 1;
-        }
         let mut offset = self.offset;
-        for slice in &self.body[self.next..] {
+        for piece in &self.pieces[self.next..] {
             if count == WINDOW {
                 break;
             }
-            let part = slice.part(offset, usize::MAX);
-            offset = 0;
-            window[count] = libc::iovec {
-                iov_base: part.as_ptr().cast(),
-                iov_len: part.len(),
+            if piece.is_empty() {
+                continue;
+            }
+            let start = match *piece {
+                // SAFETY: the piece was found to lie in the buffer.
+                Piece::Bytes { at, .. } => unsafe { self.bytes.add(at) },
+                Piece::Ram(slice) => slice.as_ptr(),
             };
+            window[count] = libc::iovec {
+                // SAFETY: the offset is less than the length of the piece that it belongs to.
+                iov_base: unsafe { start.add(offset) }.cast(),
+                iov_len: piece.len() - offset,
+            };
+            offset = 0;
             count += 1;
         }
         count
@@ -57,13 +80,8 @@ impl<'a> Cursor<'a> {
 
     /// Notes that `done` bytes of it were transferred.
     pub fn advance(&mut self, mut done: usize) {
-        let head = done.min(self.head_len);
-        // SAFETY: `head` is at most what is left of the head.
-        self.head = unsafe { self.head.add(head) };
-        self.head_len -= head;
-        done -= head;
-        while let Some(slice) = self.body.get(self.next) {
-            let left = slice.len() - self.offset;
+        while let Some(piece) = self.pieces.get(self.next) {
+            let left = piece.len() - self.offset;
             if done < left {
                 self.offset += done;
                 return;
@@ -75,10 +93,7 @@ impl<'a> Cursor<'a> {
     }
 
     pub fn is_done(&self) -> bool {
-        self.head_len == 0
-            && self.body[self.next..]
-                .iter()
-                .all(|s| s.len() == self.offset)
+        self.next == self.pieces.len()
     }
 }
 
@@ -95,25 +110,24 @@ pub(super) const EMPTY: libc::iovec = libc::iovec {
     iov_len: 0,
 };
 
-/// Sends `head`, then `body`, completely.
-pub(crate) fn send_all(fd: BorrowedFd<'_>, head: &[u8], body: &[RamSlice<'_>]) -> io::Result<()> {
-    send_with(fd, head, body, libc::MSG_NOSIGNAL)
-}
-
-/// The same with these `flags` of sendmsg(2).
-pub(super) fn send_with(
+/// Sends `pieces` completely, those of bytes out of `bytes`.
+pub(crate) fn send_all(
     fd: BorrowedFd<'_>,
-    head: &[u8],
-    body: &[RamSlice<'_>],
-    flags: libc::c_int,
+    bytes: &[u8],
+    pieces: &[Piece<'_>],
+    then: Then,
 ) -> io::Result<()> {
-    let mut cursor = Cursor::new(head.as_ptr().cast_mut(), head.len(), body);
+    let flags = match then {
+        Then::End => libc::MSG_NOSIGNAL,
+        Then::More => libc::MSG_NOSIGNAL | libc::MSG_MORE,
+    };
+    let mut cursor = Cursor::to_read(bytes, pieces)?;
     let mut window = [EMPTY; WINDOW];
     while !cursor.is_done() {
         let count = cursor.fill(&mut window);
         let message = message(&mut window, count);
-        // SAFETY: the entries point to `head`, which is only read, and to guest memory that `body`
-        // keeps mapped; the kernel copies with its own fault handling.
+        // SAFETY: the entries point to `bytes`, which are only read, and to guest memory that `pieces`
+        // keep mapped; the kernel copies with its own fault handling.
         let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, flags) };
         match sent {
             0 => return Err(io::ErrorKind::WriteZero.into()),
@@ -124,19 +138,20 @@ pub(super) fn send_with(
     Ok(())
 }
 
-/// Receives exactly `head`, then exactly `body`.
+/// Receives exactly `pieces`, those of bytes into `bytes`.
 pub(crate) fn receive_all(
     fd: BorrowedFd<'_>,
-    head: &mut [u8],
-    body: &[RamSlice<'_>],
+    bytes: &mut [u8],
+    pieces: &[Piece<'_>],
 ) -> io::Result<()> {
-    let mut cursor = Cursor::new(head.as_mut_ptr(), head.len(), body);
+    let mut cursor = Cursor::to_write(bytes, pieces)?;
     let mut window = [EMPTY; WINDOW];
     while !cursor.is_done() {
         let count = cursor.fill(&mut window);
         let mut message = message(&mut window, count);
-        // SAFETY: the entries point to `head`, which is exclusive, and to guest memory that `body`
-        // keeps mapped and to which no Rust reference exists.
+        // SAFETY: the entries point to `bytes`, which are exclusive, and to guest memory that `pieces`
+        // keep mapped and to which no Rust reference exists. Where they overlap, the kernel writes one
+        // after the other.
         let got = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, libc::MSG_WAITALL) };
         match got {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),

@@ -9,10 +9,12 @@
 
 mod hash;
 mod iovec;
+mod piece;
 mod slice;
 mod splice;
 
 pub use hash::{HashKey, PageHash};
-pub(crate) use iovec::{receive_all, send_all};
+pub(crate) use iovec::{Then, receive_all, send_all};
+pub use piece::{Piece, gather, scatter};
 pub use slice::{Ram, RamSlice, Region, STRIPE_PAGES, Span};
 pub(crate) use splice::PagePipe;

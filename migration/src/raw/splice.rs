@@ -5,8 +5,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::pipe::{PipeFlags, SpliceFlags};
 
-use super::iovec::{Cursor, EMPTY, WINDOW, check, send_with};
-use super::slice::RamSlice;
+use super::iovec::{Cursor, EMPTY, Then, WINDOW, check};
+use super::piece::Piece;
 
 /// Bytes of pages that a pipe holds at once, if the host lets it have so many. The kernel hands on 64 KiB
 /// at a time; a larger pipe takes fewer calls. What all pipes of an ordinary user may hold by default
@@ -36,27 +36,21 @@ impl PagePipe {
         Ok(Self { out, into })
     }
 
-    /// Sends `head`, then `body`, completely. `body` is read when it leaves the host or, within one
-    /// host, when the peer receives it; until then it keeps its memory, even when it is unmapped.
+    /// Sends `pages`, pieces of guest memory, completely. They are read when they leave the host or, within
+    /// one host, when the peer receives them; until then they keep their memory, even when it is unmapped.
     ///
     /// The process has to ignore `SIGPIPE`, as those written in Rust do: splice(2) cannot be told to
     /// leave it out. After an error the pipe may hold what was never sent, and is not to be used again.
     ///
     /// # Errors
-    /// As of [`super::send_all`].
-    pub fn send_all(
-        &self,
-        fd: BorrowedFd<'_>,
-        head: &[u8],
-        body: &[RamSlice<'_>],
-    ) -> io::Result<()> {
-        send_with(fd, head, &[], libc::MSG_NOSIGNAL | libc::MSG_MORE)?;
-        let mut cursor = Cursor::new(std::ptr::null_mut(), 0, body);
+    /// As of [`super::send_all`]; `InvalidInput` for plain bytes, which may be others before they are read.
+    pub fn send_all(&self, fd: BorrowedFd<'_>, pages: &[Piece<'_>], then: Then) -> io::Result<()> {
+        let mut cursor = Cursor::to_read(&[], pages)?;
         let mut window = [EMPTY; WINDOW];
         while !cursor.is_done() {
             let count = cursor.fill(&mut window);
             // The pipe is empty, so there is room; without the flag the kernel would wait for more.
-            // SAFETY: the entries point to guest memory that `body` keeps mapped; the kernel takes
+            // SAFETY: the entries point to guest memory that `pages` keep mapped; the kernel takes
             // references to its pages and only reads them.
             let held = unsafe {
                 libc::vmsplice(
@@ -70,7 +64,8 @@ impl PagePipe {
                 0 => return Err(io::ErrorKind::WriteZero.into()),
                 1.. => {
                     cursor.advance(held as usize);
-                    self.pass_on(fd, held as usize, !cursor.is_done())?;
+                    let then = if cursor.is_done() { then } else { Then::More };
+                    self.pass_on(fd, held as usize, then)?;
                 }
                 _ => check(io::Error::last_os_error())?,
             }
@@ -78,11 +73,11 @@ impl PagePipe {
         Ok(())
     }
 
-    /// Hands the `held` bytes of the pipe to the socket; `more` follow at once.
-    fn pass_on(&self, fd: BorrowedFd<'_>, mut held: usize, more: bool) -> io::Result<()> {
-        let flags = match more {
-            true => SpliceFlags::MORE,
-            false => SpliceFlags::empty(),
+    /// Hands the `held` bytes of the pipe to the socket.
+    fn pass_on(&self, fd: BorrowedFd<'_>, mut held: usize, then: Then) -> io::Result<()> {
+        let flags = match then {
+            Then::More => SpliceFlags::MORE,
+            Then::End => SpliceFlags::empty(),
         };
         while held > 0 {
             match rustix::pipe::splice(&self.out, None, fd, None, held, flags) {

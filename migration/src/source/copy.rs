@@ -122,7 +122,6 @@ impl Run<'_> {
                 }
                 Some(_) => {}
                 None => {
-                    link.session.check_data()?;
                     if sending == 0 && sent_at.elapsed() >= patience {
                         return Err(Error::NoAnswer {
                             operation: "placing pages",

@@ -226,7 +226,7 @@ fn resolve_within(
         .map_err(Error::link("setting up a connection"))?;
     let hello = Hello::new(Role::Resolve, id, [0; 16]);
     connection
-        .send(&hello.encode(), &[])
+        .send(&hello.encode())
         .map_err(Error::link("asking"))?;
     let mut conversation = Conversation::of_question();
     let answer = Message::receive_in_turn(&*connection, timeout, |kind| conversation.hear(kind))?;

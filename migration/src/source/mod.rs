@@ -9,6 +9,7 @@ mod flushing;
 mod handover;
 mod options;
 mod pace;
+mod reader;
 mod run;
 mod setup;
 

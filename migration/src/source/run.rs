@@ -211,10 +211,9 @@ impl<'a> Run<'a> {
             }
             let slice = left.min(Duration::from_millis(100));
             match link.session.next(&link.notes, slice)? {
-                None => link.session.check_data()?,
                 Some(Note::Message(Message::PassPlaced(_))) => {}
                 Some(Note::Message(message)) => return Ok(message),
-                Some(_) => {}
+                Some(_) | None => {}
             }
         }
     }

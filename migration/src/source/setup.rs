@@ -4,6 +4,7 @@ use std::sync::mpsc::channel;
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
+use super::reader;
 use super::run::{End, Link, Run, Streams, milliseconds, unexpected};
 use crate::error::Error;
 use crate::journal::Handover;
@@ -170,7 +171,7 @@ impl<'a> Run<'a> {
             .map_err(Error::link("setting up a connection"))?;
         let hello = Hello::new(role, self.options.id, self.token);
         connection
-            .send(&hello.encode(), &[])
+            .send(&hello.encode())
             .map_err(Error::link("saying hello"))?;
         if role == Role::Control {
             self.wait_for_welcome(&*connection)?;
@@ -277,6 +278,7 @@ impl<'a> Run<'a> {
                 stream: u16::from(stream),
             })?;
             let connection = link.session.add_data(connection);
+            reader::start(scope, &link.session, stream.into(), connection.clone())?;
             let (job, passes) = channel();
             let sender = Sender::new(self.sending(link, ground), u16::from(stream), connection);
             let session: &Session = &link.session;

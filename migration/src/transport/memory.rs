@@ -1,6 +1,6 @@
 //! An in-memory network with faults: what the engine's failures are tested on.
 //!
-//! A frame is one [`Connection::send`]. Each side counts the frames that it sends over all its
+//! A frame is one [`Connection::send_pieces`]. Each side counts the frames that it sends over all its
 //! connections; a [`Fault`] strikes at one of them.
 
 use std::collections::VecDeque;
@@ -9,9 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Connect, Connection, Listen, Patience, Within};
+use super::{Connect, Connection, Listen, Patience, Piece, Within, gather, scatter};
 use crate::observation::Side;
-use crate::raw::RamSlice;
 
 /// Bytes under way in one direction before a sender has to wait.
 const CAPACITY: usize = 256 << 10;
@@ -242,33 +241,20 @@ impl MemoryConnection {
 }
 
 impl Connection for MemoryConnection {
-    fn send(&self, head: &[u8], body: &[RamSlice<'_>]) -> io::Result<()> {
-        let mut frame = head.to_vec();
-        for slice in body {
-            let at = frame.len();
-            frame.resize(at + slice.len(), 0);
-            slice.copy_to(&mut frame[at..]);
-        }
-        self.transmit(frame, self.pace())
+    fn send_pieces(&self, bytes: &[u8], pieces: &[Piece<'_>]) -> io::Result<()> {
+        self.transmit(gather(bytes, pieces)?, self.pace())
     }
 
-    fn receive(&self, head: &mut [u8], body: &[RamSlice<'_>]) -> io::Result<()> {
-        self.incoming.pull(head, self.pace())?;
-        let mut buffer = Vec::new();
-        for slice in body {
-            buffer.resize(slice.len(), 0);
-            self.incoming.pull(&mut buffer, self.pace())?;
-            slice.copy_from(&buffer);
-        }
-        Ok(())
+    fn receive_pieces(&self, bytes: &mut [u8], pieces: &[Piece<'_>]) -> io::Result<()> {
+        scatter(bytes, pieces, |part| self.incoming.pull(part, self.pace()))
     }
 
-    fn send_within(&self, head: &[u8], within: Within) -> io::Result<()> {
-        self.transmit(head.to_vec(), Pace::Within(within))
+    fn send_within(&self, bytes: &[u8], within: Within) -> io::Result<()> {
+        self.transmit(bytes.to_vec(), Pace::Within(within))
     }
 
-    fn receive_within(&self, head: &mut [u8], within: Within) -> io::Result<()> {
-        self.incoming.pull(head, Pace::Within(within))
+    fn receive_within(&self, bytes: &mut [u8], within: Within) -> io::Result<()> {
+        self.incoming.pull(bytes, Pace::Within(within))
     }
 
     fn wait_readable(&self, timeout: Duration) -> io::Result<bool> {

@@ -1,41 +1,59 @@
-//! How bytes travel: connections that carry frames of plain bytes and guest memory.
+//! How bytes travel: connections that carry frames of plain bytes and guest memory, both ways.
 
 use std::io;
 use std::time::{Duration, Instant};
 
-use crate::raw::RamSlice;
+pub use crate::raw::{Piece, gather, scatter};
 
 pub mod memory;
 pub mod socket;
+mod stretch;
 
-/// One ordered, reliable byte stream between both sides. All calls may come from any thread; sends
-/// and receives are each done by one thread at a time.
+/// One ordered, reliable byte stream each way between both sides. All calls may come from any thread; sends
+/// and receives are each done by one thread at a time, and neither waits for the other.
 pub trait Connection: Send + Sync {
-    /// Sends one frame: `head`, then the guest memory of `body`.
+    /// Sends one frame: `pieces` in their order, those of plain bytes out of `bytes`.
     ///
-    /// `body` may be read later than this returns: what is written to it before the peer has
-    /// received it may arrive instead (see docs/adr/0008).
-    ///
-    /// # Errors
-    /// `TimedOut` when nothing moves for the I/O time-out; else whatever broke the connection.
-    fn send(&self, head: &[u8], body: &[RamSlice<'_>]) -> io::Result<()>;
-    /// Receives exactly as many bytes as `head` and then `body` hold.
+    /// Guest memory may be read later than this returns: what is written to it before the peer has
+    /// received it may arrive instead (see docs/adr/0008). `bytes` are read before it returns.
     ///
     /// # Errors
-    /// `TimedOut` when nothing moves for the I/O time-out, `UnexpectedEof` when the peer closed.
-    fn receive(&self, head: &mut [u8], body: &[RamSlice<'_>]) -> io::Result<()>;
+    /// `TimedOut` when nothing moves for the I/O time-out, `InvalidInput` when a piece lies outside of
+    /// `bytes`; else whatever broke the connection.
+    fn send_pieces(&self, bytes: &[u8], pieces: &[Piece<'_>]) -> io::Result<()>;
+    /// Receives exactly as many bytes as `pieces` hold, those of plain bytes into `bytes`.
+    ///
+    /// # Errors
+    /// `TimedOut` when nothing moves for the I/O time-out, `UnexpectedEof` when the peer closed,
+    /// `InvalidInput` when a piece lies outside of `bytes`.
+    fn receive_pieces(&self, bytes: &mut [u8], pieces: &[Piece<'_>]) -> io::Result<()>;
+    /// Sends a frame of plain bytes.
+    ///
+    /// # Errors
+    /// As of [`Connection::send_pieces`].
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        self.send_pieces(bytes, &[Piece::all(bytes)])
+    }
+    /// Receives exactly as many plain bytes as there is room for.
+    ///
+    /// # Errors
+    /// As of [`Connection::receive_pieces`].
+    fn receive(&self, bytes: &mut [u8]) -> io::Result<()> {
+        let all = Piece::all(bytes);
+        self.receive_pieces(bytes, &[all])
+    }
     /// As [`Connection::send`], of plain bytes that have to be gone in time.
     ///
     /// # Errors
     /// `TimedOut` when it takes longer than `within` says; else as there.
-    fn send_within(&self, head: &[u8], within: Within) -> io::Result<()>;
+    fn send_within(&self, bytes: &[u8], within: Within) -> io::Result<()>;
     /// As [`Connection::receive`], of plain bytes that have to be here in time.
     ///
     /// # Errors
     /// `TimedOut` when it takes longer than `within` says; else as there.
-    fn receive_within(&self, head: &mut [u8], within: Within) -> io::Result<()>;
-    /// Waits until something can be received (or the connection has ended, which a receive will
-    /// tell); `false` when `timeout` passed first.
+    fn receive_within(&self, bytes: &mut [u8], within: Within) -> io::Result<()>;
+    /// Waits until a frame comes, or the connection has ended, which a receive will tell; `false` when
+    /// `timeout` passed first.
     ///
     /// # Errors
     /// When the connection cannot be waited for.

@@ -14,18 +14,16 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt,
 };
 
-use super::{Connect, Connection, Listen, Patience, Within};
-use crate::PAGE_SIZE;
+use super::stretch;
+use super::{Connect, Connection, Listen, Patience, Piece, Within};
 use crate::address::Address;
 use crate::endpoint::Endpoint;
-use crate::raw::{PagePipe, RamSlice, receive_all, send_all};
+use crate::raw::{PagePipe, Then, receive_all, send_all};
 
 /// Asked of the kernel for each direction of a unix socket; it may grant less. Two batches fit. Those
 /// of TCP grow with what the connection needs, and a fixed size keeps them from it: smaller ones stay
 /// in the CPU's cache, which a copy in a loop-back or a fast network gains from.
 const BUFFER: usize = 4 << 20;
-/// Guest memory of a frame that is sent by reference at least, in bytes; less is copied.
-const BY_REFERENCE: usize = 64 << 10;
 /// Waits are cut into pieces of this length to see whether they are still wanted.
 const SLICE: Duration = Duration::from_millis(20);
 
@@ -93,13 +91,8 @@ impl SocketConnection {
         Ok(())
     }
 
-    /// The pipe to send `body` by reference, if that is worth it: of single pages it costs as much as
-    /// the copy that it saves.
-    fn pipe_for(&self, body: &[RamSlice<'_>]) -> Option<&PagePipe> {
-        let bytes: usize = body.iter().map(RamSlice::len).sum();
-        if bytes < BY_REFERENCE || bytes < body.len() * 2 * PAGE_SIZE as usize {
-            return None;
-        }
+    /// The pipe to send pages by reference, if there is one to be had.
+    fn pipe(&self) -> Option<&PagePipe> {
         self.pipe.get_or_init(|| PagePipe::new().ok()).as_ref()
     }
 }
@@ -129,31 +122,46 @@ fn leave_unpaced(fd: &OwnedFd, peer: SocketAddr) {
 }
 
 impl Connection for SocketConnection {
-    fn send(&self, head: &[u8], body: &[RamSlice<'_>]) -> io::Result<()> {
+    fn send_pieces(&self, bytes: &[u8], pieces: &[Piece<'_>]) -> io::Result<()> {
         let fd = self.fd.as_fd();
-        match self.pipe_for(body) {
-            Some(pipe) => pipe.send_all(fd, head, body),
-            None => send_all(fd, head, body),
+        let mut rest = pieces;
+        while let Some((stretch, after)) = stretch::next(rest) {
+            let pipe = match stretch.referenced.is_empty() {
+                true => None,
+                false => self.pipe(),
+            };
+            let Some(pipe) = pipe else {
+                // The last stretch, or no pipe, of which all the rest is copied at once.
+                return send_all(fd, bytes, rest, Then::End);
+            };
+            send_all(fd, bytes, stretch.copied, Then::More)?;
+            let then = match after.is_empty() {
+                true => Then::End,
+                false => Then::More,
+            };
+            pipe.send_all(fd, stretch.referenced, then)?;
+            rest = after;
         }
+        Ok(())
     }
 
-    fn receive(&self, head: &mut [u8], body: &[RamSlice<'_>]) -> io::Result<()> {
-        receive_all(self.fd.as_fd(), head, body)
+    fn receive_pieces(&self, bytes: &mut [u8], pieces: &[Piece<'_>]) -> io::Result<()> {
+        receive_all(self.fd.as_fd(), bytes, pieces)
     }
 
-    fn send_within(&self, head: &[u8], within: Within) -> io::Result<()> {
+    fn send_within(&self, bytes: &[u8], within: Within) -> io::Result<()> {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        self.bit_by_bit(head.len(), PollFlags::OUT, within, |done| {
-            Ok(rustix::net::send(&self.fd, &head[done..], flags)?)
+        self.bit_by_bit(bytes.len(), PollFlags::OUT, within, |done| {
+            Ok(rustix::net::send(&self.fd, &bytes[done..], flags)?)
         })
     }
 
-    fn receive_within(&self, head: &mut [u8], within: Within) -> io::Result<()> {
+    fn receive_within(&self, bytes: &mut [u8], within: Within) -> io::Result<()> {
         self.bit_by_bit(
-            head.len(),
+            bytes.len(),
             PollFlags::IN,
             within,
-            |done| match rustix::net::recv(&self.fd, &mut head[done..], RecvFlags::DONTWAIT)? {
+            |done| match rustix::net::recv(&self.fd, &mut bytes[done..], RecvFlags::DONTWAIT)? {
                 (_, 0) => Err(io::ErrorKind::UnexpectedEof.into()),
                 (_, got) => Ok(got),
             },

@@ -22,10 +22,15 @@ pub enum Encoding {
     Zero,
     /// As they are.
     Raw,
+    /// The byte that each page is full of: what tests know of encoded pages.
+    #[cfg(test)]
+    Filled,
 }
 
 const ZERO: u16 = 0;
 const RAW: u16 = 1;
+#[cfg(test)]
+const FILLED: u16 = 0xffff;
 const PAGES: u16 = 1;
 const PASS_END: u16 = 2;
 
@@ -66,6 +71,8 @@ impl PageRange {
         let (encoding, payload) = match encoding {
             Encoding::Zero => (ZERO, 0),
             Encoding::Raw => (RAW, pages.saturating_mul(PAGE_SIZE as u32)),
+            #[cfg(test)]
+            Encoding::Filled => (FILLED, pages),
         };
         Self {
             gpa: gpa.into(),
@@ -100,6 +107,8 @@ impl PageRange {
         let (encoding, payload) = match self.encoding.get() {
             ZERO => (Encoding::Zero, 0),
             RAW => (Encoding::Raw, self.pages() * PAGE_SIZE),
+            #[cfg(test)]
+            FILLED => (Encoding::Filled, self.pages()),
             other => {
                 return Err(Error::Protocol(format!(
                     "pages in unknown encoding {other}"
@@ -205,5 +214,28 @@ impl BatchHeader {
             ));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_that_does_not_fit_its_encoding_is_refused() {
+        for (encoding, fits) in [
+            (Encoding::Zero, 0),
+            (Encoding::Raw, 2 * PAGE_SIZE as u32),
+            (Encoding::Filled, 2),
+        ] {
+            for payload in [0, 1, 2, 3, 4096, 8192, u32::MAX] {
+                let range = PageRange {
+                    payload: payload.into(),
+                    ..PageRange::new(0, 2, encoding)
+                };
+                let read = range.encoding();
+                assert_eq!(read.is_ok(), payload == fits, "{encoding:?}, {payload}");
+            }
+        }
     }
 }

@@ -447,7 +447,7 @@ impl Message {
     /// # Errors
     /// [`Error::Link`] when the connection breaks, [`Error::Protocol`] when it is no frame.
     pub fn receive(connection: &dyn Connection) -> Result<Self, Error> {
-        Self::read(|bytes| connection.receive(bytes, &[]), |_| Ok(()))
+        Self::read(|bytes| connection.receive(bytes), |_| Ok(()))
     }
 
     /// Receives the next frame, which `may_come` allows; of any other nothing is read but its header. Once it

@@ -29,7 +29,7 @@ pub const PATIENCE: Patience<'static> = Patience {
 
 /// Says `message`; whether it could be sent. The peer may have hung up, which is what tests are about.
 pub fn say(connection: &dyn Connection, message: &Message) -> bool {
-    connection.send(&message.encode().unwrap(), &[]).is_ok()
+    connection.send(&message.encode().unwrap()).is_ok()
 }
 
 /// The next message that is no keep-alive.
@@ -177,7 +177,7 @@ impl PlayedSource {
         let id = MigrationId::random().unwrap();
         let control = connect.connect(PATIENCE).unwrap();
         control
-            .send(&Hello::new(Role::Control, id, [0; 16]).encode(), &[])
+            .send(&Hello::new(Role::Control, id, [0; 16]).encode())
             .unwrap();
         let Some(Message::Welcome(welcome)) = hear(&*control) else {
             panic!("no welcome")
@@ -200,7 +200,7 @@ impl PlayedSource {
             let open = |stream| {
                 let data = connect.connect(PATIENCE).unwrap();
                 let hello = Hello::new(Role::Data { stream }, id, welcome.token);
-                data.send(&hello.encode(), &[]).unwrap();
+                data.send(&hello.encode()).unwrap();
                 data
             };
             this.data = (0..streams).map(open).collect();
@@ -211,7 +211,7 @@ impl PlayedSource {
         if point >= Point::Loaded {
             for data in &this.data {
                 let end = BatchHeader::pass_end(1);
-                data.send(end.as_bytes(), &[]).unwrap();
+                data.send(end.as_bytes()).unwrap();
             }
             this.say(&message_of(Kind::LastPass));
             let placed = hear(&*this.control);
@@ -245,7 +245,7 @@ pub fn serve(listen: &MemoryListen, version: u16, answer: Says<'_>) {
 pub fn serve_slowly(listen: &MemoryListen, version: u16, loading: Duration, answer: Says<'_>) {
     let control = listen.accept(PATIENCE.timeout).unwrap().unwrap();
     let control = &*control;
-    control.receive(&mut [0; HELLO_LEN], &[]).unwrap();
+    control.receive(&mut [0; HELLO_LEN]).unwrap();
     say(control, &Message::Welcome(welcome(version)));
     thread::scope(|scope| {
         while let Some(message) = hear(control) {
@@ -274,10 +274,10 @@ pub fn serve_slowly(listen: &MemoryListen, version: u16, loading: Duration, answ
 pub fn take_pages(data: &dyn Connection, control: &dyn Connection) {
     let mut hello = [0; HELLO_LEN];
     let mut header = [0; BATCH_LEN];
-    if data.receive(&mut hello, &[]).is_err() {
+    if data.receive(&mut hello).is_err() {
         return;
     }
-    while data.receive(&mut header, &[]).is_ok() {
+    while data.receive(&mut header).is_ok() {
         let header = BatchHeader::read_from_bytes(&header).unwrap();
         match header.kind().unwrap() {
             BatchKind::PassEnd => {
@@ -286,7 +286,7 @@ pub fn take_pages(data: &dyn Connection, control: &dyn Connection) {
             }
             BatchKind::Pages { ranges, payload } => {
                 let mut rest = vec![0; ranges * RANGE_LEN + payload as usize];
-                if data.receive(&mut rest, &[]).is_err() {
+                if data.receive(&mut rest).is_err() {
                     return;
                 }
             }

@@ -40,6 +40,8 @@ pub enum Kind {
     Link,
     /// Carries a data connection of a migration.
     Stream,
+    /// Reads what a destination says on a data connection.
+    Reader,
     /// Hashes guest memory.
     Hash,
     /// Has the disks of a guest flushed that is being moved.
@@ -52,7 +54,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub(super) const ALL: [Self; 19] = [
+    pub(super) const ALL: [Self; 20] = [
         Self::Vcpu,
         Self::Disk,
         Self::Net,
@@ -68,6 +70,7 @@ impl Kind {
         Self::Reception,
         Self::Link,
         Self::Stream,
+        Self::Reader,
         Self::Hash,
         Self::Flush,
         Self::Main,
@@ -92,6 +95,7 @@ impl Kind {
             Self::Reception => "reception",
             Self::Link => "link",
             Self::Stream => "stream",
+            Self::Reader => "reader",
             Self::Hash => "hash",
             Self::Flush => "flush",
             Self::Main => "main",
@@ -132,7 +136,7 @@ impl Kind {
                 &BUILD,
             ],
             Self::Reception => &[&EVENTS, &SPAWN, &FILES, &ACCEPT, &TRANSFER],
-            Self::Link => &[&EVENTS, &TRANSFER],
+            Self::Link | Self::Reader => &[&EVENTS, &TRANSFER],
             Self::Stream => &[&EVENTS, &TRANSFER, &PAGES, &PACE, &DIRTY_LOG, &GUEST_RAM],
             Self::Flush => &[&EVENTS, &SPAWN, &CANCEL],
             Self::Main => &[&EVENTS, &FILES, &TERMINAL, &CLAIMS],
@@ -149,6 +153,7 @@ impl Kind {
             Self::Migration => &[
                 Self::Link,
                 Self::Stream,
+                Self::Reader,
                 Self::Hash,
                 Self::Flush,
                 Self::Disk,
@@ -193,6 +198,7 @@ impl Kind {
             | Self::Reception
             | Self::Link
             | Self::Stream
+            | Self::Reader
             | Self::Hash
             | Self::Main => &[],
         }

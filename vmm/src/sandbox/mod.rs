@@ -192,6 +192,7 @@ impl From<migration::threads::Role> for Kind {
         match role {
             Role::Link => Self::Link,
             Role::Stream => Self::Stream,
+            Role::Reader => Self::Reader,
             Role::Hash => Self::Hash,
             Role::Flush => Self::Flush,
             Role::Reception => Self::Reception,

@@ -5,7 +5,7 @@
 //! runs in may give each role no more rights than it needs.
 
 use std::sync::OnceLock;
-use std::thread::{Builder, Scope};
+use std::thread::{Builder, Scope, ScopedJoinHandle};
 
 use crate::error::Error;
 use crate::os;
@@ -71,12 +71,12 @@ pub(crate) fn start<'scope>(
     role: Role,
     what: &'static str,
     work: impl FnOnce() + Send + 'scope,
-) -> Result<(), Error> {
+) -> Result<ScopedJoinHandle<'scope, ()>, Error> {
     let started = Builder::new().spawn_scoped(scope, move || {
         begin(role);
         work();
     });
-    started.map(drop).map_err(|source| Error::Thread {
+    started.map_err(|source| Error::Thread {
         what,
         source: os::no_thread(source),
     })

@@ -32,7 +32,7 @@ pub(super) fn open<T>(
         take_in(&mut Door {
             reception: &reception,
             incoming,
-            accepts,
+            accepts: accepts.map(drop),
             options,
             journal,
         })

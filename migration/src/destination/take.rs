@@ -91,7 +91,7 @@ pub(super) fn take(
             session.run_control();
         });
         let result = match heard {
-            Ok(()) => take.negotiate(&session, &notes),
+            Ok(_) => take.negotiate(&session, &notes),
             Err(error) => Err((error, Fate::AtSource)),
         };
         let result = result.and_then(|wanted| match wanted {

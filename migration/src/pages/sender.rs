@@ -67,20 +67,20 @@ impl Sent {
 
 /// What all streams of a source share.
 pub(crate) struct Sending<'a> {
-    pub vm: &'a dyn DirtyMemory,
-    pub ram: &'a Ram,
-    pub sent: &'a Sent,
-    pub session: &'a Session,
+    pub memory: &'a dyn DirtyMemory,
+    pub ram: Arc<Ram>,
+    pub sent: Arc<Sent>,
+    pub session: Arc<Session>,
     pub control: &'a Control,
     pub bucket: Arc<Bucket>,
     pub counters: Arc<Counters>,
     /// Key of the digest; `None` when the stream is not verified.
-    pub key: Option<&'a HashKey>,
+    pub key: Option<Arc<HashKey>>,
 }
 
 /// One data stream.
 pub(crate) struct Sender<'a> {
-    shared: Sending<'a>,
+    shared: &'a Sending<'a>,
     stream: u16,
     connection: Arc<dyn Connection>,
     hashes: PageHashes<'a>,
@@ -91,7 +91,7 @@ pub(crate) struct Sender<'a> {
 }
 
 impl<'a> Sender<'a> {
-    pub fn new(shared: Sending<'a>, stream: u16, connection: Arc<dyn Connection>) -> Self {
+    pub fn new(shared: &'a Sending<'a>, stream: u16, connection: Arc<dyn Connection>) -> Self {
         Self {
             hashes: PageHashes::new(&shared.sent.hashes),
             shared,
@@ -146,7 +146,7 @@ impl<'a> Sender<'a> {
         stripes: impl Iterator<Item = u64>,
     ) -> Result<(), Error> {
         for stripe in stripes {
-            let Some(stripe) = Stripe::at(self.shared.ram, stripe) else {
+            let Some(stripe) = Stripe::at(&self.shared.ram, stripe) else {
                 continue;
             };
             let words = stripe.words(&pass.dirty[stripe.region]);
@@ -170,7 +170,7 @@ impl<'a> Sender<'a> {
         // Marks go before the pages are read, also before the file is asked for holes: what the guest
         // writes from here on is seen in the next pass.
         self.shared
-            .vm
+            .memory
             .clear_vcpu_writes(region, first, marks)
             .map_err(Error::vm("clear dirty marks"))?;
         for index in 0..self.window.stripes().len() {
@@ -212,7 +212,7 @@ impl<'a> Sender<'a> {
         first: u64,
         end: u64,
     ) -> Result<(), Error> {
-        let ram = self.shared.ram;
+        let ram = &self.shared.ram;
         let region = &ram.regions()[stripe.region];
         // A run of pages that travel alike: its first page and encoding.
         let mut run: Option<(u64, Encoding)> = None;
@@ -261,7 +261,7 @@ impl<'a> Sender<'a> {
             placed.set(word, before & !bit);
             (before & bit != 0).then_some(Encoding::Zero)
         };
-        if let Some(key) = self.shared.key {
+        if let Some(key) = &self.shared.key {
             let hash = if encoding == Some(Encoding::Raw) {
                 key.page(gpa, page)
             } else {
@@ -282,7 +282,7 @@ impl<'a> Sender<'a> {
             page: first,
             pages: end - first,
         };
-        self.batch.push(self.shared.ram, span, encoding);
+        self.batch.push(&self.shared.ram, span, encoding);
     }
 
     fn flush(&mut self, pass: u32) -> Result<(), Error> {
@@ -304,7 +304,7 @@ impl<'a> Sender<'a> {
             control,
             session,
             ..
-        } = &self.shared;
+        } = self.shared;
         bucket.acquire(length, control, || session.is_stopped());
         self.most = match control.limits().bandwidth {
             Some(rate) => usize::try_from(rate / 50)

@@ -70,7 +70,7 @@ impl<'env> Flushing<'env> {
     pub fn start<'scope>(
         scope: &'scope Scope<'scope, 'env>,
         disks: &'env dyn SourceDisks,
-        session: &'env Session,
+        session: Arc<Session>,
         control: &'env Control,
     ) -> Result<Self, Error>
     where

@@ -1,22 +1,35 @@
 //! The source of a migration: gives its guest away, or keeps it as if nothing had been tried.
 //!
-//! [`migrate`] goes through the phases in order; each is a function in the file of its concern.
+//! Each step of a migration is a value, with what it holds and what is to be undone if it is dropped; its
+//! methods consume it and give the next one: [`Negotiated`](negotiated::Negotiated),
+//! [`Copying`](copying::Copying), [`Stopped`](stopped::Stopped), [`Ready`](ready::Ready),
+//! [`Committed`](committed::Committed).
 
-mod converge;
-mod copy;
+mod committed;
+mod connect;
+mod copying;
 mod costs;
+mod course;
 mod flushing;
-mod handover;
+mod link;
+mod moving;
+mod negotiated;
 mod options;
 mod pace;
+mod passes;
+mod policy;
 mod reader;
-mod run;
-mod setup;
+mod ready;
+mod resolve;
+mod stopped;
+mod undo;
 
 pub use crate::resolution::Resolution;
-pub use handover::{resolve, settle};
+pub use negotiated::default_streams;
 pub use options::Options;
-pub use setup::default_streams;
+pub use resolve::{resolve, settle};
+
+use std::thread::{self, Scope};
 
 use crate::control::Control;
 use crate::journal::Journal;
@@ -24,7 +37,9 @@ use crate::outcome::Outcome;
 use crate::transport::Connect;
 use crate::vm::SourceVm;
 
-use run::Run;
+use course::{Course, End, Failed};
+use negotiated::Negotiated;
+use policy::{Alone, SwitchOverPolicy};
 
 /// Moves the guest of `vm` to the destination at `to`, and returns when it is known how that ended.
 /// Events go to `control`, the last one holds the same report as the outcome.
@@ -39,7 +54,28 @@ pub fn migrate(
     let _entered = span.enter();
     control.set_id(options.id);
     control.begin(options.limits);
-    let mut run = Run::new(vm, to, options, control, journal);
-    let result = run.drive();
-    run.conclude(result)
+    let mut course = Course::new(vm, to, options, control, journal);
+    let policy = Alone {
+        control,
+        deadline: course.deadline(),
+    };
+    let result = thread::scope(|scope| steps(scope, &mut course, &policy));
+    course.conclude(result)
+}
+
+fn steps<'s, 'a>(
+    scope: &'s Scope<'s, 'a>,
+    course: &mut Course<'a>,
+    policy: &dyn SwitchOverPolicy,
+) -> Result<End, Failed> {
+    let is_plan = course.options.plan;
+    let negotiated = Negotiated::with(scope, course)?;
+    if is_plan {
+        return negotiated.end_plan();
+    }
+    let copying = negotiated.prepare()?;
+    let stopped = copying.converge(policy)?;
+    let ready = stopped.send_rest()?;
+    let committed = ready.commit(policy)?;
+    Ok(committed.finish())
 }

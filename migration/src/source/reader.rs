@@ -1,7 +1,7 @@
 //! What a destination says on a data connection: so far nothing but that it has ended.
 
 use std::sync::Arc;
-use std::thread::Scope;
+use std::thread::{Scope, ScopedJoinHandle};
 
 use crate::error::Error;
 use crate::observation::Side;
@@ -11,18 +11,19 @@ use crate::transport::{Connection, Within};
 use crate::wire::batch::{BATCH_LEN, BatchHeader, BatchKind};
 
 /// Reads the data connection of `stream` on a thread of its own, which ends with the connection.
-pub(super) fn start<'scope, 'env: 'scope>(
-    scope: &'scope Scope<'scope, 'env>,
-    session: &'env Session,
+pub(super) fn start<'s>(
+    scope: &'s Scope<'s, '_>,
+    session: &Arc<Session>,
     stream: u16,
     connection: Arc<dyn Connection>,
-) -> Result<(), Error> {
+) -> Result<ScopedJoinHandle<'s, ()>, Error> {
+    let session = session.clone();
     threads::start(
         scope,
         Role::Reader,
         "reading a data connection",
         move || {
-            session.guard(|| run(session, stream, &*connection));
+            session.guard(|| run(&session, stream, &*connection));
         },
     )
 }

@@ -3,11 +3,15 @@
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
-use super::copy::{Rates, Until};
 use super::costs::Costs;
+use super::course::{Failed, milliseconds};
 use super::flushing::Flushing;
+use super::link::unexpected;
+use super::moving::Moving;
 use super::pace::Pace;
-use super::run::{Link, Run, Streams, milliseconds, unexpected};
+use super::passes::{Rates, Until};
+use super::policy::SwitchOverPolicy;
+use super::stopped::Stopped;
 use crate::PAGE_SIZE;
 use crate::convergence::{self, Decision, Forecast, Observed, Outlook};
 use crate::error::Error;
@@ -16,7 +20,6 @@ use crate::pages::dirty::{self, Bitmaps};
 use crate::pages::full_digest;
 use crate::pages::sender::PassKind;
 use crate::progress::{Event, Iteration, Limits, Phase, Verify};
-use crate::raw::Ram;
 use crate::session::Note;
 use crate::vm::RunState;
 use crate::wire::control::Message;
@@ -32,9 +35,9 @@ const SLICE: Duration = Duration::from_millis(20);
 /// What a switch-over costs is measured again after so long, if that is what keeps it off.
 const MEASURE_AGAIN: Duration = Duration::from_secs(1);
 
-/// Where copying stands.
-struct Copying<'r> {
-    ram: &'r Ram,
+/// A destination that has built the machine and takes pages, while the guest runs here.
+pub(super) struct Copying<'m, 's, 'a> {
+    moving: Moving<'m, 's, 'a>,
     /// The pass that is next, or was last.
     pass: u32,
     kind: PassKind,
@@ -43,6 +46,9 @@ struct Copying<'r> {
     /// When the log was last read: what it shows next was written since.
     log_read: Instant,
     rates: Rates,
+    /// When it was measured what a switch-over costs.
+    costs_measured: Option<Instant>,
+    scope: &'s Scope<'s, 'a>,
 }
 
 /// Pages that a pass sent, and those that were dirty after it.
@@ -60,70 +66,89 @@ struct Warnings {
     too_strict: Option<Limits>,
 }
 
-impl<'a> Run<'a> {
-    /// Copies until the switch-over is due: the number of the last pass, and what is dirty still.
-    pub(super) fn precopy<'scope, 'env: 'scope>(
-        &mut self,
-        scope: &'scope Scope<'scope, 'env>,
-        link: &'env Link,
-        ram: &Ram,
-        streams: &mut Streams,
-    ) -> Result<(u32, Bitmaps), Error>
-    where
-        'a: 'env,
-    {
-        let flushing = Flushing::start(scope, self.vm, &link.session, self.control)?;
-        self.vm
-            .drop_device_writes()
-            .map_err(Error::vm("drop the marks of what devices wrote before"))?;
-        let mut copying = Copying {
-            ram,
+impl<'m, 's, 'a> Copying<'m, 's, 'a> {
+    /// Nothing is copied yet, and the dirty log is on.
+    pub fn new(moving: Moving<'m, 's, 'a>, scope: &'s Scope<'s, 'a>) -> Self {
+        Self {
+            dirty: dirty::all(&moving.transfer.ram),
+            moving,
             pass: 1,
             kind: PassKind::First,
-            dirty: dirty::all(ram),
             log_read: Instant::now(),
             rates: Rates::default(),
-        };
+            costs_measured: None,
+            scope,
+        }
+    }
+
+    /// Copies while the guest runs, until `policy` has it stopped.
+    pub fn converge(
+        mut self,
+        policy: &dyn SwitchOverPolicy,
+    ) -> Result<Stopped<'m, 's, 'a>, Failed> {
+        self.moving.course.enter(Phase::Precopy);
+        let copied = self.copy(policy);
+        let stopped = copied.and_then(|()| {
+            self.moving.course.enter(Phase::StopAndCopy);
+            self.moving.stop()
+        });
+        match stopped {
+            Ok(()) => Ok(Stopped::new(self.moving, self.pass, self.dirty)),
+            Err(error) => Err(self.moving.fail(error)),
+        }
+    }
+
+    /// Goes through passes until the guest is to be stopped.
+    fn copy(&mut self, policy: &dyn SwitchOverPolicy) -> Result<(), Error> {
+        let (vm, session) = (self.moving.course.vm, self.moving.link.session.clone());
+        let flushing = Flushing::start(self.scope, vm, session, self.moving.course.control)?;
+        vm.drop_device_writes()
+            .map_err(Error::vm("drop the marks of what devices wrote before"))?;
+        self.log_read = Instant::now();
         let mut pace = Pace::default();
         let mut warnings = Warnings::default();
         // A flush was begun so that the guest can be stopped after it, however long passes take.
         let mut flushed_to_stop = false;
         loop {
-            let _iteration = tracing::info_span!("iteration", n = copying.pass).entered();
-            self.measure_costs(link, ram);
+            let _iteration = tracing::info_span!("iteration", n = self.pass).entered();
+            self.measure_costs();
             // The last pages, the state and the commit each wait for an answer.
-            self.costs.answers = link.session.round_trip() * 3;
+            self.moving.transfer.costs.answers = self.moving.link.session.round_trip() * 3;
             self.warn_beforehand(&mut warnings);
             flushing.begin_if_due();
-            let Passed { sent, left } = self.pass(link, streams, &mut copying)?;
-            if self.stopped_at.is_some() {
-                return Ok((copying.pass, copying.dirty));
+            let Passed { sent, left } = self.pass()?;
+            if self.moving.guest.is_some() {
+                return Ok(());
             }
-            self.costs.flush = flushing.cost();
-            let limits = self.control.limits();
+            self.moving.transfer.costs.flush = flushing.cost();
+            let limits = self.moving.course.control.limits();
             let left_bytes = left * PAGE_SIZE;
-            let observed = self.observed(copying.pass, left_bytes, &copying.rates);
+            let observed = self.moving.observed(self.pass, left_bytes, &self.rates);
             let forecast = convergence::forecast(&observed, &limits);
-            self.forecast = forecast.downtime;
-            match convergence::decide(&observed, &limits, self.deadline()) {
+            self.moving.transfer.forecast = forecast.downtime;
+            match policy.may_stop(&observed, &limits) {
                 Decision::SwitchOver => {
                     let is_down_anyway = observed.run_state == RunState::Paused;
                     let is_flushed = flushing.is_fresh() || flushed_to_stop && !flushing.is_busy();
-                    if is_flushed || is_down_anyway || self.is_late() {
-                        return Ok((copying.pass, copying.dirty));
+                    if is_flushed || is_down_anyway || self.moving.course.is_late() {
+                        return Ok(());
                     }
                     if !flushed_to_stop {
                         flushing.begin();
                         flushed_to_stop = true;
                     }
-                    self.wait(link, BESIDE_FLUSH, limits, || !flushing.is_busy())?;
+                    self.wait(BESIDE_FLUSH, limits, || !flushing.is_busy())?;
                 }
                 Decision::GiveUp => {
-                    return Err(Error::TimedOut(self.options.timeout.unwrap_or_default()));
+                    return Err(Error::TimedOut(
+                        self.moving.course.options.timeout.unwrap_or_default(),
+                    ));
                 }
                 Decision::Iterate(outlook) => {
                     flushed_to_stop = false;
-                    if !flushing.is_fresh() && self.only_flush_is_in_the_way(observed, &limits) {
+                    if !flushing.is_fresh()
+                        && self.only_flush_is_in_the_way(policy, observed, &limits)
+                    {
                         flushing.begin();
                     }
                     let pause = pace.after(sent, left, outlook);
@@ -135,44 +160,41 @@ impl<'a> Run<'a> {
                     if warnings.stuck >= WARN_AFTER {
                         self.warn_stuck(&mut warnings, &observed, forecast, limits);
                     }
-                    self.wait(link, pause, limits, || false)?;
+                    self.wait(pause, limits, || false)?;
                 }
             }
-            if self.stopped_at.is_some() {
-                return Ok((copying.pass, copying.dirty));
+            if self.moving.guest.is_some() {
+                return Ok(());
             }
-            if self.control.limits() != limits {
+            if self.moving.course.control.limits() != limits {
                 pace.begin_anew();
             }
-            copying.pass += 1;
-            copying.kind = PassKind::Again;
+            self.pass += 1;
+            self.kind = PassKind::Again;
         }
     }
 
     /// Sends what is dirty and reads the log.
-    fn pass(
-        &mut self,
-        link: &Link,
-        streams: &mut Streams,
-        copying: &mut Copying<'_>,
-    ) -> Result<Passed, Error> {
-        let Copying {
-            ram,
+    fn pass(&mut self) -> Result<Passed, Error> {
+        let Self {
+            moving,
             pass,
             kind,
             dirty,
             log_read,
             rates,
-        } = copying;
+            ..
+        } = self;
         let sent = dirty::count(dirty);
-        let wire_before = self.counters.wire_bytes();
+        let counters = moving.course.counters.clone();
+        let wire_before = counters.wire_bytes();
         let began = Instant::now();
-        self.start_pass(streams, *pass, *kind, dirty)?;
-        self.finish_pass(link, streams, *pass, sent, rates, Until::Placed)?;
+        moving.start_pass(*pass, *kind, std::mem::take(dirty));
+        moving.finish_pass(*pass, sent, rates, Until::Placed)?;
         let took = began.elapsed().max(Duration::from_micros(1)).as_secs_f64();
-        let wire = self.counters.wire_bytes() - wire_before;
+        let wire = counters.wire_bytes() - wire_before;
         let read_before = std::mem::replace(log_read, Instant::now());
-        *dirty = self.fetch_dirty(ram)?;
+        *dirty = moving.fetch_dirty()?;
         let left = dirty::count(dirty);
         let between = (*log_read - read_before).max(Duration::from_micros(1));
         let dirty_pages_per_s = left as f64 / between.as_secs_f64();
@@ -190,8 +212,8 @@ impl<'a> Run<'a> {
         };
         let ms = iteration.ms;
         tracing::debug!(pages = sent, bytes = wire, ms, left, "iteration ended");
-        self.report.add_iteration(iteration.clone());
-        self.control.emit(Event::Iteration(iteration));
+        moving.course.report.add_iteration(iteration.clone());
+        moving.course.control.emit(Event::Iteration(iteration));
         Ok(Passed { sent, left })
     }
 
@@ -199,60 +221,69 @@ impl<'a> Run<'a> {
     /// A time-out may stop the guest meanwhile.
     fn wait(
         &mut self,
-        link: &Link,
         time: Duration,
         limits: Limits,
         over: impl Fn() -> bool,
     ) -> Result<(), Error> {
         let until = Instant::now() + time;
         loop {
-            self.check_stop()?;
-            match link.session.next(&link.notes, Duration::ZERO)? {
+            self.moving.check_stop()?;
+            match self
+                .moving
+                .link
+                .session
+                .next(&self.moving.link.notes, Duration::ZERO)?
+            {
                 // It said so before the pass began, which the digests will show.
                 Some(Note::Message(Message::PassPlaced(done))) => {
-                    self.heard = Some((done.pass, Instant::now()));
+                    self.moving.transfer.heard = Some((done.pass, Instant::now()));
                 }
                 Some(Note::Message(other)) => return Err(unexpected(&other, "pass-placed")),
                 Some(_) | None => {}
             }
             let left = until.saturating_duration_since(Instant::now());
-            let changed = self.control.limits() != limits;
-            if left.is_zero() || changed || self.stopped_at.is_some() || over() {
+            let changed = self.moving.course.control.limits() != limits;
+            if left.is_zero() || changed || self.moving.guest.is_some() || over() {
                 return Ok(());
             }
-            self.control.wait_for_change(left.min(SLICE));
+            self.moving.course.control.wait_for_change(left.min(SLICE));
         }
     }
 
     /// Learns what a switch-over costs: once, and again while that keeps it off. Hashing costs more the
     /// more memory the guest has come to use.
-    fn measure_costs(&mut self, link: &Link, ram: &Ram) {
-        let hashes = self.options.verify == Verify::Full;
+    fn measure_costs(&mut self) {
+        let hashes = self.moving.course.options.verify == Verify::Full;
         if let Some(before) = self.costs_measured {
-            let in_the_way = self.costs.total() > self.control.limits().downtime;
+            let in_the_way =
+                self.moving.transfer.costs.total() > self.moving.course.control.limits().downtime;
             if before.elapsed() < MEASURE_AGAIN || !(in_the_way || hashes) {
                 return;
             }
         }
         // The shortest round trip counts; should this fail, the link's end is seen elsewhere.
-        let _ = link.session.ping();
-        match self.vm.rehearse() {
-            Ok(rehearsal) => self.costs.machine = rehearsal,
+        let _ = self.moving.link.session.ping();
+        match self.moving.course.vm.rehearse() {
+            Ok(rehearsal) => self.moving.transfer.costs.machine = rehearsal,
             // Then it costs what it cost before, as far as that is known.
             Err(why) => tracing::warn!(id = %why.id, "the switch-over was not rehearsed: {why}"),
         }
         if hashes {
-            self.costs.hashing = self.hashing(ram);
+            self.moving.transfer.costs.hashing = self.hashing();
         }
         self.costs_measured = Some(Instant::now());
     }
 
     /// What hashing all memory takes until both sides are done.
-    fn hashing(&self, ram: &Ram) -> Duration {
-        let ours = full_digest::cost(ram);
-        let slower = self.hash_speeds.map_or(1.0, |[ours, theirs]| ours / theirs);
+    fn hashing(&self) -> Duration {
+        let ours = full_digest::cost(&self.moving.transfer.ram);
+        let slower = self
+            .moving
+            .transfer
+            .hash_speeds
+            .map_or(1.0, |[ours, theirs]| ours / theirs);
         let theirs = ours.mul_f64(slower.clamp(1e-3, 1e3));
-        if self.to.is_within_host() {
+        if self.moving.course.to.is_within_host() {
             // Both use the processors of this host.
             ours + theirs
         } else {
@@ -260,19 +291,24 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn only_flush_is_in_the_way(&self, observed: Observed, limits: &Limits) -> bool {
+    fn only_flush_is_in_the_way(
+        &self,
+        policy: &dyn SwitchOverPolicy,
+        observed: Observed,
+        limits: &Limits,
+    ) -> bool {
         let observed = Observed {
-            overhead: self.costs.without_flush().total(),
+            overhead: self.moving.transfer.costs.without_flush().total(),
             ..observed
         };
-        convergence::decide(&observed, limits, self.deadline()) == Decision::SwitchOver
+        policy.may_stop(&observed, limits) == Decision::SwitchOver
     }
 
     /// Warns of a limit that cannot be kept, however little is left to send.
     fn warn_beforehand(&self, warnings: &mut Warnings) {
-        let limits = self.control.limits();
-        let costs = self.costs.without_flush();
-        let is_down_anyway = self.vm.run_state() == RunState::Paused;
+        let limits = self.moving.course.control.limits();
+        let costs = self.moving.transfer.costs.without_flush();
+        let is_down_anyway = self.moving.course.vm.run_state() == RunState::Paused;
         if costs.total() > limits.downtime && !is_down_anyway {
             self.warn_limit(warnings, &costs, limits);
         }
@@ -302,8 +338,10 @@ impl<'a> Run<'a> {
         forecast: Forecast,
         limits: Limits,
     ) {
-        if observed.run_state == RunState::Running && self.costs.total() > limits.downtime {
-            return self.warn_limit(warnings, &self.costs, limits);
+        if observed.run_state == RunState::Running
+            && self.moving.transfer.costs.total() > limits.downtime
+        {
+            return self.warn_limit(warnings, &self.moving.transfer.costs, limits);
         }
         if warnings.too_strict.replace(limits) == Some(limits) {
             return;
@@ -324,7 +362,9 @@ impl<'a> Run<'a> {
 
     fn warn(&self, id: &str, message: String) {
         let observation = Observation::new(Side::Source, id, message);
-        self.control
+        self.moving
+            .course
+            .control
             .warn(observation.in_phase(Phase::Precopy.name()));
     }
 }

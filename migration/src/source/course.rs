@@ -1,0 +1,250 @@
+//! What the steps of a migration at its source share: whom they work for, and what is told of them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::span::EnteredSpan;
+
+use super::options::Options;
+use super::undo::{Failures, Undo};
+use crate::bandwidth::Bucket;
+use crate::control::Control;
+use crate::convergence::Deadline;
+use crate::error::Error;
+use crate::id::HostId;
+use crate::journal::{Handover, Journal, SourceRecord};
+use crate::observation::{Observation, Side};
+use crate::outcome::Outcome;
+use crate::pages::Counters;
+use crate::progress::{Phase, Report, TimeoutAction};
+use crate::session::{Session, Timing};
+use crate::transport::Connect;
+use crate::vm::SourceVm;
+
+/// How the steps ended without an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    Completed,
+    Planned,
+}
+
+/// How they ended with one.
+#[derive(Debug)]
+pub(super) enum Failed {
+    /// The guest is where it was.
+    Kept(Error),
+    /// The destination was told to run the guest, and nobody knows whether it did.
+    Unknown(Error),
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self::Kept(error)
+    }
+}
+
+/// A migration under way.
+pub(super) struct Course<'a> {
+    pub vm: &'a dyn SourceVm,
+    pub to: &'a dyn Connect,
+    pub options: &'a Options,
+    pub control: &'a Control,
+    pub journal: &'a dyn Journal,
+    pub began: Instant,
+    phase: Phase,
+    phase_began: Instant,
+    span: Option<EnteredSpan>,
+    pub report: Report,
+    pub counters: Arc<Counters>,
+    pub bucket: Arc<Bucket>,
+    /// The last session, which counts what goes over its control connection.
+    pub session: Option<Arc<Session>>,
+    /// Who is given the guest, once it has told.
+    pub host: Option<HostId>,
+    /// When the guest was stopped.
+    pub stopped_at: Option<Instant>,
+    failures: Failures,
+}
+
+impl<'a> Course<'a> {
+    pub fn new(
+        vm: &'a dyn SourceVm,
+        to: &'a dyn Connect,
+        options: &'a Options,
+        control: &'a Control,
+        journal: &'a dyn Journal,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            vm,
+            to,
+            options,
+            control,
+            journal,
+            began: now,
+            phase: Phase::Negotiate,
+            phase_began: now,
+            span: None,
+            report: Report::at_source(options.id, vm.run_state()),
+            counters: Arc::default(),
+            bucket: Arc::default(),
+            session: None,
+            host: None,
+            stopped_at: None,
+            failures: Failures::default(),
+        }
+    }
+
+    pub fn timing(&self) -> Timing {
+        Timing {
+            io: self.options.io_timeout,
+            peer: self.options.peer_timeout,
+        }
+    }
+
+    pub fn deadline(&self) -> Deadline {
+        Deadline {
+            timeout: self.options.timeout,
+            action: self.options.on_timeout,
+        }
+    }
+
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    pub fn enter(&mut self, phase: Phase) {
+        if phase != self.phase {
+            self.end_phase();
+        }
+        // The one before is left first, or this one would be inside of it.
+        self.span = None;
+        self.span = Some(tracing::info_span!("phase", name = phase.name()).entered());
+        self.phase = phase;
+        self.phase_began = Instant::now();
+        self.control.phase(phase);
+    }
+
+    fn end_phase(&self) {
+        let ms = milliseconds(self.phase_began.elapsed());
+        tracing::info!(ms, "phase ended");
+    }
+
+    pub fn record(&self, handover: Handover) -> Result<(), Error> {
+        let record = SourceRecord {
+            handover,
+            destination: self.to.address(),
+            host: self.host,
+        };
+        Ok(self.journal.record(self.options.id, &record)?)
+    }
+
+    /// An effect that `undo` undoes if the guest stays.
+    pub fn undone_by(&self, undo: impl Fn() -> Result<(), Error> + 'a) -> Undo<'a> {
+        Undo::by(&self.failures, undo)
+    }
+
+    /// Whether the total time is over.
+    pub fn is_late(&self) -> bool {
+        let timeout = self.options.timeout;
+        timeout.is_some_and(|timeout| self.began.elapsed() >= timeout)
+    }
+
+    /// Whether the total time is over and the migration to be given up for it.
+    pub fn check_time(&self) -> Result<(), Error> {
+        if self.is_late() && self.options.on_timeout == TimeoutAction::Cancel {
+            return Err(Error::TimedOut(self.options.timeout.unwrap_or_default()));
+        }
+        Ok(())
+    }
+
+    /// Whether the migration is still to go on: nobody ended it, and there is time.
+    pub fn check_wanted(&self) -> Result<(), Error> {
+        self.control.check()?;
+        self.check_time()
+    }
+
+    /// The guest runs at the destination, since `now`: notes when, and that it is gone from here.
+    pub fn gone(&mut self, now: Instant) {
+        self.report.total_ms = milliseconds(now - self.began);
+        if let Some(stopped_at) = self.stopped_at {
+            self.report.downtime_ms = Some(milliseconds(now - stopped_at));
+        }
+        if let Err(error) = self.record(Handover::Gone) {
+            // The destination's record decides; ours only saves a question.
+            self.control.warn(error.observe(Side::Source));
+        }
+    }
+
+    /// Tells how all of it ended.
+    pub fn conclude(self, result: Result<End, Failed>) -> Outcome {
+        let control = self.control;
+        let outcome = self.outcome(result);
+        control.end(&outcome);
+        outcome
+    }
+
+    fn outcome(mut self, result: Result<End, Failed>) -> Outcome {
+        self.end_phase();
+        if !matches!(result, Ok(End::Completed)) {
+            self.report.total_ms = milliseconds(self.began.elapsed());
+        }
+        self.report.encodings = self.counters.encodings();
+        let control_bytes = self.session.as_ref().map(|it| it.control_bytes());
+        self.report.wire_bytes = self.counters.wire_bytes() + control_bytes.unwrap_or(0);
+        if self.stopped_at.is_none() {
+            self.report.run_state = self.vm.run_state();
+        }
+        let failed = match result {
+            Ok(End::Completed) => {
+                self.report.status = "completed".into();
+                return Outcome::Completed(self.report);
+            }
+            Ok(End::Planned) => {
+                self.report.status = "planned".into();
+                return Outcome::Planned(self.report);
+            }
+            Err(failed) => failed,
+        };
+        let error = match &failed {
+            Failed::Kept(error) | Failed::Unknown(error) => error,
+        };
+        let mut observation = Observation::new(
+            Side::Source,
+            "migration.failed",
+            format!("migration failed in phase {}", self.phase.name()),
+        )
+        .in_phase(self.phase.name())
+        .caused_by(error.observe(Side::Source));
+        let is_cancelled = match failed {
+            Failed::Unknown(_) => {
+                "migration.handover-unknown".clone_into(&mut observation.id);
+                "it is not known whether the destination runs the guest"
+                    .clone_into(&mut observation.message);
+                tracing::error!("{observation}");
+                self.report.status = "handover-unknown".into();
+                self.report.error = Some(observation);
+                return Outcome::HandoverUnknown(self.report);
+            }
+            Failed::Kept(error) => matches!(error, Error::Cancelled),
+        };
+        for failed in self.failures.take() {
+            observation.causes.push(failed.observe(Side::Source));
+        }
+        self.report.verified = false;
+        if is_cancelled {
+            tracing::info!("cancelled");
+            self.report.status = "cancelled".into();
+            self.report.error = Some(observation);
+            return Outcome::Cancelled(self.report);
+        }
+        tracing::error!("{observation}");
+        self.report.status = "failed".into();
+        self.report.error = Some(observation);
+        Outcome::Failed(self.report)
+    }
+}
+
+pub(super) fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}

@@ -1,0 +1,160 @@
+//! The guest stands still here, and its destination does not have all of it yet.
+
+use std::time::Instant;
+
+use super::course::{Failed, milliseconds};
+use super::link::unexpected;
+use super::moving::Moving;
+use super::passes::{Rates, Until};
+use super::ready::Ready;
+use crate::error::Error;
+use crate::pages::dirty::{self, Bitmaps};
+use crate::pages::sender::PassKind;
+use crate::pages::{digest_text, full_digest};
+use crate::progress::{Phase, Verify};
+use crate::wire::MAX_STATE;
+use crate::wire::control::{LastPass, Message, Saved};
+
+/// A guest that was stopped after a pass.
+pub(super) struct Stopped<'m, 's, 'a> {
+    moving: Moving<'m, 's, 'a>,
+    /// The last pass.
+    pass: u32,
+    /// What was fetched after it, or was not sent in it.
+    dirty: Bitmaps,
+}
+
+impl<'m, 's, 'a> Stopped<'m, 's, 'a> {
+    pub fn new(moving: Moving<'m, 's, 'a>, pass: u32, dirty: Bitmaps) -> Self {
+        Self {
+            moving,
+            pass,
+            dirty,
+        }
+    }
+
+    /// Sends what is left of the guest, until the destination has loaded all of it and says so.
+    pub fn send_rest(mut self) -> Result<Ready<'m, 's, 'a>, Failed> {
+        let loaded = self.send().and_then(|()| {
+            self.moving.course.enter(Phase::Ready);
+            self.await_ready()
+        });
+        match loaded {
+            Ok(()) => Ok(Ready::new(self.moving)),
+            Err(error) => Err(self.moving.fail(error)),
+        }
+    }
+
+    fn send(&mut self) -> Result<(), Error> {
+        // A time-out may have stopped the guest in the middle of the pass before.
+        let stopped = self.moving.course.stopped_at.unwrap_or_else(Instant::now);
+        // Device marks are taken by the fetch: what was fetched before is still to be sent.
+        let mut dirty = self.moving.fetch_dirty()?;
+        for (now, known) in dirty.iter_mut().flatten().zip(self.dirty.iter().flatten()) {
+            *now |= known;
+        }
+        let rates = Rates::default();
+        let mut pass = self.pass + 1;
+        let mut pages = dirty::count(&dirty);
+        self.moving.start_pass(pass, PassKind::Again, dirty);
+        // The state is saved while the last pages travel.
+        let saving = Instant::now();
+        let saved = self.moving.transfer.heard.map(|(after_pass, heard)| Saved {
+            after_pass,
+            after_us: u64::try_from((saving - heard).as_micros()).unwrap_or(u64::MAX),
+        });
+        let vm = self.moving.course.vm;
+        let state = vm
+            .save_state()
+            .map_err(Error::vm("save the machine's state"))?;
+        let save = saving.elapsed();
+        if state.len() > MAX_STATE {
+            return Err(Error::StateTooLarge {
+                len: state.len(),
+                limit: MAX_STATE,
+            });
+        }
+        self.moving.link.session.send(&Message::State(state))?;
+        let disks = self.disk_samples()?;
+        self.moving.finish_pass(pass, pages, &rates, Until::Sent)?;
+        // Saving may have completed an access of a vCPU or a device that wrote to memory.
+        let written = self.moving.fetch_dirty()?;
+        let more = dirty::count(&written);
+        if more > 0 {
+            pass += 1;
+            pages += more;
+            self.moving.start_pass(pass, PassKind::Again, written);
+            self.moving.finish_pass(pass, more, &rates, Until::Sent)?;
+        }
+        self.moving.link.session.send(&Message::LastPass(LastPass {
+            pass,
+            saved,
+            run_state: Some(self.moving.transfer.run_state),
+            disks,
+        }))?;
+        tracing::debug!(pages, "last pages sent");
+        let stop = self.moving.course.report.downtime.stop.unwrap_or_default();
+        self.moving.course.report.downtime.state_save = Some(milliseconds(save));
+        let copying = milliseconds(stopped.elapsed().saturating_sub(save)) - stop;
+        self.moving.course.report.downtime.last_pages = Some(copying.max(0.0));
+        Ok(())
+    }
+
+    /// Samples of the disks of which the destination wants some, while the last pages travel.
+    fn disk_samples(&self) -> Result<Option<String>, Error> {
+        let Moving {
+            transfer, course, ..
+        } = &self.moving;
+        if transfer.doubtful_disks.is_empty() {
+            return Ok(None);
+        }
+        let samples = course
+            .vm
+            .disk_samples(&transfer.doubtful_disks)
+            .map_err(Error::vm("read samples of the disks"))?;
+        Ok(Some(samples))
+    }
+
+    /// Waits until the destination has loaded everything, and compares the digests.
+    fn await_ready(&mut self) -> Result<(), Error> {
+        let Moving {
+            link,
+            transfer,
+            course,
+            ..
+        } = &mut self.moving;
+        let began = Instant::now();
+        let ours = match course.options.verify {
+            Verify::Off => None,
+            Verify::Stream => Some(digest_text(
+                transfer.digests.iter().fold(0, |a, &b| a.wrapping_add(b)),
+            )),
+            // The destination hashes at the same time.
+            Verify::Full => {
+                let session = &*link.session;
+                let digest = full_digest::of(&transfer.ram, &|| session.is_stopped());
+                Some(digest.ok_or_else(|| session.why_stopped(&link.notes))?)
+            }
+        };
+        let hashing = full_digest::patience(course.options.verify, course.report.guest_bytes);
+        let patience = course.options.prepare_timeout + hashing;
+        let ready = match link.answer("loading the state", patience, || course.check_time())? {
+            Message::Ready(ready) => ready,
+            other => return Err(unexpected(&other, "ready")),
+        };
+        let load = ready.load_ms.clamp(0.0, 1e9);
+        course.report.downtime.state_load = load;
+        course.report.downtime.state_send = Some((milliseconds(began.elapsed()) - load).max(0.0));
+        match (ours, ready.digest) {
+            (None, _) => Ok(()),
+            (Some(ours), Some(theirs)) if ours == theirs => {
+                course.report.verified = true;
+                Ok(())
+            }
+            (Some(ours), theirs) => Err(Error::DigestMismatch {
+                ours,
+                theirs: theirs.map_or_else(|| "none".into(), |t| t.chars().take(64).collect()),
+            }),
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! What has to be undone if the guest stays.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::error::Error;
+
+/// What could not be undone.
+#[derive(Clone, Default)]
+pub(super) struct Failures(Arc<Mutex<Vec<Error>>>);
+
+impl Failures {
+    /// All of them, in the order in which they came.
+    pub fn take(&self) -> Vec<Error> {
+        std::mem::take(&mut self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Error>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One effect on the VM, its disks or the journal. Dropping it undoes the effect; what fails then is kept among the
+/// failures.
+pub(super) struct Undo<'a> {
+    undo: Option<Box<dyn Fn() -> Result<(), Error> + 'a>>,
+    failures: Failures,
+}
+
+impl<'a> Undo<'a> {
+    /// What `undo` does. Made before the effect: one that failed half-way is undone, too.
+    pub fn by(failures: &Failures, undo: impl Fn() -> Result<(), Error> + 'a) -> Self {
+        Self {
+            undo: Some(Box::new(undo)),
+            failures: failures.clone(),
+        }
+    }
+
+    /// Undoes it now; what fails is tried once more when this is dropped.
+    pub fn now(&mut self) -> Result<(), Error> {
+        if let Some(undo) = &self.undo {
+            undo()?;
+        }
+        self.undo = None;
+        Ok(())
+    }
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.now() {
+            self.failures.lock().push(error);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn what_is_dropped_is_undone_once() {
+        let (failures, undone) = (Failures::default(), Cell::new(0));
+        let count = || {
+            undone.set(undone.get() + 1);
+            Ok(())
+        };
+        drop(Undo::by(&failures, count));
+        assert_eq!(undone.get(), 1);
+        let mut early = Undo::by(&failures, count);
+        early.now().unwrap();
+        drop(early);
+        assert_eq!(undone.get(), 2);
+        assert!(failures.take().is_empty());
+    }
+
+    #[test]
+    fn what_fails_is_tried_again_and_told() {
+        let (failures, tried) = (Failures::default(), Cell::new(0));
+        let mut undo = Undo::by(&failures, || {
+            tried.set(tried.get() + 1);
+            Err(Error::Worker)
+        });
+        undo.now().unwrap_err();
+        drop(undo);
+        assert_eq!(tried.get(), 2);
+        assert_eq!(failures.take().len(), 1);
+    }
+}

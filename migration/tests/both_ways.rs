@@ -21,6 +21,9 @@ use migration::wire::kind::Kind;
 use migration::{MigrationId, Outcome, source};
 use zerocopy::{FromBytes, IntoBytes};
 
+/// Longer than a test waits.
+const FOR_EVER: Duration = Duration::from_secs(600);
+
 /// What a source is waiting for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum At {
@@ -55,6 +58,8 @@ fn take_pass(data: &dyn Connection) {
 fn serve(listen: &MemoryListen, at: At, does: Does<'_>) {
     let accept = || listen.accept(PATIENCE.timeout).unwrap().unwrap();
     let control: Arc<dyn Connection> = accept().into();
+    // It does not hang up before the source: that would be seen too.
+    control.set_io_timeout(FOR_EVER).unwrap();
     control.receive(&mut [0; HELLO_LEN]).unwrap();
     say(&*control, &Message::Welcome(welcome(1)));
     let mut data: Option<Arc<dyn Connection>> = None;
@@ -101,11 +106,10 @@ fn migrate(at: At, does: Does<'_>) -> Outcome {
     let witness: Arc<Witness> = Arc::default();
     let vm = Source::new(64, Guest::Idle, &witness);
     vm.fill(0, 0, 10);
-    let patience = Duration::from_secs(600);
     let options = source::Options {
-        io_timeout: patience,
-        peer_timeout: patience,
-        prepare_timeout: patience,
+        io_timeout: FOR_EVER,
+        peer_timeout: FOR_EVER,
+        prepare_timeout: FOR_EVER,
         resolve_for: Duration::ZERO,
         streams: Some(1),
         verify: Verify::Off,

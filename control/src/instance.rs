@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use migration::control::Events;
-use migration::endpoint::Endpoint;
 use migration::observation::Observation;
-use migration::progress::{Event, Limits, TimeoutAction, Verify};
+use migration::progress::{Event, LimitChange};
+use migration::request::MigrateRequest;
 use migration::wire::control::Resolution;
 use serde::{Deserialize, Serialize};
 
@@ -169,36 +169,6 @@ pub struct VmStatus {
 
 fn is_zero(number: &u32) -> bool {
     *number == 0
-}
-
-/// What `vmm migrate` asks for.
-#[derive(Debug, Clone, PartialEq)]
-pub struct MigrateRequest {
-    /// Where to; whoever asks has looked its name up.
-    pub to: Endpoint,
-    /// Limits, changeable later.
-    pub limits: Limits,
-    /// Data connections, 1 to 16; `None` lets the engine choose.
-    pub streams: Option<u8>,
-    /// Total time before `on_timeout` is done.
-    pub timeout: Option<Duration>,
-    /// What to do then.
-    pub on_timeout: TimeoutAction,
-    /// `stream`, `full` or `off`.
-    pub verify: Verify,
-    /// Allows plain TCP beyond loopback.
-    pub insecure: bool,
-    /// Only negotiate: say whether it would work, and change nothing.
-    pub plan: bool,
-}
-
-/// New limits for a migration that runs; `None` leaves one as it is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LimitChange {
-    /// New downtime budget.
-    pub downtime: Option<Duration>,
-    /// New bandwidth in bytes per second; 0 is unlimited.
-    pub bandwidth: Option<u64>,
 }
 
 /// How a guest is stopped.

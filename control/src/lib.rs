@@ -10,4 +10,5 @@ pub mod runtime_dir;
 pub mod signals;
 pub mod state_dir;
 pub mod threads;
-pub mod units;
+
+pub use migration::units;

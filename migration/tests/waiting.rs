@@ -15,6 +15,7 @@ use migration::journal::{Decision, FileJournal, Journal, MemoryJournal};
 use migration::observation::Side;
 use migration::progress::Report;
 use migration::raw::RamSlice;
+use migration::request::MigrateRequest;
 use migration::transport::memory::{self, Fault, Injection, MemoryConnect, MemoryListen};
 use migration::transport::{Connect, Connection, Patience, Within};
 use migration::wire::control::{Message, Resolution};
@@ -74,8 +75,13 @@ fn hasty() -> destination::Options {
 
 fn moves() -> source::Options {
     source::Options {
-        streams: Some(1),
-        ..source::Options::new(MigrationId::random().unwrap())
+        ..source::Options::new(
+            MigrationId::random().unwrap(),
+            MigrateRequest {
+                streams: Some(1),
+                ..MigrateRequest::new("unix:/there")
+            },
+        )
     }
 }
 

@@ -9,13 +9,14 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use control::api::body::{LimitsBody, MigrateBody};
 use control::api::client::Client;
 use control::api::{ControlServer, Hangup};
 use control::instance::{StopMode, VmState};
 use control::runtime_dir::{RuntimeDir, VmDir};
 use fake::Fake;
-use migration::progress::Event;
+use migration::progress::{Event, LimitChange};
+use migration::request::MigrateRequest;
+use migration::units::{Rate, Span};
 
 struct Host {
     _temp: tempfile::TempDir,
@@ -84,10 +85,6 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
         .block_on(future)
 }
 
-fn body(to: &str) -> MigrateBody {
-    serde_json::from_value(serde_json::json!({ "to": to })).unwrap()
-}
-
 #[test]
 fn a_vm_is_paused_resumed_and_stopped() {
     let host = Host::new(VmState::Running);
@@ -130,7 +127,10 @@ fn a_migration_is_followed_to_its_report() {
     block_on(async {
         let client = host.client();
         assert_eq!(client.events().await.unwrap_err().id, "migration.none");
-        client.migrate(&body("unix:/ok")).await.unwrap();
+        client
+            .migrate(&MigrateRequest::new("unix:/ok"))
+            .await
+            .unwrap();
         let mut events = client.events().await.unwrap();
         let mut seen = Vec::new();
         while let Some(event) = events.next().await.unwrap() {
@@ -140,18 +140,17 @@ fn a_migration_is_followed_to_its_report() {
         assert!(matches!(seen.last(), Some(Event::Completed(report)) if report.verified));
     });
     let request = host.vm.request().unwrap();
-    assert_eq!(request.limits.downtime, Duration::from_millis(300));
-    assert_eq!(request.limits.bandwidth, None);
+    assert_eq!(request, MigrateRequest::new("unix:/ok"));
 }
 
 #[test]
 fn a_name_comes_with_what_it_stands_for() {
     let host = Host::new(VmState::Running);
-    let body = "{\"to\":\"named:7\",\"addresses\":[\"192.0.2.1:7\",\"[2001:db8::1]:7\"]}";
+    let body = "{\"to\":\"named:7\",\"addresses\":[\"192.0.2.1:7\",\"[2001:db8::1]:7\"],\"insecure\":true}";
     assert_eq!(host.post("POST", "/vm/migration", body).0, 202);
     let request = host.vm.request().unwrap();
-    assert_eq!(request.to.to_string(), "named:7");
-    let sockets = request.to.sockets().iter().map(ToString::to_string);
+    assert_eq!(request.to, "named:7");
+    let sockets = request.addresses.iter().map(ToString::to_string);
     assert_eq!(
         sockets.collect::<Vec<_>>(),
         ["192.0.2.1:7", "[2001:db8::1]:7"]
@@ -191,11 +190,13 @@ fn a_vm_that_knows_no_addresses_is_asked_without_them() {
             asked
         })
     });
-    let mut body = body("named:7");
-    body.addresses = vec!["192.0.2.1:7".parse().unwrap()];
+    let request = MigrateRequest {
+        addresses: vec!["192.0.2.1:7".parse().unwrap()],
+        ..MigrateRequest::new("named:7")
+    };
     let first = block_on(async {
         let client = Client::new(&runtime, "old");
-        client.migrate_and_follow(&body).await?.next().await
+        client.migrate_and_follow(&request).await?.next().await
     });
     assert!(matches!(first, Ok(Some(Event::Phase { .. }))), "{first:?}");
     let asked = server.join().unwrap();
@@ -208,20 +209,20 @@ fn a_running_migration_is_steered_and_cancelled() {
     let host = Host::new(VmState::Running);
     block_on(async {
         let client = host.client();
-        client.migrate(&body("unix:/slow")).await.unwrap();
+        client
+            .migrate(&MigrateRequest::new("unix:/slow"))
+            .await
+            .unwrap();
         let mut events = client.events().await.unwrap();
         for _ in 0..4 {
             events.next().await.unwrap().unwrap();
         }
-        let limits = LimitsBody {
-            downtime_limit_ms: Some(50),
-            bandwidth_bytes_per_s: Some(0),
+        let limits = LimitChange {
+            downtime_limit: Some(Span(Duration::from_millis(50))),
+            bandwidth: Some(Rate(None)),
         };
         client.set_limits(&limits).await.unwrap();
-        assert_eq!(
-            host.vm.limits().unwrap().downtime,
-            Some(Duration::from_millis(50))
-        );
+        assert_eq!(host.vm.limits(), Some(limits));
         client.cancel().await.unwrap();
         assert!(matches!(events.next().await, Ok(Some(Event::Cancelled(_)))));
         assert!(matches!(events.next().await, Ok(None)));

@@ -8,15 +8,13 @@ use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use migration::observation::{Observation, Side};
-use migration::progress::Event;
+use migration::progress::{Event, LimitChange};
+use migration::request::MigrateRequest;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::{sleep, timeout};
 
-use super::body::{
-    Accepted, LimitsBody, MIGRATION_ID, MigrateBody, MigrationStarted, ResolveBody, StateAnswer,
-    StopBody,
-};
+use super::body::{Accepted, MIGRATION_ID, MigrationStarted, ResolveBody, StateAnswer, StopBody};
 use crate::instance::{StopMode, VmState, VmStatus};
 use crate::runtime_dir::{Entry, RuntimeDir};
 
@@ -296,8 +294,9 @@ impl Client {
     ///
     /// # Errors
     /// As for [`Client::status`].
-    pub async fn migrate(&self, body: &MigrateBody) -> Result<MigrationStarted, Observation> {
-        self.call(Method::POST, "/vm/migration", Some(body)).await
+    pub async fn migrate(&self, request: &MigrateRequest) -> Result<MigrationStarted, Observation> {
+        self.call(Method::POST, "/vm/migration", Some(request))
+            .await
     }
 
     /// `POST /vm/migration/cancel`
@@ -322,7 +321,7 @@ impl Client {
     ///
     /// # Errors
     /// As for [`Client::status`].
-    pub async fn set_limits(&self, limits: &LimitsBody) -> Result<Accepted, Observation> {
+    pub async fn set_limits(&self, limits: &LimitChange) -> Result<Accepted, Observation> {
         self.call(Method::PATCH, "/vm/migration/limits", Some(limits))
             .await
     }
@@ -351,17 +350,20 @@ impl Client {
     ///
     /// # Errors
     /// As for [`Client::status`].
-    pub async fn migrate_and_follow(&self, body: &MigrateBody) -> Result<Events, Observation> {
-        let begin = async |body: &MigrateBody| {
-            self.watched(self.send(Method::POST, "/vm/migration", json(body)?, NDJSON))
+    pub async fn migrate_and_follow(
+        &self,
+        request: &MigrateRequest,
+    ) -> Result<Events, Observation> {
+        let begin = async |request: &MigrateRequest| {
+            self.watched(self.send(Method::POST, "/vm/migration", json(request)?, NDJSON))
                 .await
         };
-        let response = match begin(body).await {
+        let response = match begin(request).await {
             // A VM that was started by version 0.1 looks names up by itself, and knows no addresses.
-            Err(why) if why.id == "usage.body" && !body.addresses.is_empty() => {
-                let of_0_1 = MigrateBody {
+            Err(why) if why.id == "usage.body" && !request.addresses.is_empty() => {
+                let of_0_1 = MigrateRequest {
                     addresses: Vec::new(),
-                    ..body.clone()
+                    ..request.clone()
                 };
                 begin(&of_0_1).await?
             }

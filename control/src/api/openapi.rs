@@ -2,13 +2,11 @@
 
 use utoipa::OpenApi;
 
-use super::body::{
-    Accepted, LimitsBody, MigrateBody, MigrationStarted, ResolveBody, StateAnswer, StopBody,
-    WaitQuery,
-};
+use super::body::{Accepted, MigrationStarted, ResolveBody, StateAnswer, StopBody, WaitQuery};
 use crate::instance::VmStatus;
 use migration::observation::Observation;
-use migration::progress::Event;
+use migration::progress::{Event, LimitChange};
+use migration::request::MigrateRequest;
 
 /// The document that `/openapi.json` serves.
 pub fn document() -> utoipa::openapi::OpenApi {
@@ -59,7 +57,7 @@ fn wait() {}
 
 /// Begins a migration; its events tell the rest. With `accept: application/x-ndjson` they are the
 /// answer.
-#[utoipa::path(post, path = "/vm/migration", request_body = MigrateBody, responses(
+#[utoipa::path(post, path = "/vm/migration", request_body = MigrateRequest, responses(
     (status = 202, body = MigrationStarted),
     (status = 200, body = Event, content_type = "application/x-ndjson"), (status = 400, body = Observation),
     (status = 409, body = Observation)))]
@@ -86,7 +84,7 @@ fn cancel() {}
 fn resolve() {}
 
 /// Changes limits of the migration that runs.
-#[utoipa::path(patch, path = "/vm/migration/limits", request_body = LimitsBody, responses(
+#[utoipa::path(patch, path = "/vm/migration/limits", request_body = LimitChange, responses(
     (status = 200, body = Accepted), (status = 404, body = Observation)))]
 #[expect(dead_code, reason = "describes the endpoint")]
 fn limits() {}

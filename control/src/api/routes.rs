@@ -12,19 +12,20 @@ use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, patch, post};
 use axum::{Json, Router};
+use migration::progress::LimitChange;
+use migration::request::MigrateRequest;
 use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::spawn_blocking;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::body::{
-    Accepted, LimitsBody, MIGRATION_ID, MigrateBody, MigrationStarted, ResolveBody, StateAnswer,
-    StopBody, WaitQuery,
+    Accepted, MIGRATION_ID, MigrationStarted, ResolveBody, StateAnswer, StopBody, WaitQuery,
 };
 use super::error::ApiError;
 use super::kept::Kept;
 use super::places::Place;
-use crate::instance::{Instance, MigrateRequest, Requester, StopMode, VmState, VmStatus};
+use crate::instance::{Instance, Requester, StopMode, VmState, VmStatus};
 
 /// One JSON object a line.
 const NDJSON: &str = "application/x-ndjson";
@@ -188,19 +189,12 @@ async fn migrate(
     headers: HeaderMap,
     bytes: Bytes,
 ) -> Result<Response, ApiError> {
-    let request: MigrateBody = body(&bytes)?;
-    if request.streams.is_some_and(|n| !(1..=16).contains(&n)) {
-        return Err(ApiError::new(
-            "usage.streams",
-            "1 to 16 streams are supported",
-        ));
-    }
+    let request: MigrateRequest = body(&bytes)?;
     let accept = headers
         .get(header::ACCEPT)
         .and_then(|accept| accept.to_str().ok());
     let follow = accept.is_some_and(|accept| accept.contains(NDJSON));
     let permit = if follow { Some(vm.waiter()?) } else { None };
-    let request = MigrateRequest::try_from(request)?;
     let id = vm.call_slow(move |vm| vm.migrate(request)).await??;
     match permit {
         // A migration may be over, and this process about to end, before a second request is made.
@@ -261,11 +255,11 @@ async fn resolve(State(vm): State<Vm>, bytes: Bytes) -> Answer<StateAnswer> {
 }
 
 async fn limits(State(vm): State<Vm>, bytes: Bytes) -> Answer<Accepted> {
-    let change: LimitsBody = body(&bytes)?;
-    if change == LimitsBody::default() {
+    let change: LimitChange = body(&bytes)?;
+    if change == LimitChange::default() {
         return Err(ApiError::new("usage.body", "no limit is named"));
     }
-    vm.call(move |vm| vm.set_limits(change.into())).await??;
+    vm.call(move |vm| vm.set_limits(change)).await??;
     Ok(Json(Accepted {}))
 }
 

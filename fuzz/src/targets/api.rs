@@ -7,15 +7,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use control::api::body::{LimitsBody, MigrateBody, ResolveBody, StopBody, WaitQuery};
+use control::api::body::{ResolveBody, StopBody, WaitQuery};
 use control::api::{ControlServer, Hangup};
 use control::instance::{
-    Ending, Instance, LimitChange, MigrateRequest, MigrationStatus, Requester, StopMode, VmEnd,
-    VmState, VmStatus,
+    Ending, Instance, MigrationStatus, Requester, StopMode, VmEnd, VmState, VmStatus,
 };
 use migration::control::Events;
 use migration::observation::{Observation, Side};
-use migration::progress::{Event, Report};
+use migration::progress::{Event, LimitChange, Limits, Report};
+use migration::request::MigrateRequest;
 use migration::wire::control::Resolution;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -109,11 +109,7 @@ impl Instance for Agreeable {
     }
 
     fn migrate(&self, request: MigrateRequest) -> Result<String, Observation> {
-        assert!(
-            request
-                .streams
-                .is_none_or(|streams| (1..=16).contains(&streams))
-        );
+        request.endpoint()?;
         Ok("0".repeat(32))
     }
 
@@ -236,11 +232,11 @@ fn again<T: Serialize + DeserializeOwned>(text: &[u8]) -> Option<T> {
 }
 
 fn json(bytes: &[u8]) {
-    if let Some(body) = again::<MigrateBody>(bytes) {
-        let _ = MigrateRequest::try_from(body);
+    if let Some(request) = again::<MigrateRequest>(bytes) {
+        let _ = request.endpoint();
     }
-    if let Some(body) = again::<LimitsBody>(bytes) {
-        let _ = LimitChange::from(body);
+    if let Some(change) = again::<LimitChange>(bytes) {
+        let _ = Limits::default().changed(change);
     }
     again::<StopBody>(bytes);
     again::<ResolveBody>(bytes);

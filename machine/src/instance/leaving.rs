@@ -11,11 +11,12 @@ use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use control::instance::{MigrateRequest, VmState};
+use control::instance::VmState;
 use migration::control::Control;
 use migration::endpoint::Endpoint;
 use migration::journal::FileJournal;
 use migration::observation::{Observation, Side};
+use migration::request::MigrateRequest;
 use migration::source;
 use migration::transport::socket::SocketConnect;
 use migration::wire::control::Resolution;
@@ -37,22 +38,7 @@ const ASK_AT_LEAST: Duration = Duration::from_secs(5);
 impl VmInstance {
     /// Begins a migration on a thread of its own and returns its identifier.
     pub(crate) fn leave(self: &Arc<Self>, request: MigrateRequest) -> Result<String, Observation> {
-        let MigrateRequest {
-            to,
-            limits,
-            streams,
-            timeout,
-            on_timeout,
-            verify,
-            insecure,
-            plan,
-        } = request;
-        if !to.is_loopback() && !insecure {
-            return Err(refuse(
-                "usage.insecure",
-                "plain TCP beyond this host needs --insecure: guest memory is readable on the wire",
-            ));
-        }
+        let to = request.endpoint()?;
         let journal = FileJournal::open(self.dir.migrations())
             .map_err(|e| Observation::from_error(Side::Source, "migration.journal", &e))?;
         let id = MigrationId::random()
@@ -67,15 +53,7 @@ impl VmInstance {
             stage: Stage::Active,
             resolution: None,
         })?;
-        let options = source::Options {
-            streams,
-            limits,
-            timeout,
-            on_timeout,
-            verify,
-            plan,
-            ..source::Options::new(id)
-        };
+        let options = source::Options::new(id, request);
         let instance = self.clone();
         control.before_end(move |outcome| {
             // Who hears that the guest is still here may ask for the next move at once; and who hears

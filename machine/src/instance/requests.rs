@@ -5,11 +5,11 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use control::instance::{
-    Instance, LimitChange, MigrateRequest, Requester, StopMode, VmState, VmStatus,
-};
+use control::instance::{Instance, Requester, StopMode, VmState, VmStatus};
 use migration::control::Events;
 use migration::observation::{Observation, Side};
+use migration::progress::LimitChange;
+use migration::request::MigrateRequest;
 
 use crate::error::MachineError;
 use crate::instance::vm::{Core, Farewell, VmInstance, refuse, running_state, wrong_state};
@@ -100,20 +100,10 @@ impl Instance for Served {
     }
 
     fn set_limits(&self, change: LimitChange) -> Result<(), Observation> {
-        let LimitChange {
-            downtime,
-            bandwidth,
-        } = change;
         match self.lock().active() {
             Some(migration) => {
-                let mut limits = migration.control.limits();
-                if let Some(downtime) = downtime {
-                    limits.downtime = downtime;
-                }
-                if let Some(bandwidth) = bandwidth {
-                    limits.bandwidth = (bandwidth > 0).then_some(bandwidth);
-                }
-                migration.control.set_limits(limits);
+                let control = &migration.control;
+                control.set_limits(control.limits().changed(change));
                 Ok(())
             }
             None => Err(refuse("migration.none", "no migration is running")),

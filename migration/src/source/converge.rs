@@ -119,7 +119,7 @@ impl<'a> Run<'a> {
                     self.wait(link, BESIDE_FLUSH, limits, || !flushing.is_busy())?;
                 }
                 Decision::GiveUp => {
-                    return Err(Error::TimedOut(self.options.timeout.unwrap_or_default()));
+                    return Err(Error::TimedOut(self.timeout().unwrap_or_default()));
                 }
                 Decision::Iterate(outlook) => {
                     flushed_to_stop = false;
@@ -228,7 +228,7 @@ impl<'a> Run<'a> {
     /// Learns what a switch-over costs: once, and again while that keeps it off. Hashing costs more the
     /// more memory the guest has come to use.
     fn measure_costs(&mut self, link: &Link, ram: &Ram) {
-        let hashes = self.options.verify == Verify::Full;
+        let hashes = self.options.request.verify == Verify::Full;
         if let Some(before) = self.costs_measured {
             let in_the_way = self.costs.total() > self.control.limits().downtime;
             if before.elapsed() < MEASURE_AGAIN || !(in_the_way || hashes) {

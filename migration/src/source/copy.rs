@@ -179,7 +179,7 @@ impl Run<'_> {
             return Ok(());
         }
         self.check_time()?;
-        if self.is_late() && self.options.on_timeout == TimeoutAction::Stop {
+        if self.is_late() && self.options.request.on_timeout == TimeoutAction::Stop {
             self.pause()?;
         }
         Ok(())

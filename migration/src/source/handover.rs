@@ -32,7 +32,7 @@ impl Run<'_> {
     /// Waits until the destination has loaded everything, and compares the digests.
     pub(super) fn ready(&mut self, link: &Link, ram: &Ram, streams: &Streams) -> Result<(), Error> {
         let began = Instant::now();
-        let ours = match self.options.verify {
+        let ours = match self.options.request.verify {
             Verify::Off => None,
             Verify::Stream => Some(digest_text(
                 streams.digests.iter().fold(0, |a, &b| a.wrapping_add(b)),
@@ -44,7 +44,7 @@ impl Run<'_> {
                 Some(digest.ok_or_else(|| session.why_stopped(&link.notes))?)
             }
         };
-        let hashing = full_digest::patience(self.options.verify, self.report.guest_bytes);
+        let hashing = full_digest::patience(self.options.request.verify, self.report.guest_bytes);
         let patience = self.options.prepare_timeout + hashing;
         let ready = match self.answer(link, "loading the state", patience)? {
             Message::Ready(ready) => ready,

@@ -37,7 +37,7 @@ pub fn migrate(
     let span = tracing::info_span!("migration", id = %options.id, role = "source");
     let _entered = span.enter();
     control.set_id(options.id);
-    control.begin(options.limits);
+    control.begin(options.request.limits());
     let mut run = Run::new(vm, to, options, control, journal);
     let result = run.drive();
     run.conclude(result)

@@ -139,8 +139,8 @@ impl<'a> Run<'a> {
 
     pub(super) fn deadline(&self) -> Deadline {
         Deadline {
-            timeout: self.options.timeout,
-            action: self.options.on_timeout,
+            timeout: self.timeout(),
+            action: self.options.request.on_timeout,
         }
     }
 
@@ -170,16 +170,21 @@ impl<'a> Run<'a> {
         Ok(self.journal.record(self.options.id, &record)?)
     }
 
+    /// Total time; `None` is unlimited.
+    pub(super) fn timeout(&self) -> Option<Duration> {
+        self.options.request.timeout.map(|span| span.0)
+    }
+
     /// Whether the total time is over.
     pub(super) fn is_late(&self) -> bool {
-        let timeout = self.options.timeout;
-        timeout.is_some_and(|timeout| self.began.elapsed() >= timeout)
+        self.timeout()
+            .is_some_and(|timeout| self.began.elapsed() >= timeout)
     }
 
     /// Whether the total time is over and the migration to be given up for it.
     pub(super) fn check_time(&self) -> Result<(), Error> {
-        if self.is_late() && self.options.on_timeout == TimeoutAction::Cancel {
-            return Err(Error::TimedOut(self.options.timeout.unwrap_or_default()));
+        if self.is_late() && self.options.request.on_timeout == TimeoutAction::Cancel {
+            return Err(Error::TimedOut(self.timeout().unwrap_or_default()));
         }
         Ok(())
     }

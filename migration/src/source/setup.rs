@@ -62,9 +62,9 @@ impl<'a> Run<'a> {
         let link = Link { session, notes };
         // Streams borrow these, so they live outside of the scope.
         let key = HashKey::new(&welcome.token);
-        let verify = self.options.verify;
+        let verify = self.options.request.verify;
         let streams = self.choose_streams();
-        if !self.options.plan {
+        if !self.options.request.plan {
             // Also while the destination builds the machine: whoever wakes next is to run at once.
             self.undo.sharing = true;
             self.vm.share_processors(usize::from(streams));
@@ -135,7 +135,7 @@ impl<'a> Run<'a> {
         'a: 'env,
     {
         self.negotiate(link, description, ground)?;
-        if self.options.plan {
+        if self.options.request.plan {
             link.session.send(&Message::PlanEnd)?;
             return Ok(End::Planned);
         }
@@ -156,7 +156,7 @@ impl<'a> Run<'a> {
     }
 
     fn choose_streams(&self) -> u8 {
-        let chosen = self.options.streams.unwrap_or_else(default_streams);
+        let chosen = self.options.request.streams.unwrap_or_else(default_streams);
         chosen.clamp(1, MAX_STREAMS)
     }
 
@@ -226,8 +226,8 @@ impl<'a> Run<'a> {
             machine,
             run_state: self.run_state,
             streams: ground.streams,
-            verify: self.options.verify,
-            intent: if self.options.plan {
+            verify: self.options.request.verify,
+            intent: if self.options.request.plan {
                 Intent::Plan
             } else {
                 Intent::Migrate

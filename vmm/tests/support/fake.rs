@@ -10,8 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use control::instance::{
-    Ending, Instance, LimitChange, MigrateRequest, MigrationStatus, Requester, StopMode, VmEnd,
-    VmState, VmStatus,
+    Ending, Instance, MigrationStatus, Requester, StopMode, VmEnd, VmState, VmStatus,
 };
 use control::runtime_dir::VmDir;
 use machine::config::{ReceiveConfig, RunConfig};
@@ -19,7 +18,10 @@ use machine::console::ConsoleHub;
 use machine::memory::RamFile;
 use migration::control::{EventSender, Events};
 use migration::observation::{Observation, Side};
-use migration::progress::{DowntimeParts, EncodingCount, Event, Iteration, Phase, Report};
+use migration::progress::{
+    DowntimeParts, EncodingCount, Event, Iteration, LimitChange, Phase, Report,
+};
+use migration::request::MigrateRequest;
 use migration::vm::RunState;
 use vmm::cli::Launcher;
 
@@ -212,6 +214,7 @@ impl Instance for Fake {
     }
 
     fn migrate(&self, request: MigrateRequest) -> Result<String, Observation> {
+        let to = request.endpoint()?.to_string();
         self.expect(&[VmState::Running])?;
         let phases = [Phase::Negotiate, Phase::Prepare, Phase::Precopy];
         let mut events: Vec<_> = phases.map(|phase| Event::Phase { phase }).into();
@@ -225,13 +228,13 @@ impl Instance for Fake {
             eta_ms: Some(70.0),
             forecast_downtime_ms: 7.0,
         });
-        match request.to.to_string().as_str() {
+        match to.as_str() {
             "unix:/ok" => {
                 let status = if request.plan { "planned" } else { "completed" };
                 events.push(Event::Completed(report(status)));
                 if !request.plan {
                     let end = VmEnd {
-                        to: Some(request.to.to_string()),
+                        to: Some(request.to.clone()),
                         ..VmEnd::new(Ending::Migrated)
                     };
                     self.change(VmState::Migrated, None, Some(end));
@@ -267,11 +270,7 @@ impl Instance for Fake {
         let inner = self.told();
         let (sender, receiver) = Events::channel();
         let mut events = inner.events.clone()?;
-        if inner
-            .request
-            .as_ref()
-            .is_some_and(|r| r.to.to_string() == "unix:/mute")
-        {
+        if inner.request.as_ref().is_some_and(|r| r.to == "unix:/mute") {
             events.pop();
             for event in events {
                 sender.tell(event);

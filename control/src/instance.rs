@@ -12,6 +12,8 @@ use migration::request::MigrateRequest;
 use migration::wire::control::Resolution;
 use serde::{Deserialize, Serialize};
 
+use crate::job::Jobs;
+
 /// What a VM is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -205,6 +207,12 @@ pub trait Instance: Send + Sync + 'static {
     fn cancel_migration(&self) -> Result<(), Observation>;
     /// Changes the limits of the running migration.
     fn set_limits(&self, change: LimitChange) -> Result<(), Observation>;
+    /// Its jobs, those that run and the newest of those that ended.
+    fn jobs(&self) -> Jobs;
+    /// Asks job `id` to stop and undo what it did.
+    fn cancel_job(&self, id: &str) -> Result<(), Observation>;
+    /// Changes the limits of job `id`.
+    fn set_job_limits(&self, id: &str, change: LimitChange) -> Result<(), Observation>;
     /// Asks the destination whether it ran the guest, and acts on the answer: the new state. `sockets`
     /// are what its name stands for by now; where empty, what it stood for when the guest left.
     fn resolve(&self, sockets: Vec<SocketAddr>) -> Result<VmState, Observation>;

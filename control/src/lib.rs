@@ -4,6 +4,7 @@
 pub mod api;
 pub mod exit;
 pub mod instance;
+pub mod job;
 pub mod output;
 pub mod rotating_file;
 pub mod runtime_dir;

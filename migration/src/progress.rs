@@ -157,6 +157,15 @@ pub struct LimitChange {
     pub bandwidth: Option<Rate>,
 }
 
+impl From<Limits> for LimitChange {
+    fn from(limits: Limits) -> Self {
+        Self {
+            downtime_limit: Some(Span(limits.downtime)),
+            bandwidth: Some(Rate(limits.bandwidth)),
+        }
+    }
+}
+
 impl Limits {
     /// These limits after `change`.
     pub fn changed(self, change: LimitChange) -> Self {

@@ -4,6 +4,8 @@
 
 #[path = "support/fake.rs"]
 mod fake;
+#[path = "support/served.rs"]
+mod served;
 
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -12,78 +14,11 @@ use std::time::{Duration, Instant};
 use control::api::client::Client;
 use control::api::{ControlServer, Hangup};
 use control::instance::{StopMode, VmState};
-use control::runtime_dir::{RuntimeDir, VmDir};
-use fake::Fake;
+use control::runtime_dir::RuntimeDir;
 use migration::progress::{Event, LimitChange};
 use migration::request::MigrateRequest;
 use migration::units::{Rate, Span};
-
-struct Host {
-    _temp: tempfile::TempDir,
-    runtime: RuntimeDir,
-    _dir: VmDir,
-    vm: Arc<Fake>,
-    server: Option<ControlServer>,
-}
-
-impl Host {
-    fn new(state: VmState) -> Self {
-        let temp = tempfile::tempdir().unwrap();
-        let runtime = RuntimeDir::at(temp.path().join("rt")).unwrap();
-        let dir = runtime.create(Some("a"), "vm").unwrap();
-        let vm = Arc::new(Fake::new("a", state, false));
-        let mut server =
-            ControlServer::start(dir.bind_control().unwrap(), Hangup::Ignored).unwrap();
-        server.serve(Arc::clone(&vm) as _);
-        Self {
-            _temp: temp,
-            runtime,
-            _dir: dir,
-            vm,
-            server: Some(server),
-        }
-    }
-
-    fn client(&self) -> Client {
-        Client::new(&self.runtime, "a")
-    }
-
-    /// Sends raw bytes and returns status code and body.
-    fn raw(&self, request: &str) -> (u16, String) {
-        let mut stream = self.runtime.connect_control("a").unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
-        // The server may answer and close before it has read all of a wrong request.
-        let _ = stream.write_all(request.as_bytes());
-        let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer);
-        let answer = String::from_utf8(answer).unwrap();
-        let status = answer.split(' ').nth(1).expect(&answer).parse().unwrap();
-        (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
-    }
-
-    fn post(&self, method: &str, path: &str, body: &str) -> (u16, String) {
-        self.raw(&format!(
-            "{method} {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        ))
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        self.server.take().unwrap().finish();
-    }
-}
-
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap()
-        .block_on(future)
-}
+use served::{Host, block_on};
 
 #[test]
 fn a_vm_is_paused_resumed_and_stopped() {
@@ -298,6 +233,26 @@ fn wrong_requests_get_one_clear_error() {
         ("POST", "/vm/migration/resolve", "", 409, "vm.wrong-state"),
         ("POST", "/vm/migration/cancel", "", 404, "migration.none"),
         ("PATCH", "/vm/migration/limits", "{}", 400, "usage.body"),
+        ("GET", "/vm/jobs/7", "", 404, "job.not-found"),
+        ("GET", "/vm/jobs/%ff", "", 404, "job.not-found"),
+        ("GET", "/vm/jobs/", "", 404, "usage.endpoint"),
+        ("POST", "/vm/jobs", "", 405, "usage.method"),
+        ("POST", "/vm/jobs/7/cancel", "", 404, "job.not-found"),
+        (
+            "PATCH",
+            "/vm/jobs/7/limits",
+            "{\"bandwidth_bytes_per_s\":7}",
+            404,
+            "job.not-found",
+        ),
+        ("PATCH", "/vm/jobs/7/limits", "{}", 400, "usage.body"),
+        (
+            "PATCH",
+            "/vm/jobs/7/limits",
+            "{\"writes\":7}",
+            400,
+            "usage.body",
+        ),
         ("GET", "/vm/wait", "", 400, "usage.query"),
         (
             "GET",
@@ -370,6 +325,10 @@ fn the_document_names_every_endpoint_and_error() {
         "/vm/migration/cancel",
         "/vm/migration/resolve",
         "/vm/migration/limits",
+        "/vm/jobs",
+        "/vm/jobs/{id}",
+        "/vm/jobs/{id}/cancel",
+        "/vm/jobs/{id}/limits",
     ] {
         assert!(document["paths"][path].is_object(), "{path}");
     }
@@ -381,6 +340,8 @@ fn the_document_names_every_endpoint_and_error() {
         "MigrateBody",
         "ResolveBody",
         "LimitsBody",
+        "Job",
+        "Jobs",
     ] {
         assert!(
             document["components"]["schemas"][schema].is_object(),

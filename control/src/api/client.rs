@@ -16,6 +16,7 @@ use tokio::time::{sleep, timeout};
 
 use super::body::{Accepted, MIGRATION_ID, MigrationStarted, ResolveBody, StateAnswer, StopBody};
 use crate::instance::{StopMode, VmState, VmStatus};
+use crate::job::{Job, Jobs};
 use crate::runtime_dir::{Entry, RuntimeDir};
 
 /// Longest that a process takes to listen, or to be gone once it listens no more.
@@ -36,6 +37,15 @@ const NDJSON: &str = "application/x-ndjson";
 fn json(body: &impl Serialize) -> Result<Vec<u8>, Observation> {
     serde_json::to_vec(body)
         .map_err(|e| Observation::new(Side::Client, "usage.body", e.to_string()))
+}
+
+/// Where a job is; what can be no identifier names none.
+fn job_path(id: &str, what: &str) -> Result<String, Observation> {
+    let is_id = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    if id.is_empty() || !id.chars().all(is_id) {
+        return Jobs::default().find(id).map(|job| job.id);
+    }
+    Ok(format!("/vm/jobs/{id}{what}"))
 }
 
 /// Talks to one VM; every request has a connection of its own.
@@ -324,6 +334,41 @@ impl Client {
     pub async fn set_limits(&self, limits: &LimitChange) -> Result<Accepted, Observation> {
         self.call(Method::PATCH, "/vm/migration/limits", Some(limits))
             .await
+    }
+
+    /// `GET /vm/jobs`
+    ///
+    /// # Errors
+    /// As for [`Client::status`].
+    pub async fn jobs(&self) -> Result<Jobs, Observation> {
+        self.call(Method::GET, "/vm/jobs", None::<&()>).await
+    }
+
+    /// `GET /vm/jobs/ID`
+    ///
+    /// # Errors
+    /// `job.not-found`, and as for [`Client::status`].
+    pub async fn job(&self, id: &str) -> Result<Job, Observation> {
+        let path = job_path(id, "")?;
+        self.call(Method::GET, &path, None::<&()>).await
+    }
+
+    /// `POST /vm/jobs/ID/cancel`
+    ///
+    /// # Errors
+    /// `job.not-found`, `job.concluded`, `migration.committing`, and as for [`Client::status`].
+    pub async fn cancel_job(&self, id: &str) -> Result<Job, Observation> {
+        let path = job_path(id, "/cancel")?;
+        self.call(Method::POST, &path, None::<&()>).await
+    }
+
+    /// `PATCH /vm/jobs/ID/limits`
+    ///
+    /// # Errors
+    /// As for [`Client::cancel_job`], and `job.no-limits`.
+    pub async fn set_job_limits(&self, id: &str, limits: &LimitChange) -> Result<Job, Observation> {
+        let path = job_path(id, "/limits")?;
+        self.call(Method::PATCH, &path, Some(limits)).await
     }
 
     /// `GET /openapi.json`

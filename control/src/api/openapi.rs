@@ -4,6 +4,7 @@ use utoipa::OpenApi;
 
 use super::body::{Accepted, MigrationStarted, ResolveBody, StateAnswer, StopBody, WaitQuery};
 use crate::instance::VmStatus;
+use crate::job::{Job, Jobs};
 use migration::observation::Observation;
 use migration::progress::{Event, LimitChange};
 use migration::request::MigrateRequest;
@@ -20,7 +21,8 @@ pub fn document() -> utoipa::openapi::OpenApi {
         description = "Controls one VM through its control socket. Errors are observations."
     ),
     paths(
-        status, pause, resume, stop, wait, migrate, events, cancel, resolve, limits
+        status, pause, resume, stop, wait, migrate, events, cancel, resolve, limits, jobs, job,
+        cancel_job, job_limits
     ),
     components(schemas(Observation, Event))
 )]
@@ -88,3 +90,28 @@ fn resolve() {}
     (status = 200, body = Accepted), (status = 404, body = Observation)))]
 #[expect(dead_code, reason = "describes the endpoint")]
 fn limits() {}
+
+/// Jobs that run and the newest of those that ended, the oldest first.
+#[utoipa::path(get, path = "/vm/jobs", responses((status = 200, body = Jobs)))]
+#[expect(dead_code, reason = "describes the endpoint")]
+fn jobs() {}
+
+/// One job.
+#[utoipa::path(get, path = "/vm/jobs/{id}", params(("id" = String, Path, description = "Of the job")),
+    responses((status = 200, body = Job), (status = 404, body = Observation)))]
+#[expect(dead_code, reason = "describes the endpoint")]
+fn job() {}
+
+/// Asks a job to stop and undo what it did; its result tells whether it did.
+#[utoipa::path(post, path = "/vm/jobs/{id}/cancel",
+    params(("id" = String, Path, description = "Of the job")), responses(
+    (status = 202, body = Job), (status = 404, body = Observation), (status = 409, body = Observation)))]
+#[expect(dead_code, reason = "describes the endpoint")]
+fn cancel_job() {}
+
+/// Changes limits of a job that runs.
+#[utoipa::path(patch, path = "/vm/jobs/{id}/limits", request_body = LimitChange,
+    params(("id" = String, Path, description = "Of the job")), responses(
+    (status = 200, body = Job), (status = 404, body = Observation), (status = 409, body = Observation)))]
+#[expect(dead_code, reason = "describes the endpoint")]
+fn job_limits() {}

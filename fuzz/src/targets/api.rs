@@ -12,6 +12,7 @@ use control::api::{ControlServer, Hangup};
 use control::instance::{
     Ending, Instance, MigrationStatus, Requester, StopMode, VmEnd, VmState, VmStatus,
 };
+use control::job::{Job, Jobs};
 use migration::control::Events;
 use migration::observation::{Observation, Side};
 use migration::progress::{Event, LimitChange, Limits, Report};
@@ -123,6 +124,21 @@ impl Instance for Agreeable {
         Ok(())
     }
 
+    fn jobs(&self) -> Jobs {
+        let events = [Event::Completed(Report::default())];
+        Jobs {
+            jobs: vec![Job::of_migration("0".repeat(32), &events)],
+        }
+    }
+
+    fn cancel_job(&self, id: &str) -> Result<(), Observation> {
+        self.jobs().find(id).map(drop)
+    }
+
+    fn set_job_limits(&self, id: &str, _: LimitChange) -> Result<(), Observation> {
+        self.jobs().find(id).map(drop)
+    }
+
     fn set_limits(&self, _: LimitChange) -> Result<(), Observation> {
         Ok(())
     }
@@ -214,6 +230,14 @@ fn http_seeds() -> Vec<Vec<u8>> {
             "",
             r#"{"downtime_limit_ms":5}"#,
         ),
+        request("GET /vm/jobs", "", ""),
+        request("GET /vm/jobs/0", "", ""),
+        request("POST /vm/jobs/0/cancel", "", ""),
+        request(
+            "PATCH /vm/jobs/0/limits",
+            "",
+            r#"{"bandwidth_bytes_per_s":5}"#,
+        ),
         request("GET /openapi.json", "", ""),
         b"POST /vm/stop HTTP/1.1\r\nhost: v\r\ntransfer-encoding: chunked\r\n\r\n\
           5\r\n{\"mod\r\nb\r\ne\":\"force\"}\r\n0\r\n\r\n"
@@ -242,6 +266,7 @@ fn json(bytes: &[u8]) {
     again::<ResolveBody>(bytes);
     again::<WaitQuery>(bytes);
     again::<VmStatus>(bytes);
+    again::<Jobs>(bytes);
     again::<Event>(bytes);
     if let Some(observation) = again::<Observation>(bytes) {
         let _ = (observation.root().id.len(), observation.to_string());

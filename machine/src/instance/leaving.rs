@@ -52,6 +52,7 @@ impl VmInstance {
             control: control.clone(),
             stage: Stage::Active,
             resolution: None,
+            broken: None,
         })?;
         let options = source::Options::new(id, request);
         let instance = self.clone();
@@ -107,7 +108,7 @@ impl VmInstance {
         if core.stopping || machine.ended() {
             return Err(wrong_state(VmState::Stopped));
         }
-        core.migration = Some(migration);
+        core.begin_migration(migration);
         Ok(machine)
     }
 
@@ -139,6 +140,8 @@ impl VmInstance {
             if outcome.is_none() {
                 // Whoever waits for its last event would wait for ever.
                 migration.control = Control::new();
+                migration.broken =
+                    Some(refuse("migration.worker", "the engine ended unexpectedly"));
             }
         }
         self.changed.notify_all();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use control::instance::{Instance, Requester, StopMode, VmState, VmStatus};
+use control::job::Jobs;
 use migration::control::Events;
 use migration::observation::{Observation, Side};
 use migration::progress::LimitChange;
@@ -90,11 +91,7 @@ impl Instance for Served {
 
     fn cancel_migration(&self) -> Result<(), Observation> {
         match self.lock().active() {
-            Some(migration) if migration.control.cancel() => Ok(()),
-            Some(_) => Err(refuse(
-                "migration.committing",
-                "it is too late: the commit is on its way, or the migration is ending",
-            )),
+            Some(migration) => migration.cancel(),
             None => Err(refuse("migration.none", "no migration is running")),
         }
     }
@@ -102,12 +99,32 @@ impl Instance for Served {
     fn set_limits(&self, change: LimitChange) -> Result<(), Observation> {
         match self.lock().active() {
             Some(migration) => {
-                let control = &migration.control;
-                control.set_limits(control.limits().changed(change));
+                migration.set_limits(change);
                 Ok(())
             }
             None => Err(refuse("migration.none", "no migration is running")),
         }
+    }
+
+    fn jobs(&self) -> Jobs {
+        self.told().jobs()
+    }
+
+    fn cancel_job(&self, id: &str) -> Result<(), Observation> {
+        self.lock().steered(id)?.cancel()
+    }
+
+    fn set_job_limits(&self, id: &str, change: LimitChange) -> Result<(), Observation> {
+        let core = self.lock();
+        let migration = core.steered(id)?;
+        if migration.to.is_none() {
+            return Err(refuse(
+                "job.no-limits",
+                "the guest comes in: its limits are those of the job at the host that it leaves",
+            ));
+        }
+        migration.set_limits(change);
+        Ok(())
     }
 
     fn resolve(&self, sockets: Vec<SocketAddr>) -> Result<VmState, Observation> {

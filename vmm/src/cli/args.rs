@@ -74,6 +74,8 @@ pub enum Command {
     ///
     /// Ctrl-C cancels the migration, never the guest.
     Migrate(MigrateArgs),
+    /// List the jobs of a VM, those that run and the newest of those that ended, or steer one.
+    Jobs(JobsArgs),
     /// List the VMs of this host.
     List {
         /// Also those that have ended.
@@ -323,6 +325,22 @@ pub struct MigrateArgs {
     pub(super) resolve: bool,
     /// Change limits of the migration that runs: downtime-limit=TIME,bandwidth=RATE.
     #[arg(long, value_name = "LIMITS", value_parser = parse_limits, conflicts_with = "request")]
+    pub(super) set: Option<LimitChange>,
+}
+
+/// Options of `jobs`.
+#[derive(Debug, Args)]
+pub struct JobsArgs {
+    /// Name of the VM.
+    pub(super) name: String,
+    /// Only this job.
+    pub(super) id: Option<String>,
+    /// Cancel it.
+    #[arg(long, requires = "id")]
+    pub(super) cancel: bool,
+    /// Change its limits: downtime-limit=TIME,bandwidth=RATE.
+    #[arg(long, value_name = "LIMITS", value_parser = parse_limits, requires = "id",
+        conflicts_with = "cancel")]
     pub(super) set: Option<LimitChange>,
 }
 

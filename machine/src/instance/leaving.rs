@@ -46,6 +46,8 @@ impl VmInstance {
         let connector = SocketConnect::new(to.clone())
             .map_err(|e| Observation::from_error(Side::Source, "usage.address", &e))?;
         let control = Control::new();
+        // From now on they are told and changed, whenever the engine comes to begin.
+        control.set_limits(request.limits());
         let machine = self.begin(Migration {
             id: Some(id),
             to: Some(to),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use control::instance::{Ending, Instance, Requester, StopMode, VmState};
+use control::job::{JobOutcome, JobState};
 use control::rotating_file::RotatingFile;
 use control::runtime_dir::{RuntimeDir, VmDir};
 use devices::bus::BusDevice;
@@ -13,6 +14,7 @@ use migration::Outcome;
 use migration::endpoint::Endpoint;
 use migration::progress::{Event, Report};
 use migration::request::MigrateRequest;
+use migration::units::{Rate, Span};
 use migration::vm::SourceVm;
 
 use crate::boot::testing::pvh_elf;
@@ -193,6 +195,33 @@ fn a_guest_whose_destination_is_not_there_goes_on() {
         other => panic!("{other:?}"),
     }
     assert_eq!(source.status().state, VmState::Running);
+}
+
+#[test]
+fn the_job_of_a_migration_has_the_limits_that_were_asked_for_and_says_why_it_failed() {
+    if !has_kvm() {
+        return;
+    }
+    let mut kernel = tempfile::NamedTempFile::new().unwrap();
+    kernel.write_all(&pvh_elf(&COUNTING, 0)).unwrap();
+    let here = Host::new();
+    let source = guest(&here, kernel.path());
+    let request = MigrateRequest {
+        downtime_limit: Span(Duration::from_millis(7)),
+        bandwidth: Rate(Some(7 << 20)),
+        ..MigrateRequest::new("unix:/nonexistent/socket")
+    };
+    let limits = Some(request.limits().into());
+    let id = source.migrate(request).unwrap();
+    // Its thread may not have begun yet.
+    assert_eq!(source.jobs().find(&id).unwrap().limits, limits);
+    last_event(&*source);
+    let job = source.jobs().find(&id).unwrap();
+    assert_eq!((job.state, job.limits), (JobState::Concluded, limits));
+    let result = job.result.unwrap();
+    assert_eq!(result.outcome, JobOutcome::Failed);
+    assert_eq!(result.error, result.report.unwrap().error);
+    assert_eq!(source.cancel_job(&id).unwrap_err().id, "job.concluded");
 }
 
 #[test]

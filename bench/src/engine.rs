@@ -3,12 +3,12 @@
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use control::api::body::MigrateBody;
 use control::api::client::Client;
 use control::runtime_dir::Log;
-use control::units::ByteSize;
+use control::units::{ByteSize, Rate, Span};
 use migration::observation::Observation;
-use migration::progress::{Event, Report, TimeoutAction, Verify};
+use migration::progress::{Event, Report};
+use migration::request::MigrateRequest;
 use tokio::time::sleep;
 
 use super::cpu::CpuWindow;
@@ -149,17 +149,12 @@ pub(super) fn run(
     let destination = arrived.process.proc();
     let mut destination_cpu = CpuWindow::open(destination.clone(), Vec::new())?;
 
-    let request = MigrateBody {
-        to,
-        addresses: Vec::new(),
-        downtime_limit_ms: terms.downtime_limit_ms,
-        bandwidth_bytes_per_s: terms.link.own_limit(),
+    let request = MigrateRequest {
+        downtime_limit: Span(Duration::from_millis(terms.downtime_limit_ms)),
+        bandwidth: Rate(terms.link.own_limit()),
         streams,
-        timeout_ms: None,
-        on_timeout: TimeoutAction::default(),
-        verify: Verify::default(),
         insecure: terms.link.leaves_this_host(),
-        plan: false,
+        ..MigrateRequest::new(to)
     };
     let client = Client::new(&hosts.source.runtime, name);
     let began = Instant::now();
@@ -188,7 +183,7 @@ pub(super) fn run(
 /// Asks for the migration and waits for its report.
 async fn follow(
     client: &Client,
-    request: &MigrateBody,
+    request: &MigrateRequest,
     terms: &Terms<'_>,
     source_cpu: &mut CpuWindow,
 ) -> Result<Report, BenchError> {

@@ -6,11 +6,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use migration::control::Events;
-use migration::endpoint::Endpoint;
 use migration::observation::Observation;
-use migration::progress::{Event, Limits, TimeoutAction, Verify};
+use migration::progress::{Event, LimitChange};
+use migration::request::MigrateRequest;
 use migration::wire::control::Resolution;
 use serde::{Deserialize, Serialize};
+
+use crate::job::Jobs;
 
 /// What a VM is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -171,36 +173,6 @@ fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
-/// What `vmm migrate` asks for.
-#[derive(Debug, Clone, PartialEq)]
-pub struct MigrateRequest {
-    /// Where to; whoever asks has looked its name up.
-    pub to: Endpoint,
-    /// Limits, changeable later.
-    pub limits: Limits,
-    /// Data connections, 1 to 16; `None` lets the engine choose.
-    pub streams: Option<u8>,
-    /// Total time before `on_timeout` is done.
-    pub timeout: Option<Duration>,
-    /// What to do then.
-    pub on_timeout: TimeoutAction,
-    /// `stream`, `full` or `off`.
-    pub verify: Verify,
-    /// Allows plain TCP beyond loopback.
-    pub insecure: bool,
-    /// Only negotiate: say whether it would work, and change nothing.
-    pub plan: bool,
-}
-
-/// New limits for a migration that runs; `None` leaves one as it is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LimitChange {
-    /// New downtime budget.
-    pub downtime: Option<Duration>,
-    /// New bandwidth in bytes per second; 0 is unlimited.
-    pub bandwidth: Option<u64>,
-}
-
 /// How a guest is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -235,6 +207,12 @@ pub trait Instance: Send + Sync + 'static {
     fn cancel_migration(&self) -> Result<(), Observation>;
     /// Changes the limits of the running migration.
     fn set_limits(&self, change: LimitChange) -> Result<(), Observation>;
+    /// Its jobs, those that run and the newest of those that ended.
+    fn jobs(&self) -> Jobs;
+    /// Asks job `id` to stop and undo what it did.
+    fn cancel_job(&self, id: &str) -> Result<(), Observation>;
+    /// Changes the limits of job `id`.
+    fn set_job_limits(&self, id: &str, change: LimitChange) -> Result<(), Observation>;
     /// Asks the destination whether it ran the guest, and acts on the answer: the new state. `sockets`
     /// are what its name stands for by now; where empty, what it stood for when the guest left.
     fn resolve(&self, sockets: Vec<SocketAddr>) -> Result<VmState, Observation>;

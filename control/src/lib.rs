@@ -4,10 +4,12 @@
 pub mod api;
 pub mod exit;
 pub mod instance;
+pub mod job;
 pub mod output;
 pub mod rotating_file;
 pub mod runtime_dir;
 pub mod signals;
 pub mod state_dir;
 pub mod threads;
-pub mod units;
+
+pub use migration::units;

@@ -189,6 +189,11 @@ impl Control {
         events
     }
 
+    /// Events from the beginning to this moment, as far as they are kept; the last one also before it is told.
+    pub fn past(&self) -> Vec<Event> {
+        self.lock().history.iter().cloned().collect()
+    }
+
     /// The newest event.
     pub fn last_event(&self) -> Option<Event> {
         self.lock().history.last().cloned()

@@ -24,12 +24,14 @@ mod pages;
 pub mod progress;
 mod ram;
 pub mod raw;
+pub mod request;
 mod resolution;
 mod session;
 pub mod source;
 pub mod threads;
 pub mod transport;
 mod tripwires;
+pub mod units;
 pub mod vm;
 pub mod wire;
 

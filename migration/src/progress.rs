@@ -1,11 +1,14 @@
 //! What a migration tells while it runs and when it ends: events, limits and the report.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::MigrationId;
 use crate::observation::Observation;
+use crate::units::{Rate, Span};
 use crate::vm::RunState;
 
 /// Phases of a migration, in order.
@@ -55,8 +58,49 @@ pub enum Verify {
     Off,
 }
 
+impl fmt::Display for TimeoutAction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cancel => "cancel",
+            Self::Stop => "stop",
+        })
+    }
+}
+
+impl FromStr for TimeoutAction {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::Cancel, Self::Stop]
+            .into_iter()
+            .find(|action| action.to_string() == text)
+            .ok_or_else(|| format!("{text:?} is not supported: cancel and stop are"))
+    }
+}
+
+impl fmt::Display for Verify {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stream => "stream",
+            Self::Full => "full",
+            Self::Off => "off",
+        })
+    }
+}
+
+impl FromStr for Verify {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::Stream, Self::Full, Self::Off]
+            .into_iter()
+            .find(|how| how.to_string() == text)
+            .ok_or_else(|| format!("{text:?} is not supported: stream, full and off are"))
+    }
+}
+
 /// Limits that hold for one migration and may be changed while it runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Budget for the time in which the guest is stopped.
     pub downtime: Duration,
@@ -85,6 +129,53 @@ impl Default for Limits {
         Self {
             downtime: Duration::from_millis(300),
             bandwidth: None,
+        }
+    }
+}
+
+/// Limits that are told, or asked for: what is absent does not apply, or stays as it is. As JSON, the body of
+/// `PATCH /vm/migration/limits`.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = LimitsBody))]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitChange {
+    /// Longest that the guest may be stopped.
+    #[serde(
+        rename = "downtime_limit_ms",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u64>))]
+    pub downtime_limit: Option<Span>,
+    /// Most that goes over the wire; 0 is unlimited.
+    #[serde(
+        rename = "bandwidth_bytes_per_s",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u64>))]
+    pub bandwidth: Option<Rate>,
+}
+
+impl From<Limits> for LimitChange {
+    fn from(limits: Limits) -> Self {
+        Self {
+            downtime_limit: Some(Span(limits.downtime)),
+            bandwidth: Some(Rate(limits.bandwidth)),
+        }
+    }
+}
+
+impl Limits {
+    /// These limits after `change`.
+    pub fn changed(self, change: LimitChange) -> Self {
+        let LimitChange {
+            downtime_limit,
+            bandwidth,
+        } = change;
+        Self {
+            downtime: downtime_limit.map_or(self.downtime, |limit| limit.0),
+            bandwidth: bandwidth.map_or(self.bandwidth, |rate| rate.0),
         }
     }
 }

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use double::{Destination, Guest, Source, Witness, network};
 use migration::control::Control;
 use migration::journal::MemoryJournal;
+use migration::request::MigrateRequest;
 use migration::threads::{Role, STARTED};
 use migration::{MigrationId, destination, source};
 
@@ -54,10 +55,11 @@ fn allocations(mib: u64) -> u64 {
     }
     let mut into = Destination::new(&witness);
     let (connect, listen) = network::tcp();
-    let options = source::Options {
+    let request = MigrateRequest {
         streams: Some(2),
-        ..source::Options::new(MigrationId::random().unwrap())
+        ..MigrateRequest::new("unix:/there")
     };
+    let options = source::Options::new(MigrationId::random().unwrap(), request);
     let before = ALLOCATIONS.load(Ordering::SeqCst);
     let outcome = std::thread::scope(|scope| {
         scope.spawn(|| {

@@ -12,6 +12,7 @@ use double::{Guest, Source, Witness, ends_within};
 use migration::control::Control;
 use migration::journal::MemoryJournal;
 use migration::progress::Verify;
+use migration::request::MigrateRequest;
 use migration::transport::memory::{self, MemoryListen};
 use migration::transport::{Connection, Listen};
 use migration::wire::batch::{BATCH_LEN, BatchHeader, BatchKind, Encoding, PageRange, RANGE_LEN};
@@ -111,9 +112,14 @@ fn migrate(at: At, does: Does<'_>) -> Outcome {
         peer_timeout: FOR_EVER,
         prepare_timeout: FOR_EVER,
         resolve_for: Duration::ZERO,
-        streams: Some(1),
-        verify: Verify::Off,
-        ..source::Options::new(MigrationId::random().unwrap())
+        ..source::Options::new(
+            MigrationId::random().unwrap(),
+            MigrateRequest {
+                streams: Some(1),
+                verify: Verify::Off,
+                ..MigrateRequest::new("unix:/there")
+            },
+        )
     };
     let control = Control::new();
     let outcome = thread::scope(|scope| {

@@ -11,6 +11,7 @@ use migration::Outcome;
 use migration::control::{Control, Events};
 use migration::observation::Observation;
 use migration::progress::{Event, Iteration, Limits, Report, TimeoutAction, Verify};
+use migration::units::Span;
 use migration::vm::{Rehearsal, RunState};
 
 /// A limit that is no matter.
@@ -81,7 +82,7 @@ fn a_slow_flush_holds_up_no_pass_and_is_no_part_of_the_dirty_rate() {
         pause: Duration::from_millis(1),
     });
     scene.vm.flush_takes = flush;
-    scene.options.limits = LAX;
+    scene.limit(LAX);
     let [here, _] = scene.run(ignore);
     let report = completed(here);
     // A page a millisecond at most, of which a short pass sees one. What is written in the time of a
@@ -102,10 +103,10 @@ fn slow_passes(writes_to_disks: bool) -> (usize, usize) {
     let mut scene = Scene::new(Guest::Idle);
     scene.vm.fill(1, 0, 1000);
     scene.vm.writes_to_disks = writes_to_disks;
-    scene.options.limits = Limits {
+    scene.limit(Limits {
         bandwidth: Some(8 << 20),
         ..LAX
-    };
+    });
     let [here, _] = scene.run(ignore);
     let passes = completed(here).passes().unwrap();
     (passes as usize, scene.vm.flushes.load(Ordering::SeqCst))
@@ -123,10 +124,10 @@ fn a_guest_that_writes_nothing_to_its_disks_needs_no_pass_beside_a_flush() {
 #[test]
 fn a_guest_whose_passes_take_long_is_stopped_all_the_same() {
     let mut scene = Scene::new(HOT);
-    scene.options.limits = Limits {
+    scene.limit(Limits {
         bandwidth: Some(4 << 20),
         ..LAX
-    };
+    });
     let [here, _] = scene.run(ignore);
     // The second or third is only there to be flushed beside.
     let report = completed(here);
@@ -137,10 +138,10 @@ fn a_guest_whose_passes_take_long_is_stopped_all_the_same() {
 fn passes_and_flushes_that_bring_nothing_are_rare_and_new_limits_act_at_once() {
     let mut scene = Scene::new(Guest::Idle);
     scene.vm.rehearsal.save = Duration::from_millis(50);
-    scene.options.limits = Limits {
+    scene.limit(Limits {
         downtime: Duration::from_millis(20),
         bandwidth: None,
-    };
+    });
     let began = Instant::now();
     let [here, _] = scene.run(|control, events| {
         let passes = events.iter().filter(|e| matches!(e, Event::Iteration(_)));
@@ -161,8 +162,8 @@ fn a_guest_is_not_stopped_beyond_the_limit_though_nothing_is_left() {
         stop: Duration::from_millis(2),
         save: Duration::from_millis(50),
     };
-    scene.options.limits.downtime = Duration::from_millis(20);
-    scene.options.timeout = Some(Duration::from_secs(1));
+    scene.options.request.downtime_limit = Span(Duration::from_millis(20));
+    scene.options.request.timeout = Some(Span(Duration::from_secs(1)));
     let [here, _] = scene.run(|_, events| {
         let warning = wait_for_warning(&events, "migration.limit-too-strict");
         let message = warning.message;
@@ -182,9 +183,9 @@ fn a_guest_is_not_stopped_beyond_the_limit_though_nothing_is_left() {
     // Unless that was asked for.
     let mut scene = Scene::new(Guest::Idle);
     scene.vm.rehearsal.save = Duration::from_millis(50);
-    scene.options.limits.downtime = Duration::from_millis(20);
-    scene.options.timeout = Some(Duration::from_millis(300));
-    scene.options.on_timeout = TimeoutAction::Stop;
+    scene.options.request.downtime_limit = Span(Duration::from_millis(20));
+    scene.options.request.timeout = Some(Span(Duration::from_millis(300)));
+    scene.options.request.on_timeout = TimeoutAction::Stop;
     let [here, _] = scene.run(ignore);
     assert!(completed(here).forecast_downtime_ms.unwrap() >= 100.0);
 }
@@ -198,8 +199,8 @@ fn a_limit_that_fits_what_was_measured_can_be_small() {
     };
     // Less than what was once taken for granted; answers within this process take microseconds, but on
     // a busy machine the quickest of them may have taken longer.
-    scene.options.limits.downtime = Duration::from_millis(3);
-    scene.options.timeout = Some(Duration::from_secs(20));
+    scene.options.request.downtime_limit = Span(Duration::from_millis(3));
+    scene.options.request.timeout = Some(Span(Duration::from_secs(20)));
     let [here, _] = scene.run(ignore);
     let forecast = completed(here).forecast_downtime_ms.unwrap();
     assert!((0.25..=3.0).contains(&forecast), "{forecast}");
@@ -210,7 +211,7 @@ fn a_guest_that_its_user_paused_moves_under_any_limit() {
     let mut scene = Scene::new(Guest::Idle);
     scene.vm = scene.vm.paused_by_user();
     scene.vm.rehearsal.save = Duration::from_secs(5);
-    scene.options.limits.downtime = Duration::from_millis(1);
+    scene.options.request.downtime_limit = Span(Duration::from_millis(1));
     let [here, there] = scene.run(ignore);
     assert_eq!(completed(here).run_state, RunState::Paused);
     assert_eq!(completed(there).run_state, RunState::Paused);
@@ -226,8 +227,8 @@ fn hashed(verify: Verify, downtime: Duration) -> Scene {
         witness,
         ..Scene::new(Guest::Idle)
     };
-    scene.options.verify = verify;
-    scene.options.limits.downtime = downtime;
+    scene.options.request.verify = verify;
+    scene.options.request.downtime_limit = Span(downtime);
     scene
 }
 
@@ -242,7 +243,7 @@ fn hashing_all_memory_counts_in_forecast_and_limit() {
 
     // 60 MiB are not hashed within a millisecond.
     let mut scene = hashed(Verify::Full, Duration::from_millis(1));
-    scene.options.timeout = Some(Duration::from_secs(2));
+    scene.options.request.timeout = Some(Span(Duration::from_secs(2)));
     let [here, _] = scene.run(|_, events| {
         let warning = wait_for_warning(&events, "migration.limit-too-strict");
         assert!(warning.message.contains("hashing its memory"), "{warning}");
@@ -255,7 +256,7 @@ fn hashing_all_memory_counts_in_forecast_and_limit() {
 #[test]
 fn reports_tell_the_run_state_in_which_the_guest_was_moved() {
     let mut scene = Scene::new(HOT);
-    scene.options.limits = SLOW;
+    scene.limit(SLOW);
     let [here, there] = scene.run_with(|vm, control, events| {
         let _ = events.iter().find(|e| matches!(e, Event::Progress { .. }));
         vm.user_pauses();
@@ -269,7 +270,7 @@ fn reports_tell_the_run_state_in_which_the_guest_was_moved() {
 #[test]
 fn reports_of_a_guest_that_stays_tell_its_run_state_then() {
     let mut scene = Scene::new(HOT);
-    scene.options.limits = SLOW;
+    scene.limit(SLOW);
     let [here, _] = scene.run_with(|vm, control: &Control, events| {
         let _ = events.iter().find(|e| matches!(e, Event::Progress { .. }));
         vm.user_pauses();

@@ -11,6 +11,7 @@ use double::{Destination, Guest, Source, Witness, network};
 use migration::control::Control;
 use migration::journal::{FileJournal, Journal, MemoryJournal};
 use migration::progress::Verify;
+use migration::request::MigrateRequest;
 use migration::transport::{Connect, Connection, Listen, Patience, Piece, Within, memory};
 use migration::wire::hello::{Hello, Role};
 use migration::{MigrationId, Outcome, destination, source};
@@ -21,7 +22,10 @@ const BUSY: Guest = Guest::Writes {
 };
 
 fn options() -> source::Options {
-    source::Options::new(MigrationId::random().unwrap())
+    source::Options::new(
+        MigrationId::random().unwrap(),
+        MigrateRequest::new("unix:/there"),
+    )
 }
 
 struct Moved {
@@ -91,9 +95,14 @@ fn move_with(connect: &dyn Connect, listen: &dyn Listen, verify: Verify, streams
     let vm = busy_source(&witness);
     let mut into = Destination::new(&witness);
     let options = source::Options {
-        verify,
-        streams: Some(streams),
-        ..options()
+        ..source::Options::new(
+            MigrationId::random().unwrap(),
+            MigrateRequest {
+                verify,
+                streams: Some(streams),
+                ..MigrateRequest::new("unix:/there")
+            },
+        )
     };
     let journals: [&dyn Journal; 2] = [&MemoryJournal::default(), &MemoryJournal::default()];
     let moved = run(&vm, &mut into, &options, connect, listen, journals);
@@ -213,10 +222,13 @@ fn what_a_slow_stream_does_not_come_to_the_others_carry() {
         ..Held::default()
     };
     let connect = Holding(connect, Arc::new(held));
-    let options = source::Options {
-        streams: Some(2),
-        ..options()
-    };
+    let options = source::Options::new(
+        MigrationId::random().unwrap(),
+        MigrateRequest {
+            streams: Some(2),
+            ..MigrateRequest::new("unix:/there")
+        },
+    );
     let journals: [&dyn Journal; 2] = [&MemoryJournal::default(), &MemoryJournal::default()];
     let moved = run(&vm, &mut into, &options, &connect, &listen, journals);
     assert_moved(&vm, &into, &moved, &witness);

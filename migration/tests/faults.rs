@@ -12,6 +12,7 @@ use migration::control::Control;
 use migration::journal::{Journal, MemoryJournal};
 use migration::observation::Side;
 use migration::progress::Verify;
+use migration::request::MigrateRequest;
 use migration::transport::memory::{self, Fault, Injection};
 use migration::{MigrationId, Outcome, destination, source};
 
@@ -71,13 +72,18 @@ const SETTINGS: [Setting; 4] = [
 
 fn source_options(setting: Setting) -> source::Options {
     source::Options {
-        streams: Some(setting.streams),
-        verify: setting.verify,
         io_timeout: Duration::from_millis(400),
         peer_timeout: Duration::from_millis(400),
         prepare_timeout: Duration::from_millis(1500),
         resolve_for: Duration::from_millis(300),
-        ..source::Options::new(MigrationId::random().unwrap())
+        ..source::Options::new(
+            MigrationId::random().unwrap(),
+            MigrateRequest {
+                streams: Some(setting.streams),
+                verify: setting.verify,
+                ..MigrateRequest::new("unix:/there")
+            },
+        )
     }
 }
 

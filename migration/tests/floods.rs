@@ -13,6 +13,7 @@ use double::players::{
 use double::{Destination, Guest, Source, Witness};
 use migration::control::Control;
 use migration::journal::MemoryJournal;
+use migration::request::MigrateRequest;
 use migration::transport::memory;
 use migration::wire::batch::BatchHeader;
 use migration::wire::control::{Message, Negotiate};
@@ -170,9 +171,14 @@ fn flood_source(at: &str, kind: Kind) -> Outcome {
     let options = source::Options {
         io_timeout: Duration::from_secs(2),
         resolve_for: Duration::from_millis(100),
-        streams: Some(1),
-        verify: migration::progress::Verify::Off,
-        ..source::Options::new(MigrationId::random().unwrap())
+        ..source::Options::new(
+            MigrationId::random().unwrap(),
+            MigrateRequest {
+                streams: Some(1),
+                verify: migration::progress::Verify::Off,
+                ..MigrateRequest::new("unix:/there")
+            },
+        )
     };
     let journal = MemoryJournal::default();
     std::thread::scope(|scope| {
@@ -226,11 +232,14 @@ fn what_comes_late_goes_only_to_who_knows_it() {
         let witness: Arc<Witness> = Arc::default();
         let mut vm = Source::new(64, Guest::Idle, &witness);
         vm.late = Some(b"a packet".to_vec());
-        let options = source::Options {
-            streams: Some(1),
-            verify: migration::progress::Verify::Off,
-            ..source::Options::new(MigrationId::random().unwrap())
-        };
+        let options = source::Options::new(
+            MigrationId::random().unwrap(),
+            MigrateRequest {
+                streams: Some(1),
+                verify: migration::progress::Verify::Off,
+                ..MigrateRequest::new("unix:/there")
+            },
+        );
         let journal = MemoryJournal::default();
         let came = AtomicUsize::new(0);
         let outcome = std::thread::scope(|scope| {

@@ -12,6 +12,7 @@ use double::{Destination, Guest, Source, Witness};
 use migration::control::Control;
 use migration::journal::{Journal, MemoryJournal};
 use migration::progress::Verify;
+use migration::request::MigrateRequest;
 use migration::transport::{Connection, memory};
 use migration::vm::RamRegion;
 use migration::wire::batch::{BatchHeader, Encoding, PageRange};
@@ -288,9 +289,14 @@ fn play_slow_destination(
         peer_timeout: Duration::from_millis(300),
         prepare_timeout: Duration::from_millis(600),
         resolve_for: Duration::from_millis(100),
-        streams: Some(1),
-        verify,
-        ..source::Options::new(MigrationId::random().unwrap())
+        ..source::Options::new(
+            MigrationId::random().unwrap(),
+            MigrateRequest {
+                streams: Some(1),
+                verify,
+                ..MigrateRequest::new("unix:/there")
+            },
+        )
     };
     let journal = MemoryJournal::default();
     let outcome = std::thread::scope(|scope| {

@@ -12,8 +12,10 @@ use migration::control::Control;
 use migration::journal::{Decision, Journal, MemoryJournal};
 use migration::observation::Side;
 use migration::progress::{Event, Limits, Phase, TimeoutAction};
+use migration::request::MigrateRequest;
 use migration::transport::memory::{self, MemoryConnect};
 use migration::transport::{Connect, Patience};
+use migration::units::Span;
 use migration::wire::hello::{Hello, Role};
 use migration::{MigrationId, Outcome, destination, source};
 
@@ -64,8 +66,8 @@ fn cancel_is_refused_once_it_has_ended() {
 #[test]
 fn a_guest_that_does_not_converge_is_kept_when_the_time_is_over() {
     let mut scene = Scene::new(HOT);
-    scene.options.limits = SLOW;
-    scene.options.timeout = Some(Duration::from_millis(900));
+    scene.limit(SLOW);
+    scene.options.request.timeout = Some(Span(Duration::from_millis(900)));
     let [here, there] = scene.run(ignore);
     let Outcome::Failed(report) = here else {
         panic!("{here:?}")
@@ -85,9 +87,9 @@ fn a_guest_that_does_not_converge_is_kept_when_the_time_is_over() {
 #[test]
 fn a_guest_that_does_not_converge_is_stopped_and_moved_if_asked_for() {
     let mut scene = Scene::new(HOT);
-    scene.options.limits = SLOW;
-    scene.options.timeout = Some(Duration::from_millis(300));
-    scene.options.on_timeout = TimeoutAction::Stop;
+    scene.limit(SLOW);
+    scene.options.request.timeout = Some(Span(Duration::from_millis(300)));
+    scene.options.request.on_timeout = TimeoutAction::Stop;
     let [here, _] = scene.run(ignore);
     assert!(matches!(here, Outcome::Completed(_)), "{here:?}");
     assert_eq!(scene.witness.running(), (false, true));
@@ -97,10 +99,10 @@ fn a_guest_that_does_not_converge_is_stopped_and_moved_if_asked_for() {
 #[test]
 fn new_limits_act_at_once() {
     let mut scene = Scene::new(HOT);
-    scene.options.limits = Limits {
+    scene.limit(Limits {
         bandwidth: Some(64 << 10),
         ..SLOW
-    };
+    });
     let began = Instant::now();
     let [here, _] = scene.run(|control, events| {
         // At that rate the first pass alone would take a minute.
@@ -119,7 +121,7 @@ fn new_limits_act_at_once() {
 #[test]
 fn a_plan_changes_nothing() {
     let mut scene = Scene::new(HOT);
-    scene.options.plan = true;
+    scene.options.request.plan = true;
     let [here, there] = scene.run(ignore);
     assert!(matches!(here, Outcome::Planned(_)), "{here:?}");
     assert!(
@@ -175,7 +177,7 @@ fn whatever_a_vm_refuses_the_guest_stays_and_both_sides_know_why() {
 fn how_the_state_is_written_is_agreed_on_before_anything_is_built() {
     for plan in [false, true] {
         let mut scene = Scene::new(Guest::Idle);
-        scene.options.plan = plan;
+        scene.options.request.plan = plan;
         scene.vm.forms = Some("old, new".into());
         scene.into.chooses = Some("new".into());
         scene.run(ignore);
@@ -265,7 +267,7 @@ fn strangers_are_refused_and_the_guest_still_comes_in() {
                 &Hello::new(Role::Data { stream: 0 }, id, [7; 16]).encode(),
             ),
         ];
-        let options = source::Options::new(id);
+        let options = source::Options::new(id, MigrateRequest::new("unix:/there"));
         let here = source::migrate(
             &vm,
             &connect,

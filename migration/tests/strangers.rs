@@ -11,6 +11,7 @@ use double::{Destination, Guest, Source, Witness, wait_until};
 use migration::control::Control;
 use migration::journal::{Decision, Journal, MemoryJournal};
 use migration::observation::Side;
+use migration::request::MigrateRequest;
 use migration::transport::memory::{self, MemoryConnect};
 use migration::transport::{Connect, Connection, Patience};
 use migration::wire::control::{Message, Resolution};
@@ -66,10 +67,13 @@ fn migrate(connect: &MemoryConnect) -> Outcome {
     let witness: Arc<Witness> = Arc::default();
     let vm = Source::new(64, Guest::Idle, &witness);
     vm.fill(0, 0, 10);
-    let options = source::Options {
-        streams: Some(2),
-        ..source::Options::new(MigrationId::random().unwrap())
-    };
+    let options = source::Options::new(
+        MigrationId::random().unwrap(),
+        MigrateRequest {
+            streams: Some(2),
+            ..MigrateRequest::new("unix:/there")
+        },
+    );
     let journal = MemoryJournal::default();
     source::migrate(&vm, connect, &options, &Control::new(), &journal)
 }

@@ -11,6 +11,7 @@ use migration::control::Control;
 use migration::journal::MemoryJournal;
 use migration::progress::Verify;
 use migration::raw::{Ram, Span};
+use migration::request::MigrateRequest;
 use migration::transport::Piece;
 use migration::vm::{DirtyMemory, RamRegion, SourceMachine};
 use migration::{MigrationId, destination, source};
@@ -144,11 +145,14 @@ fn migrate_once(vm: &Source, streams: u8, verify: Verify) -> (f64, f64) {
     let (connect, listen) = network::tcp();
     let witness: Arc<Witness> = Arc::default();
     let mut into = Destination::new(&witness);
-    let options = source::Options {
-        streams: Some(streams),
-        verify,
-        ..source::Options::new(MigrationId::random().unwrap())
-    };
+    let options = source::Options::new(
+        MigrationId::random().unwrap(),
+        MigrateRequest {
+            streams: Some(streams),
+            verify,
+            ..MigrateRequest::new("unix:/there")
+        },
+    );
     // It was given away before, and is given away again.
     vm.offered.store(false, Ordering::SeqCst);
     let outcome = std::thread::scope(|scope| {

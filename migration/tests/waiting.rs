@@ -14,6 +14,7 @@ use migration::destination::{self, Waiting, wait_for_guest};
 use migration::journal::{Decision, FileJournal, Journal, MemoryJournal};
 use migration::observation::Side;
 use migration::progress::Report;
+use migration::request::MigrateRequest;
 use migration::transport::memory::{self, Fault, Injection, MemoryConnect, MemoryListen};
 use migration::transport::{Connect, Connection, Patience, Piece, Within, gather};
 use migration::wire::control::{Message, Resolution};
@@ -73,8 +74,13 @@ fn hasty() -> destination::Options {
 
 fn moves() -> source::Options {
     source::Options {
-        streams: Some(1),
-        ..source::Options::new(MigrationId::random().unwrap())
+        ..source::Options::new(
+            MigrationId::random().unwrap(),
+            MigrateRequest {
+                streams: Some(1),
+                ..MigrateRequest::new("unix:/there")
+            },
+        )
     }
 }
 

@@ -13,6 +13,7 @@ use migration::destination;
 use migration::journal::{Decision, Journal, MemoryJournal};
 use migration::observation::Side;
 use migration::progress::Verify;
+use migration::request::MigrateRequest;
 use migration::transport::Listen;
 use migration::transport::memory::{self, MemoryListen};
 use migration::wire::control::{Message, Negotiated, Prepared, Ready, Resolution, Welcome};
@@ -70,9 +71,14 @@ fn lose_answer(
     let stop = AtomicBool::new(false);
     let options = source::Options {
         resolve_for: Duration::from_millis(600),
-        streams: Some(1),
-        verify: Verify::Off,
-        ..source::Options::new(id)
+        ..source::Options::new(
+            id,
+            MigrateRequest {
+                streams: Some(1),
+                verify: Verify::Off,
+                ..MigrateRequest::new("unix:/there")
+            },
+        )
     };
     std::thread::scope(|scope| {
         scope.spawn(|| {

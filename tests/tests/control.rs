@@ -1,7 +1,9 @@
 //! A migration is watched, steered and given up while it runs; the guest is never the one to suffer.
 //! What is asked for in each phase is in `matrix.rs`.
 
-use tests::blackbox::{Guest, Migration, Pair, Vms, fails, gate};
+use serde_json::Value;
+use tests::Host;
+use tests::blackbox::{Guest, Migration, Pair, Vms, fails, gate, holds, one_json};
 
 /// Slow enough that a test has all the time that it needs.
 const SLOW: [&str; 2] = ["--bandwidth", "4MiB/s"];
@@ -56,6 +58,108 @@ fn another_guest_does_not_get_in_between() {
     first.finish().completed();
     console.moves_to(&pair.destination, "guest");
     console.verifies_ledger();
+}
+
+/// The one job of a VM.
+fn only_job(host: &Host, vm: &str) -> Value {
+    let mut jobs = host.jobs(vm);
+    assert_eq!(jobs.len(), 1, "{jobs:#?}");
+    jobs.remove(0)
+}
+
+fn id_of(job: &Value) -> &str {
+    job["id"].as_str().expect("identifier")
+}
+
+#[test]
+fn a_migration_is_a_job_on_both_hosts() {
+    let Some(_gate) = gate() else { return };
+    let pair = Pair::new();
+    let mut console = pair.source.run("guest", &Guest::slow_to_move());
+    assert_eq!(pair.source.jobs("guest"), [] as [Value; 0]);
+    let address = pair.destination.receive("guest", "127.0.0.1:0");
+    let mut migration = Migration::start(&pair.source, "guest", &address, &SLOW);
+    migration.wait_progress();
+
+    let job = only_job(&pair.source, "guest");
+    assert_eq!(job["kind"], "migration", "{job:#}");
+    assert_eq!(job["state"], "running", "{job:#}");
+    assert_eq!(job["to"], *address, "{job:#}");
+    assert_eq!(job["progress"]["phase"], "precopy", "{job:#}");
+    let bytes = |name: &str| job["progress"][name].as_u64().expect("bytes");
+    assert!(bytes("done_bytes") < bytes("total_bytes"), "{job:#}");
+    assert_eq!(job["limits"]["downtime_limit_ms"], 300, "{job:#}");
+    assert_eq!(job["limits"]["bandwidth_bytes_per_s"], 4 << 20, "{job:#}");
+    let status = pair.source.status("guest");
+    assert_eq!(status["migration"]["id"], job["id"], "{status:#}");
+
+    // It goes by the same name where it comes in, and has its limits where it leaves.
+    let incoming = only_job(&pair.destination, "guest");
+    assert_eq!(incoming["id"], job["id"]);
+    assert_eq!(incoming["state"], "running", "{incoming:#}");
+    let set = ["jobs", "guest", id_of(&job), "--set", FAST];
+    fails(pair.destination.vmm(set), 1, &["limits"]);
+
+    // Either way leads to the same limits; the last one lets it end.
+    let set = ["migrate", "guest", "--set", "downtime-limit=250ms"];
+    let _ = pair.source.vmm(set).success();
+    let job = only_job(&pair.source, "guest");
+    assert_eq!(job["limits"]["downtime_limit_ms"], 250, "{job:#}");
+    let set = [
+        "jobs",
+        "guest",
+        id_of(&job),
+        "--set",
+        "bandwidth=1GiB/s",
+        "--json",
+    ];
+    let job = one_json(&pair.source.vmm(set).success());
+    assert_eq!(job["limits"]["bandwidth_bytes_per_s"], 1 << 30, "{job:#}");
+    migration.finish().completed();
+    console.moves_to(&pair.destination, "guest");
+    // The source hears of the guest's first instruction before the destination has told its own end.
+    holds("the job is over at the destination", || {
+        only_job(&pair.destination, "guest")["state"] == "concluded"
+    });
+    let job = only_job(&pair.destination, "guest");
+    assert_eq!(job["result"]["outcome"], "completed", "{job:#}");
+    console.verifies_ledger();
+}
+
+#[test]
+fn a_job_is_cancelled_once_and_told_of_afterwards() {
+    let Some(_gate) = gate() else { return };
+    let pair = Pair::new();
+    let mut console = pair.source.run("guest", &Guest::slow_to_move());
+    let address = pair.destination.receive("guest", "127.0.0.1:0");
+    let mut migration = Migration::start(&pair.source, "guest", &address, &SLOW);
+    migration.wait_progress();
+    let first = only_job(&pair.source, "guest");
+    let cancel = ["jobs", "guest", id_of(&first), "--cancel"];
+    let _ = pair.source.vmm(cancel).success();
+    let _ = migration.finish().ended(4, "cancelled");
+    let job = only_job(&pair.source, "guest");
+    assert_eq!(job["state"], "concluded", "{job:#}");
+    assert_eq!(job["result"]["outcome"], "cancelled", "{job:#}");
+    fails(pair.source.vmm(cancel), 1, &["is over"]);
+    let set = ["jobs", "guest", id_of(&first), "--set", FAST];
+    fails(pair.source.vmm(set), 1, &["is over"]);
+    fails(pair.source.vmm(["jobs", "guest", "7"]), 1, &["no job"]);
+    console.verifies_ledger();
+    pair.destination.is_clean();
+
+    // The next one is a job beside it.
+    let nowhere = pair.source.runtime_dir().join("nobody");
+    let to = format!("unix:{}", nowhere.display());
+    let _ = pair
+        .source
+        .vmm(["migrate", "guest", "--to", &to])
+        .expect_code(1);
+    let jobs = pair.source.jobs("guest");
+    let outcomes: Vec<_> = jobs.iter().map(|job| &job["result"]["outcome"]).collect();
+    assert_eq!(outcomes, ["cancelled", "failed"], "{jobs:#?}");
+    assert_eq!(jobs[0]["id"], first["id"]);
+    assert!(jobs[1]["result"]["error"]["id"].is_string(), "{jobs:#?}");
 }
 
 #[test]

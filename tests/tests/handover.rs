@@ -2,10 +2,11 @@
 //! other side can be reached. More of it is in `matrix.rs`: the link that is cut, or stalls, in `commit`
 //! (the guest never ran at the destination) and in `finish` (it runs there), and a side that is killed.
 
+use tests::Host;
 use tests::blackbox::relay::{Fate, Relay, Toward, Trap};
 use tests::blackbox::wait::eventually;
 use tests::blackbox::wire::kind;
-use tests::blackbox::{Ended, Guest, Migration, Pair, Vms, gate, holds};
+use tests::blackbox::{Ended, Guest, Migration, Pair, Vms, fails, gate, holds};
 
 /// Moves the guest over a link that breaks as `trap` says and stays broken.
 fn breaks(pair: &Pair, trap: Trap) -> (Relay, Ended) {
@@ -77,11 +78,25 @@ fn cut_in_the_middle_of_the_commit_heals_by_itself() {
     // The destination has given up all the same, and holds nothing of the guest.
     let why = pair.destination.waits_on("guest");
     assert_eq!(why["phase"], "ready", "{why:#}");
+    let told = |host: &Host| {
+        let job = host.jobs("guest").remove(0);
+        (job["state"].clone(), job["result"]["outcome"].clone())
+    };
+    assert_eq!(
+        told(&pair.destination),
+        ("concluded".into(), "failed".into())
+    );
+    assert_eq!(told(&pair.source), ("resolving".into(), "unknown".into()));
+    let job = pair.source.jobs("guest").remove(0);
+    let id = job["id"].as_str().expect("identifier");
+    let cancel = ["jobs", "guest", id, "--cancel"];
+    fails(pair.source.vmm(cancel), 1, &["too late"]);
     relay.go_on();
     // Nobody asks for it.
     pair.source.wait_state("guest", "running");
     let status = pair.source.status("guest");
     assert_eq!(status["migration"]["resolution"], "never-ran", "{status:#}");
+    assert_eq!(told(&pair.source), ("concluded".into(), "failed".into()));
     console.wait_tick();
     console.verifies_ledger();
     // Whoever asks now is told what became of it.

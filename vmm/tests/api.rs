@@ -4,89 +4,21 @@
 
 #[path = "support/fake.rs"]
 mod fake;
+#[path = "support/served.rs"]
+mod served;
 
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use control::api::body::{LimitsBody, MigrateBody};
 use control::api::client::Client;
 use control::api::{ControlServer, Hangup};
 use control::instance::{StopMode, VmState};
-use control::runtime_dir::{RuntimeDir, VmDir};
-use fake::Fake;
-use migration::progress::Event;
-
-struct Host {
-    _temp: tempfile::TempDir,
-    runtime: RuntimeDir,
-    _dir: VmDir,
-    vm: Arc<Fake>,
-    server: Option<ControlServer>,
-}
-
-impl Host {
-    fn new(state: VmState) -> Self {
-        let temp = tempfile::tempdir().unwrap();
-        let runtime = RuntimeDir::at(temp.path().join("rt")).unwrap();
-        let dir = runtime.create(Some("a"), "vm").unwrap();
-        let vm = Arc::new(Fake::new("a", state, false));
-        let mut server =
-            ControlServer::start(dir.bind_control().unwrap(), Hangup::Ignored).unwrap();
-        server.serve(Arc::clone(&vm) as _);
-        Self {
-            _temp: temp,
-            runtime,
-            _dir: dir,
-            vm,
-            server: Some(server),
-        }
-    }
-
-    fn client(&self) -> Client {
-        Client::new(&self.runtime, "a")
-    }
-
-    /// Sends raw bytes and returns status code and body.
-    fn raw(&self, request: &str) -> (u16, String) {
-        let mut stream = self.runtime.connect_control("a").unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
-        // The server may answer and close before it has read all of a wrong request.
-        let _ = stream.write_all(request.as_bytes());
-        let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer);
-        let answer = String::from_utf8(answer).unwrap();
-        let status = answer.split(' ').nth(1).expect(&answer).parse().unwrap();
-        (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
-    }
-
-    fn post(&self, method: &str, path: &str, body: &str) -> (u16, String) {
-        self.raw(&format!(
-            "{method} {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        ))
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        self.server.take().unwrap().finish();
-    }
-}
-
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap()
-        .block_on(future)
-}
-
-fn body(to: &str) -> MigrateBody {
-    serde_json::from_value(serde_json::json!({ "to": to })).unwrap()
-}
+use control::runtime_dir::RuntimeDir;
+use migration::progress::{Event, LimitChange};
+use migration::request::MigrateRequest;
+use migration::units::{Rate, Span};
+use served::{Host, block_on};
 
 #[test]
 fn a_vm_is_paused_resumed_and_stopped() {
@@ -130,7 +62,10 @@ fn a_migration_is_followed_to_its_report() {
     block_on(async {
         let client = host.client();
         assert_eq!(client.events().await.unwrap_err().id, "migration.none");
-        client.migrate(&body("unix:/ok")).await.unwrap();
+        client
+            .migrate(&MigrateRequest::new("unix:/ok"))
+            .await
+            .unwrap();
         let mut events = client.events().await.unwrap();
         let mut seen = Vec::new();
         while let Some(event) = events.next().await.unwrap() {
@@ -140,18 +75,17 @@ fn a_migration_is_followed_to_its_report() {
         assert!(matches!(seen.last(), Some(Event::Completed(report)) if report.verified));
     });
     let request = host.vm.request().unwrap();
-    assert_eq!(request.limits.downtime, Duration::from_millis(300));
-    assert_eq!(request.limits.bandwidth, None);
+    assert_eq!(request, MigrateRequest::new("unix:/ok"));
 }
 
 #[test]
 fn a_name_comes_with_what_it_stands_for() {
     let host = Host::new(VmState::Running);
-    let body = "{\"to\":\"named:7\",\"addresses\":[\"192.0.2.1:7\",\"[2001:db8::1]:7\"]}";
+    let body = "{\"to\":\"named:7\",\"addresses\":[\"192.0.2.1:7\",\"[2001:db8::1]:7\"],\"insecure\":true}";
     assert_eq!(host.post("POST", "/vm/migration", body).0, 202);
     let request = host.vm.request().unwrap();
-    assert_eq!(request.to.to_string(), "named:7");
-    let sockets = request.to.sockets().iter().map(ToString::to_string);
+    assert_eq!(request.to, "named:7");
+    let sockets = request.addresses.iter().map(ToString::to_string);
     assert_eq!(
         sockets.collect::<Vec<_>>(),
         ["192.0.2.1:7", "[2001:db8::1]:7"]
@@ -191,11 +125,13 @@ fn a_vm_that_knows_no_addresses_is_asked_without_them() {
             asked
         })
     });
-    let mut body = body("named:7");
-    body.addresses = vec!["192.0.2.1:7".parse().unwrap()];
+    let request = MigrateRequest {
+        addresses: vec!["192.0.2.1:7".parse().unwrap()],
+        ..MigrateRequest::new("named:7")
+    };
     let first = block_on(async {
         let client = Client::new(&runtime, "old");
-        client.migrate_and_follow(&body).await?.next().await
+        client.migrate_and_follow(&request).await?.next().await
     });
     assert!(matches!(first, Ok(Some(Event::Phase { .. }))), "{first:?}");
     let asked = server.join().unwrap();
@@ -208,20 +144,20 @@ fn a_running_migration_is_steered_and_cancelled() {
     let host = Host::new(VmState::Running);
     block_on(async {
         let client = host.client();
-        client.migrate(&body("unix:/slow")).await.unwrap();
+        client
+            .migrate(&MigrateRequest::new("unix:/slow"))
+            .await
+            .unwrap();
         let mut events = client.events().await.unwrap();
         for _ in 0..4 {
             events.next().await.unwrap().unwrap();
         }
-        let limits = LimitsBody {
-            downtime_limit_ms: Some(50),
-            bandwidth_bytes_per_s: Some(0),
+        let limits = LimitChange {
+            downtime_limit: Some(Span(Duration::from_millis(50))),
+            bandwidth: Some(Rate(None)),
         };
         client.set_limits(&limits).await.unwrap();
-        assert_eq!(
-            host.vm.limits().unwrap().downtime,
-            Some(Duration::from_millis(50))
-        );
+        assert_eq!(host.vm.limits(), Some(limits));
         client.cancel().await.unwrap();
         assert!(matches!(events.next().await, Ok(Some(Event::Cancelled(_)))));
         assert!(matches!(events.next().await, Ok(None)));
@@ -297,6 +233,26 @@ fn wrong_requests_get_one_clear_error() {
         ("POST", "/vm/migration/resolve", "", 409, "vm.wrong-state"),
         ("POST", "/vm/migration/cancel", "", 404, "migration.none"),
         ("PATCH", "/vm/migration/limits", "{}", 400, "usage.body"),
+        ("GET", "/vm/jobs/7", "", 404, "job.not-found"),
+        ("GET", "/vm/jobs/%ff", "", 404, "job.not-found"),
+        ("GET", "/vm/jobs/", "", 404, "usage.endpoint"),
+        ("POST", "/vm/jobs", "", 405, "usage.method"),
+        ("POST", "/vm/jobs/7/cancel", "", 404, "job.not-found"),
+        (
+            "PATCH",
+            "/vm/jobs/7/limits",
+            "{\"bandwidth_bytes_per_s\":7}",
+            404,
+            "job.not-found",
+        ),
+        ("PATCH", "/vm/jobs/7/limits", "{}", 400, "usage.body"),
+        (
+            "PATCH",
+            "/vm/jobs/7/limits",
+            "{\"writes\":7}",
+            400,
+            "usage.body",
+        ),
         ("GET", "/vm/wait", "", 400, "usage.query"),
         (
             "GET",
@@ -369,6 +325,10 @@ fn the_document_names_every_endpoint_and_error() {
         "/vm/migration/cancel",
         "/vm/migration/resolve",
         "/vm/migration/limits",
+        "/vm/jobs",
+        "/vm/jobs/{id}",
+        "/vm/jobs/{id}/cancel",
+        "/vm/jobs/{id}/limits",
     ] {
         assert!(document["paths"][path].is_object(), "{path}");
     }
@@ -380,6 +340,8 @@ fn the_document_names_every_endpoint_and_error() {
         "MigrateBody",
         "ResolveBody",
         "LimitsBody",
+        "Job",
+        "Jobs",
     ] {
         assert!(
             document["components"]["schemas"][schema].is_object(),

@@ -137,7 +137,7 @@ fn nothing_is_removed_that_vmm_did_not_make() {
         host.ok("list");
         host.ok("list --all");
         for command in [
-            "status", "stop", "wait", "console", "logs", "forget", "pause",
+            "status", "stop", "wait", "console", "logs", "forget", "pause", "jobs",
         ] {
             host.fails(&format!("{command} {name}"), 1, "vm.not-found");
         }

@@ -8,16 +8,15 @@ use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use migration::observation::{Observation, Side};
-use migration::progress::Event;
+use migration::progress::{Event, LimitChange};
+use migration::request::MigrateRequest;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::{sleep, timeout};
 
-use super::body::{
-    Accepted, LimitsBody, MIGRATION_ID, MigrateBody, MigrationStarted, ResolveBody, StateAnswer,
-    StopBody,
-};
+use super::body::{Accepted, MIGRATION_ID, MigrationStarted, ResolveBody, StateAnswer, StopBody};
 use crate::instance::{StopMode, VmState, VmStatus};
+use crate::job::{Job, Jobs};
 use crate::runtime_dir::{Entry, RuntimeDir};
 
 /// Longest that a process takes to listen, or to be gone once it listens no more.
@@ -38,6 +37,15 @@ const NDJSON: &str = "application/x-ndjson";
 fn json(body: &impl Serialize) -> Result<Vec<u8>, Observation> {
     serde_json::to_vec(body)
         .map_err(|e| Observation::new(Side::Client, "usage.body", e.to_string()))
+}
+
+/// Where a job is; what can be no identifier names none.
+fn job_path(id: &str, what: &str) -> Result<String, Observation> {
+    let is_id = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    if id.is_empty() || !id.chars().all(is_id) {
+        return Jobs::default().find(id).map(|job| job.id);
+    }
+    Ok(format!("/vm/jobs/{id}{what}"))
 }
 
 /// Talks to one VM; every request has a connection of its own.
@@ -296,8 +304,9 @@ impl Client {
     ///
     /// # Errors
     /// As for [`Client::status`].
-    pub async fn migrate(&self, body: &MigrateBody) -> Result<MigrationStarted, Observation> {
-        self.call(Method::POST, "/vm/migration", Some(body)).await
+    pub async fn migrate(&self, request: &MigrateRequest) -> Result<MigrationStarted, Observation> {
+        self.call(Method::POST, "/vm/migration", Some(request))
+            .await
     }
 
     /// `POST /vm/migration/cancel`
@@ -322,9 +331,44 @@ impl Client {
     ///
     /// # Errors
     /// As for [`Client::status`].
-    pub async fn set_limits(&self, limits: &LimitsBody) -> Result<Accepted, Observation> {
+    pub async fn set_limits(&self, limits: &LimitChange) -> Result<Accepted, Observation> {
         self.call(Method::PATCH, "/vm/migration/limits", Some(limits))
             .await
+    }
+
+    /// `GET /vm/jobs`
+    ///
+    /// # Errors
+    /// As for [`Client::status`].
+    pub async fn jobs(&self) -> Result<Jobs, Observation> {
+        self.call(Method::GET, "/vm/jobs", None::<&()>).await
+    }
+
+    /// `GET /vm/jobs/ID`
+    ///
+    /// # Errors
+    /// `job.not-found`, and as for [`Client::status`].
+    pub async fn job(&self, id: &str) -> Result<Job, Observation> {
+        let path = job_path(id, "")?;
+        self.call(Method::GET, &path, None::<&()>).await
+    }
+
+    /// `POST /vm/jobs/ID/cancel`
+    ///
+    /// # Errors
+    /// `job.not-found`, `job.concluded`, `migration.committing`, and as for [`Client::status`].
+    pub async fn cancel_job(&self, id: &str) -> Result<Job, Observation> {
+        let path = job_path(id, "/cancel")?;
+        self.call(Method::POST, &path, None::<&()>).await
+    }
+
+    /// `PATCH /vm/jobs/ID/limits`
+    ///
+    /// # Errors
+    /// As for [`Client::cancel_job`], and `job.no-limits`.
+    pub async fn set_job_limits(&self, id: &str, limits: &LimitChange) -> Result<Job, Observation> {
+        let path = job_path(id, "/limits")?;
+        self.call(Method::PATCH, &path, Some(limits)).await
     }
 
     /// `GET /openapi.json`
@@ -351,17 +395,20 @@ impl Client {
     ///
     /// # Errors
     /// As for [`Client::status`].
-    pub async fn migrate_and_follow(&self, body: &MigrateBody) -> Result<Events, Observation> {
-        let begin = async |body: &MigrateBody| {
-            self.watched(self.send(Method::POST, "/vm/migration", json(body)?, NDJSON))
+    pub async fn migrate_and_follow(
+        &self,
+        request: &MigrateRequest,
+    ) -> Result<Events, Observation> {
+        let begin = async |request: &MigrateRequest| {
+            self.watched(self.send(Method::POST, "/vm/migration", json(request)?, NDJSON))
                 .await
         };
-        let response = match begin(body).await {
+        let response = match begin(request).await {
             // A VM that was started by version 0.1 looks names up by itself, and knows no addresses.
-            Err(why) if why.id == "usage.body" && !body.addresses.is_empty() => {
-                let of_0_1 = MigrateBody {
+            Err(why) if why.id == "usage.body" && !request.addresses.is_empty() => {
+                let of_0_1 = MigrateRequest {
                     addresses: Vec::new(),
-                    ..body.clone()
+                    ..request.clone()
                 };
                 begin(&of_0_1).await?
             }

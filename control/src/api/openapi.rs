@@ -2,13 +2,12 @@
 
 use utoipa::OpenApi;
 
-use super::body::{
-    Accepted, LimitsBody, MigrateBody, MigrationStarted, ResolveBody, StateAnswer, StopBody,
-    WaitQuery,
-};
+use super::body::{Accepted, MigrationStarted, ResolveBody, StateAnswer, StopBody, WaitQuery};
 use crate::instance::VmStatus;
+use crate::job::{Job, Jobs};
 use migration::observation::Observation;
-use migration::progress::Event;
+use migration::progress::{Event, LimitChange};
+use migration::request::MigrateRequest;
 
 /// The document that `/openapi.json` serves.
 pub fn document() -> utoipa::openapi::OpenApi {
@@ -22,7 +21,8 @@ pub fn document() -> utoipa::openapi::OpenApi {
         description = "Controls one VM through its control socket. Errors are observations."
     ),
     paths(
-        status, pause, resume, stop, wait, migrate, events, cancel, resolve, limits
+        status, pause, resume, stop, wait, migrate, events, cancel, resolve, limits, jobs, job,
+        cancel_job, job_limits
     ),
     components(schemas(Observation, Event))
 )]
@@ -59,7 +59,7 @@ fn wait() {}
 
 /// Begins a migration; its events tell the rest. With `accept: application/x-ndjson` they are the
 /// answer.
-#[utoipa::path(post, path = "/vm/migration", request_body = MigrateBody, responses(
+#[utoipa::path(post, path = "/vm/migration", request_body = MigrateRequest, responses(
     (status = 202, body = MigrationStarted),
     (status = 200, body = Event, content_type = "application/x-ndjson"), (status = 400, body = Observation),
     (status = 409, body = Observation)))]
@@ -86,7 +86,32 @@ fn cancel() {}
 fn resolve() {}
 
 /// Changes limits of the migration that runs.
-#[utoipa::path(patch, path = "/vm/migration/limits", request_body = LimitsBody, responses(
+#[utoipa::path(patch, path = "/vm/migration/limits", request_body = LimitChange, responses(
     (status = 200, body = Accepted), (status = 404, body = Observation)))]
 #[expect(dead_code, reason = "describes the endpoint")]
 fn limits() {}
+
+/// Jobs that run and the newest of those that ended, the oldest first.
+#[utoipa::path(get, path = "/vm/jobs", responses((status = 200, body = Jobs)))]
+#[expect(dead_code, reason = "describes the endpoint")]
+fn jobs() {}
+
+/// One job.
+#[utoipa::path(get, path = "/vm/jobs/{id}", params(("id" = String, Path, description = "Of the job")),
+    responses((status = 200, body = Job), (status = 404, body = Observation)))]
+#[expect(dead_code, reason = "describes the endpoint")]
+fn job() {}
+
+/// Asks a job to stop and undo what it did; its result tells whether it did.
+#[utoipa::path(post, path = "/vm/jobs/{id}/cancel",
+    params(("id" = String, Path, description = "Of the job")), responses(
+    (status = 202, body = Job), (status = 404, body = Observation), (status = 409, body = Observation)))]
+#[expect(dead_code, reason = "describes the endpoint")]
+fn cancel_job() {}
+
+/// Changes limits of a job that runs.
+#[utoipa::path(patch, path = "/vm/jobs/{id}/limits", request_body = LimitChange,
+    params(("id" = String, Path, description = "Of the job")), responses(
+    (status = 200, body = Job), (status = 404, body = Observation), (status = 409, body = Observation)))]
+#[expect(dead_code, reason = "describes the endpoint")]
+fn job_limits() {}

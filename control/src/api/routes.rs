@@ -5,26 +5,29 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::rejection::PathRejection;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{ConnectInfo, DefaultBodyLimit, Query, Request, State};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, patch, post};
 use axum::{Json, Router};
+use migration::progress::LimitChange;
+use migration::request::MigrateRequest;
 use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::spawn_blocking;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::body::{
-    Accepted, LimitsBody, MIGRATION_ID, MigrateBody, MigrationStarted, ResolveBody, StateAnswer,
-    StopBody, WaitQuery,
+    Accepted, MIGRATION_ID, MigrationStarted, ResolveBody, StateAnswer, StopBody, WaitQuery,
 };
 use super::error::ApiError;
 use super::kept::Kept;
 use super::places::Place;
-use crate::instance::{Instance, MigrateRequest, Requester, StopMode, VmState, VmStatus};
+use crate::instance::{Instance, Requester, StopMode, VmState, VmStatus};
+use crate::job::{Job, Jobs};
 
 /// One JSON object a line.
 const NDJSON: &str = "application/x-ndjson";
@@ -69,6 +72,10 @@ pub(super) fn router(instance: Arc<dyn Instance>) -> Router {
         .route("/vm/migration/cancel", post(cancel))
         .route("/vm/migration/resolve", post(resolve))
         .route("/vm/migration/limits", patch(limits))
+        .route("/vm/jobs", get(jobs))
+        .route("/vm/jobs/{id}", get(job))
+        .route("/vm/jobs/{id}/cancel", post(cancel_job))
+        .route("/vm/jobs/{id}/limits", patch(job_limits))
         .route("/openapi.json", get(openapi))
         .fallback(async || ApiError::new("usage.endpoint", "there is no such endpoint"))
         .method_not_allowed_fallback(async || {
@@ -188,19 +195,12 @@ async fn migrate(
     headers: HeaderMap,
     bytes: Bytes,
 ) -> Result<Response, ApiError> {
-    let request: MigrateBody = body(&bytes)?;
-    if request.streams.is_some_and(|n| !(1..=16).contains(&n)) {
-        return Err(ApiError::new(
-            "usage.streams",
-            "1 to 16 streams are supported",
-        ));
-    }
+    let request: MigrateRequest = body(&bytes)?;
     let accept = headers
         .get(header::ACCEPT)
         .and_then(|accept| accept.to_str().ok());
     let follow = accept.is_some_and(|accept| accept.contains(NDJSON));
     let permit = if follow { Some(vm.waiter()?) } else { None };
-    let request = MigrateRequest::try_from(request)?;
     let id = vm.call_slow(move |vm| vm.migrate(request)).await??;
     match permit {
         // A migration may be over, and this process about to end, before a second request is made.
@@ -260,13 +260,54 @@ async fn resolve(State(vm): State<Vm>, bytes: Bytes) -> Answer<StateAnswer> {
     Ok(Json(StateAnswer { state }))
 }
 
-async fn limits(State(vm): State<Vm>, bytes: Bytes) -> Answer<Accepted> {
-    let change: LimitsBody = body(&bytes)?;
-    if change == LimitsBody::default() {
+/// The limits that a request asks for.
+fn limit_change(bytes: &Bytes) -> Result<LimitChange, ApiError> {
+    let change: LimitChange = body(bytes)?;
+    if change == LimitChange::default() {
         return Err(ApiError::new("usage.body", "no limit is named"));
     }
-    vm.call(move |vm| vm.set_limits(change.into())).await??;
+    Ok(change)
+}
+
+async fn limits(State(vm): State<Vm>, bytes: Bytes) -> Answer<Accepted> {
+    let change = limit_change(&bytes)?;
+    vm.call(move |vm| vm.set_limits(change)).await??;
     Ok(Json(Accepted {}))
+}
+
+type JobId = Result<Path<String>, PathRejection>;
+
+/// What is no text at all is the identifier of no job.
+fn job_id(id: JobId) -> String {
+    id.map(|Path(id)| id).unwrap_or_default()
+}
+
+async fn jobs(State(vm): State<Vm>) -> Answer<Jobs> {
+    Ok(Json(vm.call(Instance::jobs).await?))
+}
+
+async fn job(State(vm): State<Vm>, id: JobId) -> Answer<Job> {
+    let id = job_id(id);
+    Ok(Json(vm.call(move |vm| vm.jobs().find(&id)).await??))
+}
+
+async fn cancel_job(State(vm): State<Vm>, id: JobId) -> Result<(StatusCode, Json<Job>), ApiError> {
+    let id = job_id(id);
+    let cancelled = move |vm: &dyn Instance| {
+        vm.cancel_job(&id)?;
+        vm.jobs().find(&id)
+    };
+    Ok((StatusCode::ACCEPTED, Json(vm.call(cancelled).await??)))
+}
+
+async fn job_limits(State(vm): State<Vm>, id: JobId, bytes: Bytes) -> Answer<Job> {
+    let id = job_id(id);
+    let change = limit_change(&bytes)?;
+    let changed = move |vm: &dyn Instance| {
+        vm.set_job_limits(&id, change)?;
+        vm.jobs().find(&id)
+    };
+    Ok(Json(vm.call(changed).await??))
 }
 
 async fn openapi() -> Json<utoipa::openapi::OpenApi> {

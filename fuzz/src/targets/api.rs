@@ -7,15 +7,16 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use control::api::body::{LimitsBody, MigrateBody, ResolveBody, StopBody, WaitQuery};
+use control::api::body::{ResolveBody, StopBody, WaitQuery};
 use control::api::{ControlServer, Hangup};
 use control::instance::{
-    Ending, Instance, LimitChange, MigrateRequest, MigrationStatus, Requester, StopMode, VmEnd,
-    VmState, VmStatus,
+    Ending, Instance, MigrationStatus, Requester, StopMode, VmEnd, VmState, VmStatus,
 };
+use control::job::{Job, Jobs};
 use migration::control::Events;
 use migration::observation::{Observation, Side};
-use migration::progress::{Event, Report};
+use migration::progress::{Event, LimitChange, Limits, Report};
+use migration::request::MigrateRequest;
 use migration::wire::control::Resolution;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -109,11 +110,7 @@ impl Instance for Agreeable {
     }
 
     fn migrate(&self, request: MigrateRequest) -> Result<String, Observation> {
-        assert!(
-            request
-                .streams
-                .is_none_or(|streams| (1..=16).contains(&streams))
-        );
+        request.endpoint()?;
         Ok("0".repeat(32))
     }
 
@@ -125,6 +122,21 @@ impl Instance for Agreeable {
 
     fn cancel_migration(&self) -> Result<(), Observation> {
         Ok(())
+    }
+
+    fn jobs(&self) -> Jobs {
+        let events = [Event::Completed(Report::default())];
+        Jobs {
+            jobs: vec![Job::of_migration("0".repeat(32), &events)],
+        }
+    }
+
+    fn cancel_job(&self, id: &str) -> Result<(), Observation> {
+        self.jobs().find(id).map(drop)
+    }
+
+    fn set_job_limits(&self, id: &str, _: LimitChange) -> Result<(), Observation> {
+        self.jobs().find(id).map(drop)
     }
 
     fn set_limits(&self, _: LimitChange) -> Result<(), Observation> {
@@ -218,6 +230,14 @@ fn http_seeds() -> Vec<Vec<u8>> {
             "",
             r#"{"downtime_limit_ms":5}"#,
         ),
+        request("GET /vm/jobs", "", ""),
+        request("GET /vm/jobs/0", "", ""),
+        request("POST /vm/jobs/0/cancel", "", ""),
+        request(
+            "PATCH /vm/jobs/0/limits",
+            "",
+            r#"{"bandwidth_bytes_per_s":5}"#,
+        ),
         request("GET /openapi.json", "", ""),
         b"POST /vm/stop HTTP/1.1\r\nhost: v\r\ntransfer-encoding: chunked\r\n\r\n\
           5\r\n{\"mod\r\nb\r\ne\":\"force\"}\r\n0\r\n\r\n"
@@ -236,16 +256,17 @@ fn again<T: Serialize + DeserializeOwned>(text: &[u8]) -> Option<T> {
 }
 
 fn json(bytes: &[u8]) {
-    if let Some(body) = again::<MigrateBody>(bytes) {
-        let _ = MigrateRequest::try_from(body);
+    if let Some(request) = again::<MigrateRequest>(bytes) {
+        let _ = request.endpoint();
     }
-    if let Some(body) = again::<LimitsBody>(bytes) {
-        let _ = LimitChange::from(body);
+    if let Some(change) = again::<LimitChange>(bytes) {
+        let _ = Limits::default().changed(change);
     }
     again::<StopBody>(bytes);
     again::<ResolveBody>(bytes);
     again::<WaitQuery>(bytes);
     again::<VmStatus>(bytes);
+    again::<Jobs>(bytes);
     again::<Event>(bytes);
     if let Some(observation) = again::<Observation>(bytes) {
         let _ = (observation.root().id.len(), observation.to_string());

@@ -8,6 +8,7 @@ use std::time::Duration;
 use migration::control::Control;
 use migration::journal::{Handover, Journal, MemoryJournal};
 use migration::progress::Verify;
+use migration::request::MigrateRequest;
 use migration::source::{self, Options};
 use migration::transport::{Connect, Connection, Patience};
 use migration::vm::{
@@ -251,7 +252,7 @@ fn migrate(bytes: &[u8], pace: Pace) -> Outcome {
         answers: Mutex::new(answers),
         made: Mutex::new(0),
     };
-    let options = Options {
+    let request = MigrateRequest {
         streams: Some(streams),
         verify: if options & 4 == 0 {
             Verify::Off
@@ -259,11 +260,14 @@ fn migrate(bytes: &[u8], pace: Pace) -> Outcome {
             Verify::Stream
         },
         plan: options & 8 != 0,
+        ..MigrateRequest::new("unix:/there")
+    };
+    let options = Options {
         io_timeout: pace.peer,
         peer_timeout: pace.peer,
         prepare_timeout: pace.peer,
         resolve_for: Duration::ZERO,
-        ..Options::new(ID)
+        ..Options::new(ID, request)
     };
     let journal = MemoryJournal::default();
     let vm = Vm::new();

@@ -11,11 +11,12 @@ use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use control::instance::{MigrateRequest, VmState};
+use control::instance::VmState;
 use migration::control::Control;
 use migration::endpoint::Endpoint;
 use migration::journal::FileJournal;
 use migration::observation::{Observation, Side};
+use migration::request::MigrateRequest;
 use migration::source;
 use migration::transport::socket::SocketConnect;
 use migration::wire::control::Resolution;
@@ -37,22 +38,7 @@ const ASK_AT_LEAST: Duration = Duration::from_secs(5);
 impl VmInstance {
     /// Begins a migration on a thread of its own and returns its identifier.
     pub(crate) fn leave(self: &Arc<Self>, request: MigrateRequest) -> Result<String, Observation> {
-        let MigrateRequest {
-            to,
-            limits,
-            streams,
-            timeout,
-            on_timeout,
-            verify,
-            insecure,
-            plan,
-        } = request;
-        if !to.is_loopback() && !insecure {
-            return Err(refuse(
-                "usage.insecure",
-                "plain TCP beyond this host needs --insecure: guest memory is readable on the wire",
-            ));
-        }
+        let to = request.endpoint()?;
         let journal = FileJournal::open(self.dir.migrations())
             .map_err(|e| Observation::from_error(Side::Source, "migration.journal", &e))?;
         let id = MigrationId::random()
@@ -60,22 +46,17 @@ impl VmInstance {
         let connector = SocketConnect::new(to.clone())
             .map_err(|e| Observation::from_error(Side::Source, "usage.address", &e))?;
         let control = Control::new();
+        // From now on they are told and changed, whenever the engine comes to begin.
+        control.set_limits(request.limits());
         let machine = self.begin(Migration {
             id: Some(id),
             to: Some(to),
             control: control.clone(),
             stage: Stage::Active,
             resolution: None,
+            broken: None,
         })?;
-        let options = source::Options {
-            streams,
-            limits,
-            timeout,
-            on_timeout,
-            verify,
-            plan,
-            ..source::Options::new(id)
-        };
+        let options = source::Options::new(id, request);
         let instance = self.clone();
         control.before_end(move |outcome| {
             // Who hears that the guest is still here may ask for the next move at once; and who hears
@@ -129,7 +110,7 @@ impl VmInstance {
         if core.stopping || machine.ended() {
             return Err(wrong_state(VmState::Stopped));
         }
-        core.migration = Some(migration);
+        core.begin_migration(migration);
         Ok(machine)
     }
 
@@ -161,6 +142,8 @@ impl VmInstance {
             if outcome.is_none() {
                 // Whoever waits for its last event would wait for ever.
                 migration.control = Control::new();
+                migration.broken =
+                    Some(refuse("migration.worker", "the engine ended unexpectedly"));
             }
         }
         self.changed.notify_all();

@@ -1,10 +1,12 @@
 //! The VM of this process: how it starts or comes in, what is asked of it, how it leaves and how it ends.
 
 mod door;
+mod ended_jobs;
 mod ending;
 mod hang;
 mod incoming;
 mod inherited;
+mod jobs;
 pub(crate) mod launch;
 mod leaving;
 mod requests;

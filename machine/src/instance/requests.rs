@@ -5,11 +5,12 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use control::instance::{
-    Instance, LimitChange, MigrateRequest, Requester, StopMode, VmState, VmStatus,
-};
+use control::instance::{Instance, Requester, StopMode, VmState, VmStatus};
+use control::job::Jobs;
 use migration::control::Events;
 use migration::observation::{Observation, Side};
+use migration::progress::LimitChange;
+use migration::request::MigrateRequest;
 
 use crate::error::MachineError;
 use crate::instance::vm::{Core, Farewell, VmInstance, refuse, running_state, wrong_state};
@@ -90,34 +91,40 @@ impl Instance for Served {
 
     fn cancel_migration(&self) -> Result<(), Observation> {
         match self.lock().active() {
-            Some(migration) if migration.control.cancel() => Ok(()),
-            Some(_) => Err(refuse(
-                "migration.committing",
-                "it is too late: the commit is on its way, or the migration is ending",
-            )),
+            Some(migration) => migration.cancel(),
             None => Err(refuse("migration.none", "no migration is running")),
         }
     }
 
     fn set_limits(&self, change: LimitChange) -> Result<(), Observation> {
-        let LimitChange {
-            downtime,
-            bandwidth,
-        } = change;
         match self.lock().active() {
             Some(migration) => {
-                let mut limits = migration.control.limits();
-                if let Some(downtime) = downtime {
-                    limits.downtime = downtime;
-                }
-                if let Some(bandwidth) = bandwidth {
-                    limits.bandwidth = (bandwidth > 0).then_some(bandwidth);
-                }
-                migration.control.set_limits(limits);
+                migration.set_limits(change);
                 Ok(())
             }
             None => Err(refuse("migration.none", "no migration is running")),
         }
+    }
+
+    fn jobs(&self) -> Jobs {
+        self.told().jobs()
+    }
+
+    fn cancel_job(&self, id: &str) -> Result<(), Observation> {
+        self.lock().steered(id)?.cancel()
+    }
+
+    fn set_job_limits(&self, id: &str, change: LimitChange) -> Result<(), Observation> {
+        let core = self.lock();
+        let migration = core.steered(id)?;
+        if migration.to.is_none() {
+            return Err(refuse(
+                "job.no-limits",
+                "the guest comes in: its limits are those of the job at the host that it leaves",
+            ));
+        }
+        migration.set_limits(change);
+        Ok(())
     }
 
     fn resolve(&self, sockets: Vec<SocketAddr>) -> Result<VmState, Observation> {

@@ -22,6 +22,7 @@ use migration::wire::control::Resolution;
 use crate::events::GuestEvent;
 use crate::events::observed;
 use crate::instance::door::Door;
+use crate::instance::ended_jobs::EndedJobs;
 use crate::machine::Machine;
 use crate::power::PauseReason;
 use crate::threads::{self, Role};
@@ -45,6 +46,7 @@ pub(crate) struct Core {
     pub(crate) state: VmState,
     pub(crate) machine: Option<Arc<Machine>>,
     pub(crate) migration: Option<Migration>,
+    pub(super) ended_jobs: EndedJobs,
     /// The VM is being ended by force.
     pub(crate) stopping: bool,
     /// Who asked for the guest's end, while it is awaited.
@@ -83,6 +85,8 @@ pub(crate) struct Migration {
     pub(crate) stage: Stage,
     /// What the destination answered when it was asked who has the guest.
     pub(crate) resolution: Option<Resolution>,
+    /// Why its engine ended without an outcome.
+    pub(crate) broken: Option<Observation>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +112,7 @@ impl VmInstance {
                 state,
                 machine: None,
                 migration: None,
+                ended_jobs: EndedJobs::default(),
                 stopping: false,
                 asked: None,
                 size: None,
@@ -137,12 +142,13 @@ impl VmInstance {
         if core.stopping {
             control.cancel();
         }
-        core.migration = Some(Migration {
+        core.begin_migration(Migration {
             id: None,
             to: None,
             control,
             stage: Stage::Active,
             resolution: None,
+            broken: None,
         });
     }
 

@@ -6,6 +6,7 @@ use control::instance::VmState;
 use migration::control::Control;
 use migration::journal::MemoryJournal;
 use migration::observation::Observation;
+use migration::request::MigrateRequest;
 use migration::transport::socket::SocketConnect;
 use migration::vm::{DestinationMachine, SourceMachine};
 use migration::{MigrationId, Outcome, source};
@@ -71,8 +72,11 @@ fn what_the_destination_cannot_read_is_refused_by_name_before_anything_moves() {
         let address = endpoint(&target.status().listen.unwrap());
         let outcome = source::migrate(
             &vm,
-            &SocketConnect::new(address).unwrap(),
-            &source::Options::new(MigrationId::random().unwrap()),
+            &SocketConnect::new(address.clone()).unwrap(),
+            &source::Options::new(
+                MigrationId::random().unwrap(),
+                MigrateRequest::new(address.to_string()),
+            ),
             &Control::new(),
             &MemoryJournal::default(),
         );

@@ -5,13 +5,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use control::instance::{Ending, Instance, MigrateRequest, Requester, StopMode, VmState};
+use control::instance::{Ending, Instance, Requester, StopMode, VmState};
+use control::job::{JobOutcome, JobState};
 use control::rotating_file::RotatingFile;
 use control::runtime_dir::{RuntimeDir, VmDir};
 use devices::bus::BusDevice;
 use migration::Outcome;
 use migration::endpoint::Endpoint;
-use migration::progress::{Event, Limits, Report, TimeoutAction, Verify};
+use migration::progress::{Event, Report};
+use migration::request::MigrateRequest;
+use migration::units::{Rate, Span};
 use migration::vm::SourceMachine;
 
 use crate::boot::testing::pvh_elf;
@@ -101,19 +104,6 @@ pub(crate) fn endpoint(text: &str) -> Endpoint {
     Endpoint::numeric(text.parse().unwrap()).unwrap()
 }
 
-pub(crate) fn request(to: &str) -> MigrateRequest {
-    MigrateRequest {
-        to: endpoint(to),
-        limits: Limits::default(),
-        streams: None,
-        timeout: None,
-        on_timeout: TimeoutAction::Cancel,
-        verify: Verify::Stream,
-        insecure: false,
-        plan: false,
-    }
-}
-
 /// Waits for the last event of the migration and returns it.
 pub(crate) fn last_event(source: &dyn Instance) -> Event {
     let events = source.migration_events().unwrap();
@@ -152,7 +142,7 @@ fn a_guest_moves_and_the_source_lets_go() {
     let listen = target.status().listen.unwrap();
 
     assert_eq!(target.status().migration.unwrap().id, None);
-    let id = source.migrate(request(&listen)).unwrap();
+    let id = source.migrate(MigrateRequest::new(&listen)).unwrap();
     match last_event(&*source) {
         Event::Completed(report) => {
             assert!(report.verified);
@@ -180,7 +170,7 @@ fn a_guest_that_its_user_paused_arrives_paused() {
     let target = destination(&there);
     source.pause().unwrap();
     source
-        .migrate(request(&target.status().listen.unwrap()))
+        .migrate(MigrateRequest::new(target.status().listen.unwrap()))
         .unwrap();
     assert!(matches!(last_event(&*source), Event::Completed(_)));
     assert_eq!(target.status().state, VmState::Paused);
@@ -197,12 +187,41 @@ fn a_guest_whose_destination_is_not_there_goes_on() {
     kernel.write_all(&pvh_elf(&COUNTING, 0)).unwrap();
     let here = Host::new();
     let source = guest(&here, kernel.path());
-    source.migrate(request("unix:/nonexistent/socket")).unwrap();
+    source
+        .migrate(MigrateRequest::new("unix:/nonexistent/socket"))
+        .unwrap();
     match last_event(&*source) {
         Event::Failed(report) => assert!(report.error.is_some()),
         other => panic!("{other:?}"),
     }
     assert_eq!(source.status().state, VmState::Running);
+}
+
+#[test]
+fn the_job_of_a_migration_has_the_limits_that_were_asked_for_and_says_why_it_failed() {
+    if !has_kvm() {
+        return;
+    }
+    let mut kernel = tempfile::NamedTempFile::new().unwrap();
+    kernel.write_all(&pvh_elf(&COUNTING, 0)).unwrap();
+    let here = Host::new();
+    let source = guest(&here, kernel.path());
+    let request = MigrateRequest {
+        downtime_limit: Span(Duration::from_millis(7)),
+        bandwidth: Rate(Some(7 << 20)),
+        ..MigrateRequest::new("unix:/nonexistent/socket")
+    };
+    let limits = Some(request.limits().into());
+    let id = source.migrate(request).unwrap();
+    // Its thread may not have begun yet.
+    assert_eq!(source.jobs().find(&id).unwrap().limits, limits);
+    last_event(&*source);
+    let job = source.jobs().find(&id).unwrap();
+    assert_eq!((job.state, job.limits), (JobState::Concluded, limits));
+    let result = job.result.unwrap();
+    assert_eq!(result.outcome, JobOutcome::Failed);
+    assert_eq!(result.error, result.report.unwrap().error);
+    assert_eq!(source.cancel_job(&id).unwrap_err().id, "job.concluded");
 }
 
 #[test]
@@ -218,7 +237,7 @@ fn a_guest_that_ends_at_once_is_not_said_to_run() {
         let host = Host::new();
         let vm = guest(&host, kernel.path());
         wait_for(&*vm, VmState::Stopped);
-        assert!(vm.migrate(request("127.0.0.1:9")).is_err());
+        assert!(vm.migrate(MigrateRequest::new("127.0.0.1:9")).is_err());
     }
 }
 
@@ -232,7 +251,9 @@ fn whoever_hears_that_a_migration_failed_may_ask_for_the_next() {
     let host = Host::new();
     let source = guest(&host, kernel.path());
     for _ in 0..200 {
-        source.migrate(request("unix:/nonexistent/socket")).unwrap();
+        source
+            .migrate(MigrateRequest::new("unix:/nonexistent/socket"))
+            .unwrap();
         assert!(matches!(last_event(&*source), Event::Failed(_)));
         assert_eq!(source.status().state, VmState::Running);
     }
@@ -291,7 +312,7 @@ fn a_guest_whose_engine_failed_while_it_was_paused_is_not_let_go_on() {
     vm.settle(None);
     assert_eq!(vm.status().state, VmState::HandoverUnknown);
     assert!(vm.resume().is_err());
-    assert!(vm.migrate(request("127.0.0.1:9")).is_err());
+    assert!(vm.migrate(MigrateRequest::new("127.0.0.1:9")).is_err());
     assert!(vm.stop(StopMode::Force, Requester::Holder).is_err());
     vm.end(Ending::PoweredOff, None);
     assert_eq!(vm.status().state, VmState::HandoverUnknown);
@@ -361,7 +382,7 @@ fn whatever_its_user_does_meanwhile_a_guest_is_on_one_side() {
         let source = guest(&here, kernel.path());
         let target = destination(&there);
         let listen = target.status().listen.unwrap();
-        source.migrate(request(&listen)).unwrap();
+        source.migrate(MigrateRequest::new(&listen)).unwrap();
         let over = std::sync::atomic::AtomicBool::new(false);
         let moved = std::thread::scope(|scope| {
             for user in 0..2 {
@@ -375,7 +396,7 @@ fn whatever_its_user_does_meanwhile_a_guest_is_on_one_side() {
                             0 | 2 => source.pause(),
                             1 | 3 => source.resume(),
                             _ => source
-                                .migrate(request("unix:/nonexistent/socket"))
+                                .migrate(MigrateRequest::new("unix:/nonexistent/socket"))
                                 .map(drop),
                         };
                         if turn % 97 == 50 && round % 3 == 0 {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use control::instance::{Instance, Requester, StopMode, VmState};
 use migration::progress::Event;
+use migration::request::MigrateRequest;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType};
 
 use crate::config::{CpuModel, NetConfig, ReceiveConfig, RunConfig};
@@ -20,7 +21,7 @@ use crate::instance::launch::receive;
 use crate::instance::launch::run;
 use crate::memory::{PageBacking, RamFile};
 use crate::tests::has_kvm;
-use crate::tests::moving::{Host, endpoint, held, hub, last_event, request, wait_for};
+use crate::tests::moving::{Host, endpoint, held, hub, last_event, wait_for};
 
 const GUEST: &str = "10.8.0.2:7";
 /// What the guest puts behind what it sends back by UDP: its number, its tick and its time.
@@ -225,7 +226,7 @@ fn connections_to_a_guest_stay_while_it_moves() {
                     }
                 });
                 source
-                    .migrate(request(&target.status().listen.unwrap()))
+                    .migrate(MigrateRequest::new(target.status().listen.unwrap()))
                     .unwrap();
                 let end = last_event(&*source);
                 moving.store(false, Ordering::SeqCst);
@@ -271,7 +272,7 @@ fn a_destination_whose_tap_is_missing_or_busy_refuses_at_once() {
             let second = Host::new();
             let target = destination(&second, nets);
             source
-                .migrate(request(&target.status().listen.unwrap()))
+                .migrate(MigrateRequest::new(target.status().listen.unwrap()))
                 .unwrap();
             match last_event(&*source) {
                 Event::Failed(report) => {

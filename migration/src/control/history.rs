@@ -70,6 +70,10 @@ impl History {
         self.events.pop_front()
     }
 
+    pub fn iter(&self) -> impl Iterator<Item = &Event> {
+        self.events.iter()
+    }
+
     pub fn last(&self) -> Option<&Event> {
         self.events.back()
     }

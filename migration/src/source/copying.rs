@@ -141,7 +141,7 @@ impl<'m, 's, 'a> Copying<'m, 's, 'a> {
                 }
                 Decision::GiveUp => {
                     return Err(Error::TimedOut(
-                        self.moving.course.options.timeout.unwrap_or_default(),
+                        self.moving.course.timeout().unwrap_or_default(),
                     ));
                 }
                 Decision::Iterate(outlook) => {
@@ -253,7 +253,7 @@ impl<'m, 's, 'a> Copying<'m, 's, 'a> {
     /// Learns what a switch-over costs: once, and again while that keeps it off. Hashing costs more the
     /// more memory the guest has come to use.
     fn measure_costs(&mut self) {
-        let hashes = self.moving.course.options.verify == Verify::Full;
+        let hashes = self.moving.course.options.request.verify == Verify::Full;
         if let Some(before) = self.costs_measured {
             let in_the_way =
                 self.moving.transfer.costs.total() > self.moving.course.control.limits().downtime;

@@ -104,9 +104,14 @@ impl<'a> Course<'a> {
 
     pub fn deadline(&self) -> Deadline {
         Deadline {
-            timeout: self.options.timeout,
-            action: self.options.on_timeout,
+            timeout: self.timeout(),
+            action: self.options.request.on_timeout,
         }
+    }
+
+    /// The total time that it may take.
+    pub fn timeout(&self) -> Option<Duration> {
+        self.options.request.timeout.map(|timeout| timeout.0)
     }
 
     pub fn phase(&self) -> Phase {
@@ -146,14 +151,14 @@ impl<'a> Course<'a> {
 
     /// Whether the total time is over.
     pub fn is_late(&self) -> bool {
-        let timeout = self.options.timeout;
+        let timeout = self.timeout();
         timeout.is_some_and(|timeout| self.began.elapsed() >= timeout)
     }
 
     /// Whether the total time is over and the migration to be given up for it.
     pub fn check_time(&self) -> Result<(), Error> {
-        if self.is_late() && self.options.on_timeout == TimeoutAction::Cancel {
-            return Err(Error::TimedOut(self.options.timeout.unwrap_or_default()));
+        if self.is_late() && self.options.request.on_timeout == TimeoutAction::Cancel {
+            return Err(Error::TimedOut(self.timeout().unwrap_or_default()));
         }
         Ok(())
     }

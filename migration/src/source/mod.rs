@@ -53,7 +53,7 @@ pub fn migrate(
     let span = tracing::info_span!("migration", id = %options.id, role = "source");
     let _entered = span.enter();
     control.set_id(options.id);
-    control.begin(options.limits);
+    control.begin(options.request.limits());
     let mut course = Course::new(vm, to, options, control, journal);
     let policy = Alone {
         control,
@@ -68,7 +68,7 @@ fn steps<'s, 'a>(
     course: &mut Course<'a>,
     policy: &dyn SwitchOverPolicy,
 ) -> Result<End, Failed> {
-    let is_plan = course.options.plan;
+    let is_plan = course.options.request.plan;
     let negotiated = Negotiated::with(scope, course)?;
     if is_plan {
         return negotiated.end_plan();

@@ -53,10 +53,14 @@ impl<'m, 's, 'a> Negotiated<'m, 's, 'a> {
         let ram = Arc::new(Ram::new(vm.ram(), &machine.ram)?);
         course.report.guest_bytes = ram.pages() * crate::PAGE_SIZE;
         let (link, token) = Self::link(scope, course)?;
-        let chosen = course.options.streams.unwrap_or_else(default_streams);
+        let chosen = course
+            .options
+            .request
+            .streams
+            .unwrap_or_else(default_streams);
         let streams = chosen.clamp(1, MAX_STREAMS);
         // Also while the destination builds the machine: whoever wakes next is to run at once.
-        let sharing = (!course.options.plan).then(|| {
+        let sharing = (!course.options.request.plan).then(|| {
             let ends = course.undone_by(move || {
                 vm.share_processors(0);
                 Ok(())
@@ -113,8 +117,8 @@ impl<'m, 's, 'a> Negotiated<'m, 's, 'a> {
             machine,
             run_state: course.report.run_state,
             streams: self.streams,
-            verify: course.options.verify,
-            intent: if course.options.plan {
+            verify: course.options.request.verify,
+            intent: if course.options.request.plan {
                 Intent::Plan
             } else {
                 Intent::Migrate
@@ -158,7 +162,7 @@ impl<'m, 's, 'a> Negotiated<'m, 's, 'a> {
             course,
         } = self;
         course.enter(Phase::Prepare);
-        let verify = course.options.verify;
+        let verify = course.options.request.verify;
         let sent = Sent::nothing(&ram, verify, streams, link.agreed);
         let mut moving = Moving {
             guest: None,
@@ -258,7 +262,7 @@ impl<'s, 'a> Moving<'_, 's, 'a> {
                 control: course.control,
                 bucket: course.bucket.clone(),
                 counters: course.counters.clone(),
-                key: (course.options.verify == Verify::Stream).then(|| key.clone()),
+                key: (course.options.request.verify == Verify::Stream).then(|| key.clone()),
             };
             let connection = connect(course, role, token)?;
             link.add_stream(scope, connection, sending, [stream, streams])?;

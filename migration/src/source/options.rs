@@ -1,27 +1,17 @@
-//! What a source is asked for.
+//! What a source is given to do.
 
 use std::time::Duration;
 
 use crate::id::MigrationId;
-use crate::progress::{Limits, TimeoutAction, Verify};
+use crate::request::MigrateRequest;
 
-/// What is asked for.
+/// What a source is given to do: what its user asks for, and how patient it is with its peer.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Identifier of this migration, never used before.
     pub id: MigrationId,
-    /// Data connections; `None` chooses by the number of cores.
-    pub streams: Option<u8>,
-    /// Limits to begin with; [`crate::control::Control::set_limits`] changes them.
-    pub limits: Limits,
-    /// Total time; `None` is unlimited.
-    pub timeout: Option<Duration>,
-    /// What to do when it has passed.
-    pub on_timeout: TimeoutAction,
-    /// How memory is verified.
-    pub verify: Verify,
-    /// Only ask whether it would work, and change nothing.
-    pub plan: bool,
+    /// What its user asks for; [`crate::control::Control::set_limits`] changes the limits later.
+    pub request: MigrateRequest,
     /// How long a transfer may stand still or an answer may take.
     pub io_timeout: Duration,
     /// How long the peer may be silent.
@@ -33,16 +23,11 @@ pub struct Options {
 }
 
 impl Options {
-    /// The defaults for migration `id`.
-    pub fn new(id: MigrationId) -> Self {
+    /// The defaults for migration `id`, of which `request` is asked.
+    pub fn new(id: MigrationId, request: MigrateRequest) -> Self {
         Self {
             id,
-            streams: None,
-            limits: Limits::default(),
-            timeout: None,
-            on_timeout: TimeoutAction::Cancel,
-            verify: Verify::Stream,
-            plan: false,
+            request,
             io_timeout: Duration::from_secs(10),
             peer_timeout: Duration::from_secs(10),
             prepare_timeout: Duration::from_secs(120),

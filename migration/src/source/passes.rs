@@ -168,7 +168,7 @@ impl Moving<'_, '_, '_> {
             return Ok(());
         }
         self.course.check_time()?;
-        if self.course.is_late() && self.course.options.on_timeout == TimeoutAction::Stop {
+        if self.course.is_late() && self.course.options.request.on_timeout == TimeoutAction::Stop {
             self.stop()?;
         }
         Ok(())

@@ -124,7 +124,7 @@ impl<'m, 's, 'a> Stopped<'m, 's, 'a> {
             ..
         } = &mut self.moving;
         let began = Instant::now();
-        let ours = match course.options.verify {
+        let ours = match course.options.request.verify {
             Verify::Off => None,
             Verify::Stream => Some(digest_text(
                 transfer.digests.iter().fold(0, |a, &b| a.wrapping_add(b)),
@@ -136,7 +136,8 @@ impl<'m, 's, 'a> Stopped<'m, 's, 'a> {
                 Some(digest.ok_or_else(|| session.why_stopped(&link.notes))?)
             }
         };
-        let hashing = full_digest::patience(course.options.verify, course.report.guest_bytes);
+        let hashing =
+            full_digest::patience(course.options.request.verify, course.report.guest_bytes);
         let patience = course.options.prepare_timeout + hashing;
         let ready = match link.answer("loading the state", patience, || course.check_time())? {
             Message::Ready(ready) => ready,

@@ -6,7 +6,9 @@ use std::time::Duration;
 use migration::control::{Control, Events};
 use migration::journal::MemoryJournal;
 use migration::progress::Limits;
+use migration::request::MigrateRequest;
 use migration::transport::memory;
+use migration::units::{Rate, Span};
 use migration::{MigrationId, Outcome, destination, source};
 
 use super::{Destination, Guest, Source, Witness, ends_within};
@@ -39,9 +41,19 @@ impl Scene {
             vm,
             into: Destination::new(&witness),
             witness,
-            options: source::Options::new(MigrationId::random().unwrap()),
+            options: source::Options::new(
+                MigrationId::random().unwrap(),
+                MigrateRequest::new("unix:/there"),
+            ),
             journal: MemoryJournal::default(),
         }
+    }
+
+    /// Begins with `limits`.
+    pub fn limit(&mut self, limits: Limits) {
+        let request = &mut self.options.request;
+        request.downtime_limit = Span(limits.downtime);
+        request.bandwidth = Rate(limits.bandwidth);
     }
 
     /// Runs the migration while `steer` watches its events.

@@ -52,6 +52,9 @@ pub trait Vms {
     /// Status of a VM that exists.
     fn status(&self, vm: &str) -> Value;
 
+    /// Jobs of a VM, the oldest first.
+    fn jobs(&self, vm: &str) -> Vec<Value>;
+
     /// State of a VM; `None` when there is none of this name.
     fn state(&self, vm: &str) -> Option<String>;
 
@@ -118,6 +121,11 @@ impl Vms for Host {
     #[track_caller]
     fn status(&self, vm: &str) -> Value {
         one_json(&self.vmm(["status", vm, "--json"]).success())
+    }
+
+    #[track_caller]
+    fn jobs(&self, vm: &str) -> Vec<Value> {
+        self.vmm(["jobs", vm, "--json"]).success().json_lines()
     }
 
     #[track_caller]

@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use control::api::body::LimitsBody;
 use control::instance::VmState;
 use control::runtime_dir::Log;
 use control::units::{ByteSize, Rate, Span};
@@ -12,8 +11,8 @@ use machine::config::{
     CpuModel, DiskArg, NetArg, PageBacking, RunOptions, parse_disk_override, parse_net_override,
     set_once,
 };
-use migration::address::{Address, AddressError};
-use migration::progress::{TimeoutAction, Verify};
+use migration::progress::LimitChange;
+use migration::request::MigrateRequest;
 
 use crate::logging::{LogFormat, LogOptions};
 use crate::sandbox::Sandbox;
@@ -75,6 +74,8 @@ pub enum Command {
     ///
     /// Ctrl-C cancels the migration, never the guest.
     Migrate(MigrateArgs),
+    /// List the jobs of a VM, those that run and the newest of those that ended, or steer one.
+    Jobs(JobsArgs),
     /// List the VMs of this host.
     List {
         /// Also those that have ended.
@@ -310,49 +311,37 @@ const STEERING: [&str; 3] = ["cancel", "resolve", "set"];
 pub struct MigrateArgs {
     /// Name of the VM.
     pub(super) name: String,
-    /// Where to: HOST:PORT or unix:PATH.
-    #[arg(long, value_name = "ADDRESS", value_parser = parse_peer)]
-    pub(super) to: Option<String>,
-    /// Longest that the guest may be stopped.
-    #[arg(long, value_name = "TIME", default_value = "300ms", conflicts_with_all = STEERING)]
-    pub(super) downtime_limit: Span,
-    /// Most that goes over the wire, as in 500MiB/s [default: unlimited].
-    #[arg(long, value_name = "RATE", conflicts_with_all = STEERING)]
-    pub(super) bandwidth: Option<Rate>,
-    /// Data connections, 1 to 16 [default: chosen].
-    #[arg(long, value_name = "N", conflicts_with_all = STEERING,
-        value_parser = clap::value_parser!(u8).range(1..=16))]
-    pub(super) streams: Option<u8>,
-    /// Total time before --on-timeout is done.
-    #[arg(long, value_name = "TIME", conflicts_with_all = STEERING)]
-    pub(super) timeout: Option<Span>,
-    /// What to do then: cancel, or stop the guest and finish.
-    #[arg(long, value_name = "ACTION", default_value = "cancel", requires = "timeout",
-        value_parser = parse_timeout_action)]
-    pub(super) on_timeout: TimeoutAction,
+    #[command(flatten)]
+    pub(super) request: Option<MigrateRequest>,
     /// How memory moves: precopy.
     #[arg(long, value_name = "MODE", default_value = "precopy", value_parser = parse_mode,
         conflicts_with_all = STEERING)]
     mode: PrecopyOnly,
-    /// How the moved memory is verified: stream, full or off.
-    #[arg(long, value_name = "HOW", default_value = "stream", conflicts_with_all = STEERING,
-        value_parser = parse_verify)]
-    pub(super) verify: Verify,
-    /// Allow plain TCP beyond this host.
-    #[arg(long, conflicts_with_all = STEERING)]
-    pub(super) insecure: bool,
-    /// Only say whether it would work.
-    #[arg(long, conflicts_with_all = STEERING)]
-    pub(super) plan: bool,
     /// Cancel the migration that runs.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "request")]
     pub(super) cancel: bool,
     /// Ask the destination at once whether it ran the guest, when that is not known.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "request")]
     pub(super) resolve: bool,
     /// Change limits of the migration that runs: downtime-limit=TIME,bandwidth=RATE.
-    #[arg(long, value_name = "LIMITS", value_parser = parse_limits)]
-    pub(super) set: Option<LimitsBody>,
+    #[arg(long, value_name = "LIMITS", value_parser = parse_limits, conflicts_with = "request")]
+    pub(super) set: Option<LimitChange>,
+}
+
+/// Options of `jobs`.
+#[derive(Debug, Args)]
+pub struct JobsArgs {
+    /// Name of the VM.
+    pub(super) name: String,
+    /// Only this job.
+    pub(super) id: Option<String>,
+    /// Cancel it.
+    #[arg(long, requires = "id")]
+    pub(super) cancel: bool,
+    /// Change its limits: downtime-limit=TIME,bandwidth=RATE.
+    #[arg(long, value_name = "LIMITS", value_parser = parse_limits, requires = "id",
+        conflicts_with = "cancel")]
+    pub(super) set: Option<LimitChange>,
 }
 
 /// Options of `demo`.
@@ -377,33 +366,6 @@ fn parse_mode(text: &str) -> Result<PrecopyOnly, String> {
     }
 }
 
-fn parse_timeout_action(text: &str) -> Result<TimeoutAction, String> {
-    match text {
-        "cancel" => Ok(TimeoutAction::Cancel),
-        "stop" => Ok(TimeoutAction::Stop),
-        _ => Err(format!("{text:?} is not supported: cancel and stop are")),
-    }
-}
-
-fn parse_verify(text: &str) -> Result<Verify, String> {
-    match text {
-        "stream" => Ok(Verify::Stream),
-        "full" => Ok(Verify::Full),
-        "off" => Ok(Verify::Off),
-        _ => Err(format!(
-            "{text:?} is not supported: stream, full and off are"
-        )),
-    }
-}
-
-fn parse_peer(text: &str) -> Result<String, String> {
-    let address: Address = text.parse().map_err(|e: AddressError| e.to_string())?;
-    address
-        .as_destination()
-        .map(|_| text.to_owned())
-        .map_err(|_| format!("{text:?} is no destination: HOST:PORT or unix:PATH is"))
-}
-
 fn parse_state(text: &str) -> Result<VmState, String> {
     serde_json::from_value(text.into()).map_err(|_| {
         "states are incoming, running, paused, handing-over, handover-unknown, migrated, stopped and \
@@ -412,17 +374,17 @@ fn parse_state(text: &str) -> Result<VmState, String> {
     })
 }
 
-fn parse_limits(text: &str) -> Result<LimitsBody, String> {
-    let (mut downtime, mut bandwidth) = (None, None);
+fn parse_limits(text: &str) -> Result<LimitChange, String> {
+    let mut change = LimitChange::default();
     for part in text.split(',') {
         match part.split_once('=') {
             Some(("downtime-limit", time)) => {
                 let time: Span = time.parse().map_err(|e| format!("downtime-limit: {e}"))?;
-                set_once(&mut downtime, "downtime-limit", milliseconds(time))?;
+                set_once(&mut change.downtime_limit, "downtime-limit", time)?;
             }
             Some(("bandwidth", rate)) => {
                 let rate: Rate = rate.parse().map_err(|e| format!("bandwidth: {e}"))?;
-                set_once(&mut bandwidth, "bandwidth", rate.0.unwrap_or(0))?;
+                set_once(&mut change.bandwidth, "bandwidth", rate)?;
             }
             _ => {
                 return Err(format!(
@@ -431,15 +393,7 @@ fn parse_limits(text: &str) -> Result<LimitsBody, String> {
             }
         }
     }
-    Ok(LimitsBody {
-        downtime_limit_ms: downtime,
-        bandwidth_bytes_per_s: bandwidth,
-    })
-}
-
-/// Whole milliseconds, rounded up: a limit never becomes none by rounding.
-pub(super) fn milliseconds(span: Span) -> u64 {
-    u64::try_from(span.0.as_micros().div_ceil(1000)).unwrap_or(u64::MAX)
+    Ok(change)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use migration::observation::Observation;
 
 use super::args::{Cli, Command};
 use super::launcher::Launcher;
-use super::{bench, console, generate, list, logs, migrate, receive, run, vm, wait};
+use super::{bench, console, generate, jobs, list, logs, migrate, receive, run, vm, wait};
 use crate::{demo, logging};
 use control::output::{self, Output};
 
@@ -70,6 +70,7 @@ fn dispatch(cli: Cli, output: Output, launcher: &dyn Launcher) -> Result<Exit, O
             receive::run(args, cli.detached_child, log, &runtime, output, launcher)
         }
         Command::Migrate(args) => migrate::run(&args, &runtime, output),
+        Command::Jobs(args) => jobs::run(&args, &runtime, output),
         Command::List { all } => {
             let which = if all {
                 list::Which::All

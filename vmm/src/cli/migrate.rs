@@ -2,15 +2,16 @@
 
 use std::time::Duration;
 
-use control::api::body::{MigrateBody, ResolveBody};
+use control::api::body::ResolveBody;
 use control::api::client::Client;
 use control::exit::{Exit, exit_of_report, local};
 use control::instance::VmState;
 use control::runtime_dir::{Entry, RuntimeDir, VmProcess};
 use migration::observation::Observation;
 use migration::progress::{Event, Report};
+use migration::request::MigrateRequest;
 
-use super::args::{MigrateArgs, milliseconds};
+use super::args::MigrateArgs;
 use super::event_loop::block_on;
 use super::outcome::Asked;
 use super::progress::{Progress, await_interrupt};
@@ -41,20 +42,13 @@ pub(super) fn run(
         output.either(&accepted, format!("{name} migrates with new limits"));
         return Ok(Exit::Done);
     }
-    let Some(to) = &args.to else {
+    let Some(request) = &args.request else {
         return Err(local("usage.to", "where to? Add --to"));
     };
-    let body = MigrateBody {
-        to: to.clone(),
+    let to = &request.to;
+    let request = MigrateRequest {
         addresses: names::of_destination(to)?,
-        downtime_limit_ms: milliseconds(args.downtime_limit),
-        bandwidth_bytes_per_s: args.bandwidth.and_then(|rate| rate.0),
-        streams: args.streams,
-        timeout_ms: args.timeout.map(milliseconds),
-        on_timeout: args.on_timeout,
-        verify: args.verify,
-        insecure: args.insecure,
-        plan: args.plan,
+        ..request.clone()
     };
     let process = match runtime.find(name)? {
         Entry::Live { pid } => VmProcess::of(pid),
@@ -65,7 +59,7 @@ pub(super) fn run(
     let end = block_on(async {
         let mut interrupts =
             await_interrupt().map_err(|e| local("host.resources", format!("hear signals: {e}")))?;
-        let mut events = client.migrate_and_follow(&body).await?;
+        let mut events = client.migrate_and_follow(&request).await?;
         let broken = loop {
             tokio::select! {
                 event = events.next() => match event {

@@ -11,6 +11,7 @@ mod dispatch;
 mod event_loop;
 mod generate;
 mod hold;
+mod jobs;
 mod launcher;
 mod list;
 mod logs;

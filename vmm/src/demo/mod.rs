@@ -7,12 +7,12 @@ mod summary;
 use std::path::Path;
 use std::time::Duration;
 
-use control::api::body::MigrateBody;
 use control::exit::{Exit, exit_of_report, local};
 use control::output::Output;
-use control::units::ByteSize;
+use control::units::{ByteSize, Span};
 use migration::observation::Observation;
 use migration::progress::{Event, Report};
+use migration::request::MigrateRequest;
 
 use crate::cli::{DemoArgs, Interrupts, Launcher, Progress, await_interrupt, block_on};
 use guest::Guest;
@@ -30,7 +30,7 @@ const LEDGER: ByteSize = ByteSize(8 << 20);
 /// What of the RAM stays untouched: it need not travel.
 const UNTOUCHED_SHARE: u64 = 4;
 /// Budget for the time in which the guest is stopped.
-const DOWNTIME_LIMIT_MS: u64 = 100;
+const DOWNTIME_LIMIT: Span = Span(Duration::from_millis(100));
 /// Longest that the guest may take to fill its memory.
 const FILL_LIMIT: Duration = Duration::from_secs(120);
 /// Longest that it may take to verify its ledger once more after the move.
@@ -164,13 +164,13 @@ async fn show(memory: ByteSize, hosts: &Hosts, output: Output) -> Result<Exit, O
 }
 
 async fn migrate(hosts: &Hosts, to: &str, output: Output) -> Result<Report, Observation> {
-    let body: MigrateBody = serde_json::from_value(serde_json::json!({
-        "to": to,
-        "downtime_limit_ms": DOWNTIME_LIMIT_MS,
-    }))
-    .map_err(|e| local("demo.migration", e.to_string()))?;
+    let request = MigrateRequest {
+        downtime_limit: DOWNTIME_LIMIT,
+        ..MigrateRequest::new(to)
+    };
     let mut progress = Progress::new(output);
-    let mut events = hosts.source.client(NAME).migrate_and_follow(&body).await?;
+    let client = hosts.source.client(NAME);
+    let mut events = client.migrate_and_follow(&request).await?;
     while let Some(event) = events.next().await? {
         progress.show(&event);
         if let Event::Completed(report) | Event::Failed(report) | Event::Cancelled(report) = event {

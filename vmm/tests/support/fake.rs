@@ -5,21 +5,23 @@
 //! event that is very long) or `unix:/mute` (as ok, but its events break off before the last).
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use control::instance::{
-    Ending, Instance, LimitChange, MigrateRequest, MigrationStatus, Requester, StopMode, VmEnd,
-    VmState, VmStatus,
+    Ending, Instance, MigrationStatus, Requester, StopMode, VmEnd, VmState, VmStatus,
 };
+use control::job::{Job, JobState, Jobs};
 use control::runtime_dir::VmDir;
 use machine::config::{ReceiveConfig, RunConfig};
 use machine::console::ConsoleHub;
 use machine::memory::RamFile;
 use migration::control::{EventSender, Events};
 use migration::observation::{Observation, Side};
-use migration::progress::{DowntimeParts, EncodingCount, Event, Iteration, Phase, Report};
+use migration::progress::{
+    DowntimeParts, EncodingCount, Event, Iteration, LimitChange, Phase, Report,
+};
+use migration::request::MigrateRequest;
 use migration::vm::RunState;
 use vmm::cli::Launcher;
 
@@ -35,6 +37,8 @@ struct Inner {
     told: bool,
     error: Option<Observation>,
     events: Option<Vec<Event>>,
+    /// Who listens to a migration that waits to be cancelled.
+    followers: Vec<EventSender>,
     limits: Option<LimitChange>,
     request: Option<MigrateRequest>,
 }
@@ -47,7 +51,6 @@ pub struct Fake {
     listen: Option<String>,
     began: Instant,
     deaf: bool,
-    cancelled: AtomicBool,
     inner: Mutex<Inner>,
     changed: Condvar,
 }
@@ -62,13 +65,13 @@ impl Fake {
             listen: None,
             began: Instant::now(),
             deaf,
-            cancelled: AtomicBool::new(false),
             inner: Mutex::new(Inner {
                 state,
                 end: None,
                 told: true,
                 error: None,
                 events: None,
+                followers: Vec::new(),
                 limits: None,
                 request: None,
             }),
@@ -105,7 +108,7 @@ impl Fake {
             uptime_ms: self.began.elapsed().as_millis() as u64,
             listen: self.listen.clone(),
             migration: inner.events.as_ref().map(|events| MigrationStatus {
-                id: Some("0123456789abcdef0123456789abcdef".into()),
+                id: Some(ID.into()),
                 to: None,
                 last: events.last().cloned(),
                 resolution: None,
@@ -127,6 +130,13 @@ impl Fake {
         self.inner.lock().unwrap().request.clone()
     }
 
+    fn steered(&self, id: &str) -> Result<(), Observation> {
+        match self.jobs().find(id)?.state {
+            JobState::Concluded => Err(observed("job.concluded", "the job is over")),
+            _ => Ok(()),
+        }
+    }
+
     fn expect(&self, wanted: &[VmState]) -> Result<(), Observation> {
         let state = self.inner.lock().unwrap().state;
         if wanted.contains(&state) {
@@ -136,10 +146,20 @@ impl Fake {
     }
 }
 
+/// Identifier of its migrations.
+pub const ID: &str = "0123456789abcdef0123456789abcdef";
+
+fn has_ended(events: &[Event]) -> bool {
+    matches!(
+        events.last(),
+        Some(Event::Completed(_) | Event::Failed(_) | Event::Cancelled(_))
+    )
+}
+
 fn report(status: &str) -> Report {
     Report {
         status: status.into(),
-        migration_id: "0123456789abcdef0123456789abcdef".into(),
+        migration_id: ID.into(),
         total_ms: 1234.5,
         downtime_ms: Some(6.0),
         downtime: DowntimeParts {
@@ -212,6 +232,7 @@ impl Instance for Fake {
     }
 
     fn migrate(&self, request: MigrateRequest) -> Result<String, Observation> {
+        let to = request.endpoint()?.to_string();
         self.expect(&[VmState::Running])?;
         let phases = [Phase::Negotiate, Phase::Prepare, Phase::Precopy];
         let mut events: Vec<_> = phases.map(|phase| Event::Phase { phase }).into();
@@ -225,13 +246,13 @@ impl Instance for Fake {
             eta_ms: Some(70.0),
             forecast_downtime_ms: 7.0,
         });
-        match request.to.to_string().as_str() {
+        match to.as_str() {
             "unix:/ok" => {
                 let status = if request.plan { "planned" } else { "completed" };
                 events.push(Event::Completed(report(status)));
                 if !request.plan {
                     let end = VmEnd {
-                        to: Some(request.to.to_string()),
+                        to: Some(request.to.clone()),
                         ..VmEnd::new(Ending::Migrated)
                     };
                     self.change(VmState::Migrated, None, Some(end));
@@ -260,47 +281,40 @@ impl Instance for Fake {
         let mut inner = self.inner.lock().unwrap();
         inner.events = Some(events);
         inner.request = Some(request);
-        Ok("0123456789abcdef0123456789abcdef".into())
+        Ok(ID.into())
     }
 
     fn migration_events(&self) -> Option<Events> {
-        let inner = self.told();
+        let mut inner = self.told();
         let (sender, receiver) = Events::channel();
         let mut events = inner.events.clone()?;
-        if inner
-            .request
-            .as_ref()
-            .is_some_and(|r| r.to.to_string() == "unix:/mute")
-        {
+        if inner.request.as_ref().is_some_and(|r| r.to == "unix:/mute") {
             events.pop();
             for event in events {
                 sender.tell(event);
             }
             return Some(receiver);
         }
-        let last = matches!(
-            events.last(),
-            Some(Event::Completed(_) | Event::Failed(_) | Event::Cancelled(_))
-        );
+        let ended = has_ended(&events);
         for event in events {
             sender.tell(event);
         }
-        if !last {
+        if !ended {
             // Ends once it is cancelled: an engine would do so from its own thread.
-            let cancelled = Arc::new(sender);
-            SLOW.lock().unwrap().push(Arc::clone(&cancelled));
+            inner.followers.push(sender);
         }
         Some(receiver)
     }
 
     fn cancel_migration(&self) -> Result<(), Observation> {
-        let mut slow = SLOW.lock().unwrap();
-        if slow.is_empty() {
+        let mut inner = self.inner.lock().unwrap();
+        let Some(events) = inner.events.as_mut().filter(|events| !has_ended(events)) else {
             return Err(observed("migration.none", "no migration is running"));
-        }
-        self.cancelled.store(true, Ordering::SeqCst);
-        for sender in slow.drain(..) {
-            sender.tell(Event::Cancelled(report("cancelled")));
+        };
+        let last = Event::Cancelled(report("cancelled"));
+        events.push(last.clone());
+        for follower in inner.followers.drain(..) {
+            follower.tell(last.clone());
         }
         Ok(())
     }
@@ -308,6 +322,32 @@ impl Instance for Fake {
     fn set_limits(&self, change: LimitChange) -> Result<(), Observation> {
         self.inner.lock().unwrap().limits = Some(change);
         Ok(())
+    }
+
+    fn jobs(&self) -> Jobs {
+        let inner = self.told();
+        let job = inner.events.as_ref().map(|events| {
+            let request = inner.request.as_ref().expect("asked for");
+            let limits = request.limits().changed(inner.limits.unwrap_or_default());
+            Job {
+                to: Some(request.to.clone()),
+                limits: Some(limits.into()),
+                ..Job::of_migration(ID.into(), events)
+            }
+        });
+        Jobs {
+            jobs: job.into_iter().collect(),
+        }
+    }
+
+    fn cancel_job(&self, id: &str) -> Result<(), Observation> {
+        self.steered(id)?;
+        self.cancel_migration()
+    }
+
+    fn set_job_limits(&self, id: &str, change: LimitChange) -> Result<(), Observation> {
+        self.steered(id)?;
+        self.set_limits(change)
     }
 
     fn resolve(&self, _: Vec<SocketAddr>) -> Result<VmState, Observation> {
@@ -348,9 +388,6 @@ impl Instance for Fake {
         self.changed.notify_all();
     }
 }
-
-/// Who listens to migrations that wait to be cancelled.
-static SLOW: Mutex<Vec<Arc<EventSender>>> = Mutex::new(Vec::new());
 
 /// Launches [`Fake`]s.
 pub struct FakeLauncher;

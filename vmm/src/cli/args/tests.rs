@@ -1,5 +1,8 @@
-use super::*;
+use std::time::Duration;
+
 use clap::CommandFactory;
+
+use super::*;
 
 fn parse(line: &str) -> Result<Cli, clap::Error> {
     Cli::try_parse_from(line.split_whitespace())
@@ -31,6 +34,10 @@ fn lines_of_the_contract_are_understood() {
         "vmm migrate a --cancel",
         "vmm migrate a --resolve",
         "vmm migrate a --set downtime-limit=1s,bandwidth=unlimited",
+        "vmm jobs a",
+        "vmm jobs a 7 --json",
+        "vmm jobs a 7 --cancel",
+        "vmm jobs a 7 --set downtime-limit=1s,bandwidth=unlimited",
         "vmm list --json",
         "vmm status a",
         "vmm console a",
@@ -94,6 +101,11 @@ fn wrong_lines_are_usage_errors() {
         "vmm migrate a --cancel --plan",
         "vmm migrate a --set cpus=4",
         "vmm migrate a --resume",
+        "vmm jobs",
+        "vmm jobs a --cancel",
+        "vmm jobs a --set bandwidth=1MiB/s",
+        "vmm jobs a 7 --set cpus=4",
+        "vmm jobs a 7 --cancel --set bandwidth=1MiB/s",
         "vmm stop",
         "vmm wait a --state asleep",
     ] {
@@ -107,14 +119,55 @@ fn wrong_lines_are_usage_errors() {
 #[test]
 fn limits_are_read_in_their_units() {
     let limits = parse_limits("downtime-limit=1.5s,bandwidth=10MB/s").unwrap();
-    assert_eq!(limits.downtime_limit_ms, Some(1500));
-    assert_eq!(limits.bandwidth_bytes_per_s, Some(10_000_000));
-    let limits = parse_limits("bandwidth=unlimited").unwrap();
-    assert_eq!(limits.bandwidth_bytes_per_s, Some(0));
     assert_eq!(
-        parse_limits("downtime-limit=1us")
-            .unwrap()
-            .downtime_limit_ms,
-        Some(1)
+        limits.downtime_limit,
+        Some(Span(Duration::from_millis(1500)))
     );
+    assert_eq!(limits.bandwidth, Some(Rate(Some(10_000_000))));
+    let limits = parse_limits("bandwidth=unlimited").unwrap();
+    assert_eq!(limits.bandwidth, Some(Rate(None)));
+    let limits = parse_limits("downtime-limit=1us").unwrap();
+    assert_eq!(limits.downtime_limit, Some(Span(Duration::from_micros(1))));
+}
+
+fn migrate_args(line: &str) -> MigrateArgs {
+    match parse(line).unwrap().command {
+        Command::Migrate(args) => args,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_migration_is_asked_for_as_over_the_api() {
+    let asked = migrate_args("vmm migrate a --to h:1").request.unwrap();
+    assert_eq!(asked, MigrateRequest::new("h:1"));
+    let line = "vmm migrate a --to h:1 --downtime-limit 1500us --bandwidth 1KiB/s --streams 4 --timeout 2s \
+                --on-timeout stop --verify off --insecure --plan";
+    let asked = migrate_args(line).request.unwrap();
+    let body = serde_json::json!({
+        "to": "h:1", "downtime_limit_ms": 2, "bandwidth_bytes_per_s": 1024, "streams": 4,
+        "timeout_ms": 2000, "on_timeout": "stop", "verify": "off", "insecure": true, "plan": true,
+    });
+    assert_eq!(serde_json::to_value(asked).unwrap(), body);
+}
+
+#[test]
+fn who_steers_a_migration_asks_for_none() {
+    for line in ["--cancel", "--resolve", "--set bandwidth=1MiB/s"] {
+        assert_eq!(migrate_args(&format!("vmm migrate a {line}")).request, None);
+        for option in [
+            "--to h:1",
+            "--downtime-limit 1s",
+            "--bandwidth 1MiB/s",
+            "--streams 1",
+            "--timeout 1s",
+            "--verify off",
+            "--insecure",
+            "--plan",
+            "--mode precopy",
+        ] {
+            let line = format!("vmm migrate a {line} {option}");
+            assert_eq!(parse(&line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
 }

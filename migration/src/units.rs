@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
 /// Why a text is not the quantity that was expected.
@@ -145,9 +146,23 @@ impl fmt::Display for ByteSize {
     }
 }
 
-/// A span of time: `300ms`, `2s`, `1.5h`. A bare number is refused: its unit would be a guess.
+/// A span of time: `300ms`, `2s`, `1.5h`. A bare number is refused: its unit would be a guess. In JSON it is a number of
+/// whole milliseconds, rounded up: a limit never becomes none by rounding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
+
+impl Serialize for Span {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let ms = self.0.as_micros().div_ceil(1000);
+        serializer.serialize_u64(u64::try_from(ms).unwrap_or(u64::MAX))
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        u64::deserialize(deserializer).map(|ms| Self(Duration::from_millis(ms)))
+    }
+}
 
 impl FromStr for Span {
     type Err = UnitError;
@@ -178,9 +193,29 @@ impl fmt::Display for Span {
     }
 }
 
-/// Bytes per second: `500MiB/s`; `unlimited` and `0` are no limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Bytes per second: `500MiB/s`; `unlimited` and `0` are no limit. In JSON it is a number, of which 0 is no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Rate(pub Option<u64>);
+
+impl Rate {
+    /// Whether there is no limit.
+    pub fn is_unlimited(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
+impl Serialize for Rate {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.0.unwrap_or(0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Rate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bytes = Option::<u64>::deserialize(deserializer)?;
+        Ok(Self(bytes.filter(|bytes| *bytes > 0)))
+    }
+}
 
 impl FromStr for Rate {
     type Err = UnitError;
@@ -313,6 +348,30 @@ mod tests {
         assert_eq!("0".parse(), Ok(Rate(None)));
         for text in ["500MiB", "500/h", "/s", "fast"] {
             assert!(text.parse::<Rate>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn json_has_milliseconds_and_bytes_per_second() {
+        for (us, ms) in [
+            (0, "0"),
+            (1, "1"),
+            (1000, "1"),
+            (1001, "2"),
+            (300_000, "300"),
+        ] {
+            let span = Span(Duration::from_micros(us));
+            assert_eq!(serde_json::to_string(&span).unwrap(), ms, "{us}");
+        }
+        let ms: Span = serde_json::from_str("18446744073709551615").unwrap();
+        assert_eq!(serde_json::to_string(&ms).unwrap(), "18446744073709551615");
+        for (rate, text) in [(Rate(None), "0"), (Rate(Some(5)), "5")] {
+            assert_eq!(serde_json::to_string(&rate).unwrap(), text);
+            assert_eq!(serde_json::from_str::<Rate>(text).unwrap(), rate);
+        }
+        assert_eq!(serde_json::from_str::<Rate>("null").unwrap(), Rate(None));
+        for text in ["-1", "1.5", "\"1s\"", "null"] {
+            assert!(serde_json::from_str::<Span>(text).is_err(), "{text}");
         }
     }
 

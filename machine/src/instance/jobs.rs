@@ -1,0 +1,198 @@
+//! The jobs of a VM: its migrations, those that ended before included.
+
+use control::instance::VmState;
+use control::job::{Job, JobOutcome, JobResult, JobState, Jobs};
+use migration::observation::Observation;
+use migration::progress::LimitChange;
+
+use crate::instance::vm::{Core, Migration, Stage, refuse};
+
+impl Migration {
+    /// Asks it to stop before commit.
+    pub(super) fn cancel(&self) -> Result<(), Observation> {
+        if self.control.cancel() {
+            return Ok(());
+        }
+        Err(refuse(
+            "migration.committing",
+            "it is too late: the commit is on its way, or the migration is ending",
+        ))
+    }
+
+    pub(super) fn set_limits(&self, change: LimitChange) {
+        let limits = self.control.limits();
+        self.control.set_limits(limits.changed(change));
+    }
+}
+
+impl Core {
+    /// Makes `migration` the one that is told of; the one before it has ended.
+    pub(super) fn begin_migration(&mut self, migration: Migration) {
+        if let Some(mut before) = self.migration.replace(migration) {
+            before.stage = Stage::Ended;
+            if let Some(job) = self.job_of(&before) {
+                self.ended_jobs.push(job);
+            }
+        }
+    }
+
+    /// Its jobs, the oldest first.
+    pub(super) fn jobs(&self) -> Jobs {
+        let newest = self.migration.as_ref().and_then(|m| self.job_of(m));
+        Jobs {
+            jobs: self.ended_jobs.iter().cloned().chain(newest).collect(),
+        }
+    }
+
+    /// A migration as a job; one that waits for a guest of which nothing was told is none yet.
+    fn job_of(&self, migration: &Migration) -> Option<Job> {
+        let Migration {
+            id,
+            to,
+            control,
+            stage,
+            resolution,
+            broken,
+        } = migration;
+        let id = id.or_else(|| control.id())?;
+        let mut job = Job::of_migration(id.to_string(), &control.past());
+        if let Some(why) = broken {
+            job.state = JobState::Concluded;
+            job.result = Some(JobResult::without_report(JobOutcome::Failed, why.clone()));
+        }
+        if let Some(to) = to {
+            job.to = Some(to.to_string());
+            job.limits = Some(control.limits().into());
+        }
+        match (stage, job.state) {
+            // What it says about the guest is being made true.
+            (Stage::Active, JobState::Concluded) => {
+                job.state = JobState::Finishing;
+                job.result = None;
+            }
+            (Stage::Active, JobState::Running) if control.is_stopped() => {
+                job.state = JobState::Cancelling;
+            }
+            (Stage::Resolving | Stage::Ended, JobState::Concluded)
+                if self.state == VmState::HandoverUnknown =>
+            {
+                job.state = JobState::Resolving;
+                if let Some(result) = &mut job.result {
+                    result.outcome = JobOutcome::Unknown;
+                }
+            }
+            (_, _) => {}
+        }
+        if let (Some(result), Some(answer)) = (&mut job.result, resolution) {
+            result.resolve(*answer);
+        }
+        Some(job)
+    }
+
+    /// The migration that is job `id`, as long as it may be steered.
+    ///
+    /// # Errors
+    /// `job.not-found`, `job.concluded`, and `migration.committing` for one whose end only the other host knows.
+    pub(super) fn steered(&self, id: &str) -> Result<&Migration, Observation> {
+        let job = self.jobs().find(id)?;
+        match (job.state, &self.migration) {
+            (JobState::Running | JobState::Cancelling | JobState::Finishing, Some(migration)) => {
+                Ok(migration)
+            }
+            (JobState::Resolving, _) => Err(refuse(
+                "migration.committing",
+                "it is too late: only the destination knows whether the guest runs there",
+            )),
+            (_, _) => Err(refuse("job.concluded", format!("the job {id} is over"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use control::job::JobOutcome::{Completed, Failed, Unknown};
+    use control::job::JobState::{Cancelling, Concluded, Resolving, Running};
+    use control::runtime_dir::RuntimeDir;
+    use migration::MigrationId;
+    use migration::control::Control;
+    use migration::wire::control::Resolution;
+
+    use super::*;
+    use crate::instance::vm::VmInstance;
+
+    #[test]
+    fn what_is_told_of_a_job_and_who_may_steer_it_follow_the_vm() {
+        let files = tempfile::tempdir().unwrap();
+        let runtime = RuntimeDir::at(files.path()).unwrap();
+        let dir = runtime.create(Some("a"), "vm").unwrap();
+        let instance = VmInstance::new(&dir, VmState::Running);
+        let control = Control::new();
+        instance.lock().begin_migration(Migration {
+            id: Some(MigrationId([7; 16])),
+            to: None,
+            control: control.clone(),
+            stage: Stage::Active,
+            resolution: None,
+            broken: None,
+        });
+        let id = "07".repeat(16);
+        let told = |change: fn(&mut Core, &mut Migration)| {
+            let mut core = instance.lock();
+            let mut migration = core.migration.take().unwrap();
+            change(&mut core, &mut migration);
+            core.migration = Some(migration);
+            let job = core.jobs().find(&id).unwrap();
+            let steered = core.steered(&id).map(|_| ()).map_err(|why| why.id);
+            (job.state, job.result.map(|result| result.outcome), steered)
+        };
+        assert_eq!(told(|_, _| {}), (Running, None, Ok(())));
+        assert!(control.cancel());
+        assert_eq!(told(|_, _| {}), (Cancelling, None, Ok(())));
+        // Its engine breaks while the guest may be gone.
+        let in_doubt = told(|core, migration| {
+            core.state = VmState::HandoverUnknown;
+            migration.stage = Stage::Ended;
+            migration.broken = Some(refuse("migration.worker", "broken"));
+        });
+        let too_late = Err("migration.committing".to_owned());
+        assert_eq!(in_doubt, (Resolving, Some(Unknown), too_late.clone()));
+        let asking = told(|_, migration| migration.stage = Stage::Resolving);
+        assert_eq!(asking, (Resolving, Some(Unknown), too_late));
+        let over = Err("job.concluded".to_owned());
+        let kept = told(|core, migration| {
+            core.state = VmState::Running;
+            migration.stage = Stage::Ended;
+            migration.resolution = Some(Resolution::NeverRan);
+        });
+        assert_eq!(kept, (Concluded, Some(Failed), over.clone()));
+        let gone = told(|core, migration| {
+            core.state = VmState::Migrated;
+            migration.resolution = Some(Resolution::Ran);
+        });
+        assert_eq!(gone, (Concluded, Some(Completed), over));
+        let unknown = instance.lock().steered("8").map(|_| ()).unwrap_err();
+        assert_eq!(unknown.id, "job.not-found");
+    }
+
+    #[test]
+    fn the_job_before_the_newest_is_still_told_of() {
+        let files = tempfile::tempdir().unwrap();
+        let runtime = RuntimeDir::at(files.path()).unwrap();
+        let dir = runtime.create(Some("a"), "vm").unwrap();
+        let instance = VmInstance::new(&dir, VmState::Running);
+        let mut core = instance.lock();
+        for n in [Some(1), Some(2), None, Some(3)] {
+            core.begin_migration(Migration {
+                id: n.map(|n| MigrationId([n; 16])),
+                to: None,
+                control: Control::new(),
+                stage: Stage::Active,
+                resolution: None,
+                broken: n.map(|_| refuse("migration.worker", "broken")),
+            });
+        }
+        // One of which nothing was told is no job.
+        let ids: Vec<_> = core.jobs().jobs.into_iter().map(|job| job.id).collect();
+        assert_eq!(ids, [1, 2, 3].map(|n| MigrationId([n; 16]).to_string()));
+    }
+}

@@ -1,0 +1,223 @@
+//! What a user asks of a source: read from a command line, sent to a control socket and taken by the engine as one type,
+//! so that an option, its default and its bounds stand here and nowhere else.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::address::Address;
+use crate::endpoint::Endpoint;
+use crate::observation::{Observation, Side};
+use crate::progress::{Limits, TimeoutAction, Verify};
+use crate::units::{Rate, Span};
+use crate::wire::MAX_STREAMS;
+
+/// A migration as its user asks for it; as JSON, the body of `POST /vm/migration`.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = MigrateBody))]
+#[cfg_attr(feature = "command-line", derive(clap::Args), group(id = "request"))]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MigrateRequest {
+    /// Where to: HOST:PORT or unix:PATH.
+    // Not required by itself: a command line that steers a migration has none of these options.
+    #[cfg_attr(feature = "command-line", arg(long, value_name = "ADDRESS", required = false,
+        value_parser = command_line::destination))]
+    pub to: String,
+    /// What the name of the host stands for, each as `IP:PORT`, the first to be tried first: the process of a
+    /// VM looks no name up. Absent where the host is named by its number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
+    #[cfg_attr(feature = "command-line", arg(skip))]
+    pub addresses: Vec<SocketAddr>,
+    /// Longest that the guest may be stopped.
+    #[serde(rename = "downtime_limit_ms", default = "default_downtime")]
+    #[cfg_attr(feature = "openapi", schema(value_type = u64))]
+    #[cfg_attr(feature = "command-line", arg(long, value_name = "TIME",
+        default_value_t = default_downtime()))]
+    pub downtime_limit: Span,
+    /// Most that goes over the wire; absent or 0 is unlimited.
+    #[serde(
+        rename = "bandwidth_bytes_per_s",
+        default,
+        skip_serializing_if = "Rate::is_unlimited"
+    )]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u64>))]
+    #[cfg_attr(feature = "command-line", arg(long, value_name = "RATE",
+        default_value_t = Rate::default(), help = "Most that goes over the wire, as in 500MiB/s"))]
+    pub bandwidth: Rate,
+    /// Data connections, 1 to 16 [default: chosen].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "command-line", arg(long, value_name = "N",
+        value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_STREAMS))))]
+    pub streams: Option<u8>,
+    /// Total time before `on_timeout` is done; absent is no limit.
+    #[serde(
+        rename = "timeout_ms",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u64>))]
+    #[cfg_attr(
+        feature = "command-line",
+        arg(
+            long,
+            value_name = "TIME",
+            help = "Total time before --on-timeout is done"
+        )
+    )]
+    pub timeout: Option<Span>,
+    /// What to do then: cancel, or stop the guest and finish.
+    #[serde(default)]
+    #[cfg_attr(feature = "command-line", arg(long, value_name = "ACTION", requires = "timeout",
+        default_value_t = TimeoutAction::default()))]
+    pub on_timeout: TimeoutAction,
+    /// How the moved memory is verified: stream, full or off.
+    #[serde(default)]
+    #[cfg_attr(feature = "command-line", arg(long, value_name = "HOW",
+        default_value_t = Verify::default()))]
+    pub verify: Verify,
+    /// Allow plain TCP beyond this host.
+    #[serde(default)]
+    #[cfg_attr(feature = "command-line", arg(long))]
+    pub insecure: bool,
+    /// Only say whether it would work.
+    #[serde(default)]
+    #[cfg_attr(feature = "command-line", arg(long))]
+    pub plan: bool,
+}
+
+fn default_downtime() -> Span {
+    Span(Limits::default().downtime)
+}
+
+impl MigrateRequest {
+    /// A migration to `to`, with all defaults.
+    pub fn new(to: impl Into<String>) -> Self {
+        Self {
+            to: to.into(),
+            addresses: Vec::new(),
+            downtime_limit: default_downtime(),
+            bandwidth: Rate::default(),
+            streams: None,
+            timeout: None,
+            on_timeout: TimeoutAction::default(),
+            verify: Verify::default(),
+            insecure: false,
+            plan: false,
+        }
+    }
+
+    /// The limits that it begins with.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            downtime: self.downtime_limit.0,
+            bandwidth: self.bandwidth.0,
+        }
+    }
+
+    /// Where it goes, of a request that may be begun.
+    ///
+    /// # Errors
+    /// `usage.streams`, `usage.address` for what is no destination or names a host that nobody has looked up, and
+    /// `usage.insecure` for plain TCP beyond this host that is not allowed.
+    pub fn endpoint(&self) -> Result<Endpoint, Observation> {
+        let wrong = |id: &str, what: String| Observation::new(Side::Source, id, what);
+        if self
+            .streams
+            .is_some_and(|n| !(1..=MAX_STREAMS).contains(&n))
+        {
+            let what = format!("1 to {MAX_STREAMS} streams are supported");
+            return Err(wrong("usage.streams", what));
+        }
+        let address = self
+            .to
+            .parse()
+            .and_then(Address::as_destination)
+            .map_err(|e| wrong("usage.address", e.to_string()))?;
+        let endpoint = Endpoint::resolved(address, self.addresses.clone()).map_err(|_| {
+            let what = format!(
+                "{:?} names its host: look the name up, and add `addresses`",
+                self.to
+            );
+            wrong("usage.address", what)
+        })?;
+        if !endpoint.is_loopback() && !self.insecure {
+            let what =
+                "plain TCP beyond this host needs --insecure: guest memory is readable on the wire";
+            return Err(wrong("usage.insecure", what.into()));
+        }
+        Ok(endpoint)
+    }
+}
+
+#[cfg(feature = "command-line")]
+mod command_line {
+    use crate::address::{Address, AddressError};
+
+    /// Reads what `--to` names.
+    pub(super) fn destination(text: &str) -> Result<String, String> {
+        let address: Address = text.parse().map_err(|e: AddressError| e.to_string())?;
+        address
+            .as_destination()
+            .map(|_| text.to_owned())
+            .map_err(|_| format!("{text:?} is no destination: HOST:PORT or unix:PATH is"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_absent_is_the_default() {
+        let read: MigrateRequest = serde_json::from_str(r#"{"to":"unix:/a"}"#).unwrap();
+        assert_eq!(read, MigrateRequest::new("unix:/a"));
+        assert_eq!(read.limits(), Limits::default());
+        for text in [
+            r#"{}"#,
+            r#"{"to":"unix:/a","compress":"lz4"}"#,
+            r#"{"to":"unix:/a","plan":true,"plan":true}"#,
+            r#"{"to":"unix:/a","downtime_limit_ms":"1s"}"#,
+        ] {
+            assert!(
+                serde_json::from_str::<MigrateRequest>(text).is_err(),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn json_has_the_names_and_numbers_that_are_documented() {
+        let text = r#"{"to":"h:1","addresses":["192.0.2.1:1"],"downtime_limit_ms":50,"bandwidth_bytes_per_s":5,"streams":4,"timeout_ms":7,"on_timeout":"stop","verify":"full","insecure":true,"plan":true}"#;
+        let read: MigrateRequest = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&read).unwrap(), text);
+        let least = serde_json::to_string(&MigrateRequest::new("unix:/a")).unwrap();
+        let expected = r#"{"to":"unix:/a","downtime_limit_ms":300,"on_timeout":"cancel","verify":"stream","insecure":false,"plan":false}"#;
+        assert_eq!(least, expected);
+    }
+
+    #[test]
+    fn only_what_may_be_begun_has_an_endpoint() {
+        type Change = fn(&mut MigrateRequest);
+        let told = |change: Change| {
+            let mut request = MigrateRequest::new("192.0.2.1:7");
+            request.insecure = true;
+            change(&mut request);
+            request.endpoint().map_err(|why| why.id)
+        };
+        assert!(told(|_| {}).is_ok());
+        assert!(told(|r| r.streams = Some(16)).is_ok());
+        assert!(told(|r| (r.to, r.insecure) = ("127.0.0.1:7".into(), false)).is_ok());
+        let cases: [(Change, &str); 6] = [
+            (|r| r.streams = Some(0), "usage.streams"),
+            (|r| r.streams = Some(17), "usage.streams"),
+            (|r| r.to = "nowhere".into(), "usage.address"),
+            (|r| r.to = "fd:3".into(), "usage.address"),
+            (|r| r.to = "host:7".into(), "usage.address"),
+            (|r| r.insecure = false, "usage.insecure"),
+        ];
+        for (n, (change, id)) in cases.into_iter().enumerate() {
+            assert_eq!(told(change), Err(id.into()), "case {n}");
+        }
+    }
+}

@@ -5,6 +5,7 @@ pub mod api;
 pub mod exit;
 pub mod instance;
 pub mod output;
+pub mod peer;
 pub mod rotating_file;
 pub mod runtime_dir;
 pub mod signals;

@@ -7,6 +7,7 @@ use super::body::{
     WaitQuery,
 };
 use crate::instance::VmStatus;
+use crate::passed::KeptFiles;
 use migration::observation::Observation;
 use migration::progress::Event;
 
@@ -22,7 +23,7 @@ pub fn document() -> utoipa::openapi::OpenApi {
         description = "Controls one VM through its control socket. Errors are observations."
     ),
     paths(
-        status, pause, resume, stop, wait, migrate, events, cancel, resolve, limits
+        status, pause, resume, stop, wait, migrate, events, cancel, resolve, limits, files, let_go
     ),
     components(schemas(Observation, Event))
 )]
@@ -90,3 +91,14 @@ fn resolve() {}
     (status = 200, body = Accepted), (status = 404, body = Observation)))]
 #[expect(dead_code, reason = "describes the endpoint")]
 fn limits() {}
+
+/// Files that the VM was passed and that no request has taken.
+#[utoipa::path(get, path = "/vm/files", responses((status = 200, body = KeptFiles)))]
+#[expect(dead_code, reason = "describes the endpoint")]
+fn files() {}
+
+/// Has the VM close a file that it was passed.
+#[utoipa::path(delete, path = "/vm/files/{id}", params(("id" = String, Path, description = "Identifier of the file")),
+    responses((status = 200, body = Accepted), (status = 400, body = Observation), (status = 404, body = Observation)))]
+#[expect(dead_code, reason = "describes the endpoint")]
+fn let_go() {}

@@ -5,6 +5,7 @@
 //! ROOT/NAME/.vmm              says that the folder is ours; in it before it has its name
 //! ROOT/NAME/pid               locked (flock) by the process that holds the VM, names it
 //! ROOT/NAME/control.sock      HTTP API
+//! ROOT/NAME/files.sock        where files are passed
 //! ROOT/NAME/console.sock      serial console
 //! ROOT/NAME/serial.log        output of the guest
 //! ROOT/NAME/vmm.log           log of the process

@@ -58,6 +58,7 @@ bounded! {
     legacy: "legacy",
     http: "http",
     json: "json",
+    files: "files",
     config: "config",
     cpu_model: "cpu-model",
     command_line: "command-line",

@@ -3,7 +3,8 @@
 //! The images, the kernel and the listening socket are named by the user, in part (where the source of
 //! a migration may say where disks lie) only after the process is confined. One thread stays outside
 //! of the limits on files and opens them; it ends before the guest's first instruction, and nobody can
-//! open what was not given from then on.
+//! open what was not given from then on. What comes later is passed open by whoever asks for something to
+//! be done with it ([`control::passed`]).
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

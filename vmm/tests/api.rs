@@ -8,12 +8,14 @@ mod fake;
 mod served;
 
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use control::api::client::Client;
 use control::api::{ControlServer, Hangup};
 use control::instance::{StopMode, VmState};
+use control::passed::{FileAccess, FileKind, FileNote, FilesSocket};
 use control::runtime_dir::RuntimeDir;
 use migration::progress::{Event, LimitChange};
 use migration::request::MigrateRequest;
@@ -364,7 +366,9 @@ fn the_last_answers_are_given_before_the_server_ends() {
     while Instant::now() < deadline && block_on(host.client().status()).is_err() {}
     host.vm.set(VmState::Migrated, None);
     host.server.take().unwrap().finish();
-    host.server = Some(ControlServer::start(another_socket(&host), Hangup::Ignored).unwrap());
+    let files = FilesSocket::bind(&host.runtime.path().join("other-files.sock")).unwrap();
+    let server = ControlServer::start(another_socket(&host), files, Hangup::Ignored);
+    host.server = Some(server.unwrap());
     let mut answer = String::new();
     let _ = stream.read_to_string(&mut answer);
     assert!(answer.contains("\"migrated\""), "{answer}");
@@ -372,4 +376,68 @@ fn the_last_answers_are_given_before_the_server_ends() {
 
 fn another_socket(host: &Host) -> std::os::unix::net::UnixListener {
     std::os::unix::net::UnixListener::bind(host.runtime.path().join("other.sock")).unwrap()
+}
+
+#[test]
+fn files_are_passed_and_named_by_their_identifiers() {
+    let host = Host::new(VmState::Running);
+    let path = host.runtime.path().join("disk.raw");
+    std::fs::write(&path, "content").unwrap();
+    let file = std::fs::File::open(&path).unwrap();
+    let note = |access| FileNote {
+        kind: FileKind::Disk,
+        access,
+        name: path.display().to_string(),
+    };
+    block_on(async {
+        let client = host.client();
+        let mut passer = client.passer().await.unwrap();
+        let two = [
+            (note(FileAccess::Read), file.as_fd()),
+            (note(FileAccess::Read), file.as_fd()),
+        ];
+        let ids = passer.pass(&two).await.unwrap();
+        let kept = client.kept_files().await.unwrap().files;
+        assert_eq!(kept.len(), 2);
+        assert!(ids.iter().all(|id| kept.iter().any(|file| file.id == *id)));
+        assert_eq!(kept[0].name, path.display().to_string());
+        let refused = passer
+            .pass(&[(note(FileAccess::ReadWrite), file.as_fd())])
+            .await;
+        assert_eq!(refused.unwrap_err().id, "file.access");
+        let nine: Vec<_> = (0..9)
+            .map(|_| (note(FileAccess::Read), file.as_fd()))
+            .collect();
+        let refused = passer.pass(&nine).await;
+        assert_eq!(refused.unwrap_err().id, "file.too-many");
+        client.let_go_file(ids[0]).await.unwrap();
+        assert_eq!(
+            client.let_go_file(ids[0]).await.unwrap_err().id,
+            "file.unknown"
+        );
+        assert_eq!(client.kept_files().await.unwrap().files.len(), 1);
+        drop(passer);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !client.kept_files().await.unwrap().files.is_empty() {
+            assert!(Instant::now() < deadline, "what nobody has taken is kept");
+        }
+    });
+    let (status, body) = host.post("DELETE", "/vm/files/1", "");
+    assert_eq!(
+        (status, body.contains("usage.file-id")),
+        (400, true),
+        "{body}"
+    );
+    let (status, _) = host.post("DELETE", &format!("/vm/files/{}", "0".repeat(32)), "");
+    assert_eq!(status, 404);
+}
+
+#[test]
+fn a_vm_of_an_earlier_version_takes_no_files() {
+    let host = Host::new(VmState::Running);
+    std::fs::remove_file(host.runtime.path().join("a/files.sock")).unwrap();
+    block_on(async {
+        let refused = host.client().passer().await.unwrap_err();
+        assert_eq!(refused.id, "file.not-taken");
+    });
 }

@@ -51,11 +51,11 @@ fn job_path(id: &str, what: &str) -> Result<String, Observation> {
 /// Talks to one VM; every request has a connection of its own.
 #[derive(Debug, Clone)]
 pub struct Client {
-    runtime: RuntimeDir,
-    name: String,
+    pub(crate) runtime: RuntimeDir,
+    pub(crate) name: String,
 }
 
-fn unreachable_vm(name: &str, why: impl std::fmt::Display) -> Observation {
+pub(crate) fn unreachable_vm(name: &str, why: impl std::fmt::Display) -> Observation {
     Observation::new(
         Side::Client,
         "vm.unreachable",
@@ -112,7 +112,7 @@ impl Client {
         }
     }
 
-    fn not_responding(&self, waited: Duration) -> Observation {
+    pub(crate) fn not_responding(&self, waited: Duration) -> Observation {
         let (who, plight) = match self.runtime.find(&self.name) {
             Ok(Entry::Live { pid }) => (format!("process {pid} of the VM"), plight(pid)),
             _ => ("the VM".to_owned(), ""),
@@ -168,7 +168,7 @@ impl Client {
 
     /// Connects. A process that is about to listen, or about to be gone, is waited for: it is one or the
     /// other soon. One that takes no connection in is waited for without end: who asks has a deadline.
-    async fn connect(&self) -> Result<tokio::net::UnixStream, Observation> {
+    pub(crate) async fn connect(&self) -> Result<tokio::net::UnixStream, Observation> {
         let deadline = Instant::now() + PASSING;
         let stream = loop {
             let e = match self.runtime.connect_control(&self.name) {
@@ -219,7 +219,7 @@ impl Client {
             .map_err(|e| unreachable_vm(&self.name, format!("its answer is not understood: {e}")))
     }
 
-    async fn call<T: DeserializeOwned>(
+    pub(crate) async fn call<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,

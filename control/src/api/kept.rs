@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use axum::body::{Body, Bytes};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
-use super::places::Busy;
+use crate::places::Busy;
 
 /// The body of an answer, which keeps its connection's place until it has gone out.
 pub(super) struct Kept {

@@ -5,10 +5,10 @@
 
 pub mod body;
 pub mod client;
+mod connections;
 mod error;
 mod kept;
 mod openapi;
-mod places;
 mod routes;
 mod server;
 

@@ -5,6 +5,7 @@ use utoipa::OpenApi;
 use super::body::{Accepted, MigrationStarted, ResolveBody, StateAnswer, StopBody, WaitQuery};
 use crate::instance::VmStatus;
 use crate::job::{Job, Jobs};
+use crate::passed::KeptFiles;
 use migration::observation::Observation;
 use migration::progress::{Event, LimitChange};
 use migration::request::MigrateRequest;
@@ -22,7 +23,7 @@ pub fn document() -> utoipa::openapi::OpenApi {
     ),
     paths(
         status, pause, resume, stop, wait, migrate, events, cancel, resolve, limits, jobs, job,
-        cancel_job, job_limits
+        cancel_job, job_limits, files, let_go
     ),
     components(schemas(Observation, Event))
 )]
@@ -115,3 +116,14 @@ fn cancel_job() {}
     (status = 200, body = Job), (status = 404, body = Observation), (status = 409, body = Observation)))]
 #[expect(dead_code, reason = "describes the endpoint")]
 fn job_limits() {}
+
+/// Files that the VM was passed and that no request has taken.
+#[utoipa::path(get, path = "/vm/files", responses((status = 200, body = KeptFiles)))]
+#[expect(dead_code, reason = "describes the endpoint")]
+fn files() {}
+
+/// Has the VM close a file that it was passed.
+#[utoipa::path(delete, path = "/vm/files/{id}", params(("id" = String, Path, description = "Identifier of the file")),
+    responses((status = 200, body = Accepted), (status = 400, body = Observation), (status = 404, body = Observation)))]
+#[expect(dead_code, reason = "describes the endpoint")]
+fn let_go() {}

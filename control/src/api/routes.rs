@@ -11,7 +11,7 @@ use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, patch, post};
+use axum::routing::{delete, get, patch, post};
 use axum::{Json, Router};
 use migration::progress::LimitChange;
 use migration::request::MigrateRequest;
@@ -25,9 +25,10 @@ use super::body::{
 };
 use super::error::ApiError;
 use super::kept::Kept;
-use super::places::Place;
 use crate::instance::{Instance, Requester, StopMode, VmState, VmStatus};
 use crate::job::{Job, Jobs};
+use crate::passed::{self, FileId, KeptFiles, PassedFiles};
+use crate::places::Place;
 
 /// One JSON object a line.
 const NDJSON: &str = "application/x-ndjson";
@@ -35,8 +36,8 @@ const NDJSON: &str = "application/x-ndjson";
 const BODY_LIMIT: usize = 64 << 10;
 /// Requests at once that wait for something; others are short.
 const WAITERS: usize = 32;
-/// Threads for calls into the VM: enough for all waiters and some more.
-pub(super) const BLOCKING_THREADS: usize = WAITERS + 16;
+/// Threads for calls into the VM, enough for all waiters and some more, and for files that are closed.
+pub(super) const BLOCKING_THREADS: usize = WAITERS + 16 + passed::CONNECTIONS;
 /// Requests at once that may take long in the VM although nobody waits for something to happen there: more
 /// would leave no thread for those that are short.
 const SLOW: usize = 8;
@@ -50,16 +51,18 @@ struct Vm {
     instance: Arc<dyn Instance>,
     waiters: Arc<Semaphore>,
     slow: Arc<Semaphore>,
+    files: Arc<PassedFiles>,
 }
 
 type Answer<T> = Result<Json<T>, ApiError>;
 
 /// The API of one VM.
-pub(super) fn router(instance: Arc<dyn Instance>) -> Router {
+pub(super) fn router(instance: Arc<dyn Instance>, files: Arc<PassedFiles>) -> Router {
     let vm = Vm {
         instance,
         waiters: Arc::new(Semaphore::new(WAITERS)),
         slow: Arc::new(Semaphore::new(SLOW)),
+        files,
     };
     Router::new()
         .route("/vm", get(status))
@@ -76,6 +79,8 @@ pub(super) fn router(instance: Arc<dyn Instance>) -> Router {
         .route("/vm/jobs/{id}", get(job))
         .route("/vm/jobs/{id}/cancel", post(cancel_job))
         .route("/vm/jobs/{id}/limits", patch(job_limits))
+        .route("/vm/files", get(kept_files))
+        .route("/vm/files/{id}", delete(let_go))
         .route("/openapi.json", get(openapi))
         .fallback(async || ApiError::new("usage.endpoint", "there is no such endpoint"))
         .method_not_allowed_fallback(async || {
@@ -308,6 +313,20 @@ async fn job_limits(State(vm): State<Vm>, id: JobId, bytes: Bytes) -> Answer<Job
         vm.jobs().find(&id)
     };
     Ok(Json(vm.call(changed).await??))
+}
+
+async fn kept_files(State(vm): State<Vm>) -> Json<KeptFiles> {
+    Json(vm.files.list())
+}
+
+async fn let_go(State(vm): State<Vm>, Path(id): Path<String>) -> Answer<Accepted> {
+    let id: FileId = id
+        .parse()
+        .map_err(|e| ApiError::new("usage.file-id", format!("{id:?}: {e}")))?;
+    let file = vm.files.let_go(id)?;
+    // Its storage may have to be waited for.
+    vm.call_slow(move |_| drop(file)).await?;
+    Ok(Json(Accepted {}))
 }
 
 async fn openapi() -> Json<utoipa::openapi::OpenApi> {

@@ -1,4 +1,4 @@
-//! The thread that serves the control socket and hears signals.
+//! The thread that serves the control socket, takes files in beside it, and hears signals.
 
 use std::io;
 use std::os::unix::net::UnixListener;
@@ -10,9 +10,11 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
-use super::places::{Place, Places};
+use super::connections::Connections;
 use super::routes::{BLOCKING_THREADS, router};
 use crate::instance::{Instance, Requester, StopMode};
+use crate::passed::{self, FilesSocket, PassedFiles, Patience};
+use crate::places::Place;
 use crate::signals;
 use crate::threads::{self, Role};
 
@@ -33,7 +35,7 @@ pub enum Hangup {
     Reopens(Arc<dyn Fn() + Send + Sync>),
 }
 
-/// Serves the API of one VM on a thread of its own.
+/// Serves the API of one VM, and takes files in for it, on a thread of its own.
 ///
 /// It starts before the VM does: clients that connect meanwhile wait in the socket's queue.
 pub struct ControlServer {
@@ -47,7 +49,7 @@ impl ControlServer {
     ///
     /// # Errors
     /// What the kernel says about the thread or the socket.
-    pub fn start(listener: UnixListener, hangup: Hangup) -> io::Result<Self> {
+    pub fn start(listener: UnixListener, files: FilesSocket, hangup: Hangup) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let (instance, arrived) = oneshot::channel();
         let (end, ended) = oneshot::channel();
@@ -56,7 +58,7 @@ impl ControlServer {
             .name("control".into())
             .spawn(move || {
                 threads::STARTED.begin(Role::Server);
-                if let Err(e) = run(listener, hangup, &hears, arrived, ended) {
+                if let Err(e) = run(listener, files, hangup, &hears, arrived, ended) {
                     tracing::error!(error = %e, "the control socket is not served");
                 }
             })?;
@@ -91,6 +93,7 @@ impl ControlServer {
 
 fn run(
     listener: UnixListener,
+    files: FilesSocket,
     hangup: Hangup,
     hears: &Sender<()>,
     arrived: oneshot::Receiver<Arc<dyn Instance>>,
@@ -123,10 +126,12 @@ fn run(
             return Ok(());
         };
         listeners.push(tokio::spawn(stop_at(ends, Arc::clone(&instance))));
-        let places = Places::new(tokio::net::UnixListener::from_std(listener)?);
-        let router = router(instance).into_make_service_with_connect_info::<Place>();
+        let passed = Arc::new(PassedFiles::default());
+        listeners.push(tokio::spawn(take_files(files, Arc::clone(&passed))));
+        let connections = Connections::new(tokio::net::UnixListener::from_std(listener)?);
+        let router = router(instance, passed).into_make_service_with_connect_info::<Place>();
         let (drain, draining) = oneshot::channel::<()>();
-        let server = axum::serve(places, router).with_graceful_shutdown(async move {
+        let server = axum::serve(connections, router).with_graceful_shutdown(async move {
             let _ = draining.await;
         });
         let mut server = tokio::spawn(server.into_future());
@@ -145,6 +150,12 @@ fn run(
     })?;
     runtime.shutdown_background();
     Ok(())
+}
+
+async fn take_files(socket: FilesSocket, files: Arc<PassedFiles>) {
+    if let Err(e) = passed::serve(socket, files, Patience::default()).await {
+        tracing::error!(error = %e, "files cannot be passed to the VM");
+    }
 }
 
 /// Hears signals from now on, one after the other.

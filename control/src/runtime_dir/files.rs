@@ -5,6 +5,8 @@
 pub(super) const PID: &str = "pid";
 /// The socket of the HTTP API.
 pub(super) const CONTROL: &str = "control.sock";
+/// The socket at which files are passed.
+pub(super) const FILES: &str = "files.sock";
 /// The socket of the serial console.
 pub(super) const CONSOLE: &str = "console.sock";
 /// The record of how it ended.
@@ -21,6 +23,9 @@ pub(super) const SERIAL_OLDER: &str = "serial.log.1";
 pub(super) const VMM: &str = "vmm.log";
 /// What came before it.
 pub(super) const VMM_OLDER: &str = "vmm.log.1";
+
+/// All sockets: they go when the VM has ended.
+pub(super) const SOCKETS: [&str; 3] = [CONTROL, FILES, CONSOLE];
 
 /// All files of logs, newer and older.
 pub(super) const LOGS: [&str; 4] = [SERIAL, SERIAL_OLDER, VMM, VMM_OLDER];

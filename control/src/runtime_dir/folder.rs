@@ -19,7 +19,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
-use super::files::{CONSOLE, CONTROL, END, END_DRAFT, FAILED, LOGS, PID};
+use super::files::{CONSOLE, CONTROL, END, END_DRAFT, FAILED, LOGS, PID, SOCKETS};
 
 /// Says that a folder is ours.
 const MARK: &str = ".vmm";
@@ -329,8 +329,9 @@ impl Folder {
 
 /// Names of what we make in the folder of a VM; its mark is the last.
 fn ours() -> impl Iterator<Item = &'static str> {
-    [PID, CONTROL, CONSOLE, END, END_DRAFT, FAILED]
+    [PID, END, END_DRAFT, FAILED]
         .into_iter()
+        .chain(SOCKETS)
         .chain(LOGS)
         .chain([MARK])
 }

@@ -1,6 +1,7 @@
 //! The directory itself: which VMs are in it, and what anybody may do with one by its name.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket
 
 use super::end;
 use super::error::{failed, io};
-use super::files::{CONSOLE, CONTROL};
+use super::files::{CONSOLE, CONTROL, FILES};
 use super::folder::{Folder, Found, Holder, Left, look};
 use super::logs::{Log, LogReader};
 use super::name::{check_name, natural};
@@ -320,7 +321,7 @@ impl RuntimeDir {
     /// What the kernel says; [`std::io::ErrorKind::WouldBlock`] when as many wait already as may, because
     /// the process takes none of them in.
     pub fn connect_control(&self, name: &str) -> std::io::Result<UnixStream> {
-        connect(&self.root.join(name), CONTROL)
+        connect_stream(&self.root.join(name), CONTROL)
     }
 
     /// Connects to the console of `name`.
@@ -328,7 +329,15 @@ impl RuntimeDir {
     /// # Errors
     /// As for [`RuntimeDir::connect_control`].
     pub fn connect_console(&self, name: &str) -> std::io::Result<UnixStream> {
-        connect(&self.root.join(name), CONSOLE)
+        connect_stream(&self.root.join(name), CONSOLE)
+    }
+
+    /// Connects to where files are passed to `name`: a socket of packets, which does not block.
+    ///
+    /// # Errors
+    /// As for [`RuntimeDir::connect_control`].
+    pub fn connect_files(&self, name: &str) -> std::io::Result<OwnedFd> {
+        connect(&self.root.join(name), FILES, SocketType::SEQPACKET)
     }
 
     pub(super) fn lock(&self) -> Result<File, Observation> {
@@ -362,14 +371,18 @@ pub(super) fn make_dir(path: &Path) -> Result<(), Observation> {
         .map_err(|e| io("create", path, &e))
 }
 
-fn connect(dir: &Path, socket: &str) -> std::io::Result<UnixStream> {
+fn connect_stream(dir: &Path, socket: &str) -> std::io::Result<UnixStream> {
+    let stream = UnixStream::from(connect(dir, socket, SocketType::STREAM)?);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+fn connect(dir: &Path, socket: &str, kind: SocketType) -> std::io::Result<OwnedFd> {
     let folder = Folder::open_at(dir)?;
     // A connection to a process that takes none in would wait for it without end.
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let client = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let client = socket_with(AddressFamily::UNIX, kind, flags, None)?;
     let to = SocketAddrUnix::new(folder.short_path(socket))?;
     rustix::net::connect(&client, &to)?;
-    let stream = UnixStream::from(client);
-    stream.set_nonblocking(false)?;
-    Ok(stream)
+    Ok(client)
 }

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,12 +13,13 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::end;
 use super::error::io;
-use super::files::{CONSOLE, CONTROL};
+use super::files::{CONSOLE, CONTROL, FILES, SOCKETS};
 use super::folder::{Folder, Left};
 use super::logs::Log;
 use super::name::check_name;
 use super::root::{RuntimeDir, make_dir};
 use crate::instance::VmStatus;
+use crate::passed::FilesSocket;
 use crate::state_dir::{self, HOST_CPU};
 
 #[derive(Debug)]
@@ -181,13 +182,29 @@ impl VmDir {
         self.bind(CONSOLE)
     }
 
+    /// Listens on the socket at which files are passed, mode 0600.
+    ///
+    /// # Errors
+    /// `host.runtime-dir`.
+    pub fn bind_files(&self) -> Result<FilesSocket, Observation> {
+        self.bind_by(FILES, FilesSocket::bind)
+    }
+
     fn bind(&self, socket: &str) -> Result<UnixListener, Observation> {
-        let path = self.inner.folder.short_path(socket);
-        let bound = UnixListener::bind(&path).and_then(|listener| {
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        self.bind_by(socket, |path| {
+            let listener = UnixListener::bind(path)?;
+            fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
             Ok(listener)
-        });
-        bound.map_err(|e| io("listen on", &self.path().join(socket), &e))
+        })
+    }
+
+    fn bind_by<T>(
+        &self,
+        socket: &str,
+        bind: impl FnOnce(&Path) -> io::Result<T>,
+    ) -> Result<T, Observation> {
+        bind(&self.inner.folder.short_path(socket))
+            .map_err(|e| io("listen on", &self.path().join(socket), &e))
     }
 
     /// Path of the guest's output.
@@ -245,7 +262,7 @@ impl Inner {
 
     fn keep(&self, last: &VmStatus) -> io::Result<()> {
         end::write(&self.folder, last)?;
-        for socket in [CONTROL, CONSOLE] {
+        for socket in SOCKETS {
             self.folder.unlink(socket)?;
         }
         Ok(())

@@ -13,6 +13,7 @@ use control::instance::{
     Ending, Instance, MigrationStatus, Requester, StopMode, VmEnd, VmState, VmStatus,
 };
 use control::job::{Job, Jobs};
+use control::passed::FilesSocket;
 use migration::control::Events;
 use migration::observation::{Observation, Side};
 use migration::progress::{Event, LimitChange, Limits, Report};
@@ -176,7 +177,8 @@ fn socket() -> &'static PathBuf {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("control.sock");
         let listener = UnixListener::bind(&path).expect("a socket");
-        let mut server = ControlServer::start(listener, Hangup::Ignored).expect("a server");
+        let files = FilesSocket::bind(&folder.path().join("files.sock")).expect("a socket");
+        let mut server = ControlServer::start(listener, files, Hangup::Ignored).expect("a server");
         server.serve(Arc::new(Agreeable));
         // The server ends with the process; its folder goes when its last user does.
         FOLDER.set(folder).expect("set once");

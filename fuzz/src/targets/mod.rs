@@ -7,6 +7,7 @@ mod config;
 mod cpu_model;
 mod description;
 mod descriptors;
+mod files;
 mod journal;
 mod kernel;
 mod legacy;
@@ -43,6 +44,7 @@ pub static ALL: &[Target] = &[
     legacy::LEGACY,
     api::HTTP,
     api::JSON,
+    files::FILES,
     config::CONFIG,
     cpu_model::CPU_MODEL,
     command_line::COMMAND_LINE,

@@ -15,6 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use block::Hold;
+use control::peer::is_of;
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -155,12 +156,6 @@ impl HatchKeeper {
             }
         }
     }
-}
-
-/// Whether the other end is this user's, or root's.
-fn is_of(end: &UnixStream, user: Uid) -> io::Result<bool> {
-    let peer = rustix::net::sockopt::socket_peercred(end)?.uid;
-    Ok(peer.is_root() || peer == user)
 }
 
 fn address(name: &str) -> io::Result<SocketAddr> {

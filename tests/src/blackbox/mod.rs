@@ -9,6 +9,7 @@ pub mod images;
 pub mod leftovers;
 pub mod migration;
 pub mod pair;
+pub mod passing;
 pub mod relay;
 pub mod storage;
 pub mod vitals;

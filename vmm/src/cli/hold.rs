@@ -168,6 +168,8 @@ fn start(
         RamFile::memfd()
     });
     confined.enter(dir)?;
+    // Who finds the control socket finds this one, too.
+    let files = dir.bind_files()?;
     let control = dir.bind_control()?;
     let shown = attachment == Attachment::Foreground && !output.is_json();
     let stdout = if shown {
@@ -183,7 +185,7 @@ fn start(
         stdout,
     })
     .map_err(|e| failed("start the console", e))?;
-    let mut server = ControlServer::start(control, at_hangup(dir, &console, attachment))
+    let mut server = ControlServer::start(control, files, at_hangup(dir, &console, attachment))
         .map_err(|e| failed("serve the control socket", e))?;
     let instance = launch(dir, &console, file)?;
     tracing::info!(name = dir.name(), "the VM is up");

@@ -402,6 +402,7 @@ pub(super) const START: Group = Group {
     calls: calls![
         SYS_socket where &[
             &[domain(libc::AF_UNIX), kind(libc::SOCK_STREAM)],
+            &[domain(libc::AF_UNIX), kind(libc::SOCK_SEQPACKET)], // where files are passed
             &[domain(libc::AF_INET), kind(libc::SOCK_STREAM)],
             &[domain(libc::AF_INET6), kind(libc::SOCK_STREAM)],
         ],

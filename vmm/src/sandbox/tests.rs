@@ -170,8 +170,9 @@ fn particular(kind: Kind) {
     let openers = [Control, Migration, Incoming, Reception, Main, Process];
     let connectors = [Control, Migration, Process];
     let stream = libc::SOCK_STREAM as u64;
+    let packets = libc::SOCK_SEQPACKET as u64;
     let socket = |domain: i32| (libc::SYS_socket, [domain as u64, stream, u64::MAX, 0]);
-    let cases: [Case<'_>; 17] = [
+    let cases: [Case<'_>; 18] = [
         (
             "open a file",
             (libc::SYS_openat, [NO_FD, 0, 0, 0]),
@@ -185,6 +186,15 @@ fn particular(kind: Kind) {
         ),
         ("a unix socket", socket(libc::AF_UNIX), &connectors),
         ("a TCP socket", socket(libc::AF_INET), &connectors),
+        // One that was taken over passes no files to another VM.
+        (
+            "a unix socket of packets",
+            (
+                libc::SYS_socket,
+                [libc::AF_UNIX as u64, packets, u64::MAX, 0],
+            ),
+            &[Process],
+        ),
         ("a packet socket", socket(libc::AF_PACKET), &[]),
         ("a vsock socket", socket(libc::AF_VSOCK), &[]),
         ("listen", (libc::SYS_listen, [NO_FD, 0, 0, 0]), &[Process]),
@@ -369,6 +379,32 @@ fn only_what_was_granted_can_be_opened() {
         // A link does not lead out.
         std::os::unix::fs::symlink(outside.join("file"), inside.join("link")).unwrap_err();
         denied(std::os::unix::fs::symlink("/", inside.join("link")));
+    });
+}
+
+#[test]
+fn a_file_that_is_passed_open_can_be_used_and_a_folder_leads_nowhere() {
+    use std::fs::File;
+    use std::io::Read;
+    use std::os::fd::AsRawFd;
+
+    use rustix::fs::{Mode, OFlags, openat};
+
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::fs::write(elsewhere.path().join("file"), "text").unwrap();
+    let mut file = File::open(elsewhere.path().join("file")).unwrap();
+    let folder = File::open(elsewhere.path()).unwrap();
+    limited(vec![grant("/proc", Use::Read)], move || {
+        let mut text = String::new();
+        file.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "text");
+        let below = openat(&folder, "file", OFlags::RDONLY, Mode::empty());
+        assert_eq!(below.unwrap_err(), rustix::io::Errno::ACCESS);
+        let again = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        assert_eq!(
+            again.unwrap_err().kind(),
+            std::io::ErrorKind::PermissionDenied
+        );
     });
 }
 

@@ -25,8 +25,12 @@ impl Host {
         let runtime = RuntimeDir::at(temp.path().join("rt")).unwrap();
         let dir = runtime.create(Some("a"), "vm").unwrap();
         let vm = Arc::new(Fake::new("a", state, false));
-        let mut server =
-            ControlServer::start(dir.bind_control().unwrap(), Hangup::Ignored).unwrap();
+        let mut server = ControlServer::start(
+            dir.bind_control().unwrap(),
+            dir.bind_files().unwrap(),
+            Hangup::Ignored,
+        )
+        .unwrap();
         server.serve(Arc::clone(&vm) as _);
         Self {
             _temp: temp,

@@ -1,12 +1,8 @@
-//! Connections to the control socket: so many at once, and none that says nothing keeps out one that
-//! does.
+//! Connections to the control socket, each with its place.
 
 use std::io::{self, Write};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::task::{Context, Poll};
 
 use axum::extract::connect_info::Connected;
 use axum::serve::{IncomingStream, Listener};
@@ -14,127 +10,27 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::unix::SocketAddr;
 use tokio::net::{UnixListener, UnixStream};
 
+use crate::places::{Place, Places, RESPITE};
+
 /// Connections at once: more than can wait for something, and short ones besides.
-pub(super) const PLACES: usize = 128;
-/// How long nobody is taken in after that failed, as for want of descriptors.
-const RESPITE: Duration = Duration::from_millis(100);
+const PLACES: usize = 128;
 /// What one is told that finds all places taken by those who wait for an answer.
 const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\n\
     content-type: application/json\r\ncontent-length: 76\r\n\r\n\
     {\"id\":\"api.busy\",\"message\":\"too many connections\",\"side\":\"source\",\"at_us\":0}";
 
-/// The place of one connection.
-#[derive(Debug, Clone)]
-pub(super) struct Place(Arc<Inner>);
-
-#[derive(Debug)]
-struct Inner {
-    /// Requests that are being answered.
-    busy: AtomicUsize,
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    idle_since: Instant,
-    given_up: bool,
-    reader: Option<Waker>,
-}
-
-/// As long as it lives, its connection is being answered.
-pub(super) struct Busy(Place);
-
-impl Place {
-    fn new() -> Self {
-        Self(Arc::new(Inner {
-            busy: AtomicUsize::new(0),
-            state: Mutex::new(State {
-                idle_since: Instant::now(),
-                given_up: false,
-                reader: None,
-            }),
-        }))
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Begins to answer a request.
-    pub(super) fn busy(&self) -> Busy {
-        self.0.busy.fetch_add(1, Ordering::SeqCst);
-        Busy(self.clone())
-    }
-
-    /// Since when nothing was asked of it, if nothing is.
-    fn idle_since(&self) -> Option<Instant> {
-        let state = self.state();
-        (self.0.busy.load(Ordering::SeqCst) == 0 && !state.given_up).then_some(state.idle_since)
-    }
-
-    /// Ends its connection as if the client had.
-    fn give_up(&self) {
-        let mut state = self.state();
-        state.given_up = true;
-        if let Some(reader) = state.reader.take() {
-            reader.wake();
-        }
-    }
-
-    /// Whether its connection is to end; wakes `reader` when it is.
-    fn is_given_up(&self, reader: &Waker) -> bool {
-        let mut state = self.state();
-        state.reader = Some(reader.clone());
-        state.given_up
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.state().idle_since = Instant::now();
-        self.0.0.busy.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
 /// Takes connections in, as many as there are places.
 #[derive(Debug)]
-pub(super) struct Places {
+pub(super) struct Connections {
     listener: UnixListener,
-    taken: Vec<Place>,
+    places: Places,
 }
 
-impl Places {
+impl Connections {
     pub(super) fn new(listener: UnixListener) -> Self {
         Self {
             listener,
-            taken: Vec::new(),
-        }
-    }
-
-    /// A place for one more; that of the one who has said nothing for the longest time when there is no
-    /// other. `None` when all are being answered.
-    fn take(&mut self) -> Option<Place> {
-        // Connections hold theirs as long as they live.
-        self.taken.retain(|place| Arc::strong_count(&place.0) > 1);
-        if self.taken.len() >= PLACES && !self.give_up_longest_idle() {
-            return None;
-        }
-        let place = Place::new();
-        self.taken.push(place.clone());
-        Some(place)
-    }
-
-    fn give_up_longest_idle(&mut self) -> bool {
-        let idle = self.taken.iter().enumerate();
-        let longest = idle
-            .filter_map(|(at, place)| Some((place.idle_since()?, at)))
-            .min();
-        match longest {
-            Some((_, at)) => {
-                self.taken.swap_remove(at).give_up();
-                true
-            }
-            None => false,
+            places: Places::new(PLACES),
         }
     }
 }
@@ -147,7 +43,7 @@ fn refuse(stream: UnixStream) {
     }
 }
 
-impl Listener for Places {
+impl Listener for Connections {
     type Io = Connection;
     type Addr = SocketAddr;
 
@@ -155,7 +51,7 @@ impl Listener for Places {
         let mut fails = false;
         loop {
             match self.listener.accept().await {
-                Ok((stream, address)) => match self.take() {
+                Ok((stream, address)) => match self.places.take() {
                     Some(place) => return (Connection { stream, place }, address),
                     None => refuse(stream),
                 },
@@ -163,7 +59,7 @@ impl Listener for Places {
                     if !std::mem::replace(&mut fails, true) {
                         tracing::warn!(error = %e, "no client of the control socket can be taken in");
                     }
-                    self.give_up_longest_idle();
+                    self.places.give_up_longest_idle();
                     tokio::time::sleep(RESPITE).await;
                 }
             }
@@ -182,12 +78,11 @@ pub(super) struct Connection {
     place: Place,
 }
 
-impl Connected<IncomingStream<'_, Places>> for Place {
-    fn connect_info(stream: IncomingStream<'_, Places>) -> Self {
+impl Connected<IncomingStream<'_, Connections>> for Place {
+    fn connect_info(stream: IncomingStream<'_, Connections>) -> Self {
         stream.io().place.clone()
     }
 }
-
 impl AsyncRead for Connection {
     fn poll_read(
         mut self: Pin<&mut Self>,

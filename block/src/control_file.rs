@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{BlockDevice, Buffer, Error, Extent, Identity, Result, ZeroMode};
+use crate::{
+    Arrived, BlockDevice, Buffer, Discarded, Durability, Error, Extent, Identity, Result, ZeroMode,
+};
 
 /// Longest file that is looked at.
 const MAX_ORDERS: usize = 4096;
@@ -124,9 +126,13 @@ impl BlockDevice for Layer {
         self.inner.read(buffers, offset)
     }
 
-    fn write(&self, buffers: &[Buffer<'_>], offset: u64) -> Result<()> {
+    fn write(&self, buffers: &[Buffer<'_>], offset: u64, durability: Durability) -> Result<()> {
         self.obey("write", offset, Buffer::total_len(buffers))?;
-        self.inner.write(buffers, offset)
+        self.inner.write(buffers, offset, durability)?;
+        match durability {
+            Durability::Flushed => Ok(()),
+            Durability::Immediate => self.obey("flush", offset, Buffer::total_len(buffers)),
+        }
     }
 
     fn flush(&self) -> Result<()> {
@@ -134,7 +140,7 @@ impl BlockDevice for Layer {
         self.inner.flush()
     }
 
-    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+    fn discard(&self, offset: u64, len: u64) -> Result<Discarded> {
         self.obey("discard", offset, len)?;
         self.inner.discard(offset, len)
     }
@@ -147,6 +153,10 @@ impl BlockDevice for Layer {
     fn extents(&self, offset: u64, len: u64, limit: usize) -> Result<Vec<Extent>> {
         self.obey("map", offset, len)?;
         self.inner.extents(offset, len, limit)
+    }
+
+    fn tell_arrivals(&self, arrived: Arrived) {
+        self.inner.tell_arrivals(arrived);
     }
 
     fn identity(&self) -> Identity {

@@ -1,6 +1,7 @@
 //! The block trait that everything else is a layer over.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::{Buffer, Result};
 
@@ -40,23 +41,25 @@ impl fmt::Display for Identity {
     }
 }
 
-/// What backs a stretch of an image.
+/// What a stretch of an image holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExtentKind {
-    /// Allocated; holds whatever was written.
+    /// Whatever was written.
     Data,
-    /// Not allocated; reads as zeroes.
-    Hole,
+    /// Zeroes, for which no storage is needed.
+    Zero,
+    /// Nothing here yet: a layer below or another host has it, and requests for it wait until it has come.
+    Absent,
 }
 
-/// A stretch of an image that is backed by one kind of storage.
+/// A stretch of an image that holds one kind of content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
     /// First byte.
     pub offset: u64,
     /// Length in bytes, never 0.
     pub len: u64,
-    /// What backs it.
+    /// What it holds.
     pub kind: ExtentKind,
 }
 
@@ -69,11 +72,37 @@ pub enum ZeroMode {
     MayUnmap,
 }
 
-/// A disk image: thread-safe, and synchronous at its edge.
+/// When a write is durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// After a [`BlockDevice::flush`] that began when it had ended.
+    Flushed,
+    /// As soon as it has ended (forced unit access).
+    Immediate,
+}
+
+/// What became of a range that was discarded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Discarded {
+    /// It reads as zeroes.
+    Zero,
+    /// It reads as before.
+    Kept,
+}
+
+/// What is called, on any thread, whenever some of what was absent has come.
+pub type Arrived = Arc<dyn Fn() + Send + Sync>;
+
+/// A disk image: thread-safe, in a form that blocks.
 ///
-/// Offsets and lengths are bytes and need no alignment. A request that returns without an error is
-/// complete; it is durable after a [`BlockDevice::flush`] that began later. Requests of several threads
-/// that overlap may be carried out in any order.
+/// Offsets and lengths are bytes and need no alignment. A request that returns without an error has
+/// ended. Requests of several threads that overlap, one of them a change, are carried out in any order
+/// and may mix; [`crate::Backend`] is the form that has several in flight and orders them.
+///
+/// A request for a range that is [`ExtentKind::Absent`] fails at once with [`Error::Absent`], and has
+/// changed nothing that is not changed alike when it is made again.
+///
+/// [`Error::Absent`]: crate::Error::Absent
 pub trait BlockDevice: Send + Sync {
     /// Size in bytes, a multiple of [`crate::SECTOR_SIZE`].
     fn size(&self) -> u64;
@@ -87,25 +116,25 @@ pub trait BlockDevice: Send + Sync {
     /// When the range is outside the image or cannot be read; the buffers then hold anything.
     fn read(&self, buffers: &[Buffer<'_>], offset: u64) -> Result<()>;
 
-    /// Writes `buffers`, in order, from byte `offset` on.
+    /// Writes `buffers`, in order, from byte `offset` on, as durable as asked.
     ///
     /// # Errors
     /// When the range is outside the image, the image is read-only or cannot be written; the range then
     /// holds old and new bytes in any mixture.
-    fn write(&self, buffers: &[Buffer<'_>], offset: u64) -> Result<()>;
+    fn write(&self, buffers: &[Buffer<'_>], offset: u64, durability: Durability) -> Result<()>;
 
-    /// Makes everything that was written durable.
+    /// Makes durable all changes that had ended when it began.
     ///
     /// # Errors
     /// When the storage did not confirm it.
     fn flush(&self) -> Result<()>;
 
-    /// Says that a range is not needed any more; its content is then undefined. Storage that cannot
-    /// give space back ignores it.
+    /// Says that a range is not needed any more, so that its space may be given back; all of it then
+    /// reads as zeroes, or all of it as before.
     ///
     /// # Errors
     /// As for [`BlockDevice::write`].
-    fn discard(&self, offset: u64, len: u64) -> Result<()>;
+    fn discard(&self, offset: u64, len: u64) -> Result<Discarded>;
 
     /// Makes a range read as zeroes.
     ///
@@ -119,6 +148,12 @@ pub trait BlockDevice: Send + Sync {
     /// # Errors
     /// When the range is outside the image or the map cannot be read.
     fn extents(&self, offset: u64, len: u64, limit: usize) -> Result<Vec<Extent>>;
+
+    /// Receives what is to be told when something absent has come; images of which nothing is ever absent
+    /// need none.
+    fn tell_arrivals(&self, arrived: Arrived) {
+        drop(arrived);
+    }
 
     /// Where the image comes from.
     fn identity(&self) -> Identity;

@@ -100,6 +100,24 @@ pub enum Error {
         /// First byte that could not be read.
         offset: u64,
     },
+    /// The threads that carry requests out could not be started.
+    #[error("start a thread for requests to disk image {path}")]
+    Thread {
+        /// Image.
+        path: PathBuf,
+        /// Cause.
+        source: io::Error,
+    },
+    /// A request needs what is not here yet; it succeeds when that has come.
+    #[error("{len} bytes at {offset} of disk image {path} have not come yet")]
+    Absent {
+        /// Image.
+        path: PathBuf,
+        /// First byte.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+    },
     /// The operating system refused an operation.
     #[error("{operation} {len} bytes at {offset} of disk image {path}")]
     Io {

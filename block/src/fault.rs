@@ -1,10 +1,12 @@
-//! Faults on request: a layer that makes any image fail, tear or hang.
+//! Faults on request: a layer that makes any image fail, tear, hang or lack what is asked for.
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::{BlockDevice, Buffer, Error, Extent, Identity, Result, ZeroMode};
+use crate::{
+    Arrived, BlockDevice, Buffer, Discarded, Durability, Error, Extent, Identity, Result, ZeroMode,
+};
 
 /// Operations that can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,7 +15,7 @@ pub enum Operation {
     Read,
     /// [`BlockDevice::write`].
     Write,
-    /// [`BlockDevice::flush`].
+    /// [`BlockDevice::flush`], and the second half of a write that is durable at once.
     Flush,
     /// [`BlockDevice::discard`].
     Discard,
@@ -45,6 +47,8 @@ pub enum Effect {
     Tear(u64),
     /// It waits for [`FaultLayer::release`], then is done as usual.
     Hang,
+    /// What it needs has not come yet, and nothing is done.
+    Absent,
 }
 
 /// One fault: which operations, when, and what.
@@ -74,6 +78,7 @@ pub struct FaultLayer {
     inner: Arc<dyn BlockDevice>,
     state: Mutex<State>,
     changed: Condvar,
+    arrived: Mutex<Vec<Arrived>>,
 }
 
 impl FaultLayer {
@@ -83,6 +88,7 @@ impl FaultLayer {
             inner,
             state: Mutex::default(),
             changed: Condvar::new(),
+            arrived: Mutex::default(),
         }
     }
 
@@ -100,6 +106,19 @@ impl FaultLayer {
     pub fn release(&self) {
         self.state().releases += 1;
         self.changed.notify_all();
+    }
+
+    /// Says that something absent has come; what was planned stays planned.
+    pub fn arrive(&self) {
+        let told = self.arrived.lock();
+        for arrived in told.unwrap_or_else(PoisonError::into_inner).iter() {
+            arrived();
+        }
+    }
+
+    /// How many operations hang.
+    pub fn hanging(&self) -> usize {
+        self.state().hanging
     }
 
     /// Waits until `count` operations hang.
@@ -150,6 +169,14 @@ impl FaultLayer {
         effect
     }
 
+    fn absent(&self, offset: u64, len: u64) -> Error {
+        Error::Absent {
+            path: PathBuf::from(self.inner.identity().name),
+            offset,
+            len,
+        }
+    }
+
     fn error(&self, operation: Operation, offset: u64, len: u64, errno: i32) -> Error {
         Error::Io {
             operation: operation.name(),
@@ -165,6 +192,7 @@ impl FaultLayer {
             None | Some(Effect::Hang) => Ok(()),
             Some(Effect::Fail(errno)) => Err(self.error(operation, offset, len, errno)),
             Some(Effect::Tear(_)) => Err(self.error(operation, offset, len, libc::EIO)),
+            Some(Effect::Absent) => Err(self.absent(offset, len)),
         }
     }
 }
@@ -192,11 +220,14 @@ impl BlockDevice for FaultLayer {
         self.inner.read(buffers, offset)
     }
 
-    fn write(&self, buffers: &[Buffer<'_>], offset: u64) -> Result<()> {
+    fn write(&self, buffers: &[Buffer<'_>], offset: u64, durability: Durability) -> Result<()> {
         let len = Buffer::total_len(buffers);
         match self.effect(Operation::Write) {
-            None | Some(Effect::Hang) => self.inner.write(buffers, offset),
-            Some(Effect::Fail(errno)) => Err(self.error(Operation::Write, offset, len, errno)),
+            None | Some(Effect::Hang) => self.inner.write(buffers, offset, durability)?,
+            Some(Effect::Fail(errno)) => {
+                return Err(self.error(Operation::Write, offset, len, errno));
+            }
+            Some(Effect::Absent) => return Err(self.absent(offset, len)),
             Some(Effect::Tear(stored)) => {
                 let mut left = usize::try_from(stored).unwrap_or(usize::MAX);
                 let mut torn = Vec::new();
@@ -204,9 +235,13 @@ impl BlockDevice for FaultLayer {
                     torn.push(buffer.take(left));
                     left = left.saturating_sub(buffer.len());
                 }
-                self.inner.write(&torn, offset)?;
-                Err(self.error(Operation::Write, offset, len, libc::EIO))
+                self.inner.write(&torn, offset, durability)?;
+                return Err(self.error(Operation::Write, offset, len, libc::EIO));
             }
+        }
+        match durability {
+            Durability::Flushed => Ok(()),
+            Durability::Immediate => self.pass(Operation::Flush, offset, len),
         }
     }
 
@@ -215,7 +250,7 @@ impl BlockDevice for FaultLayer {
         self.inner.flush()
     }
 
-    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+    fn discard(&self, offset: u64, len: u64) -> Result<Discarded> {
         self.pass(Operation::Discard, offset, len)?;
         self.inner.discard(offset, len)
     }
@@ -228,6 +263,13 @@ impl BlockDevice for FaultLayer {
     fn extents(&self, offset: u64, len: u64, limit: usize) -> Result<Vec<Extent>> {
         self.pass(Operation::Extents, offset, len)?;
         self.inner.extents(offset, len, limit)
+    }
+
+    fn tell_arrivals(&self, arrived: Arrived) {
+        let told = self.arrived.lock();
+        told.unwrap_or_else(PoisonError::into_inner)
+            .push(Arc::clone(&arrived));
+        self.inner.tell_arrivals(arrived);
     }
 
     fn identity(&self) -> Identity {

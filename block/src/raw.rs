@@ -15,8 +15,8 @@ use crate::place::{self, Below};
 use crate::samples::{self, LastWrites};
 use crate::sys::{self, Direction};
 use crate::{
-    BlockDevice, Buffer, Claim, Error, Extent, ExtentKind, Hold, Identity, Result, SECTOR_SIZE,
-    ZeroMode,
+    BlockDevice, Buffer, Claim, Discarded, Durability, Error, Extent, ExtentKind, Hold, Identity,
+    Result, SECTOR_SIZE, ZeroMode,
 };
 
 /// What is known about the content of an image.
@@ -267,7 +267,7 @@ impl RawImage {
     fn transfer(&self, direction: Direction, buffers: &[Buffer<'_>], offset: u64) -> Result<()> {
         let operation = match direction {
             Direction::Read => "read",
-            Direction::Write => "write",
+            Direction::Write | Direction::WriteDurably => "write",
         };
         let mut at = offset;
         let mut left = buffers;
@@ -287,7 +287,7 @@ impl RawImage {
                         path: self.path.clone(),
                         offset: at,
                     },
-                    Direction::Write => self.io_error(
+                    Direction::Write | Direction::WriteDurably => self.io_error(
                         operation,
                         at,
                         Buffer::total_len(left),
@@ -355,10 +355,14 @@ impl BlockDevice for RawImage {
         self.transfer(Direction::Read, buffers, offset)
     }
 
-    fn write(&self, buffers: &[Buffer<'_>], offset: u64) -> Result<()> {
+    fn write(&self, buffers: &[Buffer<'_>], offset: u64, durability: Durability) -> Result<()> {
         self.check_change(offset, Buffer::total_len(buffers))?;
         self.last_writes.note(offset);
-        self.transfer(Direction::Write, buffers, offset)
+        let direction = match durability {
+            Durability::Flushed => Direction::Write,
+            Durability::Immediate => Direction::WriteDurably,
+        };
+        self.transfer(direction, buffers, offset)
     }
 
     fn flush(&self) -> Result<()> {
@@ -370,13 +374,15 @@ impl BlockDevice for RawImage {
             .map_err(|e| self.io_error("flush", 0, self.size, e))
     }
 
-    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+    fn discard(&self, offset: u64, len: u64) -> Result<Discarded> {
         self.check_change(offset, len)?;
-        if len > 0 {
-            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            self.allocate(&self.can_punch, flags, "discard", offset, len)?;
+        // A hole reads as zeroes, also in a block device, of which the kernel asks for such a discard.
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if len > 0 && self.allocate(&self.can_punch, flags, "discard", offset, len)? {
+            Ok(Discarded::Zero)
+        } else {
+            Ok(Discarded::Kept)
         }
-        Ok(())
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
@@ -415,30 +421,28 @@ impl BlockDevice for RawImage {
         let mut extents = Vec::new();
         let mut at = offset;
         while at < end && extents.len() < limit {
-            let seek = |whence, place| match rustix::fs::seek(&self.file, whence_at(whence, place))
+            let seek = |whence: Whence, place| match rustix::fs::seek(&self.file, whence.at(place))
             {
                 Ok(found) => Ok(Some(found)),
                 // Nothing of the kind up to the end of the file.
                 Err(rustix::io::Errno::NXIO) => Ok(None),
                 // Storage that knows no holes.
-                Err(rustix::io::Errno::INVAL) if whence == ExtentKind::Data => Ok(Some(place)),
+                Err(rustix::io::Errno::INVAL) if whence == Whence::Data => Ok(Some(place)),
                 Err(rustix::io::Errno::INVAL) => Ok(None),
                 Err(errno) => Err(self.io_error("map", place, end - place, errno.into())),
             };
-            let data = seek(ExtentKind::Data, at)?.unwrap_or(end).min(end);
+            let data = seek(Whence::Data, at)?.unwrap_or(end).min(end);
             if data > at {
                 extents.push(Extent {
                     offset: at,
                     len: data - at,
-                    kind: ExtentKind::Hole,
+                    kind: ExtentKind::Zero,
                 });
                 at = data;
                 continue;
             }
             // A file that changes meanwhile must not make this loop turn on the spot.
-            let hole = seek(ExtentKind::Hole, at)?
-                .unwrap_or(end)
-                .clamp(at + 1, end);
+            let hole = seek(Whence::Hole, at)?.unwrap_or(end).clamp(at + 1, end);
             extents.push(Extent {
                 offset: at,
                 len: hole - at,
@@ -454,9 +458,18 @@ impl BlockDevice for RawImage {
     }
 }
 
-fn whence_at(kind: ExtentKind, place: u64) -> rustix::fs::SeekFrom {
-    match kind {
-        ExtentKind::Data => rustix::fs::SeekFrom::Data(place),
-        ExtentKind::Hole => rustix::fs::SeekFrom::Hole(place),
+/// What is looked for in the map of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whence {
+    Data,
+    Hole,
+}
+
+impl Whence {
+    fn at(self, place: u64) -> rustix::fs::SeekFrom {
+        match self {
+            Self::Data => rustix::fs::SeekFrom::Data(place),
+            Self::Hole => rustix::fs::SeekFrom::Hole(place),
+        }
     }
 }

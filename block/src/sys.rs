@@ -20,6 +20,8 @@ pub(crate) enum Direction {
     Read,
     /// Memory to image.
     Write,
+    /// Memory to image, and durable when it is done (`RWF_DSYNC`).
+    WriteDurably,
 }
 
 /// What a loop device is backed by (`struct loop_info64`, linux/loop.h).
@@ -70,6 +72,13 @@ pub(crate) fn transfer(
             match direction {
                 Direction::Read => libc::preadv(file.as_raw_fd(), iovecs.as_ptr(), count, offset),
                 Direction::Write => libc::pwritev(file.as_raw_fd(), iovecs.as_ptr(), count, offset),
+                Direction::WriteDurably => libc::pwritev2(
+                    file.as_raw_fd(),
+                    iovecs.as_ptr(),
+                    count,
+                    offset,
+                    libc::RWF_DSYNC,
+                ),
             }
         };
         if let Ok(done) = usize::try_from(done) {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use block::fault::{Effect, Fault, FaultLayer, Operation};
-use block::{Access, BlockDevice, Buffer, Content, Error, RawImage};
+use block::{Access, BlockDevice, Buffer, Content, Durability, Error, RawImage};
 use tempfile::TempDir;
 
 fn layer(dir: &TempDir) -> Arc<FaultLayer> {
@@ -17,7 +17,11 @@ fn layer(dir: &TempDir) -> Arc<FaultLayer> {
 fn write(disk: &dyn BlockDevice, byte: u8) -> block::Result<()> {
     let mut bytes = [byte; 1024];
     let (head, tail) = bytes.split_at_mut(100);
-    disk.write(&[Buffer::new(head), Buffer::new(tail)], 0)
+    disk.write(
+        &[Buffer::new(head), Buffer::new(tail)],
+        0,
+        Durability::Flushed,
+    )
 }
 
 #[test]

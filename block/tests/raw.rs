@@ -5,7 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use block::{
-    Access, BlockDevice, Buffer, Content, Error, Extent, ExtentKind, RawImage, ZeroMode, samples,
+    Access, BlockDevice, Buffer, Content, Discarded, Durability, Error, Extent, ExtentKind,
+    RawImage, ZeroMode, samples,
 };
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -28,7 +29,7 @@ fn refuse(path: &Path, access: Access) -> Error {
 
 fn write(disk: &dyn BlockDevice, bytes: &[u8], offset: u64) -> block::Result<()> {
     let mut bytes = bytes.to_vec();
-    disk.write(&[Buffer::new(&mut bytes)], offset)
+    disk.write(&[Buffer::new(&mut bytes)], offset, Durability::Flushed)
 }
 
 fn read(disk: &dyn BlockDevice, len: usize, offset: u64) -> Vec<u8> {
@@ -129,8 +130,8 @@ fn requests_outside_the_image_are_refused() {
             );
         };
         out(disk.read(&buffers, offset));
-        out(disk.write(&buffers, offset));
-        out(disk.discard(offset, len as u64));
+        out(disk.write(&buffers, offset, Durability::Flushed));
+        out(disk.discard(offset, len as u64).map(drop));
         out(disk.write_zeroes(offset, len as u64, ZeroMode::MayUnmap));
         out(disk.extents(offset, len as u64, 1).map(drop));
     }
@@ -144,7 +145,7 @@ fn a_read_only_image_takes_no_change() {
     assert!(disk.read_only());
     let refused = |result| assert!(matches!(result, Err(Error::ReadOnly { .. })));
     refused(write(&disk, &[1], 0));
-    refused(disk.discard(0, 512));
+    refused(disk.discard(0, 512).map(drop));
     refused(disk.write_zeroes(0, 512, ZeroMode::KeepAllocated));
     assert!(disk.flush().is_ok());
 }
@@ -175,7 +176,7 @@ fn more_buffers_than_the_kernel_takes_at_once_are_moved_whole() {
     let mut bytes: Vec<u8> = (0..6000u32).map(|i| (i % 251) as u8).collect();
     let expected = bytes.clone();
     let buffers: Vec<_> = bytes.chunks_mut(3).map(Buffer::new).collect();
-    disk.write(&buffers, 77).unwrap();
+    disk.write(&buffers, 77, Durability::Immediate).unwrap();
     assert_eq!(read(&disk, 6000, 77), expected);
     let mut back = vec![0; 6000];
     let buffers: Vec<_> = back.chunks_mut(5).map(Buffer::new).collect();
@@ -264,12 +265,17 @@ fn samples_tell_what_was_written_from_what_was_not() {
     fs::copy(&path, &copy).unwrap();
     let disk = open(&path);
     assert!(disk.last_writes().is_empty());
-    disk.write(&[Buffer::new(&mut [1; 512])], 5 * 4096 + 512)
-        .unwrap();
+    disk.write(
+        &[Buffer::new(&mut [1; 512])],
+        5 * 4096 + 512,
+        Durability::Flushed,
+    )
+    .unwrap();
     disk.write_zeroes(9 * 4096, 4096, ZeroMode::MayUnmap)
         .unwrap();
     // The rest behind the last whole block is left out.
-    disk.write(&[Buffer::new(&mut [1; 512])], MIB).unwrap();
+    disk.write(&[Buffer::new(&mut [1; 512])], MIB, Durability::Flushed)
+        .unwrap();
     assert_eq!(disk.last_writes(), [5 * 4096, 9 * 4096]);
     let (copy, key) = (open(&copy), [7; 32]);
     let hash = |disk: &RawImage, key, block: u64| samples::hash(disk, key, block * 4096).unwrap();
@@ -341,7 +347,7 @@ proptest! {
                     let expected = bytes.clone();
                     let buffers: Vec<_> = bytes.chunks_mut(cut).map(Buffer::new).collect();
                     let fits = offset + len <= SIZE;
-                    prop_assert_eq!(disk.write(&buffers, offset).is_ok(), fits);
+                    prop_assert_eq!(disk.write(&buffers, offset, Durability::Flushed).is_ok(), fits);
                     if fits {
                         model[offset as usize..(offset + len) as usize].copy_from_slice(&expected);
                     }
@@ -355,11 +361,10 @@ proptest! {
                 }
                 Change::Discard { offset, len } => {
                     let fits = offset + len <= SIZE;
-                    prop_assert_eq!(disk.discard(offset, len).is_ok(), fits);
-                    if fits {
-                        // Undefined: take over what is there, which must not reach further.
-                        let now = read(&disk, len as usize, offset);
-                        model[offset as usize..(offset + len) as usize].copy_from_slice(&now);
+                    let discarded = disk.discard(offset, len);
+                    prop_assert_eq!(discarded.is_ok(), fits);
+                    if matches!(discarded, Ok(Discarded::Zero)) {
+                        model[offset as usize..(offset + len) as usize].fill(0);
                     }
                 }
                 Change::Flush => prop_assert!(disk.flush().is_ok()),

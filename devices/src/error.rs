@@ -54,6 +54,12 @@ pub enum Error {
         /// Entries wanted.
         size: u16,
     },
+    /// What carries the requests of a disk out could not be made.
+    #[error("make a virtual disk")]
+    Disk {
+        /// Cause.
+        source: block::Error,
+    },
     /// The disk behind a device did not confirm that everything is durable.
     #[error("flush disk {disk}")]
     Flush {

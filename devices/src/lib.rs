@@ -15,7 +15,7 @@
 //! `interrupt` is an `Arc<dyn `[`Interrupt`]`>`, usually an [`EventFdInterrupt`] whose `event()` is
 //! registered as irqfd; `power` an `Arc<dyn `[`power::PowerControl`]`>`, which acts on what the guest
 //! asks. The devices behind a transport are
-//! `virtio::Block::new(Arc<dyn block::BlockDevice>, BlockConfig { serial, queues })`,
+//! `virtio::Block::over(Arc<dyn block::BlockDevice>, BlockConfig { serial, queues })?`,
 //! `virtio::Console::new(Box<dyn Write + Send>)? -> (Console, ConsoleEnd)` and `virtio::Rng::new()`.
 //! Notifier `i` is registered as ioeventfd at [`virtio::mmio::QUEUE_NOTIFY_OFFSET`] of the slot, 4 bytes,
 //! with datamatch `i`; notifications that reach the bus all the same are handled too.
@@ -24,7 +24,7 @@
 //! 1. While it runs, [`virtio::MmioTransport::flush`] now and then leaves less for the pause.
 //! 2. vCPUs stop, then every transport's `pause()?`: requests in flight end, disks are flushed.
 //! 3. `save()` of every device (`save()?` of a transport); one transport's is
-//!    [`virtio::TransportStateV1`].
+//!    [`virtio::TransportStateV2`].
 //! 4. At the other side a machine made alike: `pause()?` and `load(state)?` of every transport, `load`
 //!    of every other device. Loading checks everything and changes nothing when it fails.
 //! 5. Interrupt controllers are loaded; then `resume()?` of every device, before the vCPUs run: pending

@@ -8,7 +8,7 @@ use migration::threads::Hook;
 /// What a thread of a device does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Serves a queue of a disk, or flushes it.
+    /// Serves a queue of a disk, carries its requests out, or flushes it.
     Disk,
     /// Serves a queue of a network interface.
     Net,

@@ -64,7 +64,7 @@ fn disk_requests() {
         serial: "disk-0".into(),
         queues: 1,
     };
-    let mut driver = Driver::new(Box::new(Block::new(Arc::new(image), config)));
+    let mut driver = Driver::new(Box::new(Block::over(Arc::new(image), config).unwrap()));
     driver.start(0);
     IS_DRIVER.set(true);
     let data = BUFFERS + 0x1_0000;

@@ -146,7 +146,7 @@ fn a_read_only_disk_says_so_and_takes_no_change() {
         serial: "x".repeat(30),
         queues: 0,
     };
-    let mut driver = Driver::new(Box::new(Block::new(Arc::new(image), config)));
+    let mut driver = Driver::new(Box::new(Block::over(Arc::new(image), config).unwrap()));
     driver.start(0);
     assert_ne!(driver.features & (1 << 5), 0);
     assert_eq!(driver.rings.len(), 1);
@@ -313,8 +313,8 @@ fn pause_waits_for_the_request_in_flight_and_leaves_the_rest_in_the_queue() {
     }
     assert!((1..=3).contains(&done));
     let state = driver.transport.save().unwrap();
-    assert_eq!(state.queues[0].next_avail, done);
-    assert_eq!(state.queues[0].next_used, done);
+    assert_eq!(state.first.queues[0].next_avail, done);
+    assert_eq!(state.first.queues[0].next_used, done);
     driver.transport.pause().unwrap();
     driver.transport.resume().unwrap();
     driver.transport.resume().unwrap();

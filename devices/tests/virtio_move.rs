@@ -154,7 +154,7 @@ proptest! {
         let mut next = driver.moved_to(device(open(&path), 1));
         drop(driver);
         next.transport.pause().unwrap();
-        let pending = state.interrupt_status;
+        let pending = state.first.interrupt_status;
         next.transport.load(state).unwrap();
         prop_assert_eq!(next.interrupt.count(), 0);
         next.transport.resume().unwrap();

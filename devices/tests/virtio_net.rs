@@ -404,8 +404,8 @@ fn states_that_do_not_fit_are_refused() {
     let mut bad = Vec::new();
     let mut change = |f: &dyn Fn(&mut devices::virtio::net::NetStateV1)| {
         let mut state = good.clone();
-        let DeviceStateV1::Net(net) = &mut state.device else {
-            panic!("{:?}", state.device);
+        let DeviceStateV1::Net(net) = &mut state.first.device else {
+            panic!("{:?}", state.first.device);
         };
         f(net);
         bad.push(state);

@@ -11,7 +11,7 @@ use common::{
     BUFFERS, CountedInterrupt, DRIVER_OK, Driver, EVENT_IDX, INDIRECT, NEEDS_RESET, RAM_SIZE,
     RINGS, STATUS, VERSION_1, readable, wait_until, writable,
 };
-use devices::virtio::{Console, DeviceStateV1, MmioTransport, Rng, TransportStateV1};
+use devices::virtio::{Console, DeviceStateV1, MmioTransport, Rng, TransportStateV2};
 use devices::{BusDevice, Error};
 use disk::{OK, create, device, open};
 use proptest::prelude::*;
@@ -281,29 +281,35 @@ fn state_that_does_not_fit_is_refused_and_changes_nothing() {
     assert_eq!(driver.disk_write(0, 0, &[7; 512], false), OK);
     driver.transport.pause().unwrap();
     let good = driver.transport.save().unwrap();
-    type Change = fn(&mut TransportStateV1);
+    type Change = fn(&mut TransportStateV2);
     let table: [(&str, Change); 22] = [
-        ("device", |s| s.device_id = 4),
-        ("features", |s| s.driver_features |= 1 << 40),
-        ("no version 1", |s| s.driver_features = 0),
-        ("status", |s| s.status |= 0x100),
-        ("running without features", |s| s.status = 7),
-        ("interrupt", |s| s.interrupt_status = 4),
-        ("no queues", |s| s.queues.clear()),
-        ("more queues", |s| s.queues.push(s.queues[0].clone())),
-        ("max size", |s| s.queues[0].max_size = 128),
-        ("size", |s| s.queues[0].size = 512),
-        ("size 0", |s| s.queues[0].size = 0),
-        ("odd size", |s| s.queues[0].size = 3),
-        ("table outside", |s| {
-            s.queues[0].desc_table = RAM_SIZE as u64 - 16;
+        ("device", |s| s.first.device_id = 4),
+        ("features", |s| s.first.driver_features |= 1 << 40),
+        ("no version 1", |s| s.first.driver_features = 0),
+        ("status", |s| s.first.status |= 0x100),
+        ("running without features", |s| s.first.status = 7),
+        ("interrupt", |s| s.first.interrupt_status = 4),
+        ("no queues", |s| s.first.queues.clear()),
+        ("more queues", |s| {
+            s.first.queues.push(s.first.queues[0].clone());
         }),
-        ("table unaligned", |s| s.queues[0].desc_table += 1),
-        ("ring outside", |s| s.queues[0].avail_ring = u64::MAX - 1),
-        ("ring unaligned", |s| s.queues[0].avail_ring += 1),
-        ("no ring", |s| s.queues[0].avail_ring = 0),
-        ("used outside", |s| s.queues[0].used_ring = RAM_SIZE as u64),
-        ("used unaligned", |s| s.queues[0].used_ring += 2),
+        ("max size", |s| s.first.queues[0].max_size = 128),
+        ("size", |s| s.first.queues[0].size = 512),
+        ("size 0", |s| s.first.queues[0].size = 0),
+        ("odd size", |s| s.first.queues[0].size = 3),
+        ("table outside", |s| {
+            s.first.queues[0].desc_table = RAM_SIZE as u64 - 16;
+        }),
+        ("table unaligned", |s| s.first.queues[0].desc_table += 1),
+        ("ring outside", |s| {
+            s.first.queues[0].avail_ring = u64::MAX - 1;
+        }),
+        ("ring unaligned", |s| s.first.queues[0].avail_ring += 1),
+        ("no ring", |s| s.first.queues[0].avail_ring = 0),
+        ("used outside", |s| {
+            s.first.queues[0].used_ring = RAM_SIZE as u64;
+        }),
+        ("used unaligned", |s| s.first.queues[0].used_ring += 2),
         ("capacity", |s| change_disk(s, |d| d.capacity_sectors += 1)),
         ("serial", |s| change_disk(s, |d| d.serial.push('x'))),
         ("read-only", |s| change_disk(s, |d| d.read_only = true)),
@@ -321,10 +327,10 @@ fn state_that_does_not_fit_is_refused_and_changes_nothing() {
 }
 
 fn change_disk(
-    state: &mut TransportStateV1,
+    state: &mut TransportStateV2,
     change: impl FnOnce(&mut devices::virtio::block::BlockStateV1),
 ) {
-    match &mut state.device {
+    match &mut state.first.device {
         DeviceStateV1::Block(disk) => change(disk),
         other => panic!("{other:?}"),
     }
@@ -337,7 +343,7 @@ fn a_loaded_ring_index_that_lies_needs_a_reset_and_no_more() {
     driver.request(0, &[writable(BUFFERS, 32)], false);
     driver.transport.pause().unwrap();
     let mut state = driver.transport.save().unwrap();
-    state.queues[0].next_avail = state.queues[0].next_avail.wrapping_add(1000);
+    state.first.queues[0].next_avail = state.first.queues[0].next_avail.wrapping_add(1000);
     driver.transport.load(state).unwrap();
     driver.transport.resume().unwrap();
     wait_until("refusal", || driver.status() & NEEDS_RESET != 0);
@@ -352,7 +358,7 @@ fn a_pending_interrupt_is_raised_again_after_loading() {
     driver.request(0, &[writable(BUFFERS, 32)], false);
     driver.transport.pause().unwrap();
     let state = driver.transport.save().unwrap();
-    assert_eq!(state.interrupt_status, 1);
+    assert_eq!(state.first.interrupt_status, 1);
     let next = driver.moved_to(Box::new(Rng::new()));
     next.transport.pause().unwrap();
     next.transport.load(state).unwrap();

@@ -4,62 +4,77 @@ use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use migration::GuestRam;
-use virtio_bindings::virtio_mmio::VIRTIO_MMIO_INT_VRING;
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::chain::BadRequest;
-use super::shared::Shared;
 
 /// Completed requests are announced at the latest after so many ...
 const MOST_UNANNOUNCED: u32 = 16;
 /// ... or when the first of them has waited so long.
 const LONGEST_UNANNOUNCED: Duration = Duration::from_micros(100);
 
-/// Announces what was completed since it was made.
-pub(super) struct Announcer<'s> {
-    shared: &'s Shared,
+/// Whether the driver is to be interrupted now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub(super) enum Notice {
+    /// It is.
+    Due,
+    /// Later, or not at all.
+    NotDue,
+}
+
+/// Tells when what was completed is to be announced.
+#[derive(Debug)]
+pub(super) struct Announcer {
     completed: u32,
     since: Option<Instant>,
     /// Where the used ring stood when it was last announced.
     announced: u16,
 }
 
-impl<'s> Announcer<'s> {
+impl Announcer {
     /// For a queue of which everything is announced.
-    pub(super) fn new(shared: &'s Shared, queue: &Queue) -> Self {
+    pub(super) fn new(queue: &Queue) -> Self {
         Self {
-            shared,
             completed: 0,
             since: None,
             announced: queue.next_used(),
         }
     }
 
+    /// A request is about to be completed.
+    pub(super) fn begin(&mut self, queue: &Queue) {
+        if self.completed == 0 {
+            self.announced = queue.next_used();
+        }
+    }
+
     /// Counts a completed request, and announces it unless more are about to come.
-    pub(super) fn completed(&mut self, queue: &Queue) -> Result<(), BadRequest> {
+    pub(super) fn completed(
+        &mut self,
+        queue: &Queue,
+        ram: &GuestRam,
+    ) -> Result<Notice, BadRequest> {
         self.completed += 1;
         let since = *self.since.get_or_insert_with(Instant::now);
         if self.completed >= MOST_UNANNOUNCED || since.elapsed() >= LONGEST_UNANNOUNCED {
-            self.announce(queue)?;
+            return self.announce(queue, ram);
         }
-        Ok(())
+        Ok(Notice::NotDue)
     }
 
     /// Announces what is completed, if the driver wants to know.
-    pub(super) fn announce(&mut self, queue: &Queue) -> Result<(), BadRequest> {
+    pub(super) fn announce(&mut self, queue: &Queue, ram: &GuestRam) -> Result<Notice, BadRequest> {
         if self.completed == 0 {
-            return Ok(());
+            return Ok(Notice::NotDue);
         }
         self.completed = 0;
         self.since = None;
-        let wanted = wanted(queue, self.announced, &self.shared.ram)?;
+        let wanted = wanted(queue, self.announced, ram)?;
         self.announced = queue.next_used();
-        if wanted {
-            self.shared.raise(VIRTIO_MMIO_INT_VRING);
-        }
-        Ok(())
+        Ok(if wanted { Notice::Due } else { Notice::NotDue })
     }
 }
 

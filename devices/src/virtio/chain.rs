@@ -77,6 +77,15 @@ impl<'r> Chain<'r> {
         Self::default()
     }
 
+    /// Forgets its memory.
+    pub(super) fn clear(&mut self) {
+        self.readable.clear();
+        self.writable.clear();
+        self.buffers.clear();
+        self.readable_len = 0;
+        self.writable_len = 0;
+    }
+
     /// Takes the memory that `descriptors` name, at most `limit` of them.
     ///
     /// # Errors
@@ -87,10 +96,7 @@ impl<'r> Chain<'r> {
         descriptors: impl Iterator<Item = Descriptor>,
         limit: usize,
     ) -> Result<(), BadRequest> {
-        self.readable.clear();
-        self.writable.clear();
-        self.readable_len = 0;
-        self.writable_len = 0;
+        self.clear();
         for (count, descriptor) in descriptors.enumerate() {
             if count >= limit {
                 return Err(BadRequest::TooManyDescriptors { limit });
@@ -178,6 +184,11 @@ impl<'r> Chain<'r> {
         self.buffers.clear();
         self.buffers
             .extend(pieces(self.writable.iter(), offset, len).map(|piece| Buffer::from(&piece)));
+        &self.buffers
+    }
+
+    /// The vector that was laid out last; empty before one was.
+    pub(super) fn buffers(&self) -> &[Buffer<'r>] {
         &self.buffers
     }
 

@@ -11,7 +11,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
-use virtio_queue::QueueT;
 
 use super::registers::Registers;
 use super::transport::MmioTransport;
@@ -76,12 +75,8 @@ impl MmioTransport {
     }
 
     fn stop_queue(&self, registers: &mut Registers, index: usize) {
-        if let Some(queue) = self.shared.queues.get(index) {
-            let queue = &mut *locked(queue);
-            queue.set_ready(false);
-            // Should it be used again, then with new rings.
-            queue.set_next_avail(0);
-            queue.set_next_used(0);
+        if let Some(ring) = self.shared.rings.get(index) {
+            locked(ring).stop();
         }
         if let Some(ready) = registers.ready.get_mut(index) {
             *ready = false;
@@ -90,11 +85,11 @@ impl MmioTransport {
 
     fn reset(&self, registers: &mut Registers) {
         let shared = &self.shared;
-        for queue in &shared.queues {
-            locked(queue).reset();
+        for ring in &shared.rings {
+            locked(ring).reset();
         }
         shared.device.reset();
-        *registers = Registers::new(shared.queues.len());
+        *registers = Registers::new(shared.rings.len());
         shared.driver_features.store(0, Ordering::SeqCst);
         shared.interrupt_status.store(0, Ordering::SeqCst);
         shared.status.store(0, Ordering::SeqCst);

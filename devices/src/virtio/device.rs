@@ -2,6 +2,7 @@
 
 use super::available::Packets;
 use super::chain::{BadRequest, Chain};
+use super::disk_requests::DiskRequests;
 use super::notify::{ConfigNotifier, QueueWaker};
 use super::state::DeviceStateV1;
 use crate::Result;
@@ -77,6 +78,12 @@ pub trait VirtioDevice: Send + Sync {
         None
     }
 
+    /// What makes of requests what a disk is to do, if this device has all of its requests carried out by one;
+    /// none is given to [`VirtioDevice::process`] then.
+    fn disk_requests(&self) -> Option<&dyn DiskRequests> {
+        None
+    }
+
     /// A driver that accepted `features` is about to start.
     fn started(&self, features: u64) {
         let _all = features;
@@ -105,7 +112,8 @@ pub trait VirtioDevice: Send + Sync {
         true
     }
 
-    /// Processes one request; the number of bytes written to the guest's memory.
+    /// Processes one request of a queue that is served in no other way; the number of bytes written to the
+    /// guest's memory.
     ///
     /// # Errors
     /// When the request is not even well-formed enough to be refused in its status.
@@ -114,7 +122,10 @@ pub trait VirtioDevice: Send + Sync {
         queue: usize,
         chain: &mut Chain<'_>,
         features: u64,
-    ) -> std::result::Result<u32, BadRequest>;
+    ) -> std::result::Result<u32, BadRequest> {
+        let (_any, _memory, _all) = (queue, chain, features);
+        Ok(0)
+    }
 
     /// Makes durable what the guest was told is done. Called when no request is in flight, and from
     /// time to time before, so that there is less to do then.

@@ -19,7 +19,7 @@ impl Shared {
         queue: &mut Queue,
         packets: &dyn Packets,
         available: &mut AvailableBuffers<'r>,
-        announcer: &mut Announcer<'_>,
+        announcer: &mut Announcer,
         woken: Woken,
     ) -> Result<Wait, BadRequest> {
         let result = self.fill(queue, packets, available, announcer, woken);
@@ -35,7 +35,7 @@ impl Shared {
         queue: &mut Queue,
         packets: &dyn Packets,
         available: &mut AvailableBuffers<'r>,
-        announcer: &mut Announcer<'_>,
+        announcer: &mut Announcer,
         woken: Woken,
     ) -> Result<Wait, BadRequest> {
         queue.disable_notification(&self.ram).map_err(broken)?;
@@ -51,7 +51,7 @@ impl Shared {
                 patient = true;
             } else if available.is_empty() || patient {
                 // Everything is taken, so that the driver's next buffer is notified.
-                announcer.announce(queue)?;
+                self.give(announcer.announce(queue, &self.ram)?);
                 // One that claims to have more available than the queue holds has nothing that could be taken.
                 let all_taken = available.chains() >= usize::from(queue.size());
                 if queue.enable_notification(&self.ram).map_err(broken)? && !all_taken {
@@ -69,7 +69,7 @@ impl Shared {
             match packets.receive(available) {
                 Ok(Received::Packet(len)) => {
                     self.complete(queue, available, len)?;
-                    announcer.completed(queue)?;
+                    self.give(announcer.completed(queue, &self.ram)?);
                 }
                 Ok(Received::Dropped) => {}
                 // The driver does not use this queue now; it is woken when it does.

@@ -1,6 +1,6 @@
-//! Where the threads of a device's queues stop, deterministically.
+//! Where the threads of a device's queues stop, deterministically, and how many requests are in flight.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ struct State {
     /// Threads that exist.
     threads: usize,
     /// Threads that stand still.
-    parked: usize,
+    standing: usize,
     stop: bool,
 }
 
@@ -24,6 +24,8 @@ pub(super) struct Gate {
     changed: Condvar,
     /// Whether the gate is held or stopped; spares a lock per request.
     closed: AtomicBool,
+    /// Requests that threads have begun and that have not ended, with whomever they are.
+    in_flight: AtomicUsize,
 }
 
 /// A thread that passes the gate, as long as it lives; also when it panics.
@@ -52,24 +54,45 @@ impl Gate {
         self.closed.load(Ordering::Acquire)
     }
 
+    /// Counts a request that a thread begins, which is not behind the gate.
+    pub(super) fn begin(&self) {
+        self.in_flight.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// The request has ended, on any thread.
+    pub(super) fn end(&self) {
+        // In one order with `close`: either this thread sees that somebody may wait, or it is counted out.
+        self.in_flight.fetch_sub(1, Ordering::SeqCst);
+        if self.closed.load(Ordering::SeqCst) {
+            drop(locked(&self.state));
+            self.changed.notify_all();
+        }
+    }
+
+    /// Requests in flight.
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::SeqCst)
+    }
+
     /// Closes the gate; threads come to stand still one by one. `wake` wakes them.
     pub(super) fn close(&self, wake: impl Fn()) {
         let mut state = locked(&self.state);
         state.holds += 1;
-        self.closed.store(true, Ordering::Release);
+        self.closed.store(true, Ordering::SeqCst);
         drop(state);
         wake();
     }
 
-    /// Waits until all threads stand still behind the gate that was closed; whether they do in time.
+    /// Waits until all threads stand still behind the gate that was closed, and no request is in flight;
+    /// whether it is so in time.
     pub(super) fn drained_within(&self, patience: Duration) -> bool {
         let state = locked(&self.state);
-        let moving = |state: &mut State| state.parked < state.threads;
-        let (state, _) = self
+        let moving = |state: &mut State| state.standing < state.threads || self.in_flight() > 0;
+        let (mut state, _) = self
             .changed
             .wait_timeout_while(state, patience, moving)
             .unwrap_or_else(PoisonError::into_inner);
-        state.parked >= state.threads
+        !moving(&mut state)
     }
 
     /// Waits until there are no threads any more; whether there are none in time.
@@ -108,7 +131,7 @@ impl Passenger<'_> {
             return true;
         }
         let mut state = locked(&self.0.state);
-        state.parked += 1;
+        state.standing += 1;
         self.0.changed.notify_all();
         while state.holds > 0 && !state.stop {
             state = self
@@ -117,7 +140,7 @@ impl Passenger<'_> {
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        state.parked -= 1;
+        state.standing -= 1;
         !state.stop
     }
 }
@@ -225,6 +248,22 @@ mod tests {
         gate.stop();
         drop(go_on);
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn what_is_in_flight_is_waited_for_when_all_threads_stand_still() {
+        let gate = Arc::new(Gate::default());
+        gate.begin();
+        gate.begin();
+        gate.close(|| {});
+        gate.end();
+        assert!(!gate.drained_within(Duration::from_millis(20)));
+        let ending = std::thread::spawn({
+            let gate = Arc::clone(&gate);
+            move || gate.end()
+        });
+        assert!(gate.drained_within(LIMIT));
+        ending.join().unwrap();
     }
 
     #[test]

@@ -103,7 +103,8 @@ impl MmioTransport {
                     .selected()
                     .filter(|&index| !registers.ready[index])
                 {
-                    queue::set_up(&mut locked(&self.shared.queues[index]), offset, value);
+                    let ring = &mut *locked(&self.shared.rings[index]);
+                    queue::set_up(&mut ring.queue, offset, value);
                 }
             }
             _ => {}
@@ -137,13 +138,10 @@ impl MmioTransport {
             (true, true) => {}
             (true, false) => self.change(registers, Change::StopQueue(index)),
             (false, false) => {
-                let queue = &mut *locked(&self.shared.queues[index]);
-                // Should it be used, then with new rings.
-                queue.set_next_avail(0);
-                queue.set_next_used(0);
+                locked(&self.shared.rings[index]).stop();
             }
             (false, true) => {
-                let queue = &mut *locked(&self.shared.queues[index]);
+                let queue = &mut locked(&self.shared.rings[index]).queue;
                 queue.set_ready(true);
                 let usable = queue::is_usable(queue, &self.shared.ram);
                 queue.set_ready(usable);
@@ -174,8 +172,8 @@ impl MmioTransport {
             let version_1 = features & (1 << VIRTIO_F_VERSION_1) != 0;
             if version_1 && features & !self.features == 0 {
                 let event_idx = features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
-                for queue in &shared.queues {
-                    locked(queue).set_event_idx(event_idx);
+                for ring in &shared.rings {
+                    locked(ring).queue.set_event_idx(event_idx);
                 }
             } else {
                 // The driver reads the status back, and sees that the bit did not stay.

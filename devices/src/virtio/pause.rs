@@ -39,7 +39,8 @@ pub fn pause_within(transports: &[&MmioTransport], patience: Duration) -> Vec<Re
 
 impl MmioTransport {
     /// Finishes the requests in flight, stops the queues' threads, and flushes what is behind the
-    /// device. A reset that waits for these requests is done then. Idempotent; vCPUs are stopped before.
+    /// device. A reset that waits for these requests is done then. Requests that are parked stay so.
+    /// Idempotent; vCPUs are stopped before.
     ///
     /// # Errors
     /// When the flush is not confirmed; the device is paused all the same. When a request does not end
@@ -79,8 +80,9 @@ impl MmioTransport {
         *paused = false;
         self.shared.gate.release();
         // A notification may have been taken before the pause, or at the other host, without its
-        // request; and an edge may have gone to an interrupt controller that was already saved.
-        self.shared.kick_all();
+        // request; and an edge may have gone to an interrupt controller that was already saved. What
+        // requests are parked for may have come meanwhile, or be here.
+        self.shared.retry_parked();
         if self.shared.interrupt_status.load(Ordering::SeqCst) != 0 {
             self.shared
                 .interrupt

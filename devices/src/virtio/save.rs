@@ -10,9 +10,10 @@ use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
 
+use super::parked::Parked;
 use super::queue;
 use super::registers::{Registers, STATUS_BITS};
-use super::state::{QueueStateV1, TransportStateV1};
+use super::state::{QueueStateV1, TransportStateV1, TransportStateV2};
 use super::transport::MmioTransport;
 use super::unfinished::Unfinished;
 use crate::locked::locked;
@@ -23,7 +24,7 @@ impl MmioTransport {
     ///
     /// # Errors
     /// [`Error::NotPaused`] while the device runs, or a request of it does.
-    pub fn save(&self) -> Result<TransportStateV1> {
+    pub fn save(&self) -> Result<TransportStateV2> {
         let _paused = self.require_paused("save")?;
         let Registers {
             device_features_sel,
@@ -35,7 +36,17 @@ impl MmioTransport {
             unfinished: _,
         } = *locked(&self.registers);
         let shared = &self.shared;
-        Ok(TransportStateV1 {
+        let mut queues = Vec::with_capacity(shared.rings.len());
+        let mut parked = Vec::with_capacity(shared.rings.len());
+        for ring in &shared.rings {
+            let ring = locked(ring);
+            queues.push(queue::save(&ring.queue));
+            parked.push(ring.parked.heads());
+        }
+        if parked.iter().all(Vec::is_empty) {
+            parked.clear();
+        }
+        let first = TransportStateV1 {
             device_id: shared.kind.id(),
             device_features_sel,
             driver_features_sel,
@@ -43,31 +54,32 @@ impl MmioTransport {
             queue_sel,
             status: shared.status.load(Ordering::SeqCst),
             interrupt_status: shared.interrupt_status.load(Ordering::SeqCst),
-            queues: shared
-                .queues
-                .iter()
-                .map(|queue| queue::save(&locked(queue)))
-                .collect(),
+            queues,
             device: shared.device.save(),
-        })
+        };
+        Ok(TransportStateV2 { first, parked })
     }
 
     /// Takes the place of a device that was saved; [`MmioTransport::resume`] lets it go on.
     ///
     /// # Errors
     /// When the device runs, or the state does not fit device and memory: nothing is changed then.
-    pub fn load(&self, state: TransportStateV1) -> Result<()> {
+    pub fn load(&self, state: TransportStateV2) -> Result<()> {
         let _paused = self.require_paused("load")?;
-        let TransportStateV1 {
-            device_id,
-            device_features_sel,
-            driver_features_sel,
-            driver_features,
-            queue_sel,
-            status,
-            interrupt_status,
-            queues,
-            device,
+        let TransportStateV2 {
+            first:
+                TransportStateV1 {
+                    device_id,
+                    device_features_sel,
+                    driver_features_sel,
+                    driver_features,
+                    queue_sel,
+                    status,
+                    interrupt_status,
+                    queues,
+                    device,
+                },
+            parked,
         } = state;
         let shared = &self.shared;
         if device_id != shared.kind.id() {
@@ -91,10 +103,11 @@ impl MmioTransport {
         }
         let event_idx = agreed && driver_features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
         let loaded = self.check_queues(queues, event_idx)?;
+        let parked = self.check_parked(parked, &loaded)?;
         shared.device.load(device)?;
         let ready = loaded.iter().map(Queue::ready).collect();
-        for (queue, loaded) in shared.queues.iter().zip(loaded) {
-            *locked(queue) = loaded;
+        for ((ring, queue), heads) in shared.rings.iter().zip(loaded).zip(parked) {
+            locked(ring).replace(queue, Parked::of(heads));
         }
         *locked(&self.registers) = Registers {
             device_features_sel,
@@ -137,18 +150,43 @@ impl MmioTransport {
 
     /// Builds queues from saved ones, checked against this device and its memory.
     fn check_queues(&self, saved: Vec<QueueStateV1>, event_idx: bool) -> Result<Vec<Queue>> {
-        let count = self.shared.queues.len();
+        let count = self.shared.rings.len();
         if saved.len() != count {
             let reason = format!("{} queues where this device has {count}", saved.len());
             return Err(self.bad_state(reason));
         }
         let mut queues = Vec::with_capacity(count);
         for (index, state) in saved.into_iter().enumerate() {
-            let ours = locked(&self.shared.queues[index]).max_size();
+            let ours = locked(&self.shared.rings[index]).queue.max_size();
             let queue = queue::load(state, ours, event_idx, &self.shared.ram)
                 .map_err(|reason| self.bad_state(format!("queue {index}: {reason}")))?;
             queues.push(queue);
         }
         Ok(queues)
+    }
+
+    /// The parked requests of each of `queues`, checked against them; there are none where nothing is said
+    /// of any queue.
+    fn check_parked(&self, mut saved: Vec<Vec<u16>>, queues: &[Queue]) -> Result<Vec<Vec<u16>>> {
+        if saved.is_empty() {
+            saved.resize(queues.len(), Vec::new());
+        }
+        if saved.len() != queues.len() {
+            let (saved, here) = (saved.len(), queues.len());
+            let reason = format!("parked requests of {saved} queues where this device has {here}");
+            return Err(self.bad_state(reason));
+        }
+        for (heads, queue) in saved.iter().zip(queues) {
+            let size = queue.size();
+            let outside = heads.iter().find(|&&head| head >= size);
+            let impossible = !queue.ready() || self.shared.device.disk_requests().is_none();
+            if heads.len() > usize::from(size)
+                || outside.is_some()
+                || (impossible && !heads.is_empty())
+            {
+                return Err(self.bad_state(format!("parked requests {heads:?}")));
+            }
+        }
+        Ok(saved)
     }
 }

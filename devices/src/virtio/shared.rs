@@ -10,14 +10,16 @@ use migration::GuestRam;
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_NEEDS_RESET,
 };
-use virtio_bindings::virtio_mmio::VIRTIO_MMIO_INT_CONFIG;
-use virtio_queue::Queue;
+use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::announcer::Notice;
 use super::awaited::Awaited;
+use super::away::Away;
 use super::device::{DeviceKind, VirtioDevice};
 use super::gate::Gate;
 use super::notify::ConfigOwner;
+use super::ring::Ring;
 use crate::Error;
 use crate::interrupt::Interrupt;
 
@@ -30,7 +32,8 @@ pub(crate) struct Shared {
     pub(super) device: Box<dyn VirtioDevice>,
     pub(super) ram: GuestRam,
     pub(super) interrupt: Arc<dyn Interrupt>,
-    pub(super) queues: Vec<Mutex<Queue>>,
+    /// The rings of each queue.
+    pub(super) rings: Vec<Mutex<Ring>>,
     /// Written by the driver's notification, by the device and by the gate; read by the threads.
     pub(super) kicks: Vec<EventFd>,
     pub(super) status: AtomicU32,
@@ -39,6 +42,10 @@ pub(crate) struct Shared {
     /// Counts the changes of the configuration space.
     pub(super) config_generation: AtomicU32,
     pub(super) gate: Gate,
+    /// Of a device that has its requests carried out by a disk: which of its threads are kept by one.
+    pub(super) away: Option<Away>,
+    /// Counts how often something came for which requests may be parked.
+    pub(super) arrivals: AtomicU64,
     complaints: AtomicU32,
 }
 
@@ -47,21 +54,24 @@ impl Shared {
         device: Box<dyn VirtioDevice>,
         ram: GuestRam,
         interrupt: Arc<dyn Interrupt>,
-        queues: Vec<Mutex<Queue>>,
+        rings: Vec<Mutex<Ring>>,
         kicks: Vec<EventFd>,
+        away: Option<Away>,
     ) -> Self {
         Self {
             kind: device.kind(),
             device,
             ram,
             interrupt,
-            queues,
+            rings,
             kicks,
             status: AtomicU32::new(0),
             interrupt_status: AtomicU32::new(0),
             driver_features: AtomicU64::new(0),
             config_generation: AtomicU32::new(0),
             gate: Gate::default(),
+            away,
+            arrivals: AtomicU64::new(0),
             complaints: AtomicU32::new(0),
         }
     }
@@ -71,6 +81,15 @@ impl Shared {
         for queue in 0..self.kicks.len() {
             self.kick(queue);
         }
+        if let Some(away) = &self.away {
+            away.wake();
+        }
+    }
+
+    /// Has all requests tried again that are parked: something has come, or they are to go on.
+    pub(super) fn retry_parked(&self) {
+        self.arrivals.fetch_add(1, Ordering::SeqCst);
+        self.kick_all();
     }
 
     /// Wakes the thread of one queue.
@@ -124,6 +143,13 @@ impl Shared {
             device: self.name(),
             awaited: awaited.text(),
             waited,
+        }
+    }
+
+    /// Interrupts the driver for what was completed, if that is due.
+    pub(super) fn give(&self, notice: Notice) {
+        if notice == Notice::Due {
+            self.raise(VIRTIO_MMIO_INT_VRING);
         }
     }
 

@@ -85,21 +85,94 @@ pub struct TransportStateV1 {
     pub device: DeviceStateV1,
 }
 
-impl TransportStateV1 {
+/// State of a virtio-mmio transport without the device behind it, version 2; frozen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MmioStateV2 {
+    /// As it was in version 1.
+    pub first: MmioStateV1,
+    /// Of each queue, the heads of the requests that were taken from its available ring and wait for
+    /// something that has not come yet, in the order in which they are to be tried; no queue at all where
+    /// there is no such request.
+    pub parked: Vec<Vec<u16>>,
+}
+
+/// State of a virtio-mmio transport and the device behind it, version 2.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransportStateV2 {
+    /// As it was in version 1.
+    #[serde(flatten)]
+    pub first: TransportStateV1,
+    /// See [`MmioStateV2::parked`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parked: Vec<Vec<u16>>,
+}
+
+/// Requests are parked, and version 1 has no place for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0} disk requests wait for data that has not come, which version 1 cannot say")]
+pub struct StillParked(pub usize);
+
+/// Refuses what version 1 cannot say.
+fn none_parked(parked: &[Vec<u16>]) -> Result<(), StillParked> {
+    match parked.iter().map(Vec::len).sum() {
+        0 => Ok(()),
+        count => Err(StillParked(count)),
+    }
+}
+
+impl From<MmioStateV1> for MmioStateV2 {
+    fn from(first: MmioStateV1) -> Self {
+        Self {
+            first,
+            parked: Vec::new(),
+        }
+    }
+}
+
+impl TryFrom<MmioStateV2> for MmioStateV1 {
+    type Error = StillParked;
+
+    fn try_from(MmioStateV2 { first, parked }: MmioStateV2) -> Result<Self, StillParked> {
+        none_parked(&parked).map(|()| first)
+    }
+}
+
+impl From<TransportStateV1> for TransportStateV2 {
+    fn from(first: TransportStateV1) -> Self {
+        Self {
+            first,
+            parked: Vec::new(),
+        }
+    }
+}
+
+impl TryFrom<TransportStateV2> for TransportStateV1 {
+    type Error = StillParked;
+
+    fn try_from(TransportStateV2 { first, parked }: TransportStateV2) -> Result<Self, StillParked> {
+        none_parked(&parked).map(|()| first)
+    }
+}
+
+impl TransportStateV2 {
     /// The transport and the device, each of which can get another version without the other.
-    pub fn split(self) -> (MmioStateV1, DeviceStateV1) {
+    pub fn split(self) -> (MmioStateV2, DeviceStateV1) {
         let Self {
-            device_id,
-            device_features_sel,
-            driver_features_sel,
-            driver_features,
-            queue_sel,
-            status,
-            interrupt_status,
-            queues,
-            device,
+            first:
+                TransportStateV1 {
+                    device_id,
+                    device_features_sel,
+                    driver_features_sel,
+                    driver_features,
+                    queue_sel,
+                    status,
+                    interrupt_status,
+                    queues,
+                    device,
+                },
+            parked,
         } = self;
-        let transport = MmioStateV1 {
+        let first = MmioStateV1 {
             device_id,
             device_features_sel,
             driver_features_sel,
@@ -109,22 +182,26 @@ impl TransportStateV1 {
             interrupt_status,
             queues,
         };
-        (transport, device)
+        (MmioStateV2 { first, parked }, device)
     }
 
-    /// Undoes [`TransportStateV1::split`].
-    pub fn join(transport: MmioStateV1, device: DeviceStateV1) -> Self {
-        let MmioStateV1 {
-            device_id,
-            device_features_sel,
-            driver_features_sel,
-            driver_features,
-            queue_sel,
-            status,
-            interrupt_status,
-            queues,
+    /// Undoes [`TransportStateV2::split`].
+    pub fn join(transport: MmioStateV2, device: DeviceStateV1) -> Self {
+        let MmioStateV2 {
+            first:
+                MmioStateV1 {
+                    device_id,
+                    device_features_sel,
+                    driver_features_sel,
+                    driver_features,
+                    queue_sel,
+                    status,
+                    interrupt_status,
+                    queues,
+                },
+            parked,
         } = transport;
-        Self {
+        let first = TransportStateV1 {
             device_id,
             device_features_sel,
             driver_features_sel,
@@ -134,6 +211,7 @@ impl TransportStateV1 {
             interrupt_status,
             queues,
             device,
-        }
+        };
+        Self { first, parked }
     }
 }

@@ -12,10 +12,12 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::away::Away;
 use super::device::{DeviceKind, VirtioDevice};
 use super::flusher::Flusher;
 use super::notify::{ConfigNotifier, QueueWaker};
 use super::registers::Registers;
+use super::ring::Ring;
 use super::shared::Shared;
 use crate::interrupt::Interrupt;
 use crate::threads::{self, Role};
@@ -60,7 +62,7 @@ impl MmioTransport {
             device: name,
             source,
         };
-        let mut queues = Vec::new();
+        let mut rings = Vec::new();
         let mut kicks = Vec::new();
         let mut wakers = Vec::new();
         for (queue, &size) in device.queue_sizes().iter().enumerate() {
@@ -69,16 +71,27 @@ impl MmioTransport {
                 queue,
                 size,
             })?;
-            queues.push(Mutex::new(ring));
+            rings.push(Mutex::new(Ring::new(ring)));
             let kick = EventFd::new(0).map_err(event_error)?;
             wakers.push(QueueWaker::new(kick.try_clone().map_err(event_error)?));
             kicks.push(kick);
         }
         device.attach(wakers);
-        let shared = Arc::new(Shared::new(device, ram, interrupt, queues, kicks));
+        let away = device.disk_requests().map(|_| Away::new(rings.len()));
+        let away = away.transpose().map_err(event_error)?;
+        let shared = Arc::new(Shared::new(device, ram, interrupt, rings, kicks, away));
         let owner = Arc::downgrade(&shared);
         shared.device.attach_config(ConfigNotifier::new(owner));
-        let registers = Mutex::new(Registers::new(shared.queues.len()));
+        if let Some(requests) = shared.device.disk_requests() {
+            let owner = Arc::downgrade(&shared);
+            let arrived = move || {
+                if let Some(shared) = owner.upgrade() {
+                    shared.retry_parked();
+                }
+            };
+            requests.backend().disk().tell_arrivals(Arc::new(arrived));
+        }
+        let registers = Mutex::new(Registers::new(shared.rings.len()));
         let mut transport = Self {
             shared,
             features,
@@ -87,29 +100,46 @@ impl MmioTransport {
             flusher: Flusher::default(),
             threads: Vec::new(),
         };
-        for index in 0..transport.shared.queues.len() {
-            let shared = Arc::clone(&transport.shared);
-            shared.gate.expect();
-            let thread = std::thread::Builder::new()
-                .name(format!("{name}-{index}"))
-                .stack_size(256 << 10)
-                .spawn(move || {
-                    threads::begin(role);
-                    shared.run(index);
-                });
-            match thread {
-                Ok(thread) => transport.threads.push(thread),
-                // Dropping the transport ends the threads that were started.
-                Err(source) => {
-                    transport.shared.gate.unexpect();
-                    return Err(Error::Thread {
-                        device: name,
-                        source,
-                    });
-                }
-            }
+        for index in 0..transport.shared.rings.len() {
+            transport.start(role, format!("{name}-{index}"), move |shared| {
+                shared.run(index);
+            })?;
+        }
+        if transport.shared.away.is_some() {
+            transport.start(role, format!("{name}-s"), Shared::stand_in)?;
         }
         Ok(Arc::new(transport))
+    }
+
+    /// Starts a thread that stands still when the device does. Dropping the transport ends it.
+    fn start(
+        &mut self,
+        role: Role,
+        name: String,
+        run: impl FnOnce(&Arc<Shared>) + Send + 'static,
+    ) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        shared.gate.expect();
+        let thread = std::thread::Builder::new()
+            .name(name)
+            .stack_size(256 << 10)
+            .spawn(move || {
+                threads::begin(role);
+                run(&shared);
+            });
+        match thread {
+            Ok(thread) => {
+                self.threads.push(thread);
+                Ok(())
+            }
+            Err(source) => {
+                self.shared.gate.unexpect();
+                Err(Error::Thread {
+                    device: self.shared.kind.name(),
+                    source,
+                })
+            }
+        }
     }
 
     /// One event descriptor per queue, for `KVM_IOEVENTFD` at [`QUEUE_NOTIFY_OFFSET`](super::mmio::QUEUE_NOTIFY_OFFSET).
@@ -121,7 +151,7 @@ impl MmioTransport {
     /// done; otherwise the queue's own thread does it when it is notified.
     #[doc(hidden)]
     pub fn serve_now(&self, queue: usize) {
-        if queue < self.shared.queues.len() {
+        if queue < self.shared.rings.len() {
             self.shared.serve_once(queue);
         }
     }

@@ -1,6 +1,7 @@
 //! The thread of a queue: takes requests from the ring, has them processed, and completes them.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use super::available::{AvailableBuffers, Packets};
 use super::chain::{BadRequest, Chain, broken};
 use super::poll::poll;
 use super::shared::Shared;
+use super::submit::Server;
 use super::wait::{Wait, Woken};
 use crate::locked::locked;
 
@@ -21,7 +23,7 @@ const RECOVERY: Duration = Duration::from_secs(1);
 
 impl Shared {
     /// The life of a queue's thread.
-    pub(super) fn run(&self, index: usize) {
+    pub(super) fn run(self: &Arc<Self>, index: usize) {
         let passenger = self.gate.enter();
         let mut hands = Hands {
             chain: Chain::new(),
@@ -46,14 +48,17 @@ impl Shared {
         }
     }
 
-    /// Processes what is in the queue on the caller's thread.
-    pub(super) fn serve_once(&self, index: usize) {
+    /// Processes what is in the queue on the caller's thread, and waits until none of it is in flight.
+    pub(super) fn serve_once(self: &Arc<Self>, index: usize) {
         let mut hands = Hands {
             chain: Chain::new(),
             available: AvailableBuffers::new(),
         };
         if let Err(error) = self.serve(index, &mut hands, Woken::Impatient) {
             self.need_reset(&error);
+        }
+        while self.gate.in_flight() > 0 {
+            std::thread::yield_now();
         }
     }
 
@@ -90,7 +95,7 @@ impl Shared {
 
     /// Processes what is in the queue, until it is empty or the gate closes; what to wait for then.
     fn serve<'r>(
-        &'r self,
+        self: &'r Arc<Self>,
         index: usize,
         hands: &mut Hands<'r>,
         woken: Woken,
@@ -98,12 +103,16 @@ impl Shared {
         if !self.active() {
             return Ok(Wait::Kick);
         }
-        let queue = &mut *locked(&self.queues[index]);
+        let features = self.driver_features.load(Ordering::SeqCst);
+        if let Some(requests) = self.device.disk_requests() {
+            self.submit_ring(index, requests, features, Server::Own)?;
+            return Ok(Wait::Kick);
+        }
+        let queue = &mut locked(&self.rings[index]).queue;
         if !queue.ready() {
             return Ok(Wait::Kick);
         }
-        let features = self.driver_features.load(Ordering::SeqCst);
-        let mut announcer = Announcer::new(self, queue);
+        let mut announcer = Announcer::new(queue);
         let result = match self.device.packets(index, features) {
             Some(packets) => {
                 self.fill_ring(queue, packets, &mut hands.available, &mut announcer, woken)
@@ -113,8 +122,11 @@ impl Shared {
                 .map(|()| Wait::Kick),
         };
         // What was completed before something broke is announced too.
-        let announced = announcer.announce(queue);
-        result.and_then(|wait| announced.map(|()| wait))
+        let announced = announcer.announce(queue, &self.ram);
+        result.and_then(|wait| {
+            self.give(announced?);
+            Ok(wait)
+        })
     }
 
     fn serve_ring<'r>(
@@ -123,7 +135,7 @@ impl Shared {
         queue: &mut Queue,
         chain: &mut Chain<'r>,
         features: u64,
-        announcer: &mut Announcer<'_>,
+        announcer: &mut Announcer,
     ) -> Result<(), BadRequest> {
         let limit = usize::from(queue.max_size());
         loop {
@@ -149,9 +161,9 @@ impl Shared {
                 chain.load(&self.ram, descriptors, limit)?;
                 let written = self.device.process(index, chain, features)?;
                 queue.add_used(&self.ram, head, written).map_err(broken)?;
-                announcer.completed(queue)?;
+                self.give(announcer.completed(queue, &self.ram)?);
             }
-            announcer.announce(queue)?;
+            self.give(announcer.announce(queue, &self.ram)?);
             let more = queue.enable_notification(&self.ram).map_err(broken)?;
             if !more || !self.device.has_work(index) {
                 return Ok(());

@@ -33,13 +33,11 @@ pub fn open(path: &Path) -> Arc<FaultLayer> {
 }
 
 pub fn device(disk: Arc<FaultLayer>, queues: u16) -> Box<Block> {
-    Box::new(Block::new(
-        disk,
-        BlockConfig {
-            serial: "disk-0".into(),
-            queues,
-        },
-    ))
+    let config = BlockConfig {
+        serial: "disk-0".into(),
+        queues,
+    };
+    Box::new(Block::over(disk, config).unwrap())
 }
 
 impl Driver {

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use block::{BlockDevice, Buffer, Extent, ExtentKind, Identity, ZeroMode};
+use block::{BlockDevice, Buffer, Discarded, Durability, Extent, ExtentKind, Identity, ZeroMode};
 use devices::virtio::{Block, BlockConfig, Console, ConsoleEnd, MmioTransport, Rng, VirtioDevice};
 use devices::{BusDevice, Interrupt};
 use migration::GuestRam;
@@ -132,7 +132,7 @@ impl BlockDevice for Disk {
         })
     }
 
-    fn write(&self, buffers: &[Buffer<'_>], offset: u64) -> block::Result<()> {
+    fn write(&self, buffers: &[Buffer<'_>], offset: u64, _: Durability) -> block::Result<()> {
         self.change(offset, Buffer::total_len(buffers), |mut bytes| {
             for buffer in buffers {
                 let (now, later) = bytes.split_at_mut(buffer.len());
@@ -146,8 +146,9 @@ impl BlockDevice for Disk {
         Ok(())
     }
 
-    fn discard(&self, offset: u64, len: u64) -> block::Result<()> {
-        self.change(offset, len, |_| ())
+    fn discard(&self, offset: u64, len: u64) -> block::Result<Discarded> {
+        self.change(offset, len, |_| ())?;
+        Ok(Discarded::Kept)
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, _: ZeroMode) -> block::Result<()> {
@@ -198,7 +199,8 @@ fn device(kind: Kind, read_only: bool) -> (Box<dyn VirtioDevice>, Option<Console
                 serial: "disk0".into(),
                 queues: 2,
             };
-            (Box::new(Block::new(Arc::new(disk), config)), None)
+            let disk = Block::over(Arc::new(disk), config).expect("a disk");
+            (Box::new(disk), None)
         }
         Kind::Console => {
             let (console, input) = Console::new(Box::new(io::sink())).expect("a console");

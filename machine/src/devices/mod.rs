@@ -11,7 +11,7 @@ use devices::power::{AcpiPower, AcpiPowerStateV1, I8042, I8042StateV1};
 use devices::rtc::{Rtc, RtcStateV1};
 use devices::serial::{Serial, SerialStateV1};
 use devices::virtio::{
-    ConsoleEnd, DeviceStateV1, MmioTransport, NetPort, PAUSE_PATIENCE, TransportStateV1,
+    ConsoleEnd, DeviceStateV1, MmioTransport, NetPort, PAUSE_PATIENCE, TransportStateV2,
     drain_within, pause_within,
 };
 use serde::Serialize;
@@ -34,7 +34,7 @@ pub struct DevicesState {
     /// ACPI power registers.
     pub acpi: AcpiPowerStateV1,
     /// virtio devices by identity, in the order of their slots.
-    pub virtio: Vec<(String, TransportStateV1)>,
+    pub virtio: Vec<(String, TransportStateV2)>,
 }
 
 impl DevicesState {
@@ -73,7 +73,7 @@ impl DevicesState {
                 VirtioId::Rng => DeviceStateV1::Rng(from.one()?),
                 VirtioId::Net(id) => DeviceStateV1::Net(from.named(id)?),
             };
-            let state = TransportStateV1::join(transport, state);
+            let state = TransportStateV2::join(transport, state);
             virtio.push((device.name().to_owned(), state));
         }
         Ok(Self {

@@ -36,6 +36,9 @@ pub enum CodecError {
     /// Bytes follow the state.
     #[error("saved state has {0} bytes too many")]
     Trailing(usize),
+    /// It says what the version in which it is to be written cannot say.
+    #[error("{0}")]
+    Unsayable(String),
     /// It could not be written.
     #[error("state cannot be written")]
     Encode(#[source] bincode::error::EncodeError),

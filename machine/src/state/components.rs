@@ -7,16 +7,17 @@
 use devices::power::{AcpiPowerStateV1, I8042StateV1};
 use devices::rtc::RtcStateV1;
 use devices::serial::SerialStateV1;
-use devices::virtio::MmioStateV1;
 use devices::virtio::block::BlockStateV1;
 use devices::virtio::console::ConsoleStateV1;
 use devices::virtio::net::NetStateV1;
 use devices::virtio::rng::RngStateV1;
+use devices::virtio::{MmioStateV1, MmioStateV2};
 
 use crate::build::spec::{MachineSpec, VirtioId};
 use crate::clock::ClockStateV1;
 use crate::snapshot::agreement::Known;
-use crate::snapshot::component::FirstVersion;
+use crate::snapshot::codec::{self, CodecError};
+use crate::snapshot::component::{Component, FirstVersion, Versions};
 use crate::state::{IrqchipsStateV1, PitStateV1, RunStateV1};
 use crate::vcpu::state::VcpuStateV1;
 
@@ -39,11 +40,36 @@ first_versions! {
     RtcStateV1: "rtc",
     I8042StateV1: "i8042",
     AcpiPowerStateV1: "acpi",
-    MmioStateV1: "virtio-mmio",
     BlockStateV1: "virtio-block",
     ConsoleStateV1: "virtio-console",
     RngStateV1: "virtio-rng",
     NetStateV1: "virtio-net",
+}
+
+/// Version 2 has the requests that are parked; without any, both say the same.
+impl Component for MmioStateV2 {
+    const KIND: &'static str = "virtio-mmio";
+    const VERSIONS: Versions = Versions {
+        oldest: 1,
+        newest: 2,
+    };
+
+    fn write(&self, version: u32) -> Result<Vec<u8>, CodecError> {
+        match version {
+            1 => {
+                let first = MmioStateV1::try_from(self.clone());
+                codec::write(&first.map_err(|parked| CodecError::Unsayable(parked.to_string()))?)
+            }
+            _ => codec::write(self),
+        }
+    }
+
+    fn read(version: u32, body: &[u8]) -> Result<Self, CodecError> {
+        match version {
+            1 => codec::read::<MmioStateV1>(body).map(Self::from),
+            _ => codec::read(body),
+        }
+    }
 }
 
 /// The components of such a machine, and the versions of each that this program knows.
@@ -61,7 +87,7 @@ pub fn of(spec: &MachineSpec) -> Known {
     known.one::<I8042StateV1>();
     known.one::<AcpiPowerStateV1>();
     for (slot, device) in spec.virtio().into_iter().enumerate() {
-        known.numbered::<MmioStateV1>(slot);
+        known.numbered::<MmioStateV2>(slot);
         match device {
             VirtioId::Block(id) => known.named::<BlockStateV1>(id),
             VirtioId::Console => known.one::<ConsoleStateV1>(),

@@ -25,7 +25,10 @@ impl MachineState {
     /// When it would be too long, or a component has no version in this form.
     pub fn encode(self, form: &Form) -> Result<Vec<u8>, MachineError> {
         match form {
-            Form::One => Ok(codec::encode(v1::VERSION, &MachineStateV1::from(self))?),
+            Form::One => Ok(codec::encode(
+                v1::VERSION,
+                &MachineStateV1::try_from(self)?,
+            )?),
             Form::Components(agreed) => {
                 let mut saving = Saving::new(agreed);
                 self.put(&mut saving)?;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::ClockStateV1;
 use crate::devices::DevicesState;
+use crate::snapshot::codec::CodecError;
 use crate::state::{IrqchipsStateV1, MachineState, PitStateV1, RunStateV1};
 use crate::vcpu::state::VcpuStateV1;
 
@@ -95,14 +96,19 @@ impl From<MachineStateV1> for MachineState {
                 rtc,
                 i8042,
                 acpi,
-                virtio,
+                virtio: virtio
+                    .into_iter()
+                    .map(|(id, state)| (id, state.into()))
+                    .collect(),
             },
         }
     }
 }
 
-impl From<MachineState> for MachineStateV1 {
-    fn from(state: MachineState) -> Self {
+impl TryFrom<MachineState> for MachineStateV1 {
+    type Error = CodecError;
+
+    fn try_from(state: MachineState) -> Result<Self, CodecError> {
         let MachineState {
             run,
             clock,
@@ -118,7 +124,11 @@ impl From<MachineState> for MachineStateV1 {
             acpi,
             virtio,
         } = devices;
-        Self {
+        let virtio = virtio.into_iter().map(|(id, state)| {
+            let first = TransportStateV1::try_from(state);
+            first.map(|state| (id, state))
+        });
+        Ok(Self {
             run,
             clock,
             irqchips,
@@ -129,8 +139,10 @@ impl From<MachineState> for MachineStateV1 {
                 rtc,
                 i8042,
                 acpi,
-                virtio,
+                virtio: virtio
+                    .collect::<Result<_, _>>()
+                    .map_err(|parked| CodecError::Unsayable(parked.to_string()))?,
             },
-        }
+        })
     }
 }

@@ -15,7 +15,7 @@ use devices::virtio::console::ConsoleStateV1;
 use devices::virtio::net::NetStateV1;
 use devices::virtio::net::filter::{FilterV1, TableV1};
 use devices::virtio::rng::RngStateV1;
-use devices::virtio::{MmioStateV1, QueueStateV1};
+use devices::virtio::{MmioStateV1, MmioStateV2, QueueStateV1};
 
 use crate::clock::ClockStateV1;
 use crate::snapshot::component::Component;
@@ -115,26 +115,31 @@ fn every_component_is_read_and_written_as_ever() {
         },
     );
     looked.at(1, &AcpiPowerStateV1 { pending_events: 1 });
+    let mmio = MmioStateV1 {
+        device_id: 2,
+        device_features_sel: 1,
+        driver_features_sel: 1,
+        driver_features: 0x1_3000_6246,
+        queue_sel: 1,
+        status: 15,
+        interrupt_status: 1,
+        queues: vec![QueueStateV1 {
+            max_size: 256,
+            size: 128,
+            ready: true,
+            desc_table: 0x1_0000_0000,
+            avail_ring: 0x1_0000_1000,
+            used_ring: 0x1_0000_2000,
+            next_avail: 65535,
+            next_used: 65534,
+        }],
+    };
+    looked.at(1, &MmioStateV2::from(mmio.clone()));
     looked.at(
-        1,
-        &MmioStateV1 {
-            device_id: 2,
-            device_features_sel: 1,
-            driver_features_sel: 1,
-            driver_features: 0x1_3000_6246,
-            queue_sel: 1,
-            status: 15,
-            interrupt_status: 1,
-            queues: vec![QueueStateV1 {
-                max_size: 256,
-                size: 128,
-                ready: true,
-                desc_table: 0x1_0000_0000,
-                avail_ring: 0x1_0000_1000,
-                used_ring: 0x1_0000_2000,
-                next_avail: 65535,
-                next_used: 65534,
-            }],
+        2,
+        &MmioStateV2 {
+            first: mmio,
+            parked: vec![vec![127, 0]],
         },
     );
     looked.at(

@@ -12,7 +12,7 @@ use super::calls::{
 pub enum Kind {
     /// Runs a vCPU and the register accesses of its guest.
     Vcpu,
-    /// Serves a queue of a disk, or flushes it.
+    /// Serves a queue of a disk, carries its requests out, or flushes it.
     Disk,
     /// Serves a queue of a network interface.
     Net,

@@ -26,10 +26,12 @@ use super::{
 
 /// Longer than anything here takes.
 const DEADLINE: Duration = Duration::from_secs(60);
-const NEVER: Patience = Patience {
-    first_words: DEADLINE,
-    silence: DEADLINE,
-    answer: DEADLINE,
+/// So that no test passes because a client was given up after all.
+const EVER: Duration = Duration::from_secs(3600);
+const PATIENT: Patience = Patience {
+    first_words: EVER,
+    silence: EVER,
+    answer: EVER,
 };
 
 /// A server on a thread of its own.
@@ -203,7 +205,7 @@ fn is_closed(path: &Path) {
 
 #[test]
 fn passed_files_are_taken_by_their_identifiers() {
-    let rig = Rig::new(NEVER);
+    let rig = Rig::new(PATIENT);
     let client = rig.client();
     let (one, other) = (
         File::open(rig.file("one")).unwrap(),
@@ -239,7 +241,7 @@ fn passed_files_are_taken_by_their_identifiers() {
 
 #[test]
 fn what_nobody_has_taken_is_closed_when_its_client_parts() {
-    let rig = Rig::new(NEVER);
+    let rig = Rig::new(PATIENT);
     let path = rig.file("one");
     let client = rig.client();
     let _ = client.passes(&[&marked(&path)]);
@@ -258,7 +260,7 @@ fn what_nobody_has_taken_is_closed_when_its_client_parts() {
 
 #[test]
 fn what_is_refused_is_closed_and_the_next_is_taken() {
-    let rig = Rig::new(NEVER);
+    let rig = Rig::new(PATIENT);
     let client = rig.client();
     let file = File::open(rig.file("one")).unwrap();
     let many = FILES_LIMIT + 1;
@@ -295,7 +297,7 @@ fn what_is_refused_is_closed_and_the_next_is_taken() {
 
 #[test]
 fn a_packet_without_a_word_ends_the_connection() {
-    let rig = Rig::new(NEVER);
+    let rig = Rig::new(PATIENT);
     let client = rig.client();
     let path = rig.file("one");
     let _ = client.passes(&[&marked(&path)]);
@@ -314,12 +316,12 @@ fn who_says_nothing_is_not_waited_for() {
     let soon = Duration::from_millis(1);
     let rig = Rig::new(Patience {
         first_words: soon,
-        ..NEVER
+        ..PATIENT
     });
     assert!(rig.client().is_ended());
     let rig = Rig::new(Patience {
         silence: soon,
-        ..NEVER
+        ..PATIENT
     });
     let path = rig.file("one");
     let client = rig.client();
@@ -332,7 +334,7 @@ fn who_says_nothing_is_not_waited_for() {
 fn who_does_not_listen_to_answers_is_left() {
     let rig = Rig::new(Patience {
         answer: Duration::from_millis(1),
-        ..NEVER
+        ..PATIENT
     });
     let client = rig.client();
     let deadline = Instant::now() + DEADLINE;
@@ -355,7 +357,7 @@ fn who_does_not_listen_to_answers_is_left() {
 
 #[test]
 fn the_silent_keep_nobody_out() {
-    let rig = Rig::new(NEVER);
+    let rig = Rig::new(PATIENT);
     let silent: Vec<_> = (0..20 * CONNECTIONS).map(|_| rig.client()).collect();
     let file = File::open(rig.file("one")).unwrap();
     assert_eq!(rig.client().passes(&[&file]).len(), 1);
@@ -364,7 +366,7 @@ fn the_silent_keep_nobody_out() {
 
 #[test]
 fn who_finds_no_place_is_told() {
-    let rig = Rig::new(NEVER);
+    let rig = Rig::new(PATIENT);
     let file = File::open(rig.file("one")).unwrap();
     let mut busy: Vec<_> = (0..CONNECTIONS).map(|_| rig.client()).collect();
     for client in &busy {
@@ -393,7 +395,7 @@ fn who_finds_no_place_is_told() {
 
 #[test]
 fn so_many_files_wait_and_no_more() {
-    let rig = Rig::new(NEVER);
+    let rig = Rig::new(PATIENT);
     let client = rig.client();
     let file = File::open(rig.file("one")).unwrap();
     let eight = [&file; FILES_LIMIT];

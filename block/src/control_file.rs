@@ -121,6 +121,10 @@ impl BlockDevice for Layer {
         self.inner.read_only()
     }
 
+    fn has_unflushed_writes(&self) -> bool {
+        self.inner.has_unflushed_writes()
+    }
+
     fn read(&self, buffers: &[Buffer<'_>], offset: u64) -> Result<()> {
         self.obey("read", offset, Buffer::total_len(buffers))?;
         self.inner.read(buffers, offset)

@@ -54,6 +54,8 @@ pub struct RawImage {
     can_punch: AtomicBool,
     /// Cleared when the storage has said that it cannot zero a range.
     can_zero: AtomicBool,
+    /// Something was changed since the last flush began.
+    unflushed: AtomicBool,
 }
 
 impl RawImage {
@@ -137,6 +139,7 @@ impl RawImage {
             last_writes: LastWrites::none(),
             can_punch: AtomicBool::new(true),
             can_zero: AtomicBool::new(true),
+            unflushed: AtomicBool::new(false),
         })
     }
 
@@ -250,7 +253,9 @@ impl RawImage {
                 path: self.path.clone(),
             });
         }
-        self.check_range(offset, len)
+        self.check_range(offset, len)?;
+        self.unflushed.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     fn io_error(&self, operation: &'static str, offset: u64, len: u64, source: io::Error) -> Error {
@@ -369,9 +374,15 @@ impl BlockDevice for RawImage {
         if self.access == Access::ReadOnly {
             return Ok(());
         }
-        self.file
-            .sync_data()
-            .map_err(|e| self.io_error("flush", 0, self.size, e))
+        self.unflushed.store(false, Ordering::Relaxed);
+        self.file.sync_data().map_err(|e| {
+            self.unflushed.store(true, Ordering::Relaxed);
+            self.io_error("flush", 0, self.size, e)
+        })
+    }
+
+    fn has_unflushed_writes(&self) -> bool {
+        self.unflushed.load(Ordering::Relaxed)
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<Discarded> {

@@ -151,6 +151,26 @@ fn a_read_only_image_takes_no_change() {
 }
 
 #[test]
+fn there_is_something_to_flush_after_a_change_until_a_flush() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = open(&image(&dir, 4 << 20));
+    assert!(!disk.has_unflushed_writes());
+    type Change = fn(&RawImage) -> block::Result<()>;
+    let changes: [Change; 3] = [
+        |disk| write(disk, &[1; 512], 0),
+        |disk| disk.write_zeroes(0, 4096, ZeroMode::KeepAllocated),
+        |disk| disk.discard(0, 4096).map(drop),
+    ];
+    for change in changes {
+        change(&disk).unwrap();
+        assert!(disk.has_unflushed_writes());
+        read(&disk, 512, 0);
+        disk.flush().unwrap();
+        assert!(!disk.has_unflushed_writes());
+    }
+}
+
+#[test]
 fn an_image_truncated_while_in_use_is_short() {
     let dir = TempDir::new().unwrap();
     let path = image(&dir, MIB);

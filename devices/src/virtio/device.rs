@@ -136,6 +136,11 @@ pub trait VirtioDevice: Send + Sync {
         Ok(())
     }
 
+    /// Whether [`VirtioDevice::flush`] may have anything to do; answers at once.
+    fn has_unflushed_writes(&self) -> bool {
+        false
+    }
+
     /// The storage behind it, which may take without end for what it is asked.
     fn storage(&self) -> Option<String> {
         None

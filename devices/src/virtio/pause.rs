@@ -58,6 +58,11 @@ impl MmioTransport {
         self.flush_within(FLUSH_PATIENCE)
     }
 
+    /// Whether a flush may have anything to do.
+    pub fn has_unflushed_writes(&self) -> bool {
+        self.shared.device.has_unflushed_writes()
+    }
+
     /// As [`MmioTransport::flush`], in `patience`; also of a device that stands still.
     ///
     /// # Errors

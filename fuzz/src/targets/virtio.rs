@@ -146,6 +146,10 @@ impl BlockDevice for Disk {
         Ok(())
     }
 
+    fn has_unflushed_writes(&self) -> bool {
+        true
+    }
+
     fn discard(&self, offset: u64, len: u64) -> block::Result<Discarded> {
         self.change(offset, len, |_| ())?;
         Ok(Discarded::Kept)

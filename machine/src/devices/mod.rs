@@ -143,6 +143,12 @@ impl Devices {
         Ok(())
     }
 
+    /// Whether a flush may have anything to do.
+    pub(crate) fn has_unflushed_writes(&self) -> bool {
+        let mut transports = self.virtio.iter().map(|slot| &slot.transport);
+        transports.any(|transport| transport.has_unflushed_writes())
+    }
+
     /// Flushes the disks of the stopped machine, in the time that a device has to stand still.
     pub(crate) fn flush_stopped(&self) -> Result<(), MachineError> {
         for VirtioSlot { id, transport } in &self.virtio {

@@ -200,7 +200,7 @@ impl SourceDisks for MachineSource {
     }
 
     fn has_unflushed_writes(&self) -> bool {
-        !self.machine.spec().disks.is_empty()
+        self.machine.devices().has_unflushed_writes()
     }
 
     fn disk_samples(&self, of: &[String]) -> VmResult<String> {

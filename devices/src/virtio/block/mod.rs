@@ -108,6 +108,10 @@ impl VirtioDevice for Block {
         Some(self)
     }
 
+    fn has_unflushed_writes(&self) -> bool {
+        self.disk().has_unflushed_writes()
+    }
+
     fn flush(&self) -> Result<()> {
         self.disk().flush().map_err(|source| Error::Flush {
             disk: self.disk().identity().to_string(),

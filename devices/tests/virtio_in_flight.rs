@@ -342,6 +342,19 @@ fn a_backend_ends_requests_in_any_order_and_on_any_thread() {
 }
 
 #[test]
+fn the_driver_is_interrupted_for_a_request_that_another_thread_ends() {
+    let (_dir, backend, mut driver) = gathering();
+    let heads = submit(&mut driver, &backend, 1);
+    let before = driver.interrupt.count();
+    let job = backend.jobs.lock().unwrap().pop().unwrap();
+    std::thread::spawn(move || job.complete(Ok(())))
+        .join()
+        .unwrap();
+    assert_eq!(driver.interrupt.count(), before + 1);
+    assert_eq!(driver.wait_used(0).0, heads[0]);
+}
+
+#[test]
 fn a_request_that_a_backend_loses_is_told_of_and_holds_no_pause() {
     let (_dir, backend, mut driver) = gathering();
     submit(&mut driver, &backend, 2);

@@ -291,7 +291,7 @@ fn state_that_does_not_fit_is_refused_and_changes_nothing() {
         ("interrupt", |s| s.first.interrupt_status = 4),
         ("no queues", |s| s.first.queues.clear()),
         ("more queues", |s| {
-            s.first.queues.push(s.first.queues[0].clone())
+            s.first.queues.push(s.first.queues[0].clone());
         }),
         ("max size", |s| s.first.queues[0].max_size = 128),
         ("size", |s| s.first.queues[0].size = 512),
@@ -302,12 +302,12 @@ fn state_that_does_not_fit_is_refused_and_changes_nothing() {
         }),
         ("table unaligned", |s| s.first.queues[0].desc_table += 1),
         ("ring outside", |s| {
-            s.first.queues[0].avail_ring = u64::MAX - 1
+            s.first.queues[0].avail_ring = u64::MAX - 1;
         }),
         ("ring unaligned", |s| s.first.queues[0].avail_ring += 1),
         ("no ring", |s| s.first.queues[0].avail_ring = 0),
         ("used outside", |s| {
-            s.first.queues[0].used_ring = RAM_SIZE as u64
+            s.first.queues[0].used_ring = RAM_SIZE as u64;
         }),
         ("used unaligned", |s| s.first.queues[0].used_ring += 2),
         ("capacity", |s| change_disk(s, |d| d.capacity_sectors += 1)),

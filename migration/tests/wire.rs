@@ -7,10 +7,10 @@ use migration::observation::{Observation, Side};
 use migration::progress::Verify;
 use migration::transport::{Connect, Connection, Listen, Patience, memory};
 use migration::vm::{MachineDescription, RamRegion, RunState};
-use migration::wire::agreed::Capabilities;
 use migration::wire::batch::{
     BATCH_LEN, BatchHeader, BatchKind, Encoding, MAX_PAYLOAD, MAX_RANGES, PageRange, RANGE_LEN,
 };
+use migration::wire::capabilities::Capabilities;
 use migration::wire::control::{
     Answer, Committed, ControlHeader, Extents, Intent, LastPass, Message, Negotiate, Negotiated,
     PassPlaced, Prepared, Ready, Resolution, Welcome,

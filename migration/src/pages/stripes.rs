@@ -12,7 +12,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use crate::raw::{Ram, STRIPE_PAGES};
-use crate::wire::agreed::{Agreed, Capabilities};
+use crate::wire::agreed::Agreed;
+use crate::wire::capabilities::Capabilities;
 
 /// A stripe of RAM.
 #[derive(Debug, Clone, Copy)]

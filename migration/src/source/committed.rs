@@ -8,7 +8,7 @@ use super::link::Link;
 use crate::observation::Observation;
 use crate::progress::Phase;
 use crate::vm::SourceVm;
-use crate::wire::agreed::Capabilities;
+use crate::wire::capabilities::Capabilities;
 use crate::wire::control::{MAX_WARNINGS, Message};
 
 /// Pauses before each look for packets that have come for a guest that is gone.

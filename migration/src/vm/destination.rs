@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{HugePages, MachineDescription, VmResult};
+use super::terms::{HugePages, MachineDescription, VmResult};
 use crate::GuestRam;
 use crate::observation::Observation;
 

@@ -1,6 +1,6 @@
 //! The VM that is given away.
 
-use super::{MachineDescription, Rehearsal, RunState, VmResult};
+use super::terms::{MachineDescription, Rehearsal, RunState, VmResult};
 use crate::GuestRam;
 
 /// All of a VM as the source of a migration.

@@ -56,7 +56,7 @@ pub struct Welcome {
     /// Who will answer whether the guest ran there; told from version 2 on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<HostId>,
-    /// What both can do, of what the hello told ([`super::agreed::Capabilities`]); told from version 4 on.
+    /// What both can do, of what the hello told ([`super::capabilities::Capabilities`]); told from version 4 on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capabilities: Option<u64>,
 }

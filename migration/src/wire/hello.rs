@@ -3,7 +3,7 @@
 use zerocopy::little_endian::{U16, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::agreed::Capabilities;
+use super::capabilities::Capabilities;
 use super::{MIN_VERSION, VERSION, check};
 use crate::error::Error;
 use crate::id::MigrationId;

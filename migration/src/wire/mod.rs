@@ -5,6 +5,7 @@
 
 pub mod agreed;
 pub mod batch;
+pub mod capabilities;
 pub mod control;
 pub(crate) mod conversation;
 pub mod hello;

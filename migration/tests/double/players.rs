@@ -11,8 +11,8 @@ use migration::progress::Verify;
 use migration::transport::memory::{self, MemoryConnect, MemoryListen};
 use migration::transport::{Connect, Connection, Listen, Patience};
 use migration::vm::{MachineDescription, RunState};
-use migration::wire::agreed::Capabilities;
 use migration::wire::batch::{BATCH_LEN, BatchHeader, BatchKind, RANGE_LEN};
+use migration::wire::capabilities::Capabilities;
 use migration::wire::control::{
     Answer, Committed, Extents, Intent, LastPass, Message, Negotiate, Negotiated, PassPlaced,
     Prepared, Ready, Resolution, Welcome,

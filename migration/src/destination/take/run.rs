@@ -15,7 +15,8 @@ use crate::observation::{Observation, Side};
 use crate::progress::{Phase, Report};
 use crate::session::{Note, Session};
 use crate::vm::DestinationVm;
-use crate::wire::agreed::{Agreed, Capabilities};
+use crate::wire::agreed::Agreed;
+use crate::wire::capabilities::Capabilities;
 use crate::wire::control::Message;
 
 /// A session under way.

@@ -1,0 +1,71 @@
+//! What an engine can do beyond the first version of the protocol.
+
+use std::ops::{BitAnd, BitOr};
+
+/// A set of what an engine can do beyond the first version of the protocol, as it travels: one bit each. Bits that are
+/// not known here are of later engines, and not agreed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Capabilities(u64);
+
+impl Capabilities {
+    /// None of them.
+    pub const NONE: Self = Self(0);
+    /// A destination names its host, in the welcome and when it is asked what became of a guest.
+    pub const NAMES_HOST: Self = Self(1);
+    /// A stripe travels on any stream and stays with it; without, stripe *i* on stream *i mod N*.
+    pub const ANY_STRIPE: Self = Self(1 << 1);
+    /// A destination takes packets that came for the guest at its source after it was stopped.
+    pub const FORWARDED_PACKETS: Self = Self(1 << 2);
+    /// Both agree on how the machine's state is written.
+    pub const STATE_FORM: Self = Self(1 << 3);
+    /// What this engine can do.
+    pub const OURS: Self = Self(
+        Self::NAMES_HOST.0 | Self::ANY_STRIPE.0 | Self::FORWARDED_PACKETS.0 | Self::STATE_FORM.0,
+    );
+
+    /// As they travel.
+    pub fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// As they travel.
+    pub fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// Those of an engine that speaks `version` and tells none.
+    pub fn of_version(version: u16) -> Self {
+        let since = |first: u16, capability: Self| {
+            if version >= first {
+                capability
+            } else {
+                Self::NONE
+            }
+        };
+        since(2, Self::NAMES_HOST)
+            | since(3, Self::ANY_STRIPE)
+            | since(3, Self::FORWARDED_PACKETS)
+            | since(4, Self::STATE_FORM)
+    }
+
+    /// Whether all of `other` are among these.
+    pub fn contains(self, other: Self) -> bool {
+        self & other == other
+    }
+}
+
+impl BitOr for Capabilities {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl BitAnd for Capabilities {
+    type Output = Self;
+
+    fn bitand(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+}

@@ -129,8 +129,8 @@ pub trait BlockDevice: Send + Sync {
     /// When the storage did not confirm it.
     fn flush(&self) -> Result<()>;
 
-    /// Whether there may be changes that no flush that began after them has made durable. Changes that are under way
-    /// may be missed; answers at once.
+    /// Whether there may be changes that no flush that began after them has made durable, those under way among them;
+    /// answers at once.
     fn has_unflushed_writes(&self) -> bool;
 
     /// Says that a range is not needed any more, so that its space may be given back; all of it then

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{FallocateFlags, OFlags};
 
@@ -54,8 +54,9 @@ pub struct RawImage {
     can_punch: AtomicBool,
     /// Cleared when the storage has said that it cannot zero a range.
     can_zero: AtomicBool,
-    /// Something was changed since the last flush began.
-    unflushed: AtomicBool,
+    /// Beginnings and ends of changes, and how many of these there were when the last flush began that was confirmed.
+    changes: AtomicU64,
+    flushed: AtomicU64,
 }
 
 impl RawImage {
@@ -139,7 +140,8 @@ impl RawImage {
             last_writes: LastWrites::none(),
             can_punch: AtomicBool::new(true),
             can_zero: AtomicBool::new(true),
-            unflushed: AtomicBool::new(false),
+            changes: AtomicU64::new(0),
+            flushed: AtomicU64::new(0),
         })
     }
 
@@ -253,9 +255,41 @@ impl RawImage {
                 path: self.path.clone(),
             });
         }
-        self.check_range(offset, len)?;
-        self.unflushed.store(true, Ordering::Relaxed);
+        self.check_range(offset, len)
+    }
+
+    /// Zeroes a range that is not empty.
+    fn zero(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
+        const OPERATION: &str = "write zeroes to";
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if mode == ZeroMode::MayUnmap
+            && self.allocate(&self.can_punch, punch, OPERATION, offset, len)?
+        {
+            return Ok(());
+        }
+        let zero = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        if self.allocate(&self.can_zero, zero, OPERATION, offset, len)? {
+            return Ok(());
+        }
+        static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+        let mut done = 0;
+        while done < len {
+            let piece = (len - done).min(ZEROES.len() as u64);
+            self.file
+                // At most the length of the array.
+                .write_all_at(&ZEROES[..piece as usize], offset + done)
+                .map_err(|e| self.io_error(OPERATION, offset + done, piece, e))?;
+            done += piece;
+        }
         Ok(())
+    }
+
+    /// Makes a change, which is one more to be flushed from its beginning to a flush that begins after its end.
+    fn change<T>(&self, change: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        let done = change();
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        done
     }
 
     fn io_error(&self, operation: &'static str, offset: u64, len: u64, source: io::Error) -> Error {
@@ -367,29 +401,32 @@ impl BlockDevice for RawImage {
             Durability::Flushed => Direction::Write,
             Durability::Immediate => Direction::WriteDurably,
         };
-        self.transfer(direction, buffers, offset)
+        self.change(|| self.transfer(direction, buffers, offset))
     }
 
     fn flush(&self) -> Result<()> {
         if self.access == Access::ReadOnly {
             return Ok(());
         }
-        self.unflushed.store(false, Ordering::Relaxed);
-        self.file.sync_data().map_err(|e| {
-            self.unflushed.store(true, Ordering::Relaxed);
-            self.io_error("flush", 0, self.size, e)
-        })
+        let changes = self.changes.load(Ordering::SeqCst);
+        self.file
+            .sync_data()
+            .map_err(|e| self.io_error("flush", 0, self.size, e))?;
+        // Of two flushes the one that began later may end first.
+        self.flushed.fetch_max(changes, Ordering::SeqCst);
+        Ok(())
     }
 
     fn has_unflushed_writes(&self) -> bool {
-        self.unflushed.load(Ordering::Relaxed)
+        self.changes.load(Ordering::SeqCst) != self.flushed.load(Ordering::SeqCst)
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<Discarded> {
         self.check_change(offset, len)?;
         // A hole reads as zeroes, also in a block device, of which the kernel asks for such a discard.
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        if len > 0 && self.allocate(&self.can_punch, flags, "discard", offset, len)? {
+        let punch = || self.allocate(&self.can_punch, flags, "discard", offset, len);
+        if len > 0 && self.change(punch)? {
             Ok(Discarded::Zero)
         } else {
             Ok(Discarded::Kept)
@@ -397,33 +434,12 @@ impl BlockDevice for RawImage {
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
-        const OPERATION: &str = "write zeroes to";
         self.check_change(offset, len)?;
         if len == 0 {
             return Ok(());
         }
         self.last_writes.note(offset);
-        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        if mode == ZeroMode::MayUnmap
-            && self.allocate(&self.can_punch, punch, OPERATION, offset, len)?
-        {
-            return Ok(());
-        }
-        let zero = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-        if self.allocate(&self.can_zero, zero, OPERATION, offset, len)? {
-            return Ok(());
-        }
-        static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
-        let mut done = 0;
-        while done < len {
-            let piece = (len - done).min(ZEROES.len() as u64);
-            self.file
-                // At most the length of the array.
-                .write_all_at(&ZEROES[..piece as usize], offset + done)
-                .map_err(|e| self.io_error(OPERATION, offset + done, piece, e))?;
-            done += piece;
-        }
-        Ok(())
+        self.change(|| self.zero(offset, len, mode))
     }
 
     fn extents(&self, offset: u64, len: u64, limit: usize) -> Result<Vec<Extent>> {

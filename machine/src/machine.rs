@@ -83,6 +83,13 @@ impl Machine {
         self.reasons.add(reason, || self.stand())
     }
 
+    /// A migration that is over leaves the machine stopped, where a device did not go on: from now on it is paused for
+    /// its user, who may let it go on.
+    pub fn leave_to_user(&self) {
+        self.reasons
+            .replace(PauseReason::Migration, PauseReason::User);
+    }
+
     /// As [`Machine::pause`], but flushes nothing.
     ///
     /// # Errors

@@ -50,7 +50,7 @@ impl PauseReasons {
         self.added(&transition, reason, stop)
     }
 
-    /// Removes a reason; `start` is called when it was the last.
+    /// Removes a reason; `start` is called when it was the last. If that fails the reason stays.
     pub fn remove<E>(
         &self,
         reason: PauseReason,
@@ -58,6 +58,15 @@ impl PauseReasons {
     ) -> Result<(), E> {
         let transition = self.lock();
         self.removed(&transition, reason, start)
+    }
+
+    /// If `reason` holds, `by` holds in its place: who has stopped the machine has left it stopped.
+    pub fn replace(&self, reason: PauseReason, by: PauseReason) {
+        let _transition = self.lock();
+        if self.holds(reason) {
+            self.bits.fetch_or(by as u8, Ordering::SeqCst);
+            self.bits.fetch_and(!(reason as u8), Ordering::SeqCst);
+        }
     }
 
     /// As [`PauseReasons::add`], but nothing is done while `other` holds: whether it was added.
@@ -122,11 +131,13 @@ impl PauseReasons {
         start: impl FnOnce() -> Result<(), E>,
     ) -> Result<(), E> {
         let before = self.bits.fetch_and(!(reason as u8), Ordering::SeqCst);
-        if before == reason as u8 {
-            start()
-        } else {
-            Ok(())
+        if before != reason as u8 {
+            return Ok(());
         }
+        // Whatever did not start stands still, for this reason still, so that it can be tried again.
+        start().inspect_err(|_| {
+            self.bits.fetch_or(reason as u8, Ordering::SeqCst);
+        })
     }
 
     /// Whether this reason holds; it may be about to.
@@ -170,6 +181,38 @@ mod tests {
         assert!(!runs.get());
         reasons.remove(PauseReason::User, start).unwrap();
         assert!(runs.get());
+    }
+
+    #[test]
+    fn a_start_that_fails_can_be_tried_again() {
+        let reasons = PauseReasons::new();
+        let starts = Cell::new(0);
+        let start = || {
+            starts.set(starts.get() + 1);
+            if starts.get() < 3 { Err(()) } else { Ok(()) }
+        };
+        for _ in 0..2 {
+            reasons.remove(PauseReason::NotStarted, start).unwrap_err();
+            assert!(reasons.holds(PauseReason::NotStarted));
+        }
+        reasons.remove(PauseReason::NotStarted, start).unwrap();
+        assert!(!reasons.holds(PauseReason::NotStarted));
+        assert_eq!(starts.get(), 3);
+    }
+
+    #[test]
+    fn what_a_migration_could_not_start_again_its_user_can() {
+        let reasons = PauseReasons::new();
+        let none = || -> Result<(), Infallible> { Ok(()) };
+        let (migration, user) = (PauseReason::Migration, PauseReason::User);
+        reasons.remove(PauseReason::NotStarted, none).unwrap();
+        reasons.replace(migration, user);
+        assert!(!reasons.holds(user));
+        reasons.add(migration, none).unwrap();
+        reasons.remove(migration, || Err(())).unwrap_err();
+        reasons.replace(migration, user);
+        assert!(reasons.remove_unless(migration, user, none).unwrap());
+        assert!(!reasons.holds(user) && !reasons.holds(migration));
     }
 
     #[test]

@@ -195,7 +195,9 @@ impl Session {
     /// Records the failure, unless one came first, and ends the data streams. The control
     /// connection stands, so that both sides can still say why.
     pub fn fail(&self, error: Error) {
-        if matches!(error, Error::Link { .. }) && self.are_pages_complete() {
+        // At the source that is after the commit was sent: only what is answered to it counts.
+        let counts_no_more = matches!(error, Error::Link { .. }) || self.side == Side::Source;
+        if counts_no_more && self.are_pages_complete() {
             tracing::debug!("after the last page: {}", error.observe(self.side));
             return;
         }
@@ -385,8 +387,8 @@ mod tests {
     use crate::transport::memory;
     use crate::transport::{Connect, Patience};
 
-    #[test]
-    fn a_lost_link_is_no_failure_when_all_pages_are_there() {
+    /// Whether `error` fails a session of `side` whose pages are complete.
+    fn fails(side: Side, error: Error) -> bool {
         let timing = Timing {
             io: Duration::from_secs(10),
             peer: Duration::from_secs(10),
@@ -397,13 +399,19 @@ mod tests {
         };
         let (connect, _listen) = memory::network(&[]);
         let control = connect.connect(patience).unwrap();
-        let conversation = Conversation::new(Side::Source);
+        let conversation = Conversation::new(side);
         let (session, _notes) = Session::new(conversation, control.into(), timing);
-        let lost = || Error::link("sending pages")(io::ErrorKind::ConnectionReset.into());
         session.pages_complete();
-        session.fail(lost());
-        assert!(!session.is_stopped());
-        session.fail(Error::Worker);
-        assert!(session.is_stopped());
+        session.fail(error);
+        session.is_stopped()
+    }
+
+    #[test]
+    fn when_all_pages_are_there_a_lost_link_is_no_failure_and_at_the_source_nothing_is() {
+        let lost = || Error::link("sending pages")(io::ErrorKind::ConnectionReset.into());
+        assert!(!fails(Side::Source, lost()));
+        assert!(!fails(Side::Destination, lost()));
+        assert!(!fails(Side::Source, Error::Worker));
+        assert!(fails(Side::Destination, Error::Worker));
     }
 }

@@ -9,7 +9,7 @@ use migration::observation::Observation;
 use rustix::fs::OFlags;
 
 use super::error::failed;
-use super::files::{CONSOLE, CONTROL, END, END_DRAFT, FAILED, PID};
+use super::files::{END, END_DRAFT, FAILED, PID, SOCKETS};
 use super::folder::Folder;
 use crate::instance::{Ending, VmEnd, VmState, VmStatus};
 
@@ -69,7 +69,7 @@ pub(super) fn note_killed(folder: &Folder, pid: Option<u32>, by: &str) -> io::Re
 /// Records the end of a VM whose process is gone, and removes its sockets.
 fn settle(folder: &Folder, status: &VmStatus) {
     // Who may only look is told all the same.
-    for socket in [CONTROL, CONSOLE] {
+    for socket in SOCKETS {
         let _ = folder.unlink(socket);
     }
     if let Err(error) = write(folder, status) {

@@ -48,7 +48,7 @@ pub use disk_requests::{Asked, DiskRequests, Next};
 pub use mmio::MMIO_LEN;
 pub use net::{Net, NetConfig, NetPort};
 pub use notify::{ConfigNotifier, QueueWaker};
-pub use pause::{PATIENCE as PAUSE_PATIENCE, drain_within, pause_within};
+pub use pause::{PATIENCE as PAUSE_PATIENCE, drain_within, flush_within, pause_within};
 pub use rng::Rng;
 pub use state::{
     DeviceStateV1, MmioStateV1, MmioStateV2, QueueStateV1, TransportStateV1, TransportStateV2,

@@ -27,14 +27,28 @@ pub fn drain_within(transports: &[&MmioTransport], patience: Duration) -> Vec<Re
     drained.collect()
 }
 
-/// As [`drain_within`], and then makes durable what those completed that stand still, in as much time again.
+/// Makes durable what each of `transports` has completed, in `patience` for all of them; what came of each, in their
+/// order.
+pub fn flush_within(transports: &[&MmioTransport], patience: Duration) -> Vec<Result<()>> {
+    let deadline = Instant::now() + patience;
+    let flushed = transports
+        .iter()
+        .map(|transport| transport.flush_by(deadline, patience));
+    flushed.collect()
+}
+
+/// As [`drain_within`], and then [`flush_within`] in as much time again of those that stand still.
 pub fn pause_within(transports: &[&MmioTransport], patience: Duration) -> Vec<Result<()>> {
     let drained = drain_within(transports, patience);
-    let deadline = Instant::now() + patience;
-    let flushes = transports.iter().zip(drained);
-    flushes
-        .map(|(transport, drained)| drained.and_then(|()| transport.flush_by(deadline, patience)))
-        .collect()
+    let standing = transports.iter().zip(&drained);
+    let standing: Vec<_> = standing
+        .filter_map(|(transport, drained)| drained.is_ok().then_some(*transport))
+        .collect();
+    let mut flushed = flush_within(&standing, patience).into_iter();
+    let both = drained
+        .into_iter()
+        .map(|drained| drained.and_then(|()| flushed.next().unwrap_or(Ok(()))));
+    both.collect()
 }
 
 impl MmioTransport {
@@ -55,20 +69,13 @@ impl MmioTransport {
     /// # Errors
     /// When the flush is not confirmed, or not in time.
     pub fn flush(&self) -> Result<()> {
-        self.flush_within(FLUSH_PATIENCE)
+        self.flusher
+            .flush(&self.shared, FLUSH_PATIENCE, FLUSH_PATIENCE)
     }
 
     /// Whether a flush may have anything to do.
     pub fn has_unflushed_writes(&self) -> bool {
         self.shared.device.has_unflushed_writes()
-    }
-
-    /// As [`MmioTransport::flush`], in `patience`; also of a device that stands still.
-    ///
-    /// # Errors
-    /// When the flush is not confirmed, or not in time.
-    pub fn flush_within(&self, patience: Duration) -> Result<()> {
-        self.flusher.flush(&self.shared, patience, patience)
     }
 
     /// Lets the device go on where it was paused, or where the saved one was. Idempotent.

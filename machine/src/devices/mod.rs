@@ -12,7 +12,7 @@ use devices::rtc::{Rtc, RtcStateV1};
 use devices::serial::{Serial, SerialStateV1};
 use devices::virtio::{
     ConsoleEnd, DeviceStateV1, MmioTransport, NetPort, PAUSE_PATIENCE, TransportStateV2,
-    drain_within, pause_within,
+    drain_within, flush_within, pause_within,
 };
 use serde::Serialize;
 
@@ -124,15 +124,15 @@ impl Devices {
         self.each(drain_within)
     }
 
-    /// Stops all devices; the first that did not stand still as it should is told.
+    /// Does the same to all devices, in the time that one has to stand still; the first failure is told.
     fn each(
         &self,
-        stop: impl FnOnce(&[&MmioTransport], Duration) -> Vec<devices::Result<()>>,
+        act: impl FnOnce(&[&MmioTransport], Duration) -> Vec<devices::Result<()>>,
     ) -> Result<(), MachineError> {
         let transports: Vec<_> = self.virtio.iter().map(|slot| &*slot.transport).collect();
-        let stopped = stop(&transports, PAUSE_PATIENCE);
-        let mut named = self.virtio.iter().zip(stopped);
-        named.try_for_each(|(slot, stopped)| stopped.map_err(device(&slot.id)))
+        let acted = act(&transports, PAUSE_PATIENCE);
+        let mut named = self.virtio.iter().zip(acted);
+        named.try_for_each(|(slot, acted)| acted.map_err(device(&slot.id)))
     }
 
     /// Flushes the disks of the running machine, so that less is left to flush when it is stopped.
@@ -151,10 +151,7 @@ impl Devices {
 
     /// Flushes the disks of the stopped machine, in the time that a device has to stand still.
     pub(crate) fn flush_stopped(&self) -> Result<(), MachineError> {
-        for VirtioSlot { id, transport } in &self.virtio {
-            transport.flush_within(PAUSE_PATIENCE).map_err(device(id))?;
-        }
-        Ok(())
+        self.each(flush_within)
     }
 
     /// Lets the devices go on; interrupts that may have been lost are raised again.

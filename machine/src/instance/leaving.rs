@@ -130,7 +130,10 @@ impl VmInstance {
                     gone = core.machine.take();
                 }
                 (Some(Outcome::HandoverUnknown(_)), _) => core.state = VmState::HandoverUnknown,
-                (Some(_), Some(machine)) => core.state = running_state(machine),
+                (Some(_), Some(machine)) => {
+                    machine.leave_to_user();
+                    core.state = running_state(machine);
+                }
                 (None, Some(machine)) if machine.paused_for(PauseReason::Migration) => {
                     core.state = VmState::HandoverUnknown;
                 }

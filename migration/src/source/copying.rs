@@ -146,9 +146,7 @@ impl<'m, 's, 'a> Copying<'m, 's, 'a> {
                 }
                 Decision::Iterate(outlook) => {
                     flushed_to_stop = false;
-                    if !flushing.is_fresh()
-                        && self.only_flush_is_in_the_way(policy, observed, &limits)
-                    {
+                    if !flushing.is_fresh() && self.only_flush_is_in_the_way(observed, &limits) {
                         flushing.begin();
                     }
                     let pause = pace.after(sent, left, outlook);
@@ -291,17 +289,13 @@ impl<'m, 's, 'a> Copying<'m, 's, 'a> {
         }
     }
 
-    fn only_flush_is_in_the_way(
-        &self,
-        policy: &dyn SwitchOverPolicy,
-        observed: Observed,
-        limits: &Limits,
-    ) -> bool {
+    fn only_flush_is_in_the_way(&self, observed: Observed, limits: &Limits) -> bool {
         let observed = Observed {
             overhead: self.moving.transfer.costs.without_flush().total(),
             ..observed
         };
-        policy.may_stop(&observed, limits) == Decision::SwitchOver
+        convergence::decide(&observed, limits, self.moving.course.deadline())
+            == Decision::SwitchOver
     }
 
     /// Warns of a limit that cannot be kept, however little is left to send.

@@ -9,7 +9,7 @@ use crate::vm::Rehearsal;
 pub(super) struct Costs {
     /// Stopping the vCPUs and saving the state; loading it is taken to cost as much as saving it.
     pub machine: Rehearsal,
-    /// What the pause flushes.
+    /// What is flushed when the guest stands.
     pub flush: Duration,
     /// Hashing all memory, where that was asked for, on the slower side.
     pub hashing: Duration,

@@ -63,6 +63,8 @@ pub(super) struct Course<'a> {
     pub host: Option<HostId>,
     /// When the guest was stopped.
     pub stopped_at: Option<Instant>,
+    /// When it failed; what is undone after that takes its own time.
+    failed_at: Option<Instant>,
     failures: Failures,
 }
 
@@ -91,6 +93,7 @@ impl<'a> Course<'a> {
             session: None,
             host: None,
             stopped_at: None,
+            failed_at: None,
             failures: Failures::default(),
         }
     }
@@ -181,6 +184,11 @@ impl<'a> Course<'a> {
         }
     }
 
+    /// It has failed, from now on what was done is undone.
+    pub fn failed(&mut self) {
+        self.failed_at.get_or_insert_with(Instant::now);
+    }
+
     /// Tells how all of it ended.
     pub fn conclude(self, result: Result<End, Failed>) -> Outcome {
         let control = self.control;
@@ -192,7 +200,8 @@ impl<'a> Course<'a> {
     fn outcome(mut self, result: Result<End, Failed>) -> Outcome {
         self.end_phase();
         if !matches!(result, Ok(End::Completed)) {
-            self.report.total_ms = milliseconds(self.began.elapsed());
+            let ended = self.failed_at.unwrap_or_else(Instant::now);
+            self.report.total_ms = milliseconds(ended - self.began);
         }
         self.report.encodings = self.counters.encodings();
         let control_bytes = self.session.as_ref().map(|it| it.control_bytes());

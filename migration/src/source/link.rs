@@ -1,5 +1,5 @@
-//! The connections to the destination and the threads on them. All of it dies with the link; what outlives one is the
-//! [`super::copying::Copying`]'s.
+//! The connections to the destination and the threads on them. All of it dies with the link; what outlives one is in
+//! [`super::moving::Transfer`].
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender as PassSender, channel};
@@ -60,9 +60,11 @@ impl<'s> Link<'s> {
         let (pass, passes) = channel();
         let session = self.session.clone();
         let sends = move || {
-            processors::step_back();
-            processors::spread(stream.into(), streams);
-            session.guard(|| Sender::new(&sending, stream.into(), connection).run(&passes));
+            session.guard(|| {
+                processors::step_back();
+                processors::spread(stream.into(), streams);
+                Sender::new(&sending, stream.into(), connection).run(&passes);
+            });
         };
         let sends = threads::start(scope, Role::Stream, "sending pages", sends)?;
         self.passes.push(pass);
@@ -107,6 +109,12 @@ impl<'s> Link<'s> {
                 Some(_) => {}
             }
         }
+    }
+
+    /// Whether the link stands, as far as is known now.
+    pub fn check(&self) -> Result<(), Error> {
+        while self.session.next(&self.notes, Duration::ZERO)?.is_some() {}
+        Ok(())
     }
 
     /// The cause of `error`, if the destination tells one.

@@ -48,7 +48,7 @@ pub(super) struct Holds<'a> {
 }
 
 /// A guest on its way. Dropped, it is undone in the order of the fields: the guest goes on, the link ends, and then
-/// all else.
+/// all else. Whoever has a reason to tell the destination calls [`Moving::fail`].
 pub(super) struct Moving<'m, 's, 'a> {
     /// The guest stands still.
     pub guest: Option<Undo<'a>>,
@@ -61,13 +61,19 @@ pub(super) struct Moving<'m, 's, 'a> {
 impl Moving<'_, '_, '_> {
     /// Ends it for this reason: the guest stays here.
     pub fn fail(mut self, error: Error) -> Failed {
-        // First of all the guest goes on; what is slow comes later.
-        if let Some(Err(failed)) = self.guest.as_mut().map(Undo::now) {
-            self.course.control.warn(failed.observe(Side::Source));
-        }
+        self.course.failed();
+        // First of all; what is slow comes later.
+        self.go_on();
         let error = self.link.explain(error);
         self.link.session.tell(&error);
         Failed::Kept(error)
+    }
+
+    /// Lets the guest go on, if it was stopped.
+    pub fn go_on(&mut self) {
+        if let Some(Err(failed)) = self.guest.as_mut().map(Undo::now) {
+            self.course.control.warn(failed.observe(Side::Source));
+        }
     }
 
     /// Stops the guest, unless it stands already.

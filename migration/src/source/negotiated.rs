@@ -138,6 +138,7 @@ impl<'m, 's, 'a> Negotiated<'m, 's, 'a> {
     }
 
     fn fail(self, error: Error) -> Failed {
+        self.course.failed();
         let error = self.link.explain(error);
         self.link.session.tell(&error);
         Failed::Kept(error)

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::thread::{Scope, ScopedJoinHandle};
 
 use crate::error::Error;
-use crate::observation::Side;
 use crate::session::Session;
 use crate::threads::{self, Role};
 use crate::transport::{Connection, Within};
@@ -29,17 +28,12 @@ pub(super) fn start<'s>(
 }
 
 /// Takes frames until the connection ends, however it does, or one of them is none. Either ends the
-/// migration, unless all pages are there: a destination whose guest runs may end them before its answer
+/// migration, unless all pages are there ([`Session::fail`]): a destination whose guest runs may end them before its answer
 /// arrives, and then nothing but that answer counts.
 fn run(session: &Session, stream: u16, connection: &dyn Connection) {
     loop {
         if let Err(error) = take(session, stream, connection) {
-            if session.are_pages_complete() {
-                tracing::debug!("after the last page: {}", error.observe(Side::Source));
-            } else {
-                session.fail(error);
-            }
-            return;
+            return session.fail(error);
         }
     }
 }
@@ -78,6 +72,7 @@ mod tests {
     use zerocopy::IntoBytes;
 
     use super::*;
+    use crate::observation::Side;
     use crate::session::Timing;
     use crate::transport::{Connect, Listen, Patience, memory};
     use crate::wire::batch::{Encoding, PageRange};

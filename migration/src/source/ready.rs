@@ -40,6 +40,8 @@ impl<'m, 's, 'a> Ready<'m, 's, 'a> {
         moving.course.enter(Phase::Commit);
         let decided = policy
             .may_commit()
+            // While it was waited for the link may have ended: then nothing needs to be in doubt.
+            .and_then(|()| moving.link.check())
             .and_then(|()| moving.course.record(Handover::CommitSent));
         if let Err(error) = decided {
             return Err(moving.fail(error));
@@ -56,7 +58,14 @@ impl<'m, 's, 'a> Ready<'m, 's, 'a> {
                 told_gone(course, since);
                 Ok(Committed::with(link, course, warnings))
             }
-            Decided::Stays { why } => Err(undecided.stays().fail(why)),
+            Decided::Stays => {
+                let mut moving = undecided.stays();
+                // Why comes next, and the guest does not wait for it.
+                moving.go_on();
+                let patience = moving.course.options.io_timeout;
+                let why = moving.link.answer("committing", patience, || Ok(()));
+                Err(moving.fail(why.map_or_else(|why| why, |other| unexpected(&other, "failure"))))
+            }
         }
     }
 }
@@ -64,7 +73,7 @@ impl<'m, 's, 'a> Ready<'m, 's, 'a> {
 /// What the destination answered to the commit.
 enum Decided {
     Runs { warnings: Vec<Observation> },
-    Stays { why: Error },
+    Stays,
 }
 
 /// A guest that may run at the destination: it stays stopped here, and all as it is, until that is known.
@@ -106,20 +115,18 @@ impl<'m, 's, 'a> Undecided<'m, 's, 'a> {
 
     fn send_commit(&self) -> Result<Decided, Error> {
         let Self { link, course, .. } = self;
-        let answer = || link.answer("committing", course.options.io_timeout, || Ok(()));
+        let patience = course.options.io_timeout;
         link.session.pages_complete();
         link.session.send(&Message::Commit)?;
-        match answer()? {
+        match link.answer("committing", patience, || Ok(()))? {
             Message::Committed(committed) => Ok(Decided::Runs {
                 warnings: committed.warnings,
             }),
-            // It cannot run the guest, and has recorded that it never will; why comes next.
+            // It cannot run the guest, and has recorded that it never will.
             Message::Resolution(Answer {
                 resolution: Resolution::NeverRan,
                 host,
-            }) if host == course.host => Ok(Decided::Stays {
-                why: answer().map_or_else(|why| why, |other| unexpected(&other, "failure")),
-            }),
+            }) if host == course.host => Ok(Decided::Stays),
             other => Err(unexpected(&other, "committed")),
         }
     }

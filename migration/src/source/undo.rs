@@ -1,5 +1,6 @@
 //! What has to be undone if the guest stays.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::Error;
@@ -38,7 +39,8 @@ impl<'a> Undo<'a> {
     /// Undoes it now; what fails is tried once more when this is dropped.
     pub fn now(&mut self) -> Result<(), Error> {
         if let Some(undo) = &self.undo {
-            undo()?;
+            // Also while another panic is on its way, where a second one would end the process and the guest with it.
+            catch_unwind(AssertUnwindSafe(undo)).unwrap_or(Err(Error::Worker))?;
         }
         self.undo = None;
         Ok(())
@@ -73,6 +75,13 @@ mod tests {
         drop(early);
         assert_eq!(undone.get(), 2);
         assert!(failures.take().is_empty());
+    }
+
+    #[test]
+    fn an_undo_that_panics_is_a_failure() {
+        let failures = Failures::default();
+        drop(Undo::by(&failures, || panic!("the double was told to")));
+        assert_eq!(failures.take().len(), 1);
     }
 
     #[test]

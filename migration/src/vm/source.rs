@@ -31,8 +31,8 @@ pub trait SourceMachine: Send + Sync {
     }
     /// Tells that from now on `threads` threads of this host move memory and want processors beside the
     /// running vCPUs; 0 when they no longer do. A VM whose host has too few for all may see to it that
-    /// neither side waits for long. Told before the
-    /// destination builds the machine, and when the guest is stopped or stays.
+    /// neither side waits for long. Told before the destination builds the machine, and when the guest is stopped
+    /// or stays.
     fn share_processors(&self, _threads: usize) {}
     /// Measures what stopping the guest and saving its state takes, the devices' part of stopping aside.
     /// A guest that runs stands still for that long, some tenths of a millisecond.
@@ -93,7 +93,8 @@ pub trait SourceDisks: Send + Sync {
     /// Takes the whole claim on the disks back after a failure.
     fn reclaim_disks(&self) -> VmResult<()>;
     /// Makes durable what the guest has written to its disks: while it runs, so that little is left later, on a
-    /// thread of its own beside all other calls, and when it is stopped. Takes as long as the storage takes.
+    /// thread of its own beside all other calls, and when it is stopped, perhaps while the one before is under way.
+    /// Takes as long as the storage takes.
     fn flush_disks(&self) -> VmResult<()> {
         Ok(())
     }

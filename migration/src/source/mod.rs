@@ -18,15 +18,16 @@ mod options;
 mod pace;
 mod passes;
 mod policy;
+mod preparing;
 mod reader;
 mod ready;
 mod resolve;
 mod stopped;
+mod undecided;
 mod undo;
 
 pub use crate::resolution::Resolution;
-pub use negotiated::default_streams;
-pub use options::Options;
+pub use options::{Options, default_streams};
 pub use resolve::{resolve, settle};
 
 use std::thread::{self, Scope};

@@ -1,6 +1,5 @@
 //! What there is of a migration from prepare until the guest is the destination's.
 
-use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -98,19 +97,5 @@ impl Moving<'_, '_, '_> {
         course.report.run_state = transfer.run_state;
         self.holds.sharing = None;
         Ok(())
-    }
-}
-
-/// What would be undone of a guest whose owner is not decided: it is neither undone nor final, also if this is dropped.
-pub(super) struct Withheld<'a>(ManuallyDrop<(Option<Undo<'a>>, Holds<'a>)>);
-
-impl<'a> Withheld<'a> {
-    pub fn new(guest: Option<Undo<'a>>, holds: Holds<'a>) -> Self {
-        Self(ManuallyDrop::new((guest, holds)))
-    }
-
-    /// It is decided that the guest stays.
-    pub fn returned(self) -> (Option<Undo<'a>>, Holds<'a>) {
-        ManuallyDrop::into_inner(self.0)
     }
 }

@@ -1,38 +1,30 @@
 //! The destination can take the guest in: what both have agreed on, and what comes of it.
 
 use std::sync::Arc;
-use std::thread::{self, Scope};
+use std::thread::Scope;
 use std::time::Duration;
 
 use super::connect::{NO_TOKEN, connect};
 use super::copying::Copying;
 use super::costs::Costs;
-use super::course::{Course, End, Failed, milliseconds};
+use super::course::{Course, End, Failed};
 use super::link::{Link, unexpected};
 use super::moving::{Holds, Moving, Transfer};
+use super::options::default_streams;
 use super::undo::Undo;
 use crate::error::Error;
-use crate::id::{HostId, MigrationId};
-use crate::journal::{Handover, Journal, SourceRecord};
 use crate::observation::Side;
-use crate::pages::sender::{Sending, Sent};
-use crate::pages::{full_digest, populate};
-use crate::progress::{Phase, Verify};
-use crate::raw::{HashKey, Ram};
+use crate::pages::sender::Sent;
+use crate::progress::Phase;
+use crate::raw::Ram;
 use crate::session::Session;
 use crate::vm::MachineDescription;
 use crate::wire::MAX_STREAMS;
 use crate::wire::agreed::Agreed;
 use crate::wire::capabilities::Capabilities;
-use crate::wire::control::{Extents, Intent, MAX_EXTENTS, Message, Negotiate, Prepared, Welcome};
+use crate::wire::control::{Intent, Message, Negotiate, Welcome};
 use crate::wire::conversation::Conversation;
 use crate::wire::hello::Role;
-
-/// Data connections that a source on this machine opens when it is not told how many.
-pub fn default_streams() -> u8 {
-    let cores = thread::available_parallelism().map_or(2, usize::from);
-    if cores >= 8 { 4 } else { 2 }
-}
 
 /// A destination that said it can build and run the machine; nothing is built yet.
 pub(super) struct Negotiated<'m, 's, 'a> {
@@ -194,100 +186,4 @@ impl<'m, 's, 'a> Negotiated<'m, 's, 'a> {
             Err(error) => Err(moving.fail(error)),
         }
     }
-}
-
-impl<'s, 'a> Moving<'_, 's, 'a> {
-    fn build(&mut self) -> Result<(), Error> {
-        let Self {
-            link,
-            holds,
-            transfer,
-            course,
-            ..
-        } = self;
-        let (vm, journal, id) = (course.vm, course.journal, course.options.id);
-        let reclaim = move || vm.reclaim_disks().map_err(Error::vm("reclaim the disks"));
-        holds.disks = Some(course.undone_by(reclaim));
-        vm.offer_disks().map_err(Error::vm("offer the disks"))?;
-        link.session.send(&Message::Prepare)?;
-        // While the destination builds the machine: both wait for their disks.
-        let (destination, host) = (course.to.address(), course.host);
-        let keep = move || record_kept(journal, id, &destination, host);
-        holds.record = Some(course.undone_by(keep));
-        course.record(Handover::Begun)?;
-        let ours = journal.reserve(id, Side::Source)?;
-        let patience = course.options.prepare_timeout;
-        let prepared: Prepared = match link.answer("preparing", patience, || course.check_time())? {
-            Message::Prepared(prepared) => prepared,
-            other => return Err(unexpected(&other, "prepared")),
-        };
-        let theirs = prepared.journal_ms.clamp(0.0, 1e6) / 1e3;
-        transfer.costs.records = ours + Duration::from_secs_f64(theirs);
-        transfer.hash_speeds = prepared
-            .hash_bytes_per_s
-            .filter(|theirs| *theirs >= 1.0)
-            .map(|theirs| [full_digest::speed(), theirs]);
-        transfer.doubtful_disks = prepared.disks;
-        Ok(())
-    }
-
-    fn open_streams(
-        &mut self,
-        scope: &'s Scope<'s, 'a>,
-        token: [u8; 16],
-        streams: u8,
-    ) -> Result<(), Error> {
-        let Self {
-            link,
-            holds,
-            transfer,
-            course,
-            ..
-        } = self;
-        let vm = course.vm;
-        let stop_log = move || vm.stop_dirty_log().map_err(Error::vm("stop the dirty log"));
-        holds.log = Some(course.undone_by(stop_log));
-        vm.start_dirty_log()
-            .map_err(Error::vm("start the dirty log"))?;
-        let extents = populate::extents(&transfer.ram, MAX_EXTENTS);
-        link.session.send(&Message::Extents(Extents { extents }))?;
-        let key = Arc::new(HashKey::new(&token));
-        for stream in 0..streams {
-            let role = Role::Data {
-                stream: u16::from(stream),
-            };
-            let sending = Sending {
-                memory: vm,
-                ram: transfer.ram.clone(),
-                sent: transfer.sent.clone(),
-                session: link.session.clone(),
-                control: course.control,
-                bucket: course.bucket.clone(),
-                counters: course.counters.clone(),
-                key: (course.options.request.verify == Verify::Stream).then(|| key.clone()),
-            };
-            let connection = connect(course, role, token)?;
-            link.add_stream(scope, connection, sending, [stream, streams])?;
-        }
-        course.report.setup_ms = milliseconds(course.began.elapsed());
-        Ok(())
-    }
-}
-
-/// Records that the guest stayed, where something was recorded; else no record is needed.
-fn record_kept(
-    journal: &dyn Journal,
-    id: MigrationId,
-    destination: &str,
-    host: Option<HostId>,
-) -> Result<(), Error> {
-    if journal.recorded(id)?.is_none() {
-        return Ok(journal.discard(id, Side::Source)?);
-    }
-    let record = SourceRecord {
-        handover: Handover::Kept,
-        destination: destination.to_owned(),
-        host,
-    };
-    Ok(journal.record(id, &record)?)
 }

@@ -1,5 +1,6 @@
 //! What a source is given to do.
 
+use std::thread;
 use std::time::Duration;
 
 use crate::id::MigrationId;
@@ -34,4 +35,10 @@ impl Options {
             resolve_for: Duration::from_secs(10),
         }
     }
+}
+
+/// Data connections that a source on this machine opens when it is not told how many.
+pub fn default_streams() -> u8 {
+    let cores = thread::available_parallelism().map_or(2, usize::from);
+    if cores >= 8 { 4 } else { 2 }
 }

@@ -1,0 +1,118 @@
+//! Prepare: the destination builds the machine, and pages can travel.
+
+use std::sync::Arc;
+use std::thread::Scope;
+use std::time::Duration;
+
+use super::connect::connect;
+use super::course::milliseconds;
+use super::link::unexpected;
+use super::moving::Moving;
+use crate::error::Error;
+use crate::id::{HostId, MigrationId};
+use crate::journal::{Handover, Journal, SourceRecord};
+use crate::observation::Side;
+use crate::pages::sender::Sending;
+use crate::pages::{full_digest, populate};
+use crate::progress::Verify;
+use crate::raw::HashKey;
+use crate::wire::control::{Extents, MAX_EXTENTS, Message, Prepared};
+use crate::wire::hello::Role;
+
+impl<'s, 'a> Moving<'_, 's, 'a> {
+    /// Offers the disks and has the machine built; what that told of costs.
+    pub(super) fn build(&mut self) -> Result<(), Error> {
+        let Self {
+            link,
+            holds,
+            transfer,
+            course,
+            ..
+        } = self;
+        let (vm, journal, id) = (course.vm, course.journal, course.options.id);
+        let reclaim = move || vm.reclaim_disks().map_err(Error::vm("reclaim the disks"));
+        holds.disks = Some(course.undone_by(reclaim));
+        vm.offer_disks().map_err(Error::vm("offer the disks"))?;
+        link.session.send(&Message::Prepare)?;
+        // While the destination builds the machine: both wait for their disks.
+        let (destination, host) = (course.to.address(), course.host);
+        let keep = move || record_kept(journal, id, &destination, host);
+        holds.record = Some(course.undone_by(keep));
+        course.record(Handover::Begun)?;
+        let ours = journal.reserve(id, Side::Source)?;
+        let patience = course.options.prepare_timeout;
+        let prepared: Prepared = match link.answer("preparing", patience, || course.check_time())? {
+            Message::Prepared(prepared) => prepared,
+            other => return Err(unexpected(&other, "prepared")),
+        };
+        let theirs = prepared.journal_ms.clamp(0.0, 1e6) / 1e3;
+        transfer.costs.records = ours + Duration::from_secs_f64(theirs);
+        transfer.hash_speeds = prepared
+            .hash_bytes_per_s
+            .filter(|theirs| *theirs >= 1.0)
+            .map(|theirs| [full_digest::speed(), theirs]);
+        transfer.doubtful_disks = prepared.disks;
+        Ok(())
+    }
+
+    /// Turns the dirty log on and opens the data streams.
+    pub(super) fn open_streams(
+        &mut self,
+        scope: &'s Scope<'s, 'a>,
+        token: [u8; 16],
+        streams: u8,
+    ) -> Result<(), Error> {
+        let Self {
+            link,
+            holds,
+            transfer,
+            course,
+            ..
+        } = self;
+        let vm = course.vm;
+        let stop_log = move || vm.stop_dirty_log().map_err(Error::vm("stop the dirty log"));
+        holds.log = Some(course.undone_by(stop_log));
+        vm.start_dirty_log()
+            .map_err(Error::vm("start the dirty log"))?;
+        let extents = populate::extents(&transfer.ram, MAX_EXTENTS);
+        link.session.send(&Message::Extents(Extents { extents }))?;
+        let key = Arc::new(HashKey::new(&token));
+        for stream in 0..streams {
+            let role = Role::Data {
+                stream: u16::from(stream),
+            };
+            let sending = Sending {
+                memory: vm,
+                ram: transfer.ram.clone(),
+                sent: transfer.sent.clone(),
+                session: link.session.clone(),
+                control: course.control,
+                bucket: course.bucket.clone(),
+                counters: course.counters.clone(),
+                key: (course.options.request.verify == Verify::Stream).then(|| key.clone()),
+            };
+            let connection = connect(course, role, token)?;
+            link.add_stream(scope, connection, sending, [stream, streams])?;
+        }
+        course.report.setup_ms = milliseconds(course.began.elapsed());
+        Ok(())
+    }
+}
+
+/// Records that the guest stayed, where something was recorded; else no record is needed.
+fn record_kept(
+    journal: &dyn Journal,
+    id: MigrationId,
+    destination: &str,
+    host: Option<HostId>,
+) -> Result<(), Error> {
+    if journal.recorded(id)?.is_none() {
+        return Ok(journal.discard(id, Side::Source)?);
+    }
+    let record = SourceRecord {
+        handover: Handover::Kept,
+        destination: destination.to_owned(),
+        host,
+    };
+    Ok(journal.record(id, &record)?)
+}

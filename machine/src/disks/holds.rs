@@ -25,7 +25,7 @@ use rustix::process::Uid;
 
 use crate::build::spec::MAX_PLUGGED;
 use crate::opener;
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 
 /// How long a successor waits to be given the holds.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -78,7 +78,7 @@ impl Holds {
         thread::Builder::new()
             .name("disk-holds".into())
             .spawn(move || {
-                threads::begin(Role::Holder);
+                threads::begin(ThreadKind::Holder);
                 keeper.serve(&theirs);
             })?;
         Ok(Self {

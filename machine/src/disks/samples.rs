@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use block::{BlockDevice, samples};
 use serde::{Deserialize, Serialize};
 
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 
 /// Blocks of a disk that are chosen by chance, beside those that were written last.
 const BY_CHANCE: u64 = 64;
@@ -157,7 +157,7 @@ fn read(key: [u8; 32], wanted: Vec<Wanted>) -> Result<Vec<Vec<[u8; 8]>>, SampleE
         thread::Builder::new()
             .name("disk-samples".into())
             .spawn(move || {
-                threads::begin(Role::Disk);
+                threads::begin(ThreadKind::Disk);
                 while let Some(&(disk, at, offset)) =
                     work.1.get(next.fetch_add(1, Ordering::Relaxed))
                 {

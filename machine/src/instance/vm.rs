@@ -25,7 +25,7 @@ use crate::instance::door::Door;
 use crate::instance::ended_jobs::EndedJobs;
 use crate::machine::Machine;
 use crate::power::PauseReason;
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 
 /// How long the guest's last output may take to the console, which never blocks.
 const LAST_OUTPUT: Duration = Duration::from_secs(10);
@@ -224,7 +224,7 @@ impl VmInstance {
         thread::Builder::new()
             .name("guest-end".into())
             .spawn(move || {
-                threads::begin(Role::Caretaker);
+                threads::begin(ThreadKind::Caretaker);
                 let Ok(event) = events.recv() else { return };
                 let (machine, control) = {
                     let core = instance.lock();

@@ -20,7 +20,7 @@ use rustix::thread::sched_getaffinity;
 use vmm_sys_util::signal::Killable;
 
 use crate::boot::refusal::KvmBackend;
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 use gate::{Gate, Mode};
 use kick::ImmediateExit;
 pub use run::ExitHandlers;
@@ -68,7 +68,7 @@ impl VcpuSet {
             let thread = thread::Builder::new()
                 .name(format!("vcpu{index}"))
                 .spawn(move || {
-                    threads::begin(Role::Vcpu);
+                    threads::begin(ThreadKind::Vcpu);
                     worker.run();
                 })?;
             set.vcpus.push(Vcpu {

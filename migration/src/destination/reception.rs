@@ -14,7 +14,7 @@ use crate::id::MigrationId;
 use crate::journal::{Decision, Journal};
 use crate::observation::{Observation, Side};
 use crate::session::{Note, Session};
-use crate::threads::{self, Role as ThreadRole};
+use crate::threads::{self, ThreadKind};
 use crate::transport::{Connection, Listen, Within};
 use crate::wire::agreed::{Agreed, Capabilities};
 use crate::wire::control::{Answer, Message, Resolution};
@@ -204,7 +204,7 @@ impl<'a> Reception<'a> {
             let newcomer = newcomer.clone();
             move || self.hear_once(&newcomer)
         };
-        if let Err(error) = threads::start(scope, ThreadRole::Reception, "a connection", hears) {
+        if let Err(error) = threads::start(scope, ThreadKind::Reception, "a connection", hears) {
             // Then whoever comes next waits for this one.
             tracing::debug!("{}", error.observe(Side::Destination));
             self.hear_once(&newcomer);

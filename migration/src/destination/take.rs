@@ -26,7 +26,7 @@ use crate::pages::{Counters, digest_text, full_digest, processors};
 use crate::progress::{Phase, Report, Verify};
 use crate::raw::{HashKey, Ram};
 use crate::session::{CloseOnDrop, Note, Session, Timing};
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 use crate::transport::Connection;
 use crate::vm::DestinationVm;
 use crate::wire::agreed::Agreed;
@@ -87,7 +87,7 @@ pub(super) fn take(
     };
     let result = thread::scope(|scope| {
         let _closing = CloseOnDrop(&session);
-        let heard = threads::start(scope, Role::Link, "the control connection", || {
+        let heard = threads::start(scope, ThreadKind::Link, "the control connection", || {
             session.run_control();
         });
         let result = match heard {
@@ -300,7 +300,7 @@ impl Take<'_> {
                         self.enter(Phase::Precopy);
                     }
                     let connection = session.add_data(connection);
-                    threads::start(scope, Role::Stream, "receiving pages", move || {
+                    threads::start(scope, ThreadKind::Stream, "receiving pages", move || {
                         processors::step_back();
                         processors::spread(stream, streams);
                         session.guard(|| Receiver::new(receiving, stream, connection).run());
@@ -314,10 +314,16 @@ impl Take<'_> {
                 Some(Note::Message(Message::Extents(Extents { extents }))) => {
                     receiving.populate.expect(receiving.ram, &extents);
                     if !processors::are_few(streams) {
-                        threads::start(scope, Role::Stream, "making memory present", move || {
-                            processors::step_back();
-                            session.guard(|| receiving.populate.go_ahead(receiving.ram, &extents));
-                        })?;
+                        threads::start(
+                            scope,
+                            ThreadKind::Stream,
+                            "making memory present",
+                            move || {
+                                processors::step_back();
+                                session
+                                    .guard(|| receiving.populate.go_ahead(receiving.ram, &extents));
+                            },
+                        )?;
                     }
                 }
                 Some(Note::Message(Message::State(bytes))) if state.is_none() => {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::control::Control;
 use crate::error::Error;
 use crate::session::Session;
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 use crate::vm::SourceDisks;
 
 /// From one flush to the next while the guest is not about to be stopped.
@@ -81,7 +81,7 @@ impl<'env> Flushing<'env> {
             disks,
             shared: shared.clone(),
         };
-        threads::start(scope, Role::Flush, "flushing the disks", move || {
+        threads::start(scope, ThreadKind::Flush, "flushing the disks", move || {
             session.guard(|| {
                 while shared.wait_wanted() {
                     let began = Instant::now();

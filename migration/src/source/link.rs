@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::pages::processors;
 use crate::pages::sender::{Pass, Sender, Sending};
 use crate::session::{Note, Session};
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 use crate::transport::Connection;
 use crate::wire::agreed::Agreed;
 use crate::wire::control::Message;
@@ -41,7 +41,7 @@ impl<'s> Link<'s> {
             threads: Vec::new(),
         };
         let reads = move || session.run_control();
-        let thread = threads::start(scope, Role::Link, "the control connection", reads)?;
+        let thread = threads::start(scope, ThreadKind::Link, "the control connection", reads)?;
         link.threads.push(thread);
         Ok(link)
     }
@@ -64,7 +64,7 @@ impl<'s> Link<'s> {
             processors::spread(stream.into(), streams);
             session.guard(|| Sender::new(&sending, stream.into(), connection).run(&passes));
         };
-        let sends = threads::start(scope, Role::Stream, "sending pages", sends)?;
+        let sends = threads::start(scope, ThreadKind::Stream, "sending pages", sends)?;
         self.passes.push(pass);
         self.threads.push(sends);
         Ok(())

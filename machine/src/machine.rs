@@ -166,10 +166,10 @@ impl Machine {
         self.vcpus.share_processors(threads);
     }
 
-    /// As [`VcpuSet::turns_given`].
+    /// As [`VcpuSet::yields`].
     #[cfg(test)]
-    pub(crate) fn turns_given(&self) -> u64 {
-        self.vcpus.turns_given()
+    pub(crate) fn vcpu_yields(&self) -> u64 {
+        self.vcpus.yields()
     }
 
     /// Turns the dirty log of all RAM on or off.

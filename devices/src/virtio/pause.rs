@@ -83,7 +83,7 @@ impl MmioTransport {
         }
         self.shared.device.go_on()?;
         *paused = false;
-        self.shared.gate.release();
+        self.shared.gate.open();
         // A notification may have been taken before the pause, or at the other host, without its
         // request; and an edge may have gone to an interrupt controller that was already saved. What
         // requests are parked for may have come meanwhile, or be here.
@@ -100,7 +100,7 @@ impl MmioTransport {
         Ok(())
     }
 
-    /// Lets the queues' threads come to stand still.
+    /// Lets the queues' threads come to wait at the gate.
     fn close(&self) {
         let mut paused = locked(&self.paused);
         if !*paused {

@@ -28,13 +28,13 @@ impl Shared {
         let Some(away) = &self.away else {
             return;
         };
-        let passenger = self.gate.enter();
+        let thread = self.gate.enter();
         let mut seen: Vec<u64> = away.turns().collect();
         // Queues whose thread is away for long.
         let mut late = vec![false; seen.len()];
         let mut fds = Vec::with_capacity(1 + seen.len());
         let (mut looked, mut in_vain) = (Instant::now(), 0);
-        while passenger.pass() {
+        while thread.wait_open() {
             if let Err(error) = self.wait_for_work(&mut fds, away, &late)
                 && error.kind() != io::ErrorKind::Interrupted
             {

@@ -35,7 +35,7 @@ pub struct MmioTransport {
     pub(super) shared: Arc<Shared>,
     pub(super) features: u64,
     pub(super) registers: Mutex<Registers>,
-    /// Whether [`MmioTransport::pause`] holds the gate.
+    /// Whether [`MmioTransport::pause`] keeps the gate closed.
     pub(super) paused: Mutex<bool>,
     pub(super) flusher: Flusher,
     threads: Vec<JoinHandle<()>>,

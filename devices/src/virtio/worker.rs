@@ -24,13 +24,13 @@ const RECOVERY: Duration = Duration::from_secs(1);
 impl Shared {
     /// The life of a queue's thread.
     pub(super) fn run(self: &Arc<Self>, index: usize) {
-        let passenger = self.gate.enter();
+        let thread = self.gate.enter();
         let mut hands = Hands {
             chain: Chain::new(),
             available: AvailableBuffers::new(),
         };
         let mut wait = Wait::Kick;
-        while passenger.pass() {
+        while thread.wait_open() {
             let woken = match self.wait(index, wait) {
                 Ok(woken) => woken,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,

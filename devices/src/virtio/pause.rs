@@ -115,7 +115,7 @@ impl MmioTransport {
         let left = deadline.saturating_duration_since(Instant::now());
         if self.shared.gate.drained_within(left) {
             self.finish(&mut locked(&self.registers));
-            self.shared.device.stand();
+            self.shared.device.quiesce();
             return Ok(());
         }
         let awaited = locked(&self.registers).unfinished.awaited();

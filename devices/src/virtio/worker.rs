@@ -25,7 +25,7 @@ impl Shared {
     /// The life of a queue's thread.
     pub(super) fn run(self: &Arc<Self>, index: usize) {
         let thread = self.gate.enter();
-        let mut hands = Hands {
+        let mut scratch = Scratch {
             chain: Chain::new(),
             available: AvailableBuffers::new(),
         };
@@ -40,7 +40,7 @@ impl Shared {
                 }
             };
             wait = self
-                .serve(index, &mut hands, woken)
+                .serve(index, &mut scratch, woken)
                 .unwrap_or_else(|error| {
                     self.need_reset(&error);
                     Wait::Kick
@@ -50,11 +50,11 @@ impl Shared {
 
     /// Processes what is in the queue on the caller's thread, and waits until none of it is in flight.
     pub(super) fn serve_once(self: &Arc<Self>, index: usize) {
-        let mut hands = Hands {
+        let mut scratch = Scratch {
             chain: Chain::new(),
             available: AvailableBuffers::new(),
         };
-        if let Err(error) = self.serve(index, &mut hands, Woken::Impatient) {
+        if let Err(error) = self.serve(index, &mut scratch, Woken::Impatient) {
             self.need_reset(&error);
         }
         while self.gate.in_flight() > 0 {
@@ -97,7 +97,7 @@ impl Shared {
     fn serve<'r>(
         self: &'r Arc<Self>,
         index: usize,
-        hands: &mut Hands<'r>,
+        scratch: &mut Scratch<'r>,
         woken: Woken,
     ) -> Result<Wait, BadRequest> {
         if !self.active() {
@@ -114,11 +114,15 @@ impl Shared {
         }
         let mut announcer = Announcer::new(queue);
         let result = match self.device.packets(index, features) {
-            Some(packets) => {
-                self.fill_ring(queue, packets, &mut hands.available, &mut announcer, woken)
-            }
+            Some(packets) => self.fill_ring(
+                queue,
+                packets,
+                &mut scratch.available,
+                &mut announcer,
+                woken,
+            ),
             None => self
-                .serve_ring(index, queue, &mut hands.chain, features, &mut announcer)
+                .serve_ring(index, queue, &mut scratch.chain, features, &mut announcer)
                 .map(|()| Wait::Kick),
         };
         // What was completed before something broke is announced too.
@@ -173,7 +177,7 @@ impl Shared {
 }
 
 /// What the thread of a queue keeps from request to request, so that taking one allocates nothing.
-struct Hands<'r> {
+struct Scratch<'r> {
     chain: Chain<'r>,
     available: AvailableBuffers<'r>,
 }

@@ -223,7 +223,7 @@ impl VirtioDevice for Net {
         Ok(())
     }
 
-    fn stand(&self) {
+    fn quiesce(&self) {
         *locked(&self.inner.passing) = false;
     }
 

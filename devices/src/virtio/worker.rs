@@ -16,7 +16,7 @@ use super::submit::Server;
 use super::wait::{Wait, Woken};
 use crate::locked::locked;
 
-/// How long a driver that lends too little for the largest packet has to lend more.
+/// How long a driver whose available buffers are too few for the largest packet has to add some.
 const PATIENCE: Duration = Duration::from_millis(10);
 /// How long a source of packets that fails is left alone.
 const RECOVERY: Duration = Duration::from_secs(1);

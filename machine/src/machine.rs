@@ -80,7 +80,7 @@ impl Machine {
     /// # Errors
     /// When a disk cannot be flushed; the machine is paused all the same.
     pub fn pause(&self, reason: PauseReason) -> Result<(), MachineError> {
-        self.reasons.add(reason, || self.stand())
+        self.reasons.add(reason, || self.quiesce())
     }
 
     /// As [`Machine::pause`], but flushes nothing.
@@ -109,7 +109,7 @@ impl Machine {
     /// As [`Machine::pause`].
     pub fn user_pause(&self) -> Result<bool, MachineError> {
         self.reasons
-            .add_unless(PauseReason::Migration, PauseReason::User, || self.stand())
+            .add_unless(PauseReason::Migration, PauseReason::User, || self.quiesce())
     }
 
     /// Lets the machine run as far as its user is concerned, unless a migration holds it. Whether it
@@ -122,7 +122,7 @@ impl Machine {
             .remove_unless(PauseReason::Migration, PauseReason::User, || self.go_on())
     }
 
-    fn stand(&self) -> Result<(), MachineError> {
+    fn quiesce(&self) -> Result<(), MachineError> {
         self.vcpus.pause();
         self.devices.pause()
     }

@@ -238,7 +238,7 @@ impl<'a> Reception<'a> {
         let patience = self.options.io_timeout;
         match place.become_known() {
             Admission::Known => {}
-            Admission::Full => {
+            Admission::NoPlace => {
                 return refuse(&*connection, patience, "migration.busy", TOO_MANY.into());
             }
             Admission::Ended => return Err(Error::Protocol("the hello came late".into())),

@@ -83,16 +83,16 @@ impl<'s> Link<'s> {
         }
     }
 
-    /// Waits for the next message from the destination, other notes aside, as long as it is `wanted`.
+    /// Waits for the next message from the destination, other notes aside, as long as `may_go_on` says so.
     pub fn answer(
         &self,
         operation: &'static str,
         patience: Duration,
-        wanted: impl Fn() -> Result<(), Error>,
+        may_go_on: impl Fn() -> Result<(), Error>,
     ) -> Result<Message, Error> {
         let until = Instant::now() + patience;
         loop {
-            wanted()?;
+            may_go_on()?;
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(Error::NoAnswer {

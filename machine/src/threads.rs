@@ -15,7 +15,7 @@ pub enum ThreadKind {
     Console,
     /// Looks after the guest's end, its boot under kvm_pvm, and the claims of its disks.
     Caretaker,
-    /// Passes the hold on block devices to a successor on this host.
+    /// Passes the exclusive open of block devices to a successor on this host.
     Holder,
     /// Coordinates a migration at the source.
     Migration,

@@ -337,11 +337,11 @@ impl DestinationMachine for MachineDestination {
     fn warnings(&mut self) -> Vec<Observation> {
         let failures = self.machine.iter().flat_map(|m| m.announcement_failures());
         let failures = failures.map(|what| refuse("net.announce", what));
-        let unheld = self
+        let of_disks = self
             .machine
             .iter()
             .flat_map(|m| m.devices().disks.warnings());
-        failures.chain(unheld).collect()
+        failures.chain(of_disks).collect()
     }
 
     fn take_forwarded(&mut self, packets: &[u8]) -> VmResult<()> {

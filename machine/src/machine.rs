@@ -71,7 +71,7 @@ impl Machine {
 
     /// Whether this reason keeps it paused.
     pub fn paused_for(&self, reason: PauseReason) -> bool {
-        self.reasons.holds(reason)
+        self.reasons.contains(reason)
     }
 
     /// Pauses the machine for `reason`: the vCPUs complete their I/O and park, then the devices drain

@@ -68,7 +68,7 @@ impl PauseReasons {
         stop: impl FnOnce() -> Result<(), E>,
     ) -> Result<bool, E> {
         let transition = self.lock();
-        if self.holds(other) {
+        if self.contains(other) {
             return Ok(false);
         }
         self.added(&transition, reason, stop).map(|()| true)
@@ -82,7 +82,7 @@ impl PauseReasons {
         start: impl FnOnce() -> Result<(), E>,
     ) -> Result<bool, E> {
         let transition = self.lock();
-        if self.holds(other) {
+        if self.contains(other) {
             return Ok(false);
         }
         self.removed(&transition, reason, start).map(|()| true)
@@ -129,8 +129,8 @@ impl PauseReasons {
         }
     }
 
-    /// Whether this reason holds; it may be about to.
-    pub fn holds(&self, reason: PauseReason) -> bool {
+    /// Whether it is paused for this reason; it may be about to be.
+    pub fn contains(&self, reason: PauseReason) -> bool {
         self.bits.load(Ordering::SeqCst) & reason as u8 != 0
     }
 }
@@ -195,8 +195,8 @@ mod tests {
         reasons.remove(PauseReason::NotStarted, none).unwrap();
         reasons
             .add(PauseReason::User, || {
-                assert!(reasons.holds(PauseReason::User));
-                assert!(!reasons.holds(PauseReason::Migration));
+                assert!(reasons.contains(PauseReason::User));
+                assert!(!reasons.contains(PauseReason::Migration));
                 none()
             })
             .unwrap();
@@ -211,11 +211,11 @@ mod tests {
         assert!(reasons.add_unless(held, user, none).unwrap());
         reasons.add(held, none).unwrap();
         assert!(!reasons.remove_unless(held, user, none).unwrap());
-        assert!(reasons.holds(user));
+        assert!(reasons.contains(user));
         reasons.remove(held, none).unwrap();
         assert!(reasons.remove_unless(held, user, none).unwrap());
         reasons.add(held, none).unwrap();
         assert!(!reasons.add_unless(held, user, none).unwrap());
-        assert!(!reasons.holds(user));
+        assert!(!reasons.contains(user));
     }
 }

@@ -135,7 +135,7 @@ fn take_in(
     instance: &Arc<VmInstance>,
 ) {
     let started = instance.clone();
-    let mut vm = MachineDestination::new(arrival, Box::new(move |machine| started.holds(machine)));
+    let mut vm = MachineDestination::new(arrival, Box::new(move |machine| started.owns(machine)));
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let waiting = Waits(instance);
         destination::wait_for_guest(listener, &mut vm, &Options::default(), &waiting, journal)

@@ -144,9 +144,9 @@ pub enum Error {
         /// Image.
         path: PathBuf,
     },
-    /// Somebody else holds the block device for itself.
+    /// Somebody else has opened the block device exclusively.
     #[error("block device {path} is mounted, or held by another program")]
-    Held {
+    OpenedExclusively {
         /// Block device.
         path: PathBuf,
     },

@@ -15,8 +15,8 @@ pub mod claim;
 pub mod control_file;
 pub mod device;
 pub mod error;
+pub mod exclusive_open;
 pub mod fault;
-pub mod hold;
 
 mod ofd;
 mod open;
@@ -38,7 +38,7 @@ pub use device::{
     ZeroMode,
 };
 pub use error::{Error, Result};
-pub use hold::Hold;
+pub use exclusive_open::ExclusiveOpen;
 pub use pool::Pool;
 pub use raw::{Content, ImageKind, RawImage};
 pub use request::{Action, Backend, Job, Submitter};

@@ -15,8 +15,8 @@ use crate::place::{self, Below};
 use crate::samples::{self, LastWrites};
 use crate::sys::{self, Direction};
 use crate::{
-    BlockDevice, Buffer, Claim, Discarded, Durability, Error, Extent, ExtentKind, Hold, Identity,
-    Result, SECTOR_SIZE, ZeroMode,
+    BlockDevice, Buffer, Claim, Discarded, Durability, Error, ExclusiveOpen, Extent, ExtentKind,
+    Identity, Result, SECTOR_SIZE, ZeroMode,
 };
 
 /// What is known about the content of an image.
@@ -195,15 +195,15 @@ impl RawImage {
         Ok(files)
     }
 
-    /// Holds the block device, so that nobody mounts it or uses it by another node; nothing for a file, or
-    /// an image that is only read.
+    /// Opens the block device exclusively, so that nobody mounts it or uses it by another node; nothing for a
+    /// file, or an image that is only read.
     ///
     /// # Errors
-    /// [`Error::Held`] when it is mounted or held by somebody else.
-    pub fn hold(&self) -> Result<Option<Hold>> {
+    /// [`Error::OpenedExclusively`] when it is mounted, or somebody else has opened it so.
+    pub fn open_exclusively(&self) -> Result<Option<ExclusiveOpen>> {
         match (self.kind, self.access) {
             (ImageKind::BlockDevice, Access::ReadWrite) => {
-                Hold::take(&self.path, self.identity.device).map(Some)
+                ExclusiveOpen::take(&self.path, self.identity.device).map(Some)
             }
             (ImageKind::BlockDevice, Access::ReadOnly) | (ImageKind::File, _) => Ok(None),
         }

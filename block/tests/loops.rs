@@ -1,4 +1,4 @@
-//! Block devices: what lies below a loop device, and the hold that one alone has.
+//! Block devices: what lies below a loop device, and the exclusive open that one alone has.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
@@ -142,26 +142,29 @@ fn a_held_device_is_nobody_elses_by_any_node_until_the_last_copy_goes() {
         return;
     }
     let (image, second) = (device.open(), open(&node));
-    let hold = image.hold().unwrap().unwrap();
-    let copy = hold.try_clone().unwrap();
+    let exclusive = image.open_exclusively().unwrap().unwrap();
+    let copy = exclusive.try_clone().unwrap();
     let refused = || {
-        let refused = second.hold().unwrap_err();
-        assert!(matches!(refused, Error::Held { .. }), "{refused}");
+        let refused = second.open_exclusively().unwrap_err();
+        assert!(
+            matches!(refused, Error::OpenedExclusively { .. }),
+            "{refused}"
+        );
     };
     refused();
-    drop(hold);
+    drop(exclusive);
     refused();
     assert_eq!(copy.device(), number);
     drop(copy);
-    drop(second.hold().unwrap().unwrap());
-    // Who only reads holds nothing, and a file has nobody to be held against.
+    drop(second.open_exclusively().unwrap().unwrap());
+    // Who only reads opens nothing so, and a file has nobody to keep out.
     let reader = RawImage::open(&device.0, Access::ReadOnly, Content::Raw).unwrap();
-    assert!(reader.hold().unwrap().is_none());
-    assert!(open(&path).hold().unwrap().is_none());
+    assert!(reader.open_exclusively().unwrap().is_none());
+    assert!(open(&path).open_exclusively().unwrap().is_none());
 }
 
 #[test]
-fn a_mounted_device_cannot_be_held() {
+fn a_mounted_device_cannot_be_opened_exclusively() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("disk.raw");
     File::create(&path).unwrap().set_len(16 << 20).unwrap();
@@ -176,10 +179,13 @@ fn a_mounted_device_cannot_be_held() {
         println!("skipped: no file system can be mounted");
         return;
     }
-    let held = device.open().hold();
+    let opened = device.open().open_exclusively();
     let gone = Command::new("umount").arg(&at).status();
     assert!(gone.is_ok_and(|status| status.success()));
-    let refused = held.unwrap_err();
-    assert!(matches!(refused, Error::Held { .. }), "{refused}");
+    let refused = opened.unwrap_err();
+    assert!(
+        matches!(refused, Error::OpenedExclusively { .. }),
+        "{refused}"
+    );
     assert!(refused.to_string().contains("mounted"), "{refused}");
 }

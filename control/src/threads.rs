@@ -4,7 +4,7 @@ use migration::threads::Hook;
 
 /// What a thread of the control socket does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub enum ThreadKind {
     /// Serves the control socket and hears signals.
     Server,
     /// Carries out one request after the other; the server starts it.
@@ -12,4 +12,4 @@ pub enum Role {
 }
 
 /// The threads of this crate.
-pub static STARTED: Hook<Role> = Hook::new();
+pub static STARTED: Hook<ThreadKind> = Hook::new();

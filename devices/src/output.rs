@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::locked::locked;
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 use crate::{Error, Result};
 
 /// A line that does not end is written after this time, so that a prompt appears.
@@ -57,7 +57,7 @@ impl Output {
             .spawn({
                 let shared = Arc::clone(&shared);
                 move || {
-                    threads::begin(Role::Helper);
+                    threads::begin(ThreadKind::Helper);
                     shared.run(device, out);
                 }
             })

@@ -1,13 +1,13 @@
 //! What the threads of this crate do, told to whoever confines them.
 //!
-//! A thread says its role first of all. Devices know nothing of confinement; the process that they run
-//! in may give each role no more rights than it needs.
+//! A thread says its kind first of all. Devices know nothing of confinement; the process that they run
+//! in may give each kind no more rights than it needs.
 
 use migration::threads::Hook;
 
 /// What a thread of a device does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub enum ThreadKind {
     /// Serves a queue of a disk, carries its requests out, or flushes it.
     Disk,
     /// Serves a queue of a network interface.
@@ -19,9 +19,9 @@ pub enum Role {
 }
 
 /// The threads of this crate.
-pub static STARTED: Hook<Role> = Hook::new();
+pub static STARTED: Hook<ThreadKind> = Hook::new();
 
 /// Says what the calling thread does for the rest of its life.
-pub(crate) fn begin(role: Role) {
-    STARTED.begin(role);
+pub(crate) fn begin(kind: ThreadKind) {
+    STARTED.begin(kind);
 }

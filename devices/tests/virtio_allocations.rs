@@ -119,7 +119,7 @@ fn packets() {
         driver.transmit(1, &frame[..size]);
         wire.receive(0);
     };
-    // The ring is never refilled in full: what is lent stays until it is filled.
+    // The ring is never refilled in full: what is available stays until it is filled.
     driver.start(0);
     pass(&mut driver, 1000);
     driver.start(0);

@@ -62,7 +62,7 @@ fn packets_pass_in_both_directions() {
         let (mut driver, _port) = driver(&wire, without);
         for turn in 0..100u8 {
             for i in 0..48 {
-                driver.lend(RX, BUFFERS + i * 2048, 2048);
+                driver.add_buffer(RX, BUFFERS + i * 2048, 2048);
             }
             let frame = content(60 + usize::from(turn), turn);
             driver.transmit(TX, &frame);
@@ -86,7 +86,7 @@ fn a_large_packet_takes_as_many_buffers_as_it_needs() {
     let wire = Wire::new(1);
     let (mut driver, _port) = driver(&wire, 0);
     for i in 0..64 {
-        driver.lend(RX, BUFFERS + i * 1536, 1536);
+        driver.add_buffer(RX, BUFFERS + i * 1536, 1536);
     }
     let content = content(40_000, 3);
     wire.send_to(0, MAC, &content);
@@ -113,7 +113,7 @@ fn a_large_packet_takes_as_many_buffers_as_it_needs() {
 fn a_packet_that_does_not_fit_is_lost_and_the_next_one_is_not() {
     let wire = Wire::new(1);
     let (mut driver, _port) = driver(&wire, F_MRG_RXBUF);
-    driver.lend(RX, BUFFERS, 256);
+    driver.add_buffer(RX, BUFFERS, 256);
     wire.send_to(0, MAC, &content(1000, 1));
     let fits = content(256 - HEADER - 12, 2);
     wire.send_to(0, MAC, &fits);
@@ -127,11 +127,11 @@ fn a_packet_that_does_not_fit_is_lost_and_the_next_one_is_not() {
 #[test]
 fn a_driver_with_few_buffers_gets_what_fits_them() {
     let wire = Wire::new(1);
-    // It could be given 64 KiB at once, and lends 4.
+    // It could be given 64 KiB at once, and makes 4 available.
     let (mut driver, _port) = driver(&wire, 0);
     for turn in 0..3 {
-        driver.lend(RX, BUFFERS, 2048);
-        driver.lend(RX, BUFFERS + 2048, 2048);
+        driver.add_buffer(RX, BUFFERS, 2048);
+        driver.add_buffer(RX, BUFFERS + 2048, 2048);
         wire.send_to(0, MAC, &content(10_000, turn));
         wire.send_to(0, MAC, &content(1000, turn));
         let (_, len) = driver.wait_used(RX);
@@ -143,14 +143,14 @@ fn a_driver_with_few_buffers_gets_what_fits_them() {
 }
 
 #[test]
-fn packets_wait_until_the_driver_lends_buffers() {
+fn packets_wait_until_the_driver_adds_buffers() {
     let wire = Wire::new(1);
     let (mut driver, _port) = driver(&wire, F_GUEST_TSO);
     for i in 0..5 {
         wire.send_to(0, MAC, &[i; 50]);
     }
     for i in 0..5 {
-        driver.lend(RX, BUFFERS, 2048);
+        driver.add_buffer(RX, BUFFERS, 2048);
         driver.wait_used(RX);
         assert_eq!(driver.bytes(BUFFERS + 24, 50), [i; 50]);
     }
@@ -161,7 +161,7 @@ fn what_the_device_writes_is_marked_dirty() {
     let wire = Wire::new(1);
     let (mut driver, _port) = driver(&wire, F_GUEST_TSO);
     let at = BUFFERS + 0x1_0f00;
-    driver.lend(RX, at, 2048);
+    driver.add_buffer(RX, at, 2048);
     for region in driver.ram.iter() {
         let mapping: &MmapRegion<AtomicBitmap> = region;
         mapping.bitmap().reset();
@@ -184,7 +184,7 @@ fn only_the_pairs_that_the_driver_uses_take_part() {
     let (mut driver, _port) = driver(&wire, F_GUEST_TSO);
     let control = 4;
     assert_eq!(wire.pairs.load(Ordering::SeqCst), 1);
-    driver.lend(2, BUFFERS, 2048);
+    driver.add_buffer(2, BUFFERS, 2048);
     wire.send_to(1, MAC, &[1; 50]);
     for (pairs, done) in [(0u16, false), (3, false), (2, true), (1, true), (2, true)] {
         assert_eq!(
@@ -213,7 +213,7 @@ fn a_driver_without_multi_queue_finds_the_control_queue_behind_one_pair() {
         !driver.control(2, 4, 0, &[2, 0]),
         "pairs were not agreed on"
     );
-    driver.lend(RX, BUFFERS, 2048);
+    driver.add_buffer(RX, BUFFERS, 2048);
     wire.send_to(0, MAC, &[1; 50]);
     driver.wait_used(RX);
 }
@@ -225,7 +225,7 @@ fn coming(driver: &mut Driver, wire: &Wire) -> [bool; 4] {
         // Behind what is dropped comes one that is not.
         wire.send_to(0, MAC, b"at last");
         let mut next = || {
-            driver.lend(RX, BUFFERS, 2048);
+            driver.add_buffer(RX, BUFFERS, 2048);
             driver.wait_used(RX);
             driver.bytes(BUFFERS + 24, 7) == b"perhaps"
         };
@@ -386,7 +386,7 @@ fn packets_that_waited_elsewhere_come_first() {
     coming.give(packets).unwrap();
     there.send_to(0, MAC, b"third");
     for content in [&b"first"[..], b"second", b"third"] {
-        next.lend(RX, BUFFERS, 2048);
+        next.add_buffer(RX, BUFFERS, 2048);
         next.wait_used(RX);
         assert_eq!(next.bytes(BUFFERS + 24, content.len()), content);
     }
@@ -483,7 +483,7 @@ proptest! {
         driver.transport.load(state).unwrap();
     }
 
-    /// Whatever chains are lent and sent, nothing panics or hangs, and after a reset all is well.
+    /// Whatever chains are added and sent, nothing panics or hangs, and after a reset all is well.
     #[test]
     fn any_chain_ends_in_order(
         chains in prop::collection::vec(
@@ -521,8 +521,8 @@ proptest! {
         let wire = Wire::new(1);
         let (mut driver, _port) = driver(&wire, without);
         let large = without & F_GUEST_TSO == 0 && without & F_MRG_RXBUF == 0;
-        let lend = if large { 70_000 } else { 2048 };
-        let (mut sent, mut got, mut lent, mut given) = (0u32, 0u32, 0u32, 0u32);
+        let buffer_len = if large { 70_000 } else { 2048 };
+        let (mut sent, mut got, mut added, mut given) = (0u32, 0u32, 0u32, 0u32);
         let take = |driver: &mut Driver, got: &mut u32| {
             let mut numbers = Vec::new();
             while let Some((_, len)) = driver.poll(RX) {
@@ -538,9 +538,9 @@ proptest! {
                     wire.send_to(0, MAC, &vec![0; sent as usize + 1]);
                     sent += 1;
                 }
-                2 if lent - got < 20 => {
-                    driver.lend(RX, BUFFERS + u64::from(lent % 20) * 70_000 / 4, lend);
-                    lent += 1;
+                2 if added - got < 20 => {
+                    driver.add_buffer(RX, BUFFERS + u64::from(added % 20) * 70_000 / 4, buffer_len);
+                    added += 1;
                 }
                 3 => {
                     driver.offer(TX, &[readable(BUFFERS + 0x20_0000, 100 + given)], false);
@@ -575,9 +575,9 @@ proptest! {
         }
         prop_assert!(wire.is_silent(0));
         while got < sent {
-            if lent == got {
-                driver.lend(RX, BUFFERS, lend);
-                lent += 1;
+            if added == got {
+                driver.add_buffer(RX, BUFFERS, buffer_len);
+                added += 1;
             }
             let (_, len) = driver.wait_used(RX);
             got += 1;

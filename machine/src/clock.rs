@@ -4,7 +4,7 @@
 //! The guest's monotonic clock goes on by the real time that passed while it was stopped or on its
 //! way, and never goes back; docs/clocks.md tells it for each clock. What passed is known by the wall
 //! clocks of both hosts, as far as they agree with what the destination's own clock says of the moment
-//! when the state was saved ([`Window`]): a wall clock that says more or less than can be is not
+//! when the state was saved ([`TimeBounds`]): a wall clock that says more or less than can be is not
 //! believed, and the middle of what can be is taken.
 //!
 //! The TSC follows kvmclock, by the offset that the vCPU device attribute's documentation gives:
@@ -84,14 +84,14 @@ pub fn save(vm: &VmFd, rate: TscRate) -> io::Result<ClockStateV1> {
 
 /// When a state was saved, as far as this host's own clock can tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Window {
+pub struct TimeBounds {
     /// Not before.
     pub earliest: Option<Instant>,
     /// Not after.
     pub latest: Option<Instant>,
 }
 
-impl Window {
+impl TimeBounds {
     /// The real time between the saving and now, by the wall clocks as far as they can be right.
     ///
     /// `then` and `now` are wall clocks; the second was read between the two instants.
@@ -117,7 +117,7 @@ impl Window {
 ///
 /// # Errors
 /// When KVM refuses.
-pub fn load(vm: &VmFd, state: &ClockStateV1, window: Window) -> io::Result<()> {
+pub fn load(vm: &VmFd, state: &ClockStateV1, bounds: TimeBounds) -> io::Result<()> {
     let ClockStateV1 {
         kvmclock_ns,
         realtime_ns,
@@ -128,7 +128,7 @@ pub fn load(vm: &VmFd, state: &ClockStateV1, window: Window) -> io::Result<()> {
         let before = Instant::now();
         let realtime = realtime_now();
         let after = Instant::now();
-        let passed = window.passed(realtime_ns, realtime, before, after);
+        let passed = bounds.passed(realtime_ns, realtime, before, after);
         let mut data = kvm_clock_data {
             clock: kvmclock_ns.saturating_add(passed),
             ..Default::default()
@@ -217,14 +217,14 @@ mod tests {
     /// says `wall`.
     fn believed(wall: Option<i64>) -> u64 {
         let began = Instant::now();
-        let window = Window {
+        let bounds = TimeBounds {
             earliest: Some(began),
             latest: Some(began + Duration::from_millis(12)),
         };
         let now = began + Duration::from_millis(20);
         let wall_now = 1_000_000 * MS;
         let then = wall.map(|ms| (1_000_000 - ms) as u64 * MS);
-        window.passed(then, wall_now, now, now) / MS
+        bounds.passed(then, wall_now, now, now) / MS
     }
 
     #[test]
@@ -246,9 +246,9 @@ mod tests {
     }
 
     #[test]
-    fn without_a_window_a_wall_clock_takes_nothing_back() {
+    fn without_bounds_a_wall_clock_takes_nothing_back() {
         let now = Instant::now();
-        let open = Window::default();
+        let open = TimeBounds::default();
         assert_eq!(open.passed(Some(100), 350, now, now), 250);
         assert_eq!(open.passed(Some(1_000), 900, now, now), 0);
         assert_eq!(open.passed(None, 900, now, now), 0);
@@ -262,9 +262,9 @@ mod tests {
         ) {
             let began = Instant::now();
             let latest = began + Duration::from_millis(way);
-            let window = Window { earliest: Some(began), latest: Some(latest) };
+            let bounds = TimeBounds { earliest: Some(began), latest: Some(latest) };
             let moment = latest + Duration::from_millis(lag);
-            let passed = window.passed(Some(then), now, moment, moment);
+            let passed = bounds.passed(Some(then), now, moment, moment);
             prop_assert!((lag * MS..=(lag + way) * MS).contains(&passed), "{passed}");
         }
     }

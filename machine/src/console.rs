@@ -16,7 +16,7 @@ use std::time::Duration;
 use control::rotating_file::RotatingFile;
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 use carrier::Carrier;
 pub use shared::{ConsoleOutputs, Input};
 use shared::{PENDING_LIMIT, Shared, State};
@@ -53,7 +53,7 @@ impl ConsoleHub {
         std::thread::Builder::new()
             .name("console".into())
             .spawn(move || {
-                threads::begin(Role::Console);
+                threads::begin(ThreadKind::Console);
                 carrier.run();
             })?;
         Ok(Self { shared })

@@ -71,7 +71,7 @@ impl Machine {
 
     /// Whether this reason keeps it paused.
     pub fn paused_for(&self, reason: PauseReason) -> bool {
-        self.reasons.holds(reason)
+        self.reasons.contains(reason)
     }
 
     /// Pauses the machine for `reason`: the vCPUs complete their I/O and park, then the devices drain
@@ -80,7 +80,7 @@ impl Machine {
     /// # Errors
     /// When a disk cannot be flushed; the machine is paused all the same.
     pub fn pause(&self, reason: PauseReason) -> Result<(), MachineError> {
-        self.reasons.add(reason, || self.stand())
+        self.reasons.add(reason, || self.quiesce())
     }
 
     /// A migration that is over leaves the machine stopped, where a device did not go on: from now on it is paused for
@@ -116,7 +116,7 @@ impl Machine {
     /// As [`Machine::pause`].
     pub fn user_pause(&self) -> Result<bool, MachineError> {
         self.reasons
-            .add_unless(PauseReason::Migration, PauseReason::User, || self.stand())
+            .add_unless(PauseReason::Migration, PauseReason::User, || self.quiesce())
     }
 
     /// Lets the machine run as far as its user is concerned, unless a migration holds it. Whether it
@@ -129,7 +129,7 @@ impl Machine {
             .remove_unless(PauseReason::Migration, PauseReason::User, || self.go_on())
     }
 
-    fn stand(&self) -> Result<(), MachineError> {
+    fn quiesce(&self) -> Result<(), MachineError> {
         self.vcpus.pause();
         self.devices.pause()
     }
@@ -173,10 +173,10 @@ impl Machine {
         self.vcpus.share_processors(threads);
     }
 
-    /// As [`VcpuSet::turns_given`].
+    /// As [`VcpuSet::yields`].
     #[cfg(test)]
-    pub(crate) fn turns_given(&self) -> u64 {
-        self.vcpus.turns_given()
+    pub(crate) fn vcpu_yields(&self) -> u64 {
+        self.vcpus.yields()
     }
 
     /// Turns the dirty log of all RAM on or off.

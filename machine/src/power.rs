@@ -63,7 +63,7 @@ impl PauseReasons {
     /// If `reason` holds, `by` holds in its place: who has stopped the machine has left it stopped.
     pub fn replace(&self, reason: PauseReason, by: PauseReason) {
         let _transition = self.lock();
-        if self.holds(reason) {
+        if self.contains(reason) {
             self.bits.fetch_or(by as u8, Ordering::SeqCst);
             self.bits.fetch_and(!(reason as u8), Ordering::SeqCst);
         }
@@ -77,7 +77,7 @@ impl PauseReasons {
         stop: impl FnOnce() -> Result<(), E>,
     ) -> Result<bool, E> {
         let transition = self.lock();
-        if self.holds(other) {
+        if self.contains(other) {
             return Ok(false);
         }
         self.added(&transition, reason, stop).map(|()| true)
@@ -91,7 +91,7 @@ impl PauseReasons {
         start: impl FnOnce() -> Result<(), E>,
     ) -> Result<bool, E> {
         let transition = self.lock();
-        if self.holds(other) {
+        if self.contains(other) {
             return Ok(false);
         }
         self.removed(&transition, reason, start).map(|()| true)
@@ -140,8 +140,8 @@ impl PauseReasons {
         })
     }
 
-    /// Whether this reason holds; it may be about to.
-    pub fn holds(&self, reason: PauseReason) -> bool {
+    /// Whether it is paused for this reason; it may be about to be.
+    pub fn contains(&self, reason: PauseReason) -> bool {
         self.bits.load(Ordering::SeqCst) & reason as u8 != 0
     }
 }
@@ -193,10 +193,10 @@ mod tests {
         };
         for _ in 0..2 {
             reasons.remove(PauseReason::NotStarted, start).unwrap_err();
-            assert!(reasons.holds(PauseReason::NotStarted));
+            assert!(reasons.contains(PauseReason::NotStarted));
         }
         reasons.remove(PauseReason::NotStarted, start).unwrap();
-        assert!(!reasons.holds(PauseReason::NotStarted));
+        assert!(!reasons.contains(PauseReason::NotStarted));
         assert_eq!(starts.get(), 3);
     }
 
@@ -207,12 +207,12 @@ mod tests {
         let (migration, user) = (PauseReason::Migration, PauseReason::User);
         reasons.remove(PauseReason::NotStarted, none).unwrap();
         reasons.replace(migration, user);
-        assert!(!reasons.holds(user));
+        assert!(!reasons.contains(user));
         reasons.add(migration, none).unwrap();
         reasons.remove(migration, || Err(())).unwrap_err();
         reasons.replace(migration, user);
         assert!(reasons.remove_unless(migration, user, none).unwrap());
-        assert!(!reasons.holds(user) && !reasons.holds(migration));
+        assert!(!reasons.contains(user) && !reasons.contains(migration));
     }
 
     #[test]
@@ -238,8 +238,8 @@ mod tests {
         reasons.remove(PauseReason::NotStarted, none).unwrap();
         reasons
             .add(PauseReason::User, || {
-                assert!(reasons.holds(PauseReason::User));
-                assert!(!reasons.holds(PauseReason::Migration));
+                assert!(reasons.contains(PauseReason::User));
+                assert!(!reasons.contains(PauseReason::Migration));
                 none()
             })
             .unwrap();
@@ -254,11 +254,11 @@ mod tests {
         assert!(reasons.add_unless(held, user, none).unwrap());
         reasons.add(held, none).unwrap();
         assert!(!reasons.remove_unless(held, user, none).unwrap());
-        assert!(reasons.holds(user));
+        assert!(reasons.contains(user));
         reasons.remove(held, none).unwrap();
         assert!(reasons.remove_unless(held, user, none).unwrap());
         reasons.add(held, none).unwrap();
         assert!(!reasons.add_unless(held, user, none).unwrap());
-        assert!(!reasons.holds(user));
+        assert!(!reasons.contains(user));
     }
 }

@@ -4,7 +4,7 @@ use migration::threads::Hook;
 
 /// What a thread of a machine does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub enum ThreadKind {
     /// Runs a vCPU and the register accesses of its guest.
     Vcpu,
     /// Reads samples of a disk.
@@ -15,7 +15,7 @@ pub enum Role {
     Console,
     /// Looks after the guest's end, its boot under kvm_pvm, and the claims of its disks.
     Caretaker,
-    /// Passes the hold on block devices to a successor on this host.
+    /// Passes the exclusive open of block devices to a successor on this host.
     Holder,
     /// Coordinates a migration at the source.
     Migration,
@@ -24,9 +24,9 @@ pub enum Role {
 }
 
 /// The threads of this crate.
-pub static STARTED: Hook<Role> = Hook::new();
+pub static STARTED: Hook<ThreadKind> = Hook::new();
 
 /// Says what the calling thread does for the rest of its life.
-pub(crate) fn begin(role: Role) {
-    STARTED.begin(role);
+pub(crate) fn begin(kind: ThreadKind) {
+    STARTED.begin(kind);
 }

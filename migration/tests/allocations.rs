@@ -12,7 +12,7 @@ use double::{Destination, Guest, Source, Witness, network};
 use migration::control::Control;
 use migration::journal::MemoryJournal;
 use migration::request::MigrateRequest;
-use migration::threads::{Role, STARTED};
+use migration::threads::{STARTED, ThreadKind};
 use migration::{MigrationId, destination, source};
 
 thread_local! {
@@ -76,7 +76,7 @@ fn allocations(mib: u64) -> u64 {
 
 #[test]
 fn more_frames_take_no_more_allocations() {
-    STARTED.set(|role| IS_STREAM.set(role == Role::Stream));
+    STARTED.set(|kind| IS_STREAM.set(kind == ThreadKind::Stream));
     let few = allocations(8);
     let many = allocations(72);
     println!("{few} allocations for 8 MiB, {many} for 72 MiB");

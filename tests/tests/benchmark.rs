@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use tests::blackbox::gate;
+use tests::blackbox::guest_lock;
 use tests::process::Process;
 
 use tests::{binary, eventually};
@@ -43,7 +43,7 @@ fn folders(dir: &Path) -> Vec<String> {
 
 #[test]
 fn every_contender_is_measured_by_the_same_columns() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let dir = tempfile::tempdir().unwrap();
     let page = dir.path().join("figures.md");
     std::fs::write(&page, "# Figures\n\nwritten by hand\n").unwrap();
@@ -109,7 +109,7 @@ fn every_contender_is_measured_by_the_same_columns() {
 
 #[test]
 fn an_interrupted_or_killed_benchmark_leaves_no_process() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     for signal in [Signal::TERM, Signal::KILL] {
         let dir = tempfile::tempdir().unwrap();
         let endless = [

@@ -3,7 +3,7 @@
 use tests::Host;
 use tests::blackbox::clock_ledger::{ClockLedger, Offset};
 use tests::blackbox::wait::eventually;
-use tests::blackbox::{Console, Guest, Migration, Pair, Vms, gate};
+use tests::blackbox::{Console, Guest, Migration, Pair, Vms, guest_lock};
 
 /// What a guest's clock may be off, over all moves together.
 const TOLERANCE_MS: f64 = 5.0;
@@ -42,7 +42,7 @@ fn is_close(first: Offset, now: Offset, when: &str) {
 
 #[test]
 fn clock_goes_on_by_the_real_time_over_sixteen_moves() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let guest = Guest::dirtying().cpus(2).and("clock_ms=20 tick_ms=500");
     let mut console = pair.source.run("guest", &guest);
@@ -73,7 +73,7 @@ fn clock_goes_on_by_the_real_time_over_sixteen_moves() {
 
 #[test]
 fn clock_goes_on_while_the_user_holds_the_guest() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let mut console = pair
         .source
@@ -108,7 +108,7 @@ fn clock_goes_on_while_the_user_holds_the_guest() {
 
 #[test]
 fn timers_of_every_kind_go_on_firing() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     for (kind, spurious) in [
         ("periodic", 0),
         // KVM fires one again that had fired when its state was saved, once a move.

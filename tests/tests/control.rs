@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 use tests::Host;
-use tests::blackbox::{Guest, Migration, Pair, Vms, fails, gate, holds, one_json};
+use tests::blackbox::{Guest, Migration, Pair, Vms, fails, guest_lock, holds, one_json};
 
 /// Slow enough that a test has all the time that it needs.
 const SLOW: [&str; 2] = ["--bandwidth", "4MiB/s"];
@@ -11,7 +11,7 @@ const FAST: &str = "bandwidth=10GiB/s";
 
 #[test]
 fn cancel_needs_a_migration() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     pair.source.run("guest", &Guest::idle());
     for args in [["--cancel", ""], ["--set", FAST], ["--resolve", ""]] {
@@ -24,7 +24,7 @@ fn cancel_needs_a_migration() {
 
 #[test]
 fn interrupted_client_cancels_the_migration_only() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let mut console = pair.source.run("guest", &Guest::slow_to_move());
     let address = pair.destination.receive("guest", "127.0.0.1:0");
@@ -41,7 +41,7 @@ fn interrupted_client_cancels_the_migration_only() {
 
 #[test]
 fn another_guest_does_not_get_in_between() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let mut console = pair.source.run("guest", &Guest::slow_to_move());
     let address = pair.destination.receive("guest", "127.0.0.1:0");
@@ -73,7 +73,7 @@ fn id_of(job: &Value) -> &str {
 
 #[test]
 fn a_migration_is_a_job_on_both_hosts() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let mut console = pair.source.run("guest", &Guest::slow_to_move());
     assert_eq!(pair.source.jobs("guest"), [] as [Value; 0]);
@@ -128,7 +128,7 @@ fn a_migration_is_a_job_on_both_hosts() {
 
 #[test]
 fn a_job_is_cancelled_once_and_told_of_afterwards() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let mut console = pair.source.run("guest", &Guest::slow_to_move());
     let address = pair.destination.receive("guest", "127.0.0.1:0");
@@ -164,7 +164,7 @@ fn a_job_is_cancelled_once_and_told_of_afterwards() {
 
 #[test]
 fn limits_change_while_it_runs() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let mut console = pair.source.run("guest", &Guest::slow_to_move());
     let address = pair.destination.receive("guest", "127.0.0.1:0");
@@ -186,7 +186,7 @@ fn limits_change_while_it_runs() {
 
 #[test]
 fn downtime_limit_decides_when_the_guest_is_stopped() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     // The guest dirties more than the link carries: it cannot converge to so short a downtime.
     let guest = Guest::slow_to_move().and("dirty_rate=4000");
@@ -213,7 +213,7 @@ fn downtime_limit_decides_when_the_guest_is_stopped() {
 
 #[test]
 fn time_out_does_what_was_asked() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let guest = Guest::slow_to_move();
     let mut console = pair.source.run("guest", &guest);
@@ -257,7 +257,7 @@ fn time_out_does_what_was_asked() {
 
 #[test]
 fn user_may_pause_and_resume_during_precopy() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let mut console = pair.source.run("guest", &Guest::slow_to_move());
     let address = pair.destination.receive("guest", "127.0.0.1:0");
@@ -280,7 +280,7 @@ fn user_may_pause_and_resume_during_precopy() {
 
 #[test]
 fn paused_guest_arrives_paused() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let mut console = pair.source.run("guest", &Guest::slow_to_move());
     // Paused before, and paused while pages are on their way: the user's word counts either way.

@@ -3,7 +3,7 @@
 use std::fs;
 
 use tests::Host;
-use tests::blackbox::{Console, Guest, Migration, Pair, Vms, fails, gate};
+use tests::blackbox::{Console, Guest, Migration, Pair, Vms, fails, guest_lock};
 
 /// Makes the host offer at most what `text` says.
 fn limit(host: &Host, text: &str) {
@@ -37,7 +37,7 @@ fn offers(host: &Host, level: &str) -> bool {
 
 #[test]
 fn guest_of_the_lowest_level_moves_to_a_host_that_offers_no_more() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     limit(&pair.destination, "base = \"x86-64-v1\"\n");
     let guest = Guest::dirtying().cpus(2).cpu("x86-64-v1");
@@ -50,7 +50,7 @@ fn guest_of_the_lowest_level_moves_to_a_host_that_offers_no_more() {
 
 #[test]
 fn guest_that_has_more_than_a_host_offers_stays_and_runs() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     limit(&pair.destination, "base = \"x86-64-v1\"\nname = \"pool\"\n");
     let mut console = pair.source.run("guest", &Guest::dirtying());
@@ -77,7 +77,7 @@ fn guest_that_has_more_than_a_host_offers_stays_and_runs() {
 
 #[test]
 fn level_above_what_a_host_offers_is_refused_by_its_bits() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let host = &pair.source;
     limit(host, "base = \"x86-64-v1\"\n");
@@ -109,7 +109,7 @@ fn level_above_what_a_host_offers_is_refused_by_its_bits() {
 
 #[test]
 fn model_of_a_file_is_what_the_guest_needs_everywhere() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let file = pair.source.path().join("pool.toml");
     let path = file.to_str().expect("path");
@@ -137,7 +137,7 @@ fn model_of_a_file_is_what_the_guest_needs_everywhere() {
 
 #[test]
 fn files_that_are_no_models_are_usage_errors() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let host = &pair.source;
     let file = host.path().join("model.toml");
@@ -176,7 +176,7 @@ fn files_that_are_no_models_are_usage_errors() {
 
 #[test]
 fn guest_of_the_second_level_moves_between_hosts_that_differ_above_it() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     if !offers(&pair.source, "x86-64-v2") || !offers(&pair.source, "x86-64-v3") {
         return;

@@ -1,11 +1,11 @@
 //! A client is killed: neither its guest nor its migration minds. What becomes of a migration whose
 //! sides are killed, or whose link breaks, is in `matrix.rs`.
 
-use tests::blackbox::{Guest, Migration, Pair, Vms, gate};
+use tests::blackbox::{Guest, Migration, Pair, Vms, guest_lock};
 
 #[test]
 fn killed_client_does_not_harm_guest_or_migration() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let mut console = pair.source.run("guest", &Guest::slow_to_move());
     let address = pair.destination.receive("guest", "127.0.0.1:0");

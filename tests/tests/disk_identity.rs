@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tests::blackbox::storage::{self, Loop, qemu_program};
 use tests::blackbox::wait::{eventually, holds};
-use tests::blackbox::{Console, Guest, Migration, Pair, Vms, fails, gate, images};
+use tests::blackbox::{Console, Guest, Migration, Pair, Vms, fails, guest_lock, images};
 use tests::{Host, skip};
 
 /// What a host is taken for, so that two of this machine pass for two machines.
@@ -74,7 +74,7 @@ fn moves(pair: &Pair, path: Option<&Path>, console: &mut Console) -> Value {
 
 #[test]
 fn another_image_of_the_same_size_is_refused_while_it_is_negotiated() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let disk = image(&pair, "data.raw");
     let other = image(&pair, "other.raw");
@@ -108,7 +108,7 @@ fn another_image_of_the_same_size_is_refused_while_it_is_negotiated() {
 
 #[test]
 fn a_local_copy_in_place_of_a_share_is_refused_and_the_share_is_not() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = two_machines();
     let disk = image(&pair, "data.raw");
     let mut console = pair.source.run("guest", &Guest::idle().disk(&disk));
@@ -122,7 +122,7 @@ fn a_local_copy_in_place_of_a_share_is_refused_and_the_share_is_not() {
 
 #[test]
 fn a_device_of_another_machine_is_told_by_what_it_holds() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = two_machines();
     let disk = image(&pair, "data.raw");
     let [here, there] = [Loop::over(&disk), Loop::over(&disk)];
@@ -164,7 +164,7 @@ fn reads_directly(pid: u32, path: &Path) -> Option<bool> {
 
 #[test]
 fn a_destination_reads_past_its_page_cache_until_the_guest_is_there() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let disk = image(&pair, "data.raw");
     let open = OpenOptions::new()
@@ -202,7 +202,7 @@ fn gets_hold(device: &Path) -> bool {
 
 #[test]
 fn a_block_device_is_held_without_a_gap_and_by_one_guest_alone() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let disk = image(&pair, "data.raw");
     let device = match Loop::over(&disk) {
@@ -267,7 +267,7 @@ fn a_block_device_is_held_without_a_gap_and_by_one_guest_alone() {
 
 #[test]
 fn qemu_and_guests_keep_each_other_out() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let disk = image(&pair, "data.raw");
     let Some(_) = qemu_program("qemu-img").and(qemu_program("qemu-io")) else {

@@ -10,7 +10,7 @@ use std::process::Command;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tests::blackbox::wait::PATIENCE;
-use tests::blackbox::{Guest, Migration, Pair, Vms, fails, gate, holds, kill, leftovers};
+use tests::blackbox::{Guest, Migration, Pair, Vms, fails, guest_lock, holds, kill, leftovers};
 
 /// A port that nobody has now.
 fn port() -> String {
@@ -28,7 +28,7 @@ fn ended_as(status: &Value, state: &str, end: &[(&str, &str)]) {
 
 #[test]
 fn guest_that_resets_soon_after_its_start_can_be_read() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let host = &pair.source;
     // It may be over before, or after, `run` returns.
@@ -58,7 +58,7 @@ fn guest_that_resets_soon_after_its_start_can_be_read() {
 
 #[test]
 fn each_way_to_end_is_told() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let host = &pair.source;
     let signal = |signal: Signal| {
@@ -132,7 +132,7 @@ fn each_way_to_end_is_told() {
 
 #[test]
 fn receive_that_never_had_a_guest_is_remembered_by_a_name_that_it_was_given() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let host = &pair.source;
     host.receive("given", "127.0.0.1:0");
@@ -156,7 +156,7 @@ fn filled() -> Guest {
 
 #[test]
 fn port_of_a_receive_that_was_stopped_is_free() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let (host, port) = (&pair.source, port());
     for round in 0..20 {
@@ -177,7 +177,7 @@ fn port_of_a_receive_that_was_stopped_is_free() {
 
 #[test]
 fn name_is_free_when_wait_has_told_the_end() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let host = &pair.source;
     for round in 0..20 {
@@ -192,7 +192,7 @@ fn name_is_free_when_wait_has_told_the_end() {
 
 #[test]
 fn two_hosts_play_ping_pong_at_fixed_ports() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let disk = pair.source.path().join("disk");
     fs::write(&disk, vec![0; 1 << 20]).expect("disk");
@@ -234,7 +234,7 @@ fn everything(root: &Path) -> Vec<(String, String)> {
 
 #[test]
 fn folders_of_others_are_left_alone() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let host = &pair.source;
     let root = host.runtime_dir();
@@ -283,7 +283,7 @@ fn folders_of_others_are_left_alone() {
 
 #[test]
 fn folder_that_cannot_be_read_is_told_and_hides_no_other() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let host = &pair.source;
     let root = host.runtime_dir();
@@ -336,7 +336,7 @@ fn folder_that_cannot_be_read_is_told_and_hides_no_other() {
 
 #[test]
 fn live_vm_whose_files_a_cleaner_removed_keeps_its_name() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let host = &pair.source;
     let mut console = host.run("guest", &Guest::idle());

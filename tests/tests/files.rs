@@ -8,7 +8,7 @@ use std::path::Path;
 
 use tests::Host;
 use tests::blackbox::passing::{MOST, Passing, request, told};
-use tests::blackbox::{Guest, Pair, Vms, gate, holds, images, leftovers};
+use tests::blackbox::{Guest, Pair, Vms, guest_lock, holds, images, leftovers};
 
 fn has_open(pid: u32, path: &Path) -> bool {
     leftovers::open_files(pid).iter().any(|open| open == path)
@@ -22,7 +22,7 @@ fn kept(host: &Host, vm: &str) -> Vec<serde_json::Value> {
 
 #[test]
 fn a_confined_vm_is_passed_files_that_it_could_not_open() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let files = tempfile::tempdir().expect("a folder");
     let disk = images::sparse(files.path(), "disk.raw", 1 << 20);
@@ -84,7 +84,7 @@ fn a_confined_vm_is_passed_files_that_it_could_not_open() {
 
 #[test]
 fn whatever_clients_do_nothing_stays_open_and_the_guest_runs() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let host = &pair.source;
     let files = tempfile::tempdir().expect("a folder");

@@ -6,7 +6,7 @@ use tests::Host;
 use tests::blackbox::relay::{Fate, Relay, Toward, Trap};
 use tests::blackbox::wait::eventually;
 use tests::blackbox::wire::kind;
-use tests::blackbox::{Ended, Guest, Migration, Pair, Vms, fails, gate, holds};
+use tests::blackbox::{Ended, Guest, Migration, Pair, Vms, fails, guest_lock, holds};
 
 /// Moves the guest over a link that breaks as `trap` says and stays broken.
 fn breaks(pair: &Pair, trap: Trap) -> (Relay, Ended) {
@@ -18,7 +18,7 @@ fn breaks(pair: &Pair, trap: Trap) -> (Relay, Ended) {
 
 #[test]
 fn short_break_around_the_commit_is_resolved_by_itself() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let cases = [
         (
             "answer is lost",
@@ -62,7 +62,7 @@ fn short_break_around_the_commit_is_resolved_by_itself() {
 /// The destination has a part of the commit, and the source cannot know how much.
 #[test]
 fn cut_in_the_middle_of_the_commit_heals_by_itself() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let mut console = pair.source.run("guest", &Guest::dirtying());
     let address = pair.destination.receive("guest", "127.0.0.1:0");
@@ -113,7 +113,7 @@ fn cut_in_the_middle_of_the_commit_heals_by_itself() {
 /// Whoever asks while the source does so by itself is answered, too.
 #[test]
 fn resolve_is_answered_while_the_source_asks_by_itself() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let mut console = pair.source.run("guest", &Guest::dirtying());
     let address = pair.destination.receive("guest", "127.0.0.1:0");
@@ -141,7 +141,7 @@ fn resolve_is_answered_while_the_source_asks_by_itself() {
 
 #[test]
 fn guest_runs_on_one_side_when_the_link_breaks_with_the_commit() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let trap = Trap {
         toward: Toward::Destination,
         kind: kind::COMMIT,
@@ -181,7 +181,7 @@ fn guest_runs_on_one_side_when_the_link_breaks_with_the_commit() {
 
 #[test]
 fn link_that_breaks_before_the_commit_leaves_nothing_to_resolve() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let mut console = pair.source.run("guest", &Guest::dirtying());
     let cuts = [

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use tests::Host;
 use tests::blackbox::wait::PATIENCE;
-use tests::blackbox::{Console, Guest, Pair, Vms, fails, gate, holds, images, signal};
+use tests::blackbox::{Console, Guest, Pair, Vms, fails, guest_lock, holds, images, signal};
 
 /// How long a guest may take to end by force: five seconds, and what a busy machine adds. Half of the time
 /// that its disk alone is given to end its requests.
@@ -29,7 +29,7 @@ fn with_hanging_disk(host: &Host) -> (Console, PathBuf) {
 
 #[test]
 fn stop_by_force_does_not_wait_for_storage_that_hangs() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let host = &pair.source;
     let (_console, _orders) = with_hanging_disk(host);
@@ -42,7 +42,7 @@ fn stop_by_force_does_not_wait_for_storage_that_hangs() {
 
 #[test]
 fn a_second_signal_does_not_wait_for_storage_that_hangs() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let host = &pair.source;
     let (_console, _orders) = with_hanging_disk(host);
@@ -62,7 +62,7 @@ fn a_second_signal_does_not_wait_for_storage_that_hangs() {
 
 #[test]
 fn a_pause_says_that_storage_hangs_and_stopping_goes_on_meanwhile() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let host = &pair.source;
     let (mut console, orders) = with_hanging_disk(host);

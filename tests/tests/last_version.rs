@@ -1,7 +1,7 @@
 //! A running guest moves from the version before this one to this one and back, and the other way round.
 
 use tests::Host;
-use tests::blackbox::{Console, Guest, Migration, Vms, gate, holds, images};
+use tests::blackbox::{Console, Guest, Migration, Vms, guest_lock, holds, images};
 
 /// Which version a host runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,9 +39,9 @@ fn moves(from: &Host, to: &Host, console: &mut Console) {
 
 #[test]
 fn guest_moves_to_the_other_version_and_back() {
-    // Before the gate: nobody else has to wait while it is built.
+    // Before the lock: nobody else has to wait while it is built.
     let _ = tests::last_version::vmm().unwrap_or_else(|e| panic!("{e:#}"));
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     for (first, cpus) in [
         (Version::Last, 1),
         (Version::Last, 2),
@@ -62,7 +62,7 @@ fn guest_moves_to_the_other_version_and_back() {
 #[test]
 fn guest_stays_where_it_is_when_its_move_to_the_other_version_is_cancelled() {
     let _ = tests::last_version::vmm().unwrap_or_else(|e| panic!("{e:#}"));
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     for first in [Version::Last, Version::This] {
         println!("from {first:?}");
         let (home, away) = hosts(first);

@@ -2,12 +2,12 @@
 
 use std::process::Command;
 
-use tests::blackbox::{Guest, Pair, Vms, fails, gate, holds, leftovers, one_json};
+use tests::blackbox::{Guest, Pair, Vms, fails, guest_lock, holds, leftovers, one_json};
 use tests::process::Process;
 
 #[test]
 fn guest_runs_pauses_resumes_and_stops() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let host = &pair.source;
     let mut console = host.run("guest", &Guest::dirtying().cpus(2));
@@ -39,7 +39,7 @@ fn guest_runs_pauses_resumes_and_stops() {
 
 #[test]
 fn guests_are_listed_by_name() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let host = &pair.source;
     assert_eq!(host.vmm(["list", "--json"]).success().stdout, "");
@@ -70,7 +70,7 @@ fn guests_are_listed_by_name() {
 
 #[test]
 fn detached_guest_can_be_asked_at_once() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     for _ in 0..10 {
         let _ = pair.source.vmm(Guest::idle().run_args("guest")).success();
@@ -84,7 +84,7 @@ fn detached_guest_can_be_asked_at_once() {
 
 #[test]
 fn detached_guest_keeps_nothing_of_its_caller() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let host = &pair.source;
     let mut shell = Command::new("sh");
@@ -108,7 +108,7 @@ fn detached_guest_keeps_nothing_of_its_caller() {
 
 #[test]
 fn guest_without_a_name_gets_one() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let host = &pair.source;
     for _ in 0..2 {
@@ -127,7 +127,7 @@ fn guest_without_a_name_gets_one() {
 
 #[test]
 fn guest_in_the_foreground_prints_its_console_and_ends_well() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let guest = Guest::idle().and("exit_after=3t");
     let run = pair.source.vmm(guest.foreground_args("guest")).success();
@@ -139,7 +139,7 @@ fn guest_in_the_foreground_prints_its_console_and_ends_well() {
 
 #[test]
 fn wait_ends_with_the_guest() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let host = &pair.source;
     host.run("guest", &Guest::idle());
@@ -156,7 +156,7 @@ fn wait_ends_with_the_guest() {
 
 #[test]
 fn guest_that_powers_off_or_resets_ends_its_vm() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let host = &pair.source;
     let mut console = host.run("guest", &Guest::idle().and("exit_after=5t"));
@@ -173,7 +173,7 @@ fn guest_that_powers_off_or_resets_ends_its_vm() {
 
 #[test]
 fn guest_that_crashes_is_told_from_one_that_ended() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let host = &pair.source;
     let guest = Guest::idle().and("crash=triple");
@@ -200,7 +200,7 @@ fn guest_that_crashes_is_told_from_one_that_ended() {
 
 #[test]
 fn console_shows_what_the_guest_prints() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let host = &pair.source;
     let mut followed = host.run("guest", &Guest::idle());

@@ -2,7 +2,9 @@
 
 use tests::Host;
 use tests::blackbox::wait::eventually;
-use tests::blackbox::{Console, Guest, Migration, Pair, Vms, fails, gate, images, kill, leftovers};
+use tests::blackbox::{
+    Console, Guest, Migration, Pair, Vms, fails, guest_lock, images, kill, leftovers,
+};
 
 /// Moves `vm` and checks what everybody may see of it: report, processes, console, ledger.
 #[track_caller]
@@ -41,7 +43,7 @@ fn listen_at(kind: &str, host: &Host) -> String {
 
 #[test]
 fn guest_moves_with_its_ledger_intact() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let cases = [
         ("one vCPU, idle", Guest::idle(), "tcp"),
         ("one vCPU, dirtying", Guest::dirtying(), "unix"),
@@ -82,7 +84,7 @@ fn guest_moves_with_its_ledger_intact() {
 
 #[test]
 fn guest_goes_there_and_back_twenty_times() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let mut console = pair.source.run("guest", &Guest::dirtying().cpus(2));
     for round in 0..20 {
@@ -116,7 +118,7 @@ fn ticks_follow_each_other(console: &mut Console) {
 
 #[test]
 fn verification_and_streams_are_as_asked() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let cases: [(&[&str], bool); 4] = [
         (&["--verify", "stream", "--streams", "1"], true),
         (&["--verify", "full", "--streams", "3"], true),
@@ -136,7 +138,7 @@ fn verification_and_streams_are_as_asked() {
 
 #[test]
 fn guest_brings_its_name_unless_one_is_given() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let mut console = pair.source.run("web-1", &Guest::idle());
     let listen = format!("unix:{}", pair.destination.path().join("in.sock").display());
@@ -161,7 +163,7 @@ fn guest_brings_its_name_unless_one_is_given() {
 
 #[test]
 fn plan_says_whether_it_would_work_and_changes_nothing() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let mut console = pair.source.run("guest", &Guest::dirtying());
     let address = pair.destination.receive("guest", "127.0.0.1:0");
@@ -182,7 +184,7 @@ fn plan_says_whether_it_would_work_and_changes_nothing() {
 
 #[test]
 fn claim_on_a_shared_disk_changes_hands() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let third = Pair::new();
     let disk = images::sparse(third.source.path(), "data.raw", 16 << 20);
@@ -227,7 +229,7 @@ fn claim_on_a_shared_disk_changes_hands() {
 #[test]
 fn what_was_loaded_into_the_guest_travels_once() {
     const INITRD: u64 = 96 << 20;
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let files = tempfile::tempdir().expect("folder for kernel and initrd");
     let (kernel, initrd) = (files.path().join("probe.elf"), files.path().join("initrd"));
@@ -254,7 +256,7 @@ fn what_was_loaded_into_the_guest_travels_once() {
 
 #[test]
 fn untouched_memory_neither_travels_nor_takes_room() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let mut console = pair.source.run(
         "guest",

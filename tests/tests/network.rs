@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tests::blackbox::relay::{Fate, Link, Toward, Trap};
 use tests::blackbox::wire::kind;
-use tests::blackbox::{Console, Guest, Migration, Vms, eventually, gate, holds};
+use tests::blackbox::{Console, Guest, Migration, Vms, eventually, guest_lock, holds};
 use tests::network::packet::{Capture, Frame, RARP, Segment};
 use tests::network::two_hosts::{CLIENT, ECHO, GUEST, GUEST_MAC, port_of};
 use tests::network::udp::{Echo, Echoes, Trailer};
@@ -55,7 +55,7 @@ fn leads_to(hosts: &TwoHosts, site: &Site, name: &str) {
 
 #[test]
 fn destination_is_silent_until_the_commit_and_then_announces_the_guest_more_than_once() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let Some(hosts) = TwoHosts::new() else { return };
     let mut console = hosts.a.host.run("guest", &guest());
     for (from, to, name) in [(&hosts.a, &hosts.b, "b"), (&hosts.b, &hosts.a, "a")] {
@@ -101,7 +101,7 @@ fn destination_is_silent_until_the_commit_and_then_announces_the_guest_more_than
 
 #[test]
 fn failed_migration_is_not_heard_and_the_guest_stays_on_the_network() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let Some(hosts) = TwoHosts::new() else { return };
     let mut console = hosts.a.host.run("guest", &guest());
     let outside = Outside::start(&hosts);
@@ -200,7 +200,7 @@ fn trailer(echo: &Echo) -> Trailer {
 /// waits.
 #[test]
 fn guest_that_is_held_after_a_lost_commit_comes_back_to_its_connections() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let Some(hosts) = TwoHosts::new() else { return };
     let mut console = hosts.a.host.run("guest", &guest());
     let outside = Outside::start(&hosts);
@@ -314,7 +314,7 @@ const MIGRATIONS: usize = 7;
 /// the kernel's time stamps at the switch; the guest's own gap is the one of the ticks around the echoes.
 #[test]
 fn network_is_not_gone_for_longer_than_the_guest() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let Some(hosts) = TwoHosts::new() else { return };
     let mut console = hosts.a.host.run("guest", &guest());
     let outside = Outside::start(&hosts);
@@ -366,7 +366,7 @@ fn network_is_not_gone_for_longer_than_the_guest() {
 
 #[test]
 fn a_tap_that_is_deleted_under_its_guest_is_no_fault_of_the_guest() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let Some(hosts) = TwoHosts::new() else { return };
     let mut console = hosts.a.host.run("guest", &guest());
     hosts.a.namespace.ip("link delete tap0").expect("deleted");

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tests::blackbox::wire::{self, Peer, Role, hello, kind};
-use tests::blackbox::{Console, Ended, Guest, Migration, Pair, Vms, gate, holds, leftovers};
+use tests::blackbox::{Console, Ended, Guest, Migration, Pair, Vms, guest_lock, holds, leftovers};
 
 const VERSIONS: (u16, u16) = (1, 1);
 const ID: [u8; 16] = [0x5a; 16];
@@ -54,7 +54,7 @@ fn welcome(version: u16) -> Vec<u8> {
 
 #[test]
 fn guest_stays_when_the_destination_is_not_ours() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let mut console = pair.source.run("guest", &Guest::dirtying());
 
@@ -124,7 +124,7 @@ fn guest_stays_when_the_destination_is_not_ours() {
 
 #[test]
 fn silent_destination_does_not_hold_the_guest() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let mut console = pair.source.run("guest", &Guest::dirtying());
     let (silent, _) = stranger(|mut stream| {
@@ -142,7 +142,7 @@ fn silent_destination_does_not_hold_the_guest() {
 
 #[test]
 fn plain_tcp_beyond_loopback_needs_consent() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     pair.source.run("guest", &Guest::idle());
     // Nothing is sent: the address is refused before anybody is asked.
@@ -237,7 +237,7 @@ impl Impostor {
 /// Strangers that never get so far as to begin a migration: the receiver waits on.
 #[test]
 fn receiver_waits_on_after_strangers() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let mut console = pair.source.run("guest", &Guest::dirtying());
     let address = pair.destination.receive("guest", "127.0.0.1:0");
@@ -292,7 +292,7 @@ fn receiver_waits_on_after_strangers() {
 /// is told at once, and whoever asks about it is answered.
 #[test]
 fn strangers_neither_keep_a_guest_out_nor_hold_up_what_is_told() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let mut console = pair.source.run("guest", &Guest::dirtying());
     let address = pair.destination.receive("guest", "127.0.0.1:0");
@@ -349,7 +349,7 @@ type Play = fn(&str, &Value) -> String;
 /// Whatever fails before the machine is built, which any stranger can bring about.
 #[test]
 fn receiver_waits_on_after_what_a_hostile_source_says_at_the_beginning() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let mut console = pair.source.run("guest", &Guest::dirtying());
     let machine = negotiate_of_a_real_source(&pair);
@@ -446,7 +446,7 @@ fn receiver_waits_on_after_what_a_hostile_source_says_at_the_beginning() {
 
 #[test]
 fn receiver_refuses_what_a_hostile_source_says() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     pair.source.run("guest", &Guest::idle());
     let machine = negotiate_of_a_real_source(&pair);
@@ -510,7 +510,7 @@ fn receiver_refuses_what_a_hostile_source_says() {
 
 #[test]
 fn receiver_takes_no_memory_for_promises() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     pair.source.run("guest", &Guest::idle());
     let machine = negotiate_of_a_real_source(&pair);

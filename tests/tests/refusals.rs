@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tests::Host;
-use tests::blackbox::{Guest, Pair, Vms, fails, gate, images};
+use tests::blackbox::{Guest, Pair, Vms, fails, guest_lock, images};
 use tests::process::Outcome;
 
 /// Runs the binary below `wrapper`, on `host`.
@@ -38,7 +38,7 @@ fn export_probe(host: &Host) -> PathBuf {
 
 #[test]
 fn unusable_kernels_are_refused() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let (host, dir) = (&pair.source, pair.source.path());
     let probe = dir.join("probe");
@@ -77,7 +77,7 @@ fn unusable_kernels_are_refused() {
 
 #[test]
 fn unusable_initrds_disks_and_memory_are_refused() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let (host, dir) = (&pair.source, pair.source.path());
     let odd = images::sparse(dir, "odd.raw", 1000);
@@ -122,7 +122,7 @@ fn unusable_initrds_disks_and_memory_are_refused() {
 
 #[test]
 fn unusable_configurations_are_refused() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let (host, dir) = (&pair.source, pair.source.path());
     let cases: &[(&str, &[&str])] = &[
@@ -156,7 +156,7 @@ fn unusable_configurations_are_refused() {
 
 #[test]
 fn names_and_addresses_in_use_are_refused() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let host = &pair.source;
     let mut console = host.run("guest", &Guest::idle());
@@ -250,7 +250,7 @@ fn can_unshare() -> bool {
 
 #[test]
 fn host_without_kvm_is_told_with_the_fix() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     if !can_unshare() {
         println!("skipped: no mount namespace can be made");
         return;
@@ -287,7 +287,7 @@ fn host_without_kvm_is_told_with_the_fix() {
 
 #[test]
 fn user_without_rights_is_told_with_the_fix() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     if !rustix::process::geteuid().is_root() {
         println!("skipped: only root can try it as somebody else");
         return;

@@ -1,13 +1,13 @@
 //! A destination that has memory ready before the guest comes.
 
 use tests::blackbox::leftovers::{memories, shared_memory_kib};
-use tests::blackbox::{Guest, Migration, Pair, Vms, fails, gate, holds};
+use tests::blackbox::{Guest, Migration, Pair, Vms, fails, guest_lock, holds};
 
 const GUEST_KIB: u64 = 64 << 10;
 
 #[test]
 fn memory_is_ready_before_the_guest_and_no_more_than_it_needs_stays() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let mut console = pair.source.run("guest", &Guest::dirtying());
     let (mut from, mut to) = (&pair.source, &pair.destination);
@@ -48,7 +48,7 @@ fn memory_is_ready_before_the_guest_and_no_more_than_it_needs_stays() {
 
 #[test]
 fn guest_may_come_before_the_reserve_is_filled() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let mut console = pair.source.run("guest", &Guest::idle());
     let more = ["--reserve", "1GiB"];
@@ -66,7 +66,7 @@ fn guest_may_come_before_the_reserve_is_filled() {
 
 #[test]
 fn reserve_goes_with_a_migration_that_does_not_come_to_its_end() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let guest = Guest::slow_to_move();
     let mut console = pair.source.run("guest", &guest);
@@ -87,7 +87,7 @@ fn reserve_goes_with_a_migration_that_does_not_come_to_its_end() {
 
 #[test]
 fn reserves_that_cannot_be_are_refused() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let host = &pair.destination;
     let cases: &[(&str, &[&str])] = &[

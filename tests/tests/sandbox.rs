@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use tests::blackbox::wait::PATIENCE;
-use tests::blackbox::{Console, Guest, Migration, Pair, Vms, fails, gate, holds, images};
+use tests::blackbox::{Console, Guest, Migration, Pair, Vms, fails, guest_lock, holds, images};
 use tests::{Host, Unprivileged, kernel, skip};
 
 /// Filters of a thread that keeps only what its kind needs: two of every thread, the process's, its own.
@@ -56,7 +56,7 @@ const STRICT: &[&str] = &["--sandbox", "strict"];
 
 #[test]
 fn every_thread_is_confined_while_a_guest_runs_and_moves() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let files = Pair::new();
     let disk = images::sparse(files.source.path(), "data.raw", 16 << 20);
@@ -83,7 +83,7 @@ fn every_thread_is_confined_while_a_guest_runs_and_moves() {
 
 #[test]
 fn files_that_were_not_given_cannot_be_opened() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let elsewhere = tempfile::tempdir().expect("a folder");
     let identity = elsewhere.path().join("identity");
     fs::write(&identity, "00112233445566778899aabbccddeeff\n").expect("a file");
@@ -118,7 +118,7 @@ fn files_that_were_not_given_cannot_be_opened() {
 /// Everything that a user does, with the mode in which a call that is not listed ends the process.
 #[test]
 fn nothing_that_a_vm_does_is_refused() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let (a, b) = (&pair.source, &pair.destination);
     let files = Pair::new();
@@ -253,7 +253,7 @@ fn with_names(hosts: &Path, command: &Command) -> Command {
 /// what is in it now, and need not.
 #[test]
 fn names_are_looked_up_by_whoever_asks_for_the_move() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     if !rustix::process::geteuid().is_root() {
         skip!("only root can have an /etc/hosts of its own");
     }
@@ -282,7 +282,7 @@ fn names_are_looked_up_by_whoever_asks_for_the_move() {
 
 #[test]
 fn a_vm_without_a_sandbox_says_so() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let host = &pair.source;
     let mut args = Guest::idle().run_args("guest");
@@ -304,7 +304,7 @@ fn a_vm_without_a_sandbox_says_so() {
 
 #[test]
 fn an_ordinary_user_of_the_devices_group_runs_and_moves_guests() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let user = match Unprivileged::new() {
         Ok(user) => user,
         Err(why) => skip!("no other user can be given /dev/kvm here: {why}"),
@@ -366,7 +366,7 @@ fn an_ordinary_user_of_the_devices_group_runs_and_moves_guests() {
 /// A call that fails in the middle of a migration, at every kind of thread that takes part in one.
 #[test]
 fn a_refused_call_costs_no_guest_and_is_told() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     // Whose process, which thread and call, and whether the migration fails of it.
     let cases = [
         (Side::Source, "migration", "connect", true),
@@ -442,7 +442,7 @@ enum Side {
 /// As the kernels of some hosts are: without landlock, and without filters of system calls.
 #[test]
 fn an_older_kernel_limits_what_it_can_and_says_what_it_cannot() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let cases = [
         (LANDLOCK, libc::ENOSYS, "landlock", CONFINED),
         (SECCOMP, libc::EINVAL, "seccomp", 0),

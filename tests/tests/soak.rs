@@ -4,7 +4,7 @@ use tests::blackbox::leftovers;
 use tests::blackbox::relay::{Fate, Relay, Toward, Trap};
 use tests::blackbox::vitals::{Course, Vitals};
 use tests::blackbox::wire::kind;
-use tests::blackbox::{Guest, Migration, Pair, Vms, gate, holds, images};
+use tests::blackbox::{Guest, Migration, Pair, Vms, guest_lock, holds, images};
 
 const MOVES: usize = 200;
 const FAILURES: usize = 80;
@@ -15,7 +15,7 @@ const MOST_RECORDS: usize = 256 + 8;
 
 #[test]
 fn guest_that_moves_two_hundred_times_is_unharmed_and_nothing_grows() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let files = tempfile::tempdir().expect("folder for the disk");
     let disk = images::sparse(files.path(), "data.raw", 4 << 20);
@@ -50,7 +50,7 @@ fn guest_that_moves_two_hundred_times_is_unharmed_and_nothing_grows() {
 
 #[test]
 fn source_whose_migrations_fail_again_and_again_does_not_grow() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let pair = Pair::new();
     let files = tempfile::tempdir().expect("folder for the disk");
     let disk = images::sparse(files.path(), "data.raw", 4 << 20);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tests::blackbox::relay::{Fate, Link, Relay, Toward, Trap};
 use tests::blackbox::wire::kind;
-use tests::blackbox::{Console, Ended, Guest, Migration, Vms, fails, gate};
+use tests::blackbox::{Console, Ended, Guest, Migration, Vms, fails, guest_lock};
 use tests::eventually;
 use tests::network::two_hosts::CLIENT;
 use tests::network::{Site, TwoHosts};
@@ -70,7 +70,7 @@ fn stays(
 
 #[test]
 fn guest_goes_there_and_back_between_networks_with_consent() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let Some(hosts) = TwoHosts::new() else { return };
     let mut console = hosts.a.host.run("guest", &Guest::dirtying().cpus(2));
     for (from, to) in [(&hosts.a, &hosts.b), (&hosts.b, &hosts.a)] {
@@ -105,7 +105,7 @@ fn link_local(site: &Site) -> String {
 
 #[test]
 fn guest_goes_to_an_address_with_a_scope() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let Some(hosts) = TwoHosts::new() else { return };
     let strict = ["--sandbox", "strict"];
     let mut run = Guest::dirtying().run_args("guest");
@@ -186,7 +186,7 @@ fn line_is_as_narrow_and_as_long_as_asked() {
 
 #[test]
 fn guest_moves_over_a_narrow_and_a_long_line() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let Some(hosts) = TwoHosts::new() else { return };
     let mut console = hosts.a.host.run("guest", &Guest::slow_to_move());
     let (mut from, mut to) = (&hosts.a, &hosts.b);
@@ -228,7 +228,7 @@ fn guest_moves_over_a_narrow_and_a_long_line() {
 
 #[test]
 fn stall_shorter_than_patience_delays_and_a_longer_one_ends_the_migration() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let Some(hosts) = TwoHosts::new() else { return };
     let mut console = hosts.a.host.run("guest", &Guest::slow_to_move());
     let stalled = |toward: &[Toward]| {
@@ -262,7 +262,7 @@ fn stall_shorter_than_patience_delays_and_a_longer_one_ends_the_migration() {
 
 #[test]
 fn guest_stays_when_the_line_breaks_before_the_commit() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let Some(hosts) = TwoHosts::new() else { return };
     let mut console = hosts.a.host.run("guest", &Guest::dirtying());
     // So that something is under way when the line breaks.
@@ -331,7 +331,7 @@ fn guest_stays_when_the_line_breaks_before_the_commit() {
 
 #[test]
 fn guest_is_held_when_the_line_breaks_at_the_commit_until_it_can_be_asked() {
-    let Some(_gate) = gate() else { return };
+    let Some(_lock) = guest_lock() else { return };
     let breaks = [
         ("the answer is lost", Toward::Source, kind::COMMITTED, true),
         (

@@ -16,7 +16,7 @@ use crate::instance::{Instance, Requester, StopMode};
 use crate::passed::{self, FilesSocket, PassedFiles, Patience};
 use crate::places::Place;
 use crate::signals;
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 
 /// Name of the threads that answer; they come and go with what is asked.
 const REQUESTS: &str = "requests";
@@ -57,7 +57,7 @@ impl ControlServer {
         let thread = std::thread::Builder::new()
             .name("control".into())
             .spawn(move || {
-                threads::STARTED.begin(Role::Server);
+                threads::STARTED.begin(ThreadKind::Server);
                 if let Err(e) = run(listener, files, hangup, &hears, arrived, ended) {
                     tracing::error!(error = %e, "the control socket is not served");
                 }
@@ -102,7 +102,7 @@ fn run(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_name(REQUESTS)
-        .on_thread_start(|| threads::STARTED.begin(Role::Request))
+        .on_thread_start(|| threads::STARTED.begin(ThreadKind::Request))
         .max_blocking_threads(BLOCKING_THREADS)
         .thread_keep_alive(Duration::from_secs(2))
         .build()?;

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::bus::BusDevice;
 use crate::interrupt::Interrupt;
 use crate::locked::locked;
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 use crate::{Error, Result};
 use calendar::DateTime;
 use registers::{
@@ -86,7 +86,7 @@ impl Rtc {
             .spawn({
                 let shared = Arc::clone(&shared);
                 move || {
-                    threads::begin(Role::Helper);
+                    threads::begin(ThreadKind::Helper);
                     shared.run();
                 }
             })

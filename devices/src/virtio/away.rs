@@ -9,8 +9,8 @@ use vmm_sys_util::eventfd::EventFd;
 #[derive(Debug)]
 pub(super) struct Away {
     /// Of each queue: how often its thread has left and come back; odd while it is away.
-    turns: Vec<AtomicU64>,
-    /// Nobody looks at the turns until the event wakes the one who does.
+    counts: Vec<AtomicU64>,
+    /// Nobody looks at the counts until the event wakes the one who does.
     resting: AtomicBool,
     /// Wakes the one who looks.
     event: EventFd,
@@ -19,7 +19,7 @@ pub(super) struct Away {
 impl Away {
     pub(super) fn new(queues: usize) -> io::Result<Self> {
         Ok(Self {
-            turns: (0..queues).map(|_| AtomicU64::new(0)).collect(),
+            counts: (0..queues).map(|_| AtomicU64::new(0)).collect(),
             resting: AtomicBool::new(true),
             event: EventFd::new(0)?,
         })
@@ -28,7 +28,7 @@ impl Away {
     /// The thread of a queue leaves with a request.
     pub(super) fn leave(&self, queue: usize) {
         // In one order with `rest`: either this thread sees that nobody looks, or it is seen.
-        self.turns[queue].fetch_add(1, Ordering::SeqCst);
+        self.counts[queue].fetch_add(1, Ordering::SeqCst);
         if self.resting.load(Ordering::SeqCst) {
             self.wake();
         }
@@ -36,7 +36,7 @@ impl Away {
 
     /// It is back.
     pub(super) fn back(&self, queue: usize) {
-        self.turns[queue].fetch_add(1, Ordering::SeqCst);
+        self.counts[queue].fetch_add(1, Ordering::SeqCst);
     }
 
     /// Has whoever looks do so now.
@@ -47,19 +47,19 @@ impl Away {
     }
 
     /// How often the thread of each queue has left and come back.
-    pub(super) fn turns(&self) -> impl Iterator<Item = u64> + '_ {
-        self.turns.iter().map(|turn| turn.load(Ordering::SeqCst))
+    pub(super) fn counts(&self) -> impl Iterator<Item = u64> + '_ {
+        self.counts.iter().map(|count| count.load(Ordering::SeqCst))
     }
 
-    /// Whether a thread is away at this turn.
-    pub(super) fn is_away(turn: u64) -> bool {
-        turn % 2 == 1
+    /// Whether a thread is away, of which this is the count.
+    pub(super) fn is_away(count: u64) -> bool {
+        count % 2 == 1
     }
 
     /// Says that nobody looks from here on, unless a thread is away.
     pub(super) fn rest(&self) {
         self.resting.store(true, Ordering::SeqCst);
-        if self.turns().any(Self::is_away) {
+        if self.counts().any(Self::is_away) {
             self.resting.store(false, Ordering::SeqCst);
         }
     }

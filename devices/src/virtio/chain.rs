@@ -1,4 +1,4 @@
-//! A request: the memory that the driver lends for it.
+//! A request: the buffers that its descriptor chain names.
 
 use block::Buffer;
 use migration::GuestRam;

@@ -59,7 +59,7 @@ impl MmioTransport {
                 }
             }
         }
-        shared.gate.release();
+        shared.gate.open();
         // Queues that go on may have been notified meanwhile.
         shared.kick_all();
     }

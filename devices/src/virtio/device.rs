@@ -103,7 +103,7 @@ pub trait VirtioDevice: Send + Sync {
     }
 
     /// No request is processed from here on, until the device goes on.
-    fn stand(&self) {}
+    fn quiesce(&self) {}
 
     /// Whether a request of `queue` could be processed now; if not, it stays in the queue until the
     /// device wakes it.

@@ -12,7 +12,7 @@ use super::shared::Shared;
 use super::wait::{Wait, Woken};
 
 impl Shared {
-    /// Fills buffers until no packet waits, the driver lends no more, or the gate closes; what is to
+    /// Fills buffers until no packet waits, no more are available, or the gate closes; what is to
     /// be waited for then.
     pub(super) fn fill_ring<'r>(
         &'r self,
@@ -99,7 +99,7 @@ impl Shared {
         available: &mut AvailableBuffers<'r>,
     ) -> Result<bool, BadRequest> {
         if available.chains() >= usize::from(queue.size()) {
-            // A driver that lends more than it has; what is taken is given back in its order.
+            // A driver that makes more available than the queue holds; what is taken is given back in its order.
             return Ok(false);
         }
         let Some(chain) = queue.iter(&self.ram).map_err(broken)?.next() else {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::awaited::Awaited;
 use super::shared::Shared;
 use crate::locked::locked;
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 use crate::{Error, Result};
 
 /// Whether a flush is under way, perhaps one that was left behind.
@@ -75,7 +75,7 @@ impl Flusher {
             .name("flush".into())
             .stack_size(256 << 10)
             .spawn(move || {
-                threads::begin(Role::Disk);
+                threads::begin(ThreadKind::Disk);
                 let result = flushing.device.flush();
                 drop(turn);
                 // Nobody may be waiting any more.

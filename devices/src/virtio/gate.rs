@@ -8,32 +8,32 @@ use crate::locked::locked;
 
 #[derive(Debug, Default)]
 struct State {
-    /// How many want the threads to stand still.
-    holds: usize,
+    /// How many keep it closed.
+    closers: usize,
     /// Threads that exist.
     threads: usize,
-    /// Threads that stand still.
-    standing: usize,
+    /// Threads that wait at it.
+    waiting: usize,
     stop: bool,
 }
 
-/// Lets threads through while nobody holds it.
+/// Lets threads through while nobody keeps it closed.
 #[derive(Debug, Default)]
 pub(super) struct Gate {
     state: Mutex<State>,
     changed: Condvar,
-    /// Whether the gate is held or stopped; spares a lock per request.
+    /// Whether the gate is closed or stopped; spares a lock per request.
     closed: AtomicBool,
     /// Requests that threads have begun and that have not ended, with whomever they are.
     in_flight: AtomicUsize,
 }
 
-/// A thread that passes the gate, as long as it lives; also when it panics.
+/// A thread that goes through the gate, as long as it lives; also when it panics.
 #[derive(Debug)]
-pub(super) struct Passenger<'g>(&'g Gate);
+pub(super) struct GatedThread<'g>(&'g Gate);
 
 impl Gate {
-    /// Counts a thread that is about to be started, so that a hold waits for it too.
+    /// Counts a thread that is about to be started, so that whoever closes the gate waits for it too.
     pub(super) fn expect(&self) {
         locked(&self.state).threads += 1;
     }
@@ -45,11 +45,11 @@ impl Gate {
     }
 
     /// Begins the life of a thread that was expected.
-    pub(super) fn enter(&self) -> Passenger<'_> {
-        Passenger(self)
+    pub(super) fn enter(&self) -> GatedThread<'_> {
+        GatedThread(self)
     }
 
-    /// Whether a thread should finish its request and come to [`Passenger::pass`].
+    /// Whether a thread should finish its request and come to [`GatedThread::wait_open`].
     pub(super) fn closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
@@ -74,20 +74,20 @@ impl Gate {
         self.in_flight.load(Ordering::SeqCst)
     }
 
-    /// Closes the gate; threads come to stand still one by one. `wake` wakes them.
+    /// Closes the gate; threads come to wait there one by one. `wake` wakes them.
     pub(super) fn close(&self, wake: impl Fn()) {
         let mut state = locked(&self.state);
-        state.holds += 1;
+        state.closers += 1;
         self.closed.store(true, Ordering::SeqCst);
         drop(state);
         wake();
     }
 
-    /// Waits until all threads stand still behind the gate that was closed, and no request is in flight;
+    /// Waits until all threads wait at the gate that was closed, and no request is in flight;
     /// whether it is so in time.
     pub(super) fn drained_within(&self, patience: Duration) -> bool {
         let state = locked(&self.state);
-        let moving = |state: &mut State| state.standing < state.threads || self.in_flight() > 0;
+        let moving = |state: &mut State| state.waiting < state.threads || self.in_flight() > 0;
         let (mut state, _) = self
             .changed
             .wait_timeout_while(state, patience, moving)
@@ -105,18 +105,18 @@ impl Gate {
         state.threads == 0
     }
 
-    /// Opens the gate again, unless another hold remains.
-    pub(super) fn release(&self) {
+    /// Opens the gate again, unless somebody else keeps it closed.
+    pub(super) fn open(&self) {
         let mut state = locked(&self.state);
-        state.holds -= 1;
-        if state.holds == 0 {
+        state.closers -= 1;
+        if state.closers == 0 {
             self.closed.store(state.stop, Ordering::Release);
             drop(state);
             self.changed.notify_all();
         }
     }
 
-    /// Lets all threads end, held or not.
+    /// Lets all threads end, closed or not.
     pub(super) fn stop(&self) {
         locked(&self.state).stop = true;
         self.closed.store(true, Ordering::Release);
@@ -124,28 +124,28 @@ impl Gate {
     }
 }
 
-impl Passenger<'_> {
-    /// Stands still while the gate is held; `false` when the thread is to end.
-    pub(super) fn pass(&self) -> bool {
+impl GatedThread<'_> {
+    /// Waits while the gate is closed; `false` when the thread is to end.
+    pub(super) fn wait_open(&self) -> bool {
         if !self.0.closed() {
             return true;
         }
         let mut state = locked(&self.0.state);
-        state.standing += 1;
+        state.waiting += 1;
         self.0.changed.notify_all();
-        while state.holds > 0 && !state.stop {
+        while state.closers > 0 && !state.stop {
             state = self
                 .0
                 .changed
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        state.standing -= 1;
+        state.waiting -= 1;
         !state.stop
     }
 }
 
-impl Drop for Passenger<'_> {
+impl Drop for GatedThread<'_> {
     fn drop(&mut self) {
         locked(&self.0.state).threads -= 1;
         self.0.changed.notify_all();
@@ -162,8 +162,8 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(60);
 
-    /// Closes the gate and waits until all threads stand still.
-    fn hold(gate: &Gate) {
+    /// Closes the gate and waits until all threads wait at it.
+    fn close(gate: &Gate) {
         gate.close(|| {});
         assert!(gate.drained_within(LIMIT));
     }
@@ -175,8 +175,8 @@ mod tests {
                 gate.expect();
                 let (gate, rounds) = (Arc::clone(gate), Arc::clone(rounds));
                 std::thread::spawn(move || {
-                    let passenger = gate.enter();
-                    while passenger.pass() {
+                    let thread = gate.enter();
+                    while thread.wait_open() {
                         // Long enough to be met in the middle.
                         std::thread::sleep(Duration::from_micros(200));
                         rounds.fetch_add(1, Ordering::SeqCst);
@@ -187,18 +187,18 @@ mod tests {
     }
 
     #[test]
-    fn no_thread_moves_while_the_gate_is_held_and_all_do_afterwards() {
+    fn no_thread_moves_while_the_gate_is_closed_and_all_do_afterwards() {
         let (gate, rounds) = (Arc::new(Gate::default()), Arc::new(AtomicUsize::new(0)));
         let threads = threads(&gate, &rounds);
         for _ in 0..50 {
-            hold(&gate);
-            hold(&gate);
-            gate.release();
-            let held = rounds.load(Ordering::SeqCst);
+            close(&gate);
+            close(&gate);
+            gate.open();
+            let closed_at = rounds.load(Ordering::SeqCst);
             std::thread::sleep(Duration::from_micros(500));
-            assert_eq!(rounds.load(Ordering::SeqCst), held);
-            gate.release();
-            while rounds.load(Ordering::SeqCst) == held {
+            assert_eq!(rounds.load(Ordering::SeqCst), closed_at);
+            gate.open();
+            while rounds.load(Ordering::SeqCst) == closed_at {
                 std::thread::yield_now();
             }
         }
@@ -209,16 +209,16 @@ mod tests {
     }
 
     #[test]
-    fn a_held_gate_lets_threads_end() {
+    fn a_closed_gate_lets_threads_end() {
         let (gate, rounds) = (Arc::new(Gate::default()), Arc::new(AtomicUsize::new(0)));
         let threads = threads(&gate, &rounds);
-        hold(&gate);
+        close(&gate);
         gate.stop();
         for thread in threads {
             thread.join().unwrap();
         }
         // Nobody is left to wait for.
-        hold(&gate);
+        close(&gate);
     }
 
     #[test]
@@ -231,8 +231,8 @@ mod tests {
         let thread = std::thread::spawn({
             let (gate, rounds) = (Arc::clone(&gate), Arc::clone(&rounds));
             move || {
-                let passenger = gate.enter();
-                while passenger.pass() {
+                let thread = gate.enter();
+                while thread.wait_open() {
                     let _ = passed.send(());
                     let _ = wait.recv();
                     rounds.fetch_add(1, Ordering::SeqCst);
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_flight_is_waited_for_when_all_threads_stand_still() {
+    fn what_is_in_flight_is_waited_for_when_all_threads_wait() {
         let gate = Arc::new(Gate::default());
         gate.begin();
         gate.begin();
@@ -273,12 +273,12 @@ mod tests {
         let thread = std::thread::spawn({
             let gate = Arc::clone(&gate);
             move || {
-                let _passenger = gate.enter();
+                let _thread = gate.enter();
                 panic!("on purpose");
             }
         });
-        hold(&gate);
-        gate.release();
+        close(&gate);
+        gate.open();
         assert!(thread.join().is_err());
     }
 }

@@ -90,7 +90,7 @@ impl MmioTransport {
         }
         self.shared.device.go_on()?;
         *paused = false;
-        self.shared.gate.release();
+        self.shared.gate.open();
         // A notification may have been taken before the pause, or at the other host, without its
         // request; and an edge may have gone to an interrupt controller that was already saved. What
         // requests are parked for may have come meanwhile, or be here.
@@ -107,7 +107,7 @@ impl MmioTransport {
         Ok(())
     }
 
-    /// Lets the queues' threads come to stand still.
+    /// Lets the queues' threads come to wait at the gate.
     fn close(&self) {
         let mut paused = locked(&self.paused);
         if !*paused {
@@ -122,7 +122,7 @@ impl MmioTransport {
         let left = deadline.saturating_duration_since(Instant::now());
         if self.shared.gate.drained_within(left) {
             self.finish(&mut locked(&self.registers));
-            self.shared.device.stand();
+            self.shared.device.quiesce();
             return Ok(());
         }
         let awaited = locked(&self.registers).unfinished.awaited();

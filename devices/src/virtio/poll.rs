@@ -1,6 +1,6 @@
 //! Waiting for kicks and packets.
 
-// An EventFd has no safe way to lend its descriptor.
+// An EventFd has no safe way to borrow its descriptor.
 #![allow(unsafe_code)]
 
 use std::io::{self, IoSliceMut};

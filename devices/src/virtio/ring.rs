@@ -11,7 +11,7 @@ use super::announcer::{Announcer, Notice};
 use super::chain::{BadRequest, broken};
 use super::descriptors;
 use super::parked::Parked;
-use super::taken::{Lender, Origin, Taken};
+use super::taken::{Origin, RequestOwner, Taken};
 
 /// What belongs to one queue and is changed by one thread at a time.
 pub(super) struct Ring {
@@ -60,13 +60,13 @@ impl Ring {
     }
 
     /// Takes the next request: one that was parked and is to be tried again, or one that is available.
-    pub(super) fn take<L: Lender + 'static>(
+    pub(super) fn take<L: RequestOwner + 'static>(
         &mut self,
-        lender: &Arc<L>,
+        owner: &Arc<L>,
         origin: impl FnOnce(u16) -> Origin,
         arrivals: u64,
     ) -> Result<Option<Box<Taken>>, BadRequest> {
-        let ram = lender.ram();
+        let ram = owner.ram();
         let head = match self.parked.next_due(arrivals) {
             Some(head) => head,
             None => match descriptors::next_head(&mut self.queue, ram)? {
@@ -79,8 +79,8 @@ impl Ring {
         let spare = self.spare.pop();
         let mut taken = spare.unwrap_or_else(|| Box::new(Taken::new(origin)));
         let limit = usize::from(self.queue.max_size());
-        let lender = Arc::clone(lender) as Arc<dyn Lender>;
-        match taken.fill(lender, origin, descriptors, limit) {
+        let owner = Arc::clone(owner) as Arc<dyn RequestOwner>;
+        match taken.fill(owner, origin, descriptors, limit) {
             Ok(()) => Ok(Some(taken)),
             Err(bad) => {
                 self.spare.push(taken);
@@ -96,12 +96,12 @@ impl Ring {
     }
 
     /// Keeps what was a request, for the next one; whose it was.
-    pub(super) fn give_back(&mut self, mut taken: Box<Taken>) -> Option<Arc<dyn Lender>> {
-        let lender = taken.end();
+    pub(super) fn give_back(&mut self, mut taken: Box<Taken>) -> Option<Arc<dyn RequestOwner>> {
+        let owner = taken.end();
         if self.spare.len() < usize::from(self.queue.max_size()) {
             self.spare.push(taken);
         }
-        lender
+        owner
     }
 
     /// Parks a request; the driver cannot have offered more than the queue holds.

@@ -28,14 +28,14 @@ impl Shared {
         let Some(away) = &self.away else {
             return;
         };
-        let passenger = self.gate.enter();
-        let mut seen: Vec<u64> = away.turns().collect();
+        let thread = self.gate.enter();
+        let mut seen: Vec<u64> = away.counts().collect();
         // Queues whose thread is away for long.
-        let mut late = vec![false; seen.len()];
+        let mut overdue = vec![false; seen.len()];
         let mut fds = Vec::with_capacity(1 + seen.len());
         let (mut looked, mut in_vain) = (Instant::now(), 0);
-        while passenger.pass() {
-            if let Err(error) = self.wait_for_work(&mut fds, away, &late)
+        while thread.wait_open() {
+            if let Err(error) = self.wait_for_work(&mut fds, away, &overdue)
                 && error.kind() != io::ErrorKind::Interrupted
             {
                 tracing::error!(device = self.kind.name(), %error, "nobody stands in for its queues");
@@ -43,18 +43,18 @@ impl Shared {
             }
             let is_due = looked.elapsed() >= LOOK;
             let mut in_use = false;
-            for (index, turn) in away.turns().enumerate() {
-                let same = seen[index] == turn;
-                in_use |= Away::is_away(turn) || !same;
+            for (index, count) in away.counts().enumerate() {
+                let same = seen[index] == count;
+                in_use |= Away::is_away(count) || !same;
                 if !same {
-                    late[index] = false;
-                } else if is_due && Away::is_away(turn) {
-                    late[index] = true;
+                    overdue[index] = false;
+                } else if is_due && Away::is_away(count) {
+                    overdue[index] = true;
                 }
                 if is_due {
-                    seen[index] = turn;
+                    seen[index] = count;
                 }
-                if late[index] {
+                if overdue[index] {
                     try_take(&self.kicks[index]);
                     self.serve_in_place(index);
                 }
@@ -70,16 +70,19 @@ impl Shared {
         }
     }
 
-    /// Waits until it is time to look, there is something new in a queue that is late, or it is called.
+    /// Waits until it is time to look, there is something new in a queue that is overdue, or it is called.
     fn wait_for_work<'s>(
         &'s self,
         fds: &mut Vec<PollFd<'s>>,
         away: &'s Away,
-        late: &[bool],
+        overdue: &[bool],
     ) -> io::Result<()> {
         let patience = (!away.is_resting()).then_some(LOOK);
-        let late = late.iter().zip(&self.kicks).filter(|(late, _)| **late);
-        poll_kicks(fds, away.event(), late.map(|(_, kick)| kick), patience)?;
+        let overdue = overdue
+            .iter()
+            .zip(&self.kicks)
+            .filter(|(overdue, _)| **overdue);
+        poll_kicks(fds, away.event(), overdue.map(|(_, kick)| kick), patience)?;
         try_take(away.event());
         Ok(())
     }

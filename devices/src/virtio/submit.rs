@@ -12,7 +12,7 @@ use virtio_queue::QueueT;
 use super::chain::{BadRequest, broken};
 use super::disk_requests::{DiskRequests, Next};
 use super::shared::Shared;
-use super::taken::{Lender, Origin, Taken};
+use super::taken::{Origin, RequestOwner, Taken};
 use crate::locked::locked;
 
 /// Which thread serves a queue.
@@ -179,7 +179,7 @@ impl Shared {
     }
 }
 
-impl Lender for Shared {
+impl RequestOwner for Shared {
     fn ram(&self) -> &GuestRam {
         &self.ram
     }

@@ -13,8 +13,8 @@ use virtio_queue::desc::split::Descriptor;
 use super::chain::{BadRequest, Chain};
 use super::disk_requests::Asked;
 
-/// Where requests come from, and where they end.
-pub(super) trait Lender: Send + Sync {
+/// Whose requests these are: it submits them to the backend, and completes them.
+pub(super) trait RequestOwner: Send + Sync {
     /// The guest's memory.
     fn ram(&self) -> &GuestRam;
 
@@ -43,16 +43,16 @@ pub(super) struct Origin {
 
 /// A request in flight. Used again for later ones, so that taking one allocates nothing.
 pub(super) struct Taken {
-    /// Its memory, which `lender` keeps; empty without one.
+    /// Its memory, which `owner` keeps; empty without one.
     chain: Chain<'static>,
-    lender: Option<Arc<dyn Lender>>,
+    owner: Option<Arc<dyn RequestOwner>>,
     pub(super) origin: Origin,
     pub(super) asked: Asked,
     pub(super) action: Action,
 }
 
 // SAFETY: beside the chain everything is sent anyway. The chain is addresses of guest memory, which any
-// thread may access and which `lender`, that goes along, keeps; and references to atomic marks.
+// thread may access and which `owner`, that goes along, keeps; and references to atomic marks.
 unsafe impl Send for Taken {}
 
 impl Taken {
@@ -60,7 +60,7 @@ impl Taken {
     pub(super) fn new(origin: Origin) -> Self {
         Self {
             chain: Chain::new(),
-            lender: None,
+            owner: None,
             origin,
             asked: Asked {
                 request: 0,
@@ -78,18 +78,18 @@ impl Taken {
     /// When they break the rules; it is no request then.
     pub(super) fn fill(
         &mut self,
-        lender: Arc<dyn Lender>,
+        owner: Arc<dyn RequestOwner>,
         origin: Origin,
         descriptors: impl Iterator<Item = Descriptor>,
         limit: usize,
     ) -> Result<(), BadRequest> {
         self.origin = origin;
-        // SAFETY: what the reference leads to is inside of `lender`, which stays where it is and unchanged
+        // SAFETY: what the reference leads to is inside of `owner`, which stays where it is and unchanged
         // for as long as it is held. It is held until the chain has been cleared (`end`, and `drop`), and
-        // the chain is lent out for shorter than that: to functions that take any lifetime, and for as
+        // the chain is borrowed for shorter than that: to functions that take any lifetime, and for as
         // long as `self` is borrowed.
-        let ram: &'static GuestRam = unsafe { &*std::ptr::from_ref(lender.ram()) };
-        self.lender = Some(lender);
+        let ram: &'static GuestRam = unsafe { &*std::ptr::from_ref(owner.ram()) };
+        self.owner = Some(owner);
         let loaded = self.chain.load(ram, descriptors, limit);
         if loaded.is_err() {
             self.end();
@@ -103,9 +103,9 @@ impl Taken {
     }
 
     /// Stops being a request; whose it was.
-    pub(super) fn end(&mut self) -> Option<Arc<dyn Lender>> {
+    pub(super) fn end(&mut self) -> Option<Arc<dyn RequestOwner>> {
         self.chain.clear();
-        self.lender.take()
+        self.owner.take()
     }
 }
 
@@ -119,22 +119,22 @@ impl Job for Taken {
     }
 
     fn complete(self: Box<Self>, result: block::Result<()>) {
-        if let Some(lender) = self.lender.clone() {
-            lender.ended(self, result);
+        if let Some(owner) = self.owner.clone() {
+            owner.ended(self, result);
         }
     }
 
     fn park(self: Box<Self>) {
-        if let Some(lender) = self.lender.clone() {
-            lender.park(self);
+        if let Some(owner) = self.owner.clone() {
+            owner.park(self);
         }
     }
 }
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        if let Some(lender) = self.end() {
-            lender.lost();
+        if let Some(owner) = self.end() {
+            owner.lost();
         }
     }
 }

@@ -20,7 +20,7 @@ use super::registers::Registers;
 use super::ring::Ring;
 use super::shared::Shared;
 use crate::interrupt::Interrupt;
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 use crate::{Error, Result};
 
 /// Features of the transport.
@@ -35,7 +35,7 @@ pub struct MmioTransport {
     pub(super) shared: Arc<Shared>,
     pub(super) features: u64,
     pub(super) registers: Mutex<Registers>,
-    /// Whether [`MmioTransport::pause`] holds the gate.
+    /// Whether [`MmioTransport::pause`] keeps the gate closed.
     pub(super) paused: Mutex<bool>,
     pub(super) flusher: Flusher,
     threads: Vec<JoinHandle<()>>,
@@ -52,10 +52,10 @@ impl MmioTransport {
         interrupt: Arc<dyn Interrupt>,
     ) -> Result<Arc<Self>> {
         let name = device.kind().name();
-        let role = match device.kind() {
-            DeviceKind::Block => Role::Disk,
-            DeviceKind::Net => Role::Net,
-            DeviceKind::Console | DeviceKind::Rng => Role::Queue,
+        let kind = match device.kind() {
+            DeviceKind::Block => ThreadKind::Disk,
+            DeviceKind::Net => ThreadKind::Net,
+            DeviceKind::Console | DeviceKind::Rng => ThreadKind::Queue,
         };
         let features = device.features() | TRANSPORT_FEATURES;
         let event_error = |source| Error::EventFd {
@@ -101,12 +101,12 @@ impl MmioTransport {
             threads: Vec::new(),
         };
         for index in 0..transport.shared.rings.len() {
-            transport.start(role, format!("{name}-{index}"), move |shared| {
+            transport.start(kind, format!("{name}-{index}"), move |shared| {
                 shared.run(index);
             })?;
         }
         if transport.shared.away.is_some() {
-            transport.start(role, format!("{name}-s"), Shared::stand_in)?;
+            transport.start(kind, format!("{name}-s"), Shared::stand_in)?;
         }
         Ok(Arc::new(transport))
     }
@@ -114,7 +114,7 @@ impl MmioTransport {
     /// Starts a thread that stands still when the device does. Dropping the transport ends it.
     fn start(
         &mut self,
-        role: Role,
+        kind: ThreadKind,
         name: String,
         run: impl FnOnce(&Arc<Shared>) + Send + 'static,
     ) -> Result<()> {
@@ -124,7 +124,7 @@ impl MmioTransport {
             .name(name)
             .stack_size(256 << 10)
             .spawn(move || {
-                threads::begin(role);
+                threads::begin(kind);
                 run(&shared);
             });
         match thread {

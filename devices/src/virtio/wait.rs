@@ -9,7 +9,7 @@ pub(super) enum Wait {
     KickOrPatience,
     /// A kick or a packet.
     Packets,
-    /// Either, for a driver that lends too little for the largest packet and was waited for.
+    /// Either, for a driver whose available buffers are too few for the largest packet and was waited for.
     PacketsImpatiently,
     /// A kick, or that a source of packets may work again.
     Recovery,
@@ -20,6 +20,6 @@ pub(super) enum Wait {
 pub(super) enum Woken {
     /// A kick or a packet.
     ByWork,
-    /// As before, and the driver was waited for, in vain, to lend more.
+    /// As before, and the driver was waited for, in vain, to make more buffers available.
     Impatient,
 }

@@ -16,7 +16,7 @@ use super::submit::Server;
 use super::wait::{Wait, Woken};
 use crate::locked::locked;
 
-/// How long a driver that lends too little for the largest packet has to lend more.
+/// How long a driver whose available buffers are too few for the largest packet has to add some.
 const PATIENCE: Duration = Duration::from_millis(10);
 /// How long a source of packets that fails is left alone.
 const RECOVERY: Duration = Duration::from_secs(1);
@@ -24,13 +24,13 @@ const RECOVERY: Duration = Duration::from_secs(1);
 impl Shared {
     /// The life of a queue's thread.
     pub(super) fn run(self: &Arc<Self>, index: usize) {
-        let passenger = self.gate.enter();
-        let mut hands = Hands {
+        let thread = self.gate.enter();
+        let mut scratch = Scratch {
             chain: Chain::new(),
             available: AvailableBuffers::new(),
         };
         let mut wait = Wait::Kick;
-        while passenger.pass() {
+        while thread.wait_open() {
             let woken = match self.wait(index, wait) {
                 Ok(woken) => woken,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -40,7 +40,7 @@ impl Shared {
                 }
             };
             wait = self
-                .serve(index, &mut hands, woken)
+                .serve(index, &mut scratch, woken)
                 .unwrap_or_else(|error| {
                     self.need_reset(&error);
                     Wait::Kick
@@ -50,11 +50,11 @@ impl Shared {
 
     /// Processes what is in the queue on the caller's thread, and waits until none of it is in flight.
     pub(super) fn serve_once(self: &Arc<Self>, index: usize) {
-        let mut hands = Hands {
+        let mut scratch = Scratch {
             chain: Chain::new(),
             available: AvailableBuffers::new(),
         };
-        if let Err(error) = self.serve(index, &mut hands, Woken::Impatient) {
+        if let Err(error) = self.serve(index, &mut scratch, Woken::Impatient) {
             self.need_reset(&error);
         }
         while self.gate.in_flight() > 0 {
@@ -97,7 +97,7 @@ impl Shared {
     fn serve<'r>(
         self: &'r Arc<Self>,
         index: usize,
-        hands: &mut Hands<'r>,
+        scratch: &mut Scratch<'r>,
         woken: Woken,
     ) -> Result<Wait, BadRequest> {
         if !self.active() {
@@ -114,11 +114,15 @@ impl Shared {
         }
         let mut announcer = Announcer::new(queue);
         let result = match self.device.packets(index, features) {
-            Some(packets) => {
-                self.fill_ring(queue, packets, &mut hands.available, &mut announcer, woken)
-            }
+            Some(packets) => self.fill_ring(
+                queue,
+                packets,
+                &mut scratch.available,
+                &mut announcer,
+                woken,
+            ),
             None => self
-                .serve_ring(index, queue, &mut hands.chain, features, &mut announcer)
+                .serve_ring(index, queue, &mut scratch.chain, features, &mut announcer)
                 .map(|()| Wait::Kick),
         };
         // What was completed before something broke is announced too.
@@ -173,7 +177,7 @@ impl Shared {
 }
 
 /// What the thread of a queue keeps from request to request, so that taking one allocates nothing.
-struct Hands<'r> {
+struct Scratch<'r> {
     chain: Chain<'r>,
     available: AvailableBuffers<'r>,
 }

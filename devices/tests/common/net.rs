@@ -159,8 +159,8 @@ pub fn driver(wire: &Arc<Wire>, without: u64) -> (Driver, NetPort) {
 }
 
 impl Driver {
-    /// Lends a receive buffer of `len` bytes at `addr`.
-    pub fn lend(&mut self, queue: usize, addr: u64, len: u32) -> u16 {
+    /// Makes a receive buffer of `len` bytes at `addr` available.
+    pub fn add_buffer(&mut self, queue: usize, addr: u64, len: u32) -> u16 {
         let head = self.offer(queue, &[writable(addr, len)], false);
         self.notify(queue);
         head

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use devices::virtio::NetPort;
 
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 
 /// Pauses between one round of announcements and the next.
 const PAUSES: [Duration; 4] = [
@@ -53,7 +53,7 @@ impl Announcements {
         let again = thread::Builder::new()
             .name("announce".into())
             .spawn(move || {
-                threads::begin(Role::Helper);
+                threads::begin(ThreadKind::Helper);
                 repeat(&ports);
             });
         if let Err(error) = again {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use block::Claim;
 
 use crate::error::MachineError;
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 
 /// How long a source waits for a failed destination to let go of the disks before it goes on without.
 const RECLAIM_PATIENCE: Duration = Duration::from_secs(1);
@@ -117,7 +117,7 @@ impl Claims {
         }
         let thread = thread::Builder::new().name("disk-claims".into());
         thread.spawn(move || {
-            threads::begin(Role::Caretaker);
+            threads::begin(ThreadKind::Caretaker);
             if !wanted() {
                 return;
             }

@@ -2,7 +2,7 @@
 //! whether a successor has the right ones.
 
 pub(crate) mod claims;
-pub(crate) mod holds;
+pub(crate) mod exclusive_opens;
 pub(crate) mod places;
 mod samples;
 
@@ -10,13 +10,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use block::control_file::ControlFile;
-use block::{Access, BlockDevice, Claim, Content, Hold, RawImage};
+use block::{Access, BlockDevice, Claim, Content, ExclusiveOpen, RawImage};
 use migration::observation::{Observation, Side};
 use migration::wire::kind::MAX_SAMPLES;
 
 use crate::build::spec::DiskAccess;
 use crate::debug;
-use crate::disks::holds::Holds;
+use crate::disks::exclusive_opens::ExclusiveOpens;
 use crate::disks::places::{DiskPlace, DiskPlaces, Verdict};
 use crate::disks::samples::DiskSamples;
 use crate::error::MachineError;
@@ -54,11 +54,11 @@ pub(crate) struct Disk {
     pub(crate) id: String,
     pub(crate) claim: Arc<Claim>,
     image: Arc<RawImage>,
-    hold: Option<Hold>,
+    exclusive: Option<ExclusiveOpen>,
     /// Only what it holds can tell whether it is the guest's.
     doubtful: bool,
-    /// It is a block device, and its owner did not pass the hold on.
-    unheld: bool,
+    /// It is a block device, and its owner did not pass its exclusive open on.
+    not_exclusive: bool,
     faults: Option<ControlFile>,
 }
 
@@ -79,7 +79,7 @@ pub(crate) struct Disks {
     all: Vec<Disk>,
     /// Which host this is, see [`DiskPlaces`].
     host: Option<String>,
-    holds: Holds,
+    exclusive_opens: ExclusiveOpens,
 }
 
 fn open_image(disk: &DiskSource, claim: DiskClaim<'_>) -> Result<RawImage, MachineError> {
@@ -174,10 +174,10 @@ fn open(disk: &DiskSource, claim: DiskClaim<'_>, host: Option<&str>) -> Result<D
         DiskClaim::Owner => Disk {
             id: disk.id.clone(),
             claim: Arc::new(image.claim().map_err(&failed)?),
-            hold: image.hold().map_err(&failed)?,
+            exclusive: image.open_exclusively().map_err(&failed)?,
             image: Arc::new(image),
             doubtful: false,
-            unheld: false,
+            not_exclusive: false,
             faults: disk.faults.clone(),
         },
         DiskClaim::Successor(told) => {
@@ -190,24 +190,24 @@ fn open(disk: &DiskSource, claim: DiskClaim<'_>, host: Option<&str>) -> Result<D
             Disk {
                 id: disk.id.clone(),
                 claim: Arc::new(claim),
-                hold: None,
+                exclusive: None,
                 image: Arc::new(image),
                 doubtful,
-                unheld: false,
+                not_exclusive: false,
                 faults: disk.faults.clone(),
             }
         }
     };
     if let DiskClaim::Successor(told) = claim {
         let source = told.filter(|told| told.is_on(host));
-        match opened.image.hold() {
-            Ok(hold) => opened.hold = hold,
-            Err(error @ block::Error::Held { .. }) => {
+        match opened.image.open_exclusively() {
+            Ok(exclusive) => opened.exclusive = exclusive,
+            Err(error @ block::Error::OpenedExclusively { .. }) => {
                 // By the source, which alone can pass it on, or by somebody else.
                 let name = source.and_then(|source| source.holds.as_deref());
                 let name = name.ok_or_else(|| failed(error))?;
-                opened.hold = passed_on(name, opened.image.identity().device);
-                opened.unheld = opened.hold.is_none();
+                opened.exclusive = passed_on(name, opened.image.identity().device);
+                opened.not_exclusive = opened.exclusive.is_none();
             }
             Err(error) => return Err(failed(error)),
         }
@@ -215,12 +215,12 @@ fn open(disk: &DiskSource, claim: DiskClaim<'_>, host: Option<&str>) -> Result<D
     Ok(opened)
 }
 
-/// The source's hold on a block device.
-fn passed_on(name: &str, device: u64) -> Option<Hold> {
-    match holds::ask(name) {
+/// The source's exclusive open of a block device.
+fn passed_on(name: &str, device: u64) -> Option<ExclusiveOpen> {
+    match exclusive_opens::ask(name) {
         Ok(passed) => {
             let mut passed = passed.into_iter();
-            passed.find_map(|copy| Hold::from_passed(copy, device).ok())
+            passed.find_map(|copy| ExclusiveOpen::from_passed(copy, device).ok())
         }
         Err(error) => {
             tracing::warn!(%error, "the source cannot be asked for its holds on block devices");
@@ -248,10 +248,14 @@ impl Disks {
             let all = opened.collect::<Result<Vec<Disk>, MachineError>>()?;
             Ok::<_, MachineError>((all, host))
         })?;
-        let held = all.iter_mut().filter_map(|disk| disk.hold.take());
-        let holds = Holds::new(held.collect())
+        let opened = all.iter_mut().filter_map(|disk| disk.exclusive.take());
+        let exclusive_opens = ExclusiveOpens::new(opened.collect())
             .map_err(|e| MachineError::Build("be ready to pass on block devices", e))?;
-        Ok(Self { all, host, holds })
+        Ok(Self {
+            all,
+            host,
+            exclusive_opens,
+        })
     }
 
     /// Each disk, in the order of their slots.
@@ -259,9 +263,9 @@ impl Disks {
         self.all.iter()
     }
 
-    /// The holds on those that are block devices.
-    pub(crate) fn holds(&self) -> &Holds {
-        &self.holds
+    /// The exclusive opens of those that are block devices.
+    pub(crate) fn exclusive_opens(&self) -> &ExclusiveOpens {
+        &self.exclusive_opens
     }
 
     /// Where they lie; `None` where there are none.
@@ -272,7 +276,7 @@ impl Disks {
             .map(|disk| DiskPlace::of(&disk.id, &disk.image.identity()));
         (!self.all.is_empty()).then(|| DiskPlaces {
             host: self.host.clone(),
-            holds: self.holds.name().map(str::to_owned),
+            holds: self.exclusive_opens.name().map(str::to_owned),
             disks: places.collect(),
         })
     }
@@ -350,10 +354,10 @@ impl Disks {
         Ok(())
     }
 
-    /// Block devices that nobody is kept from mounting, because the source did not pass its hold on.
+    /// Block devices that nobody is kept from mounting, because the source did not pass its exclusive open on.
     pub(crate) fn warnings(&self) -> impl Iterator<Item = Observation> {
-        let unheld = self.all.iter().filter(|disk| disk.unheld);
-        unheld.map(|disk| {
+        let not_exclusive = self.all.iter().filter(|disk| disk.not_exclusive);
+        not_exclusive.map(|disk| {
             let (id, path): (_, &Path) = (&disk.id, disk.image.path());
             let message = format!(
                 "the hold on disk {id} at {} could not be passed on: nobody is kept from mounting it",

@@ -15,7 +15,7 @@ const MAX_LEN: usize = 64 << 10;
 pub struct DiskPlaces {
     /// Which host it is: the boot of its kernel.
     pub host: Option<String>,
-    /// Socket at which a successor on this host is passed the holds on block devices, if there are any.
+    /// Socket at which a successor on this host is passed the exclusive opens of block devices, if there are any.
     pub holds: Option<String>,
     /// Each disk.
     pub disks: Vec<DiskPlace>,

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use block::{BlockDevice, samples};
 use serde::{Deserialize, Serialize};
 
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 
 /// Blocks of a disk that are chosen by chance, beside those that were written last.
 const BY_CHANCE: u64 = 64;
@@ -55,7 +55,7 @@ pub(crate) enum SampleError {
 }
 
 /// An image, with the blocks of it that are looked at.
-type Wanted = (Arc<dyn BlockDevice>, Vec<u64>);
+type Requested = (Arc<dyn BlockDevice>, Vec<u64>);
 
 impl DiskSamples {
     /// Samples of these disks: identity, image, and where it was written last.
@@ -67,14 +67,14 @@ impl DiskSamples {
     ) -> Result<Self, SampleError> {
         let key = random()?;
         let mut ids = Vec::new();
-        let mut wanted: Vec<Wanted> = Vec::new();
+        let mut requested: Vec<Requested> = Vec::new();
         for (id, image, last) in disks {
             let offsets = by_chance(&*image)?.chain(last).collect::<BTreeSet<_>>();
             ids.push(id);
-            wanted.push((image, offsets.into_iter().collect()));
+            requested.push((image, offsets.into_iter().collect()));
         }
-        let hashes = read(key, wanted.clone())?;
-        let disks = ids.into_iter().zip(wanted).zip(hashes);
+        let hashes = read(key, requested.clone())?;
+        let disks = ids.into_iter().zip(requested).zip(hashes);
         Ok(Self {
             key,
             disks: disks
@@ -100,11 +100,11 @@ impl DiskSamples {
         &self,
         images: Vec<(&DiskSample, Arc<dyn BlockDevice>)>,
     ) -> Result<Vec<Option<u64>>, SampleError> {
-        let wanted = images.iter().map(|(sample, image)| {
+        let requested = images.iter().map(|(sample, image)| {
             let offsets = sample.blocks.iter().map(|&(offset, _)| offset).collect();
             (image.clone(), offsets)
         });
-        let hashes = read(self.key, wanted.collect())?;
+        let hashes = read(self.key, requested.collect())?;
         let samples = images.iter().zip(hashes);
         Ok(samples
             .map(|((sample, _), hashes)| {
@@ -139,17 +139,20 @@ fn by_chance(image: &dyn BlockDevice) -> Result<Box<dyn Iterator<Item = u64>>, S
 
 /// Hashes of all blocks, as they were asked for. A few threads read at a time; one that hangs is left
 /// behind.
-fn read(key: [u8; 32], wanted: Vec<Wanted>) -> Result<Vec<Vec<[u8; 8]>>, SampleError> {
-    let mut hashes: Vec<Vec<[u8; 8]>> = wanted
+fn read(key: [u8; 32], requested: Vec<Requested>) -> Result<Vec<Vec<[u8; 8]>>, SampleError> {
+    let mut hashes: Vec<Vec<[u8; 8]>> = requested
         .iter()
         .map(|(_, offsets)| vec![[0; 8]; offsets.len()])
         .collect();
-    let places = wanted.iter().enumerate().flat_map(|(disk, (_, offsets))| {
-        let offsets = offsets.iter().enumerate();
-        offsets.map(move |(at, &offset)| (disk, at, offset))
-    });
+    let places = requested
+        .iter()
+        .enumerate()
+        .flat_map(|(disk, (_, offsets))| {
+            let offsets = offsets.iter().enumerate();
+            offsets.map(move |(at, &offset)| (disk, at, offset))
+        });
     let places: Vec<(usize, usize, u64)> = places.collect();
-    let (work, next) = (Arc::new((wanted, places)), Arc::new(AtomicUsize::new(0)));
+    let (work, next) = (Arc::new((requested, places)), Arc::new(AtomicUsize::new(0)));
     let count = work.1.len();
     let (send, read) = channel();
     for _ in 0..AT_ONCE.min(count) {
@@ -157,7 +160,7 @@ fn read(key: [u8; 32], wanted: Vec<Wanted>) -> Result<Vec<Vec<[u8; 8]>>, SampleE
         thread::Builder::new()
             .name("disk-samples".into())
             .spawn(move || {
-                threads::begin(Role::Disk);
+                threads::begin(ThreadKind::Disk);
                 while let Some(&(disk, at, offset)) =
                     work.1.get(next.fetch_add(1, Ordering::Relaxed))
                 {

@@ -10,7 +10,7 @@ use migration::control::Control;
 
 use crate::instance::vm::{VmInstance, refuse, stop_for_good, wrong_state};
 use crate::machine::Machine;
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 use migration::observation::Observation;
 
 /// How long a migration may take to see that its guest is being ended, or that it is not.
@@ -100,7 +100,7 @@ fn give_up(control: &Control, state: VmState) -> Moving {
 fn stop_in_time(machine: Arc<Machine>) {
     let (done, stood) = channel();
     let stops = thread::Builder::new().name("stop".into()).spawn(move || {
-        threads::begin(Role::Caretaker);
+        threads::begin(ThreadKind::Caretaker);
         stop_for_good(&machine);
         // Nobody may be waiting any more.
         let _ = done.send(());

@@ -11,7 +11,7 @@ use crate::boot::refusal;
 use crate::events::GuestEvent;
 use crate::machine::Machine;
 use crate::power::PauseReason;
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 
 /// How often the vCPUs are looked at while the kernel boots.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -27,7 +27,7 @@ pub(crate) fn watch(machine: &Arc<Machine>) -> io::Result<()> {
     thread::Builder::new()
         .name("boot-watch".into())
         .spawn(move || {
-            threads::begin(Role::Caretaker);
+            threads::begin(ThreadKind::Caretaker);
             let mut before = Vec::new();
             for _ in 0..LOOKS {
                 thread::sleep(INTERVAL);

@@ -29,7 +29,7 @@ use crate::instance::vm::VmInstance;
 use crate::memory::{RamFile, Rooms};
 use crate::moving::destination::{Arrival, DiskPaths, MachineDestination, Naming};
 use crate::opener;
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 
 /// Listens as configured and takes in one guest on a thread of its own.
 ///
@@ -96,7 +96,7 @@ pub(crate) fn listen(
     thread::Builder::new()
         .name("incoming".into())
         .spawn(move || {
-            threads::begin(Role::Incoming);
+            threads::begin(ThreadKind::Incoming);
             let doorway = Doorway::new(listener, door.clone());
             take_in(&doorway, &door, arrival, &journal, &instance);
         })
@@ -135,7 +135,7 @@ fn take_in(
     instance: &Arc<VmInstance>,
 ) {
     let started = instance.clone();
-    let mut vm = MachineDestination::new(arrival, Box::new(move |machine| started.holds(machine)));
+    let mut vm = MachineDestination::new(arrival, Box::new(move |machine| started.owns(machine)));
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let waiting = Waits(instance);
         destination::wait_for_guest(listener, &mut vm, &Options::default(), &waiting, journal)

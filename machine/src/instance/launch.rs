@@ -68,7 +68,7 @@ pub fn run(
     machine
         .resume(PauseReason::NotStarted)
         .map_err(|e| e.observed(Side::Source))?;
-    instance.holds(&machine);
+    instance.owns(&machine);
     if config.kernel.is_some() && machine.spec().backend.is_pvm() {
         hang::watch(&machine)
             .map_err(|e| Observation::from_error(Side::Source, "machine.thread", &e))?;

@@ -28,7 +28,7 @@ use crate::instance::vm::{
 use crate::machine::Machine;
 use crate::moving::source::MachineSource;
 use crate::power::PauseReason;
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 
 /// Before a destination that did not answer is asked the first time.
 const ASK_FIRST: Duration = Duration::from_millis(250);
@@ -68,7 +68,7 @@ impl VmInstance {
         let spawned = thread::Builder::new()
             .name("migration".into())
             .spawn(move || {
-                threads::begin(Role::Migration);
+                threads::begin(ThreadKind::Migration);
                 let vm = MachineSource::new(machine, &instance.dir.name());
                 let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
                     source::migrate(&vm, &connector, &options, &control, &journal)

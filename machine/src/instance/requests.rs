@@ -143,9 +143,9 @@ impl Instance for Served {
         };
         // One that has ended is not told of before its disks are free.
         let core = self.wait_while(timeout, |core| {
-            core.farewell == Farewell::Holds && (!is_news(core) || core.state.is_final())
+            core.farewell == Farewell::Pending && (!is_news(core) || core.state.is_final())
         });
-        (core.farewell != Farewell::Holds).then(|| self.status_of(&core))
+        (core.farewell != Farewell::Pending).then(|| self.status_of(&core))
     }
 
     fn own_status(&self) -> VmStatus {

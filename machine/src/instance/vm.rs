@@ -25,7 +25,7 @@ use crate::instance::door::Door;
 use crate::instance::ended_jobs::EndedJobs;
 use crate::machine::Machine;
 use crate::power::PauseReason;
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 
 /// How long the guest's last output may take to the console, which never blocks.
 const LAST_OUTPUT: Duration = Duration::from_secs(10);
@@ -69,7 +69,7 @@ pub(crate) struct Core {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Farewell {
     /// It has not ended, or its disks are still claimed.
-    Holds,
+    Pending,
     /// The disks are free: it can be taken leave of.
     Leaves,
     /// All is free, and everybody may know.
@@ -123,7 +123,7 @@ impl VmInstance {
                 error: None,
                 end: None,
                 meanwhile: None,
-                farewell: Farewell::Holds,
+                farewell: Farewell::Pending,
             }),
             changed: Condvar::new(),
         })
@@ -163,7 +163,7 @@ impl VmInstance {
     /// The machine now belongs to this VM and runs, or stands still for its user.
     ///
     /// The guest may have ended already: then the VM has its final state, or is about to get it.
-    pub(crate) fn holds(&self, machine: &Arc<Machine>) {
+    pub(crate) fn owns(&self, machine: &Arc<Machine>) {
         {
             let mut core = self.lock();
             core.size = Some((machine.spec().cpus(), machine.spec().memory));
@@ -224,7 +224,7 @@ impl VmInstance {
         thread::Builder::new()
             .name("guest-end".into())
             .spawn(move || {
-                threads::begin(Role::Caretaker);
+                threads::begin(ThreadKind::Caretaker);
                 let Ok(event) = events.recv() else { return };
                 let (machine, control) = {
                     let core = instance.lock();

@@ -17,7 +17,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::file::RamFile;
 use super::ram::{self, MemoryError, allocate, layout};
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 
 /// Stripes (2 MiB) between two looks at whether the reserve is still wanted.
 const STEP: u64 = 16;
@@ -133,7 +133,7 @@ impl Reserve {
         let filling = thread::Builder::new()
             .name("reserve".into())
             .spawn(move || {
-                threads::begin(Role::Helper);
+                threads::begin(ThreadKind::Helper);
                 fill(&indexed, huge, &stop);
             })
             .map_err(MemoryError::Thread)?;

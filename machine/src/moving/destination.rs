@@ -16,7 +16,7 @@ use migration::vm::{
 use crate::boot::refusal::KvmBackend;
 use crate::build::demands;
 use crate::build::spec::MachineSpec;
-use crate::clock::Window;
+use crate::clock::TimeBounds;
 use crate::console::ConsoleHub;
 use crate::cpuid::{HostCpu, Model};
 use crate::disks::claims::Completion;
@@ -100,7 +100,7 @@ pub(crate) struct MachineDestination {
     huge: HugePages,
     run: RunStateV1,
     /// When the state was saved, as far as this host can tell.
-    saved: Window,
+    saved: TimeBounds,
 }
 
 impl MachineDestination {
@@ -113,7 +113,7 @@ impl MachineDestination {
             completion: None,
             huge: HugePages::default(),
             run: RunStateV1::Running,
-            saved: Window::default(),
+            saved: TimeBounds::default(),
         }
     }
 
@@ -293,7 +293,7 @@ impl DestinationMachine for MachineDestination {
     }
 
     fn saved_between(&mut self, earliest: Option<Instant>, latest: Instant) {
-        self.saved = Window {
+        self.saved = TimeBounds {
             earliest,
             latest: Some(latest),
         };
@@ -337,11 +337,11 @@ impl DestinationMachine for MachineDestination {
     fn warnings(&mut self) -> Vec<Observation> {
         let failures = self.machine.iter().flat_map(|m| m.announcement_failures());
         let failures = failures.map(|what| refuse("net.announce", what));
-        let unheld = self
+        let of_disks = self
             .machine
             .iter()
             .flat_map(|m| m.devices().disks.warnings());
-        failures.chain(unheld).collect()
+        failures.chain(of_disks).collect()
     }
 
     fn take_forwarded(&mut self, packets: &[u8]) -> VmResult<()> {

@@ -176,12 +176,12 @@ impl SourceDisks for MachineSource {
     fn offer_disks(&self) -> VmResult<()> {
         let devices = self.machine.devices();
         devices.claims.offer().map_err(|e| observed(&e))?;
-        devices.disks.holds().offer();
+        devices.disks.exclusive_opens().offer();
         Ok(())
     }
 
     fn reclaim_disks(&self) -> VmResult<()> {
-        self.machine.devices().disks.holds().withdraw();
+        self.machine.devices().disks.exclusive_opens().withdraw();
         self.machine
             .devices()
             .claims
@@ -209,7 +209,7 @@ impl SourceDisks for MachineSource {
     }
 
     fn hand_over_disks(&self) {
-        self.machine.devices().disks.holds().release();
+        self.machine.devices().disks.exclusive_opens().release();
         self.machine.devices().claims.release();
     }
 }

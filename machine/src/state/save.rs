@@ -12,7 +12,7 @@ use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_irqchip, kvm_pit_state2,
 };
 
-use crate::clock::{self, Passed, Window};
+use crate::clock::{self, Passed, TimeBounds};
 use crate::error::MachineError;
 use crate::kvm::os_error;
 use crate::machine::Machine;
@@ -84,14 +84,14 @@ impl Machine {
     /// # Errors
     /// When the state is damaged, of another version or machine, or KVM or a device refuses it.
     pub fn load(&self, blob: &[u8]) -> Result<RunStateV1, MachineError> {
-        self.load_saved(blob, Window::default())
+        self.load_saved(blob, TimeBounds::default())
     }
 
     /// As [`Machine::load`], of a state of which this host can tell when it was saved.
     ///
     /// # Errors
     /// As [`Machine::load`].
-    pub fn load_saved(&self, blob: &[u8], window: Window) -> Result<RunStateV1, MachineError> {
+    pub fn load_saved(&self, blob: &[u8], bounds: TimeBounds) -> Result<RunStateV1, MachineError> {
         let MachineState {
             run,
             clock: then,
@@ -106,7 +106,7 @@ impl Machine {
                 "it has {saved} vCPUs, not {here}"
             )));
         }
-        clock::load(&self.vm, &then, window)
+        clock::load(&self.vm, &then, bounds)
             .map_err(|e| MachineError::State("set the clock", e))?;
         let now = clock::save(&self.vm, self.tsc)
             .map_err(|e| MachineError::State("read the clock", e))?;

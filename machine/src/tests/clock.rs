@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::clock::{self, ClockStateV1, Window};
+use crate::clock::{self, ClockStateV1, TimeBounds};
 use crate::console::{ConsoleHub, ConsoleOutputs};
 use crate::disks::DiskClaim;
 use crate::events::GuestEvents;
@@ -34,7 +34,7 @@ fn reading(machine: &Machine) -> (Instant, ClockStateV1, Instant) {
 fn moved(
     from: Machine,
     wall: impl Fn(u64) -> Option<u64>,
-    window: impl Fn(Instant, Instant) -> Window,
+    bounds: impl Fn(Instant, Instant) -> TimeBounds,
 ) -> Machine {
     let before = Instant::now();
     let blob = from.save(RunStateV1::Running).unwrap();
@@ -48,13 +48,13 @@ fn moved(
     let (events, _ends) = GuestEvents::new();
     let console = ConsoleHub::start(ConsoleOutputs::default()).unwrap();
     let to = Machine::build_on(ram, spec, &[], DiskClaim::Owner, &console, &events).unwrap();
-    to.load_saved(&blob, window(before, after)).unwrap();
+    to.load_saved(&blob, bounds(before, after)).unwrap();
     to
 }
 
 /// What the engine knows of when the state was saved.
-fn known(before: Instant, after: Instant) -> Window {
-    Window {
+fn known(before: Instant, after: Instant) -> TimeBounds {
+    TimeBounds {
         earliest: Some(before),
         latest: Some(after),
     }
@@ -101,13 +101,13 @@ fn the_clock_goes_on_by_the_real_time_whatever_the_wall_clocks_say() {
 }
 
 #[test]
-fn without_a_window_a_wall_clock_that_is_behind_takes_nothing_back() {
+fn without_bounds_a_wall_clock_that_is_behind_takes_nothing_back() {
     if !has_kvm() {
         return;
     }
     let (machine, _ends) = machine(&COUNTING);
     let (_, then, _) = reading(&machine);
-    let machine = moved(machine, |t| Some(t + HOUR), |_, _| Window::default());
+    let machine = moved(machine, |t| Some(t + HOUR), |_, _| TimeBounds::default());
     let (_, now, _) = reading(&machine);
     assert!(now.kvmclock_ns >= then.kvmclock_ns);
     assert!(now.kvmclock_ns - then.kvmclock_ns < HOUR / 2);
@@ -122,7 +122,7 @@ fn the_same_host_keeps_the_offset_of_the_tsc() {
     let offset = |machine: &Machine| crate::kvm::ioctl::get_tsc_offset(&machine.vcpus.fd(0)).ok();
     let first = offset(&machine);
     for _ in 0..3 {
-        machine = moved(machine, Some, |_, _| Window::default());
+        machine = moved(machine, Some, |_, _| TimeBounds::default());
         assert_eq!(
             offset(&machine),
             first,

@@ -9,7 +9,7 @@ mod moving;
 mod net;
 mod probe;
 mod reset;
-mod turns;
+mod time_slice;
 
 use std::io::Write;
 use std::sync::mpsc::Receiver;

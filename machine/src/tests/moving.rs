@@ -280,7 +280,7 @@ fn a_paused_guest_whose_migration_failed_late_can_be_resumed() {
     let host = Host::new();
     let vm = Served(VmInstance::new(&host.dir("guest"), VmState::Running));
     machine.resume(PauseReason::NotStarted).unwrap();
-    vm.holds(&machine);
+    vm.owns(&machine);
     vm.pause().unwrap();
     // As the engine stops it, and lets it go on when it fails after that.
     let source = MachineSource::new(machine.clone(), "guest");
@@ -306,7 +306,7 @@ fn a_guest_whose_engine_failed_while_it_was_paused_is_not_let_go_on() {
     let host = Host::new();
     let vm = Served(VmInstance::new(&host.dir("guest"), VmState::Running));
     machine.resume(PauseReason::NotStarted).unwrap();
-    vm.holds(&machine);
+    vm.owns(&machine);
     machine.pause(PauseReason::Migration).unwrap();
 
     vm.settle(None);
@@ -340,7 +340,7 @@ fn what_a_guest_printed_last_is_with_the_console_when_its_vm_ends() {
         let machine = Arc::new(machine);
         let host = Host::new();
         let vm = Served(VmInstance::new(&host.dir("guest"), VmState::Running));
-        vm.holds(&machine);
+        vm.owns(&machine);
 
         // Without a line's end, which would be waited for.
         for byte in b"login: " {

@@ -8,8 +8,8 @@ pub mod msrs;
 mod run;
 mod shutdown;
 pub mod state;
+mod time_slice;
 mod timer;
-mod turns;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -20,11 +20,11 @@ use rustix::thread::sched_getaffinity;
 use vmm_sys_util::signal::Killable;
 
 use crate::boot::refusal::KvmBackend;
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 use gate::{Gate, Mode};
 use kick::ImmediateExit;
 pub use run::ExitHandlers;
-use turns::Turns;
+use time_slice::TimeSlices;
 
 struct Vcpu {
     fd: Arc<Mutex<VcpuFd>>,
@@ -36,7 +36,7 @@ struct Vcpu {
 pub struct VcpuSet {
     vcpus: Vec<Vcpu>,
     gate: Arc<Gate>,
-    turns: Arc<Turns>,
+    slices: Arc<TimeSlices>,
 }
 
 impl VcpuSet {
@@ -51,7 +51,7 @@ impl VcpuSet {
         let mut set = Self {
             vcpus: Vec::with_capacity(fds.len()),
             gate,
-            turns: Arc::default(),
+            slices: Arc::default(),
         };
         for (index, mut fd) in fds.into_iter().enumerate() {
             let immediate_exit = ImmediateExit::of(&mut fd);
@@ -61,14 +61,14 @@ impl VcpuSet {
                 fd: fd.clone(),
                 immediate_exit: immediate_exit.clone(),
                 gate: set.gate.clone(),
-                turns: set.turns.clone(),
+                slices: set.slices.clone(),
                 handlers: handlers.clone(),
                 backend,
             };
             let thread = thread::Builder::new()
                 .name(format!("vcpu{index}"))
                 .spawn(move || {
-                    threads::begin(Role::Vcpu);
+                    threads::begin(ThreadKind::Vcpu);
                     worker.run();
                 })?;
             set.vcpus.push(Vcpu {
@@ -92,23 +92,23 @@ impl VcpuSet {
         self.gate.wait_parked(self.vcpus.len());
     }
 
-    /// Lets the vCPUs take turns with `threads` other threads; 0 ends it. Where all of them together are
-    /// more than the processors that this process may use, each vCPU offers its own to others after each
+    /// Lets the vCPUs share the processors with `threads` other threads; 0 ends it. Where all of them together are
+    /// more than the processors that this process may use, each vCPU yields its own to others after each
     /// millisecond.
     pub fn share_processors(&self, threads: usize) {
         let scarce = sched_getaffinity(None)
             .is_ok_and(|allowed| (allowed.count() as usize) < self.vcpus.len() + threads);
-        let taken = threads > 0 && scarce;
-        self.turns.take(taken);
-        if taken {
+        let yielding = threads > 0 && scarce;
+        self.slices.set_active(yielding);
+        if yielding {
             // A guest that does not leave by itself would not see it.
             self.kick();
         }
     }
 
-    /// How often a vCPU offered its processor to others.
-    pub fn turns_given(&self) -> u64 {
-        self.turns.given()
+    /// How often a vCPU yielded its processor to others.
+    pub fn yields(&self) -> u64 {
+        self.slices.yields()
     }
 
     /// Number of vCPUs.

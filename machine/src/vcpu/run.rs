@@ -14,7 +14,7 @@ use crate::boot::refusal::KvmBackend;
 use super::gate::{Gate, Mode};
 use super::kick::ImmediateExit;
 use super::shutdown::Shutdown;
-use super::turns::{Timer, Turn, Turns};
+use super::time_slice::{TimeSlice, TimeSlices, Timer};
 use super::{delivery, exit};
 use crate::events::{GuestEvent, GuestEvents};
 
@@ -46,7 +46,7 @@ pub(super) struct Worker {
     pub(super) fd: Arc<Mutex<VcpuFd>>,
     pub(super) immediate_exit: ImmediateExit,
     pub(super) gate: Arc<Gate>,
-    pub(super) turns: Arc<Turns>,
+    pub(super) slices: Arc<TimeSlices>,
     pub(super) handlers: ExitHandlers,
     pub(super) backend: KvmBackend,
 }
@@ -70,16 +70,16 @@ enum Left {
 impl Worker {
     pub(super) fn run(self) {
         let _span = tracing::debug_span!("vcpu", index = self.index).entered();
-        let turn = Turn::new(&self.turns);
+        let slice = TimeSlice::new(&self.slices);
         while self.gate.park() == Mode::Running {
             // A thread that died of a device's mistake would never park again, and whoever pauses the
             // machine would wait for it for ever.
             let left = panic::catch_unwind(AssertUnwindSafe(|| {
                 let mut fd = self.fd.lock().unwrap_or_else(PoisonError::into_inner);
-                self.run_guest(&mut fd, &turn)
+                self.run_guest(&mut fd, &slice)
             }))
             .unwrap_or_else(|_| Left::Over(self.failed("vmm.panic", MISTAKE.into())));
-            turn.stop();
+            slice.stop();
             if let Left::Over(event) = left {
                 self.handlers.events.tell(event);
                 // A guest that is over must not be entered again when another pause ends.
@@ -88,20 +88,20 @@ impl Worker {
         }
     }
 
-    fn run_guest(&self, fd: &mut VcpuFd, turn: &Turn<'_>) -> Left {
+    fn run_guest(&self, fd: &mut VcpuFd, slice: &TimeSlice<'_>) -> Left {
         self.immediate_exit.clear();
         loop {
             if !self.gate.is_open() {
                 return self.park(fd);
             }
-            turn.begin();
+            slice.begin();
             match self.enter(fd) {
                 Ok(Came::Back) => {}
                 Ok(Came::Interrupted) => {
                     // Cleared before the gate is looked at: whoever closes the gate sets it afterwards.
                     self.immediate_exit.clear();
                     if self.gate.is_open() {
-                        turn.end();
+                        slice.end();
                     }
                 }
                 Err(event) => return Left::Over(event),

@@ -5,12 +5,12 @@ use crate::wire::control::Negotiate;
 use crate::wire::{MAX_REGIONS, MAX_STREAMS};
 
 /// Checks numbers that memory and threads will be spent on.
-pub(super) fn check_bounds(wanted: &Negotiate) -> Result<(), Error> {
+pub(super) fn check_bounds(requested: &Negotiate) -> Result<(), Error> {
     let wrong = |what: String| Err(Error::Protocol(what));
-    if !(1..=MAX_STREAMS).contains(&wanted.streams) {
-        return wrong(format!("it wants {} data streams", wanted.streams));
+    if !(1..=MAX_STREAMS).contains(&requested.streams) {
+        return wrong(format!("it wants {} data streams", requested.streams));
     }
-    let ram = &wanted.machine.ram;
+    let ram = &requested.machine.ram;
     if ram.is_empty() || ram.len() > MAX_REGIONS {
         return wrong(format!("it describes {} RAM regions", ram.len()));
     }

@@ -11,7 +11,7 @@ use crate::control::Control;
 use crate::error::Error;
 use crate::journal::Journal;
 use crate::session::SLICE;
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 use crate::transport::Listen;
 use crate::vm::DestinationVm;
 
@@ -25,7 +25,7 @@ pub(super) fn open<T>(
     let (sender, incoming) = channel();
     let reception = Reception::new(from, journal, options, Some(sender));
     thread::scope(|scope| {
-        let accepts = threads::start(scope, Role::Reception, "connections", || {
+        let accepts = threads::start(scope, ThreadKind::Reception, "connections", || {
             reception.run_guarded(scope);
         });
         let _closing = reception.stop_on_drop();

@@ -118,7 +118,7 @@ pub(super) enum Admission {
     /// It is answered.
     Known,
     /// There are too many who have said theirs.
-    Full,
+    NoPlace,
     /// Its connection was ended meanwhile.
     Ended,
 }
@@ -131,7 +131,7 @@ impl Place<'_> {
             return Admission::Ended;
         };
         if taken.known >= KNOWN {
-            return Admission::Full;
+            return Admission::NoPlace;
         }
         taken.strangers.remove(at);
         taken.known += 1;

@@ -14,7 +14,7 @@ use crate::id::MigrationId;
 use crate::journal::{Decision, Journal};
 use crate::observation::{Observation, Side};
 use crate::session::{Note, Session};
-use crate::threads::{self, Role as ThreadRole};
+use crate::threads::{self, ThreadKind};
 use crate::transport::{Connection, Listen, Within};
 use crate::wire::agreed::Agreed;
 use crate::wire::capabilities::Capabilities;
@@ -205,7 +205,7 @@ impl<'a> Reception<'a> {
             let newcomer = newcomer.clone();
             move || self.hear_once(&newcomer)
         };
-        if let Err(error) = threads::start(scope, ThreadRole::Reception, "a connection", hears) {
+        if let Err(error) = threads::start(scope, ThreadKind::Reception, "a connection", hears) {
             // Then whoever comes next waits for this one.
             tracing::debug!("{}", error.observe(Side::Destination));
             self.hear_once(&newcomer);
@@ -239,7 +239,7 @@ impl<'a> Reception<'a> {
         let patience = self.options.io_timeout;
         match place.become_known() {
             Admission::Known => {}
-            Admission::Full => {
+            Admission::NoPlace => {
                 return refuse(&*connection, patience, "migration.busy", TOO_MANY.into());
             }
             Admission::Ended => return Err(Error::Protocol("the hello came late".into())),

@@ -26,7 +26,7 @@ use crate::pages::{Counters, digest_text, full_digest, processors};
 use crate::progress::{Phase, Report, Verify};
 use crate::raw::{HashKey, Ram};
 use crate::session::{CloseOnDrop, Note, Session, Timing};
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 use crate::transport::Connection;
 use crate::vm::DestinationVm;
 use crate::wire::agreed::Agreed;
@@ -87,15 +87,15 @@ pub(super) fn take(
     };
     let result = thread::scope(|scope| {
         let _closing = CloseOnDrop(&session);
-        let heard = threads::start(scope, Role::Link, "the control connection", || {
+        let heard = threads::start(scope, ThreadKind::Link, "the control connection", || {
             session.run_control();
         });
         let result = match heard {
             Ok(_) => take.negotiate(&session, &notes),
             Err(error) => Err((error, Fate::AtSource)),
         };
-        let result = result.and_then(|wanted| match wanted {
-            Some(wanted) => take.build_and_run(&session, &notes, wanted, &counters),
+        let result = result.and_then(|requested| match requested {
+            Some(requested) => take.build_and_run(&session, &notes, requested, &counters),
             None => Ok(Step::Planned),
         });
         result.map_err(|(error, fate)| {
@@ -134,7 +134,7 @@ impl Take<'_> {
         &mut self,
         session: &Arc<Session>,
         notes: &Notes<Note>,
-    ) -> Result<Option<Wanted>, Failure> {
+    ) -> Result<Option<Requested>, Failure> {
         self.enter(Phase::Negotiate);
         self.agree(session, notes).map_err(before_commit)
     }
@@ -143,7 +143,7 @@ impl Take<'_> {
         &mut self,
         session: &Arc<Session>,
         notes: &Notes<Note>,
-    ) -> Result<Option<Wanted>, Error> {
+    ) -> Result<Option<Requested>, Error> {
         // An identifier that was decided on must not come again: its answer stands for ever.
         if self.journal.decision(self.id)?.is_some() {
             return Err(Error::GivenUp {
@@ -159,29 +159,29 @@ impl Take<'_> {
             capabilities: self.agreed.told(),
         }))?;
         let patience = session.timing().io;
-        let wanted = match message(session, notes, "negotiating", patience)? {
-            Message::Negotiate(wanted) => *wanted,
+        let requested = match message(session, notes, "negotiating", patience)? {
+            Message::Negotiate(requested) => *requested,
             other => return Err(unexpected(&other, "negotiate")),
         };
-        check_bounds(&wanted)?;
-        self.report.run_state = wanted.run_state;
-        self.report.guest_bytes = wanted.machine.ram.iter().map(|region| region.len).sum();
+        check_bounds(&requested)?;
+        self.report.run_state = requested.run_state;
+        self.report.guest_bytes = requested.machine.ram.iter().map(|region| region.len).sum();
         self.vm
-            .negotiate(&wanted.machine)
+            .negotiate(&requested.machine)
             .map_err(Error::vm("run the described machine"))?;
         let state = self
             .vm
-            .choose_state(&wanted.machine, wanted.state.as_deref())
+            .choose_state(&requested.machine, requested.state.as_deref())
             .map_err(Error::vm("load the described machine's state"))?;
         session.send(&Message::Negotiated(Negotiated { state }))?;
-        if wanted.intent == Intent::Plan {
+        if requested.intent == Intent::Plan {
             // The source says good-bye, or is gone: nothing was built either way.
             let _ = message(session, notes, "planning", patience);
             return Ok(None);
         }
         match message(session, notes, "negotiating", patience)? {
-            Message::Prepare => Ok(Some(Wanted {
-                negotiated: wanted,
+            Message::Prepare => Ok(Some(Requested {
+                negotiated: requested,
                 key: HashKey::new(&token),
             })),
             other => Err(unexpected(&other, "prepare")),
@@ -192,17 +192,17 @@ impl Take<'_> {
         &mut self,
         session: &Arc<Session>,
         notes: &Notes<Note>,
-        wanted: Wanted,
+        requested: Requested,
         counters: &Counters,
     ) -> Result<Step, Failure> {
         self.enter(Phase::Prepare);
         let ram = self
-            .build(session, &wanted.negotiated)
+            .build(session, &requested.negotiated)
             .map_err(before_commit)?;
         self.report.setup_ms = self.began.elapsed().as_secs_f64() * 1e3;
         let populate = Populate::new(&ram, self.vm.huge_pages());
-        let placed = Placed::nothing(&ram, wanted.negotiated.verify);
-        let key = (wanted.negotiated.verify == Verify::Stream).then_some(&wanted.key);
+        let placed = Placed::nothing(&ram, requested.negotiated.verify);
+        let key = (requested.negotiated.verify == Verify::Stream).then_some(&requested.key);
         let receiving = Receiving {
             ram: &ram,
             placed: &placed,
@@ -215,14 +215,14 @@ impl Take<'_> {
             // Ends the streams and the populating before their scope waits for them.
             let _closing = StopStreams(session, &populate);
             let digest = self
-                .fill(scope, notes, receiving, &wanted.negotiated)
+                .fill(scope, notes, receiving, &requested.negotiated)
                 .map_err(before_commit)?;
-            self.commit(session, notes, digest, &wanted.negotiated)
+            self.commit(session, notes, digest, &requested.negotiated)
         })
     }
 
-    fn build(&mut self, session: &Session, wanted: &Negotiate) -> Result<Ram, Error> {
-        let machine = &wanted.machine;
+    fn build(&mut self, session: &Session, requested: &Negotiate) -> Result<Ram, Error> {
+        let machine = &requested.machine;
         // Durable long before the commit can come, which without it would not be accepted.
         self.undo.reserved = true;
         let cost = self.journal.reserve(self.id, Side::Destination)?;
@@ -235,7 +235,7 @@ impl Take<'_> {
         let ram = Ram::new(&ram, &machine.ram)?;
         session.send(&Message::Prepared(Prepared {
             journal_ms: cost.as_secs_f64() * 1e3,
-            hash_bytes_per_s: (wanted.verify == Verify::Full).then(full_digest::speed),
+            hash_bytes_per_s: (requested.verify == Verify::Full).then(full_digest::speed),
             disks: self.vm.doubtful_disks(),
         }))?;
         Ok(ram)
@@ -247,10 +247,10 @@ impl Take<'_> {
         scope: &'scope Scope<'scope, 'env>,
         notes: &Notes<Note>,
         receiving: Receiving<'env>,
-        wanted: &Negotiate,
+        requested: &Negotiate,
     ) -> Result<Ready, Error> {
         let session = receiving.session;
-        let streams = wanted.streams;
+        let streams = requested.streams;
         let mut done: Vec<(u32, u64)> = vec![(0, 0); usize::from(streams)];
         let mut state: Option<Vec<u8>> = None;
         let mut placings = Placings::new();
@@ -272,7 +272,7 @@ impl Take<'_> {
                     .iter()
                     .fold(0u64, |sum, &(_, digest)| sum.wrapping_add(digest));
                 // Before the state is loaded: that may complete an access that writes to memory.
-                let digest = match wanted.verify {
+                let digest = match requested.verify {
                     Verify::Off => None,
                     Verify::Stream => Some(digest_text(sum)),
                     Verify::Full => {
@@ -300,7 +300,7 @@ impl Take<'_> {
                         self.enter(Phase::Precopy);
                     }
                     let connection = session.add_data(connection);
-                    threads::start(scope, Role::Stream, "receiving pages", move || {
+                    threads::start(scope, ThreadKind::Stream, "receiving pages", move || {
                         processors::step_back();
                         processors::spread(stream, streams);
                         session.guard(|| Receiver::new(receiving, stream, connection).run());
@@ -314,10 +314,16 @@ impl Take<'_> {
                 Some(Note::Message(Message::Extents(Extents { extents }))) => {
                     receiving.populate.expect(receiving.ram, &extents);
                     if !processors::are_few(streams) {
-                        threads::start(scope, Role::Stream, "making memory present", move || {
-                            processors::step_back();
-                            session.guard(|| receiving.populate.go_ahead(receiving.ram, &extents));
-                        })?;
+                        threads::start(
+                            scope,
+                            ThreadKind::Stream,
+                            "making memory present",
+                            move || {
+                                processors::step_back();
+                                session
+                                    .guard(|| receiving.populate.go_ahead(receiving.ram, &extents));
+                            },
+                        )?;
                     }
                 }
                 Some(Note::Message(Message::State(bytes))) if state.is_none() => {
@@ -330,7 +336,7 @@ impl Take<'_> {
                 {
                     last = Some(pass.pass);
                     // Its user may have paused it, or let it go on, since it was negotiated.
-                    self.report.run_state = pass.run_state.unwrap_or(wanted.run_state);
+                    self.report.run_state = pass.run_state.unwrap_or(requested.run_state);
                     let (earliest, latest) = placings.saved_between(pass.saved);
                     self.vm.saved_between(earliest, latest);
                     self.vm
@@ -355,7 +361,7 @@ impl Take<'_> {
 }
 
 /// What the source wants, and the key that its digest is to be made with.
-struct Wanted {
+struct Requested {
     negotiated: Negotiate,
     key: HashKey,
 }

@@ -8,7 +8,7 @@ use super::stripes::Stripe;
 use crate::PAGE_SIZE;
 use crate::progress::Verify;
 use crate::raw::{Ram, Span};
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 
 /// Bytes of guest memory per second that a host hashes at least, were it ever so busy.
 const SLOWEST: u64 = 32 << 20;
@@ -106,7 +106,7 @@ fn by_all_threads(share: impl Fn() -> u128 + Sync) -> u128 {
         .min(16);
     std::thread::scope(|scope| {
         let worker = || {
-            threads::begin(Role::Hash);
+            threads::begin(ThreadKind::Hash);
             share()
         };
         // This thread does the work of those that cannot be had.

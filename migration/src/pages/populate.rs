@@ -1,7 +1,7 @@
 //! Making destination memory present before data lands in it, and only there.
 //!
 //! First touch costs the destination more than receiving: a fault for each small page. A stripe that
-//! is announced to be full of data is backed by a huge page instead, where that is cheaper, by whoever
+//! is announced to be all data is backed by a huge page instead, where that is cheaper, by whoever
 //! comes to it first: a thread that goes ahead of the data, or the stream whose data arrives. Without a
 //! processor to spare nobody goes ahead: what a stream zeroed itself is in its cache when data comes.
 
@@ -21,8 +21,8 @@ const RUN_BY_COLLAPSE: u64 = 8;
 /// The same by advice, where a call costs little: no more than the cache still holds when data arrives.
 const RUN_BY_ADVICE: u64 = 2;
 
-/// The stripe will be full of data.
-const FULL: u8 = 1;
+/// All of the stripe will be data.
+const ALL_DATA: u8 = 1;
 /// It is present, or could not be made so.
 const DONE: u8 = 2;
 
@@ -61,15 +61,16 @@ impl Populate {
     }
 
     /// Makes the pages of `span`, which lies in one stripe and is about to be filled for the first
-    /// time, present, and with them the stripes around it that will be full.
+    /// time, present, and with them the stripes around it that will be all data.
     pub fn claim(&self, ram: &Ram, span: Span) {
         let stripe = stripe_of(ram, span);
         let seen = self.state(ram, stripe).load(Ordering::Relaxed);
         if seen & DONE != 0 {
             return;
         }
-        if seen & FULL != 0 || span == stripe {
-            self.state(ram, stripe).fetch_or(FULL, Ordering::Relaxed);
+        if seen & ALL_DATA != 0 || span == stripe {
+            self.state(ram, stripe)
+                .fetch_or(ALL_DATA, Ordering::Relaxed);
             self.make_present(ram, stripe);
         } else if span.pages >= WORTH {
             // On failure the pages are made present one by one as they are filled.
@@ -81,7 +82,7 @@ impl Populate {
     pub fn expect(&self, ram: &Ram, extents: &[(u64, u64)]) {
         let pieces = extents.iter().flat_map(|&extent| pieces(ram, extent));
         for piece in pieces.filter(|&piece| piece == stripe_of(ram, piece)) {
-            self.state(ram, piece).fetch_or(FULL, Ordering::Relaxed);
+            self.state(ram, piece).fetch_or(ALL_DATA, Ordering::Relaxed);
         }
     }
 
@@ -106,26 +107,26 @@ impl Populate {
         &self.stripes[region.stripe_of(stripe.page) as usize]
     }
 
-    /// Makes all full stripes present that are in one run with `stripe`.
+    /// Makes all stripes of nothing but data present that are in one run with `stripe`.
     fn make_present(&self, ram: &Ram, stripe: Span) {
         let number = stripe.page / STRIPE_PAGES / self.run;
-        let turn = &self.runs[number as usize % self.runs.len()];
-        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = &self.runs[number as usize % self.runs.len()];
+        let _lock = lock.lock().unwrap_or_else(PoisonError::into_inner);
         let pages = ram.regions()[stripe.region].pages();
         let first = number * self.run * STRIPE_PAGES;
         let end = (first + self.run * STRIPE_PAGES).min(pages);
-        let wanted = |page: u64| {
+        let is_due = |page: u64| {
             let state = self.state(ram, Span { page, ..stripe });
-            state.load(Ordering::Relaxed) == FULL
+            state.load(Ordering::Relaxed) == ALL_DATA
         };
         let mut page = first;
         while page < end {
-            if !wanted(page) {
+            if !is_due(page) {
                 page += STRIPE_PAGES;
                 continue;
             }
             let from = page;
-            while page < end && wanted(page) {
+            while page < end && is_due(page) {
                 page += STRIPE_PAGES;
             }
             let span = Span {

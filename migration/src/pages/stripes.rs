@@ -82,7 +82,7 @@ impl Owners {
 struct Rest(AtomicU64);
 
 #[derive(Debug, Clone, Copy)]
-enum Side {
+enum End {
     Front,
     Back,
 }
@@ -99,13 +99,13 @@ impl Rest {
 
     /// Takes `most` stripes and at most half of the rest, so that little is left to wait for when others
     /// have come to their ends.
-    fn take(&self, most: u64, side: Side) -> Option<Range<u64>> {
+    fn take(&self, most: u64, end: End) -> Option<Range<u64>> {
         let cut = |word| {
             let rest = Self::range(word);
             let count = (rest.end - rest.start).div_ceil(2).min(most);
-            match side {
-                Side::Front => (rest.start..rest.start + count, rest.start + count..rest.end),
-                Side::Back => (rest.end - count..rest.end, rest.start..rest.end - count),
+            match end {
+                End::Front => (rest.start..rest.start + count, rest.start + count..rest.end),
+                End::Back => (rest.end - count..rest.end, rest.start..rest.end - count),
             }
         };
         let before = self
@@ -143,7 +143,7 @@ impl Lanes {
     /// are taken. They lie in one lane, ascending.
     pub fn take(&self, stream: u16, most: u64) -> Option<impl Iterator<Item = u64> + use<>> {
         let own = self.rests.get(usize::from(stream))?;
-        let (lane, taken) = match own.take(most, Side::Front) {
+        let (lane, taken) = match own.take(most, End::Front) {
             Some(taken) => (u64::from(stream), taken),
             None if self.takes_over => self.take_over(most)?,
             None => return None,
@@ -163,7 +163,7 @@ impl Lanes {
             if rest.left() == 0 {
                 return None;
             }
-            if let Some(taken) = rest.take(most, Side::Back) {
+            if let Some(taken) = rest.take(most, End::Back) {
                 return Some((lane, taken));
             }
         }

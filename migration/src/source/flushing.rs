@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::control::Control;
 use crate::error::Error;
 use crate::session::Session;
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 use crate::vm::SourceDisks;
 
 /// From one flush to the next while the guest is not about to be stopped.
@@ -20,7 +20,7 @@ const FRESH: Duration = Duration::from_millis(100);
 
 #[derive(Default)]
 struct State {
-    wanted: bool,
+    requested: bool,
     running: bool,
     over: bool,
     /// When the last one that ended had begun, and how long it took.
@@ -38,17 +38,17 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until a flush is wanted; `false` when none will be.
-    fn wait_wanted(&self) -> bool {
+    /// Waits until a flush is requested; `false` when none will be.
+    fn wait_requested(&self) -> bool {
         let mut state = self.lock();
-        while !state.wanted && !state.over {
+        while !state.requested && !state.over {
             state = self
                 .changed
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
         state.running = !state.over;
-        state.wanted = false;
+        state.requested = false;
         state.running
     }
 
@@ -81,9 +81,9 @@ impl<'env> Flushing<'env> {
             disks,
             shared: shared.clone(),
         };
-        threads::start(scope, Role::Flush, "flushing the disks", move || {
+        threads::start(scope, ThreadKind::Flush, "flushing the disks", move || {
             session.guard(|| {
-                while shared.wait_wanted() {
+                while shared.wait_requested() {
                     let began = Instant::now();
                     let flushed = disks.flush_disks();
                     shared.ended(began);
@@ -101,7 +101,7 @@ impl<'env> Flushing<'env> {
     pub fn begin(&self) {
         let mut state = self.shared.lock();
         if !state.running {
-            state.wanted = true;
+            state.requested = true;
             self.shared.changed.notify_all();
         }
     }
@@ -118,13 +118,13 @@ impl<'env> Flushing<'env> {
     /// Whether one is under way or about to begin.
     pub fn is_busy(&self) -> bool {
         let state = self.shared.lock();
-        state.running || state.wanted
+        state.running || state.requested
     }
 
     /// Whether the next would find little: one ended lately, or nothing was written since.
     pub fn is_fresh(&self) -> bool {
         let state = self.shared.lock();
-        if state.running || state.wanted {
+        if state.running || state.requested {
             return false;
         }
         let ended_lately = |(began, took): (Instant, Duration)| (began + took).elapsed() <= FRESH;

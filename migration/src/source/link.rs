@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::pages::processors;
 use crate::pages::sender::{Pass, Sender, Sending};
 use crate::session::{Note, Session};
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 use crate::transport::Connection;
 use crate::wire::agreed::Agreed;
 use crate::wire::control::Message;
@@ -41,7 +41,7 @@ impl<'s> Link<'s> {
             threads: Vec::new(),
         };
         let reads = move || session.run_control();
-        let thread = threads::start(scope, Role::Link, "the control connection", reads)?;
+        let thread = threads::start(scope, ThreadKind::Link, "the control connection", reads)?;
         link.threads.push(thread);
         Ok(link)
     }
@@ -66,7 +66,7 @@ impl<'s> Link<'s> {
                 Sender::new(&sending, stream.into(), connection).run(&passes);
             });
         };
-        let sends = threads::start(scope, Role::Stream, "sending pages", sends)?;
+        let sends = threads::start(scope, ThreadKind::Stream, "sending pages", sends)?;
         self.passes.push(pass);
         self.threads.push(sends);
         Ok(())
@@ -85,16 +85,16 @@ impl<'s> Link<'s> {
         }
     }
 
-    /// Waits for the next message from the destination, other notes aside, as long as it is `wanted`.
+    /// Waits for the next message from the destination, other notes aside, as long as `may_go_on` says so.
     pub fn answer(
         &self,
         operation: &'static str,
         patience: Duration,
-        wanted: impl Fn() -> Result<(), Error>,
+        may_go_on: impl Fn() -> Result<(), Error>,
     ) -> Result<Message, Error> {
         let until = Instant::now() + patience;
         loop {
-            wanted()?;
+            may_go_on()?;
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(Error::NoAnswer {

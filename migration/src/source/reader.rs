@@ -5,7 +5,7 @@ use std::thread::{Scope, ScopedJoinHandle};
 
 use crate::error::Error;
 use crate::session::Session;
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 use crate::transport::{Connection, Within};
 use crate::wire::batch::{BATCH_LEN, BatchHeader, BatchKind};
 
@@ -19,7 +19,7 @@ pub(super) fn start<'s>(
     let session = session.clone();
     threads::start(
         scope,
-        Role::Reader,
+        ThreadKind::Reader,
         "reading a data connection",
         move || {
             session.guard(|| run(&session, stream, &*connection));

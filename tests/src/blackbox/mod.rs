@@ -3,8 +3,8 @@
 
 pub mod clock_ledger;
 pub mod console;
-pub mod gate;
 pub mod guest;
+pub mod guest_lock;
 pub mod images;
 pub mod leftovers;
 pub mod migration;
@@ -18,8 +18,8 @@ pub mod wait;
 pub mod wire;
 
 pub use console::Console;
-pub use gate::{Gate, gate};
 pub use guest::Guest;
+pub use guest_lock::{GuestLock, guest_lock};
 pub use migration::{Ended, Migration};
 pub use pair::Pair;
 pub use vms::{Vms, error_text, fails, kill, one_json, signal};

@@ -10,7 +10,6 @@ mod detach;
 mod dispatch;
 mod event_loop;
 mod generate;
-mod hold;
 mod jobs;
 mod launcher;
 mod list;
@@ -25,6 +24,7 @@ mod report;
 mod run;
 mod terminal;
 mod vm;
+mod vm_process;
 mod wait;
 mod wording;
 

@@ -8,8 +8,8 @@ use migration::address::Address;
 use migration::observation::Observation;
 
 use super::args::ReceiveArgs;
-use super::hold::{Attachment, Confined, hold};
 use super::launcher::Launcher;
+use super::vm_process::{Attachment, Confined, run_vm};
 use super::{detach, names};
 use crate::logging::LogOptions;
 use control::output::Output;
@@ -53,7 +53,7 @@ pub(super) fn run(
         },
         ..Confined::new(sandbox)
     };
-    hold(
+    run_vm(
         dir,
         attachment,
         confinement,

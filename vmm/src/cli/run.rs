@@ -6,8 +6,8 @@ use machine::config::RunOptions;
 use migration::observation::Observation;
 
 use super::args::RunArgs;
-use super::hold::{Attachment, Confined, hold};
 use super::launcher::Launcher;
+use super::vm_process::{Attachment, Confined, run_vm};
 use super::{detach, wait};
 use crate::logging::LogOptions;
 use control::output::Output;
@@ -51,7 +51,7 @@ pub(super) fn run(
     if detached_child {
         detach::leave_session();
     }
-    hold(
+    run_vm(
         dir,
         attachment,
         confinement,

@@ -103,9 +103,9 @@ pub(super) const PACE: Group = Group {
     calls: calls![SYS_getpriority, SYS_setpriority, SYS_sched_setaffinity],
 };
 
-pub(super) const TURNS: Group = Group {
-    name: "turns",
-    why: "a timer of its own, after which it lets others run",
+pub(super) const TIME_SLICE: Group = Group {
+    name: "time-slice",
+    why: "a timer of its own, after which it yields its processor",
     calls: calls![SYS_timer_create, SYS_timer_settime, SYS_timer_delete],
 };
 

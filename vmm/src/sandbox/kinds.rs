@@ -4,7 +4,7 @@ use super::call::Group;
 use super::calls::{
     ACCEPT, API, BUILD, CANCEL, CLAIMS, CONNECT, DIRTY_LOG, DISK, EVENTS, FILES, GUEST_RAM,
     MACHINE_STATE, OPEN_TAP, PACE, PAGES, REOPEN, RUN_VCPU, SPAWN, START, TAP, TERMINAL, THREAD,
-    TRANSFER, TURNS,
+    TIME_SLICE, TRANSFER,
 };
 
 /// A kind of thread in the process of a VM.
@@ -26,7 +26,7 @@ pub enum Kind {
     Keyboard,
     /// Looks after the guest's end, its boot under kvm_pvm, and the claims of its disks.
     Caretaker,
-    /// Passes the hold on block devices to a successor on this host.
+    /// Passes the exclusive open of block devices to a successor on this host.
     Holder,
     /// Serves the control socket.
     Control,
@@ -106,7 +106,7 @@ impl Kind {
     /// What it does itself, beside what every thread does.
     pub(super) fn own(self) -> &'static [&'static Group] {
         match self {
-            Self::Vcpu => &[&RUN_VCPU, &TURNS, &EVENTS, &TAP],
+            Self::Vcpu => &[&RUN_VCPU, &TIME_SLICE, &EVENTS, &TAP],
             Self::Disk => &[&DISK, &EVENTS],
             Self::Net => &[&EVENTS, &TAP],
             Self::Queue | Self::Helper | Self::Hash => &[&EVENTS],

@@ -94,12 +94,12 @@ pub fn enter(
     let status = files::limit(&grants(dir, places)).map_err(|e| failed("limit files", &e))?;
     missing.extend(files::missing(status));
     migration::os::on_denial(refused::latest);
-    migration::threads::STARTED.set(|role| begin(role.into()));
-    devices::threads::STARTED.set(|role| begin(role.into()));
-    machine::threads::STARTED.set(|role| begin(role.into()));
-    control::threads::STARTED.set(|role| match role {
-        control::threads::Role::Server => begin(Kind::Control),
-        control::threads::Role::Request => inherit(Kind::Control),
+    migration::threads::STARTED.set(|kind| begin(kind.into()));
+    devices::threads::STARTED.set(|kind| begin(kind.into()));
+    machine::threads::STARTED.set(|kind| begin(kind.into()));
+    control::threads::STARTED.set(|kind| match kind {
+        control::threads::ThreadKind::Server => begin(Kind::Control),
+        control::threads::ThreadKind::Request => inherit(Kind::Control),
     });
     tracing::info!(?sandbox, ?missing, "the process is confined");
     Ok(missing)
@@ -186,44 +186,44 @@ fn broken(why: &str) -> Observation {
     )
 }
 
-impl From<migration::threads::Role> for Kind {
-    fn from(role: migration::threads::Role) -> Self {
-        use migration::threads::Role;
-        match role {
-            Role::Link => Self::Link,
-            Role::Stream => Self::Stream,
-            Role::Reader => Self::Reader,
-            Role::Hash => Self::Hash,
-            Role::Flush => Self::Flush,
-            Role::Reception => Self::Reception,
+impl From<migration::threads::ThreadKind> for Kind {
+    fn from(kind: migration::threads::ThreadKind) -> Self {
+        use migration::threads::ThreadKind;
+        match kind {
+            ThreadKind::Link => Self::Link,
+            ThreadKind::Stream => Self::Stream,
+            ThreadKind::Reader => Self::Reader,
+            ThreadKind::Hash => Self::Hash,
+            ThreadKind::Flush => Self::Flush,
+            ThreadKind::Reception => Self::Reception,
         }
     }
 }
 
-impl From<devices::threads::Role> for Kind {
-    fn from(role: devices::threads::Role) -> Self {
-        use devices::threads::Role;
-        match role {
-            Role::Disk => Self::Disk,
-            Role::Net => Self::Net,
-            Role::Queue => Self::Queue,
-            Role::Helper => Self::Helper,
+impl From<devices::threads::ThreadKind> for Kind {
+    fn from(kind: devices::threads::ThreadKind) -> Self {
+        use devices::threads::ThreadKind;
+        match kind {
+            ThreadKind::Disk => Self::Disk,
+            ThreadKind::Net => Self::Net,
+            ThreadKind::Queue => Self::Queue,
+            ThreadKind::Helper => Self::Helper,
         }
     }
 }
 
-impl From<machine::threads::Role> for Kind {
-    fn from(role: machine::threads::Role) -> Self {
-        use machine::threads::Role;
-        match role {
-            Role::Vcpu => Self::Vcpu,
-            Role::Disk => Self::Disk,
-            Role::Helper => Self::Helper,
-            Role::Console => Self::Console,
-            Role::Caretaker => Self::Caretaker,
-            Role::Holder => Self::Holder,
-            Role::Migration => Self::Migration,
-            Role::Incoming => Self::Incoming,
+impl From<machine::threads::ThreadKind> for Kind {
+    fn from(kind: machine::threads::ThreadKind) -> Self {
+        use machine::threads::ThreadKind;
+        match kind {
+            ThreadKind::Vcpu => Self::Vcpu,
+            ThreadKind::Disk => Self::Disk,
+            ThreadKind::Helper => Self::Helper,
+            ThreadKind::Console => Self::Console,
+            ThreadKind::Caretaker => Self::Caretaker,
+            ThreadKind::Holder => Self::Holder,
+            ThreadKind::Migration => Self::Migration,
+            ThreadKind::Incoming => Self::Incoming,
         }
     }
 }

@@ -13,7 +13,7 @@ use virtio_bindings::virtio_blk::*;
 use super::device::read_config_space;
 use super::disk_requests::DiskRequests;
 use super::{DeviceKind, DeviceStateV1, VirtioDevice};
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 use crate::{Error, Result};
 use config::{LEN, QUEUE_SIZE, config_space};
 
@@ -67,7 +67,7 @@ impl Block {
     /// # Errors
     /// When the threads cannot be started.
     pub fn over(disk: Arc<dyn BlockDevice>, config: BlockConfig) -> Result<Self> {
-        let pool = Pool::new(disk, || threads::begin(Role::Disk));
+        let pool = Pool::new(disk, || threads::begin(ThreadKind::Disk));
         let pool = pool.map_err(|source| Error::Disk { source })?;
         Ok(Self::new(Arc::new(pool), config))
     }

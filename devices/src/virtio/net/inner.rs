@@ -45,8 +45,8 @@ pub(super) struct Inner {
     /// Whether packets pass now; locked while the backend changes, or is used beside the queues.
     pub(super) passing: Mutex<bool>,
     /// Packets that waited for the guest elsewhere; whether there are any spares a lock per packet.
-    pub(super) late: Mutex<VecDeque<Vec<u8>>>,
-    pub(super) has_late: AtomicBool,
+    pub(super) forwarded: Mutex<VecDeque<Vec<u8>>>,
+    pub(super) has_forwarded: AtomicBool,
     pub(super) notifier: OnceLock<ConfigNotifier>,
     pub(super) wakers: OnceLock<Vec<QueueWaker>>,
     pub(super) complaints: AtomicU32,
@@ -106,10 +106,11 @@ impl Inner {
         }
     }
 
-    pub(super) fn next_late(&self) -> Option<Vec<u8>> {
-        let mut late = locked(&self.late);
-        let packet = late.pop_front();
-        self.has_late.store(!late.is_empty(), Ordering::SeqCst);
+    pub(super) fn next_forwarded(&self) -> Option<Vec<u8>> {
+        let mut forwarded = locked(&self.forwarded);
+        let packet = forwarded.pop_front();
+        self.has_forwarded
+            .store(!forwarded.is_empty(), Ordering::SeqCst);
         packet
     }
 

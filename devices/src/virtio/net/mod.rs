@@ -57,7 +57,7 @@ pub struct Net {
 
 /// What a queue is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Role {
+enum QueueKind {
     Receive(u16),
     Transmit(u16),
     Control,
@@ -105,8 +105,8 @@ impl Net {
             announcing: AtomicBool::new(false),
             offloads: AtomicU32::new(0),
             passing: Mutex::new(false),
-            late: Mutex::default(),
-            has_late: AtomicBool::new(false),
+            forwarded: Mutex::default(),
+            has_forwarded: AtomicBool::new(false),
             notifier: OnceLock::new(),
             wakers: OnceLock::new(),
             complaints: AtomicU32::new(0),
@@ -124,7 +124,7 @@ impl Net {
         Ok((net, port))
     }
 
-    fn role(&self, queue: usize, features: u64) -> Role {
+    fn queue_kind(&self, queue: usize, features: u64) -> QueueKind {
         let pairs = if features & (1 << VIRTIO_NET_F_MQ) != 0 {
             self.inner.config.pairs
         } else {
@@ -134,14 +134,14 @@ impl Net {
         let index = queue as u16;
         if index < 2 * pairs {
             if index.is_multiple_of(2) {
-                Role::Receive(index / 2)
+                QueueKind::Receive(index / 2)
             } else {
-                Role::Transmit(index / 2)
+                QueueKind::Transmit(index / 2)
             }
         } else if index == 2 * pairs && features & (1 << VIRTIO_NET_F_CTRL_VQ) != 0 {
-            Role::Control
+            QueueKind::Control
         } else {
-            Role::None
+            QueueKind::None
         }
     }
 }
@@ -193,9 +193,9 @@ impl VirtioDevice for Net {
     }
 
     fn packets(&self, queue: usize, features: u64) -> Option<&dyn Packets> {
-        match self.role(queue, features) {
-            Role::Receive(pair) => Some(self.receivers.get(usize::from(pair))?),
-            Role::Transmit(_) | Role::Control | Role::None => None,
+        match self.queue_kind(queue, features) {
+            QueueKind::Receive(pair) => Some(self.receivers.get(usize::from(pair))?),
+            QueueKind::Transmit(_) | QueueKind::Control | QueueKind::None => None,
         }
     }
 
@@ -223,7 +223,7 @@ impl VirtioDevice for Net {
         Ok(())
     }
 
-    fn stand(&self) {
+    fn quiesce(&self) {
         *locked(&self.inner.passing) = false;
     }
 
@@ -233,10 +233,10 @@ impl VirtioDevice for Net {
         chain: &mut Chain<'_>,
         features: u64,
     ) -> std::result::Result<u32, BadRequest> {
-        match self.role(queue, features) {
-            Role::Transmit(pair) => self.inner.transmit(pair, chain),
-            Role::Control => control::command(&self.inner, chain),
-            Role::Receive(_) | Role::None => Ok(0),
+        match self.queue_kind(queue, features) {
+            QueueKind::Transmit(pair) => self.inner.transmit(pair, chain),
+            QueueKind::Control => control::command(&self.inner, chain),
+            QueueKind::Receive(_) | QueueKind::None => Ok(0),
         }
     }
 

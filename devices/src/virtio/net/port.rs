@@ -76,8 +76,8 @@ impl NetPort {
             });
         }
         if let Some(inner) = self.0.upgrade() {
-            locked(&inner.late).extend(packets);
-            inner.has_late.store(true, Ordering::SeqCst);
+            locked(&inner.forwarded).extend(packets);
+            inner.has_forwarded.store(true, Ordering::SeqCst);
             if let Some(waker) = inner.wakers.get().and_then(|wakers| wakers.first()) {
                 waker.wake();
             }

@@ -68,8 +68,8 @@ impl Receiver {
     /// Puts the next packet into the available memory: its length, and that of the memory.
     fn fetch(&self, available: &mut AvailableBuffers<'_>) -> io::Result<(u64, u64)> {
         if self.pair == 0
-            && self.inner.has_late.load(Ordering::SeqCst)
-            && let Some(packet) = self.inner.next_late()
+            && self.inner.has_forwarded.load(Ordering::SeqCst)
+            && let Some(packet) = self.inner.next_forwarded()
         {
             let (len, room) = (packet.len() as u64, available.len());
             if len <= room {

@@ -25,7 +25,7 @@ impl Take<'_> {
         session: &Session,
         notes: &Notes<Note>,
         ready: Ready,
-        wanted: &Negotiate,
+        requested: &Negotiate,
     ) -> Result<Step, Failure> {
         self.enter(Phase::Ready);
         let has_digest = ready.digest.is_some();
@@ -35,7 +35,7 @@ impl Take<'_> {
         session
             .send(&Message::Ready(ready))
             .map_err(before_commit)?;
-        if let Err(failure) = self.hear_decision(session, notes, wanted.verify) {
+        if let Err(failure) = self.hear_decision(session, notes, requested.verify) {
             // What a source says in place of its commit, it says before it.
             if matches!(failure.0, Error::Peer(_)) {
                 self.doubt = Doubt::None;

@@ -1,9 +1,9 @@
-//! Turns: on a host with fewer processors than threads that want one, a vCPU whose guest is moved lets
-//! the others run after each millisecond.
+//! Time slices: on a host with fewer processors than threads that want one, a vCPU whose guest is moved yields
+//! it after each millisecond.
 //!
 //! The scheduler takes a processor from a vCPU at its tick (4 ms at 250 Hz), and the threads that waited
 //! for it meanwhile then catch up, for twice as long where there are two: gaps that the guest sees, and a
-//! move that waits. Shorter turns shorten both.
+//! move that waits. Shorter time slices shorten both.
 
 // The timer of a thread is made by calls of the kernel's that no library wraps.
 #![allow(unsafe_code)]
@@ -15,63 +15,63 @@ use std::time::Duration;
 
 use super::kick;
 
-/// How long a vCPU keeps its processor. An interruption costs some microseconds.
-const TURN: Duration = Duration::from_millis(1);
+/// How long a vCPU keeps its processor before it yields. An interruption costs some microseconds.
+const SLICE: Duration = Duration::from_millis(1);
 
-/// Whether the vCPUs of a machine take turns with other threads.
+/// Whether the vCPUs of a machine yield their processors to other threads after each time slice.
 #[derive(Default)]
-pub(super) struct Turns {
-    taken: AtomicBool,
-    given: AtomicU64,
+pub(super) struct TimeSlices {
+    active: AtomicBool,
+    yields: AtomicU64,
 }
 
-impl Turns {
-    /// Begins or ends them. Seen by a vCPU when it next leaves the guest.
-    pub(super) fn take(&self, taken: bool) {
-        self.taken.store(taken, Ordering::SeqCst);
+impl TimeSlices {
+    /// Begins or ends the yielding. Seen by a vCPU when it next leaves the guest.
+    pub(super) fn set_active(&self, active: bool) {
+        self.active.store(active, Ordering::SeqCst);
     }
 
-    /// How many turns ended in a processor being offered to others.
-    pub(super) fn given(&self) -> u64 {
-        self.given.load(Ordering::Relaxed)
+    /// How often a vCPU yielded its processor.
+    pub(super) fn yields(&self) -> u64 {
+        self.yields.load(Ordering::Relaxed)
     }
 
-    fn are_taken(&self) -> bool {
-        self.taken.load(Ordering::SeqCst)
+    fn is_active(&self) -> bool {
+        self.active.load(Ordering::SeqCst)
     }
 }
 
-/// The turns of the calling vCPU thread.
-pub(super) struct Turn<'a> {
-    turns: &'a Turns,
+/// The time slices of the calling vCPU thread.
+pub(super) struct TimeSlice<'a> {
+    slices: &'a TimeSlices,
     timer: OnceCell<Option<Timer>>,
     /// Whether the timer is set.
     running: Cell<bool>,
 }
 
-impl<'a> Turn<'a> {
-    pub(super) fn new(turns: &'a Turns) -> Self {
+impl<'a> TimeSlice<'a> {
+    pub(super) fn new(slices: &'a TimeSlices) -> Self {
         Self {
-            turns,
+            slices,
             timer: OnceCell::new(),
             running: Cell::new(false),
         }
     }
 
-    /// Called before each entry into the guest: a turn begins if none is running and turns are taken.
+    /// Called before each entry into the guest: a time slice begins if none is running and vCPUs yield.
     pub(super) fn begin(&self) {
-        match (self.running.get(), self.turns.are_taken()) {
+        match (self.running.get(), self.slices.is_active()) {
             (false, true) => {}
             (true, false) => return self.stop(),
             _ => return,
         }
         let timer = self.timer.get_or_init(|| {
             Timer::new()
-                .inspect_err(|e| tracing::warn!("vCPUs take no turns: no timer: {e}"))
+                .inspect_err(|e| tracing::warn!("vCPUs do not yield: no timer: {e}"))
                 .ok()
         });
         self.running.set(timer.is_some());
-        self.set(TURN);
+        self.set(SLICE);
     }
 
     /// Called when the vCPU is to stand still: nothing interrupts it then.
@@ -87,12 +87,12 @@ impl<'a> Turn<'a> {
         }
     }
 
-    /// Called when a signal interrupted the guest: its turn is over, others run first.
+    /// Called when a signal interrupted the guest: its time slice is over, others run first.
     pub(super) fn end(&self) {
         if self.running.get() {
             std::thread::yield_now();
-            self.turns.given.fetch_add(1, Ordering::Relaxed);
-            self.set(TURN);
+            self.slices.yields.fetch_add(1, Ordering::Relaxed);
+            self.set(SLICE);
         }
     }
 }

@@ -24,30 +24,30 @@ fn spinning(cpus: u32) -> Probe {
     probe
 }
 
-/// Waits until `turns` more were given than now.
-fn more(probe: &Probe, turns: u64) {
+/// Waits until vCPUs yielded `yields` times more than now.
+fn more(probe: &Probe, yields: u64) {
     let machine = probe.machine();
-    let wanted = machine.turns_given() + turns;
+    let awaited = machine.vcpu_yields() + yields;
     let deadline = Instant::now() + Duration::from_secs(60);
-    while machine.turns_given() < wanted {
-        let given = machine.turns_given();
-        assert!(Instant::now() < deadline, "{given} of {wanted} turns given");
+    while machine.vcpu_yields() < awaited {
+        let seen = machine.vcpu_yields();
+        assert!(Instant::now() < deadline, "{seen} of {awaited} yields");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
 
 #[test]
-fn a_guest_that_spins_gives_turns_until_told_not_to() {
+fn a_guest_that_spins_yields_until_told_not_to() {
     if !has_kvm() {
         return;
     }
     let probe = spinning(2);
     let machine = probe.machine();
     let before = probe.tick();
-    assert_eq!(machine.turns_given(), 0);
+    assert_eq!(machine.vcpu_yields(), 0);
     machine.share_processors(MANY);
     more(&probe, 100);
-    // A turn that a pause cut short is not waited for.
+    // A time slice that a pause cut short is not waited for.
     for _ in 0..3 {
         machine.pause(PauseReason::Migration).unwrap();
         machine.resume(PauseReason::Migration).unwrap();
@@ -55,17 +55,17 @@ fn a_guest_that_spins_gives_turns_until_told_not_to() {
     }
     machine.share_processors(0);
     machine.pause(PauseReason::Migration).unwrap();
-    let given = machine.turns_given();
+    let seen = machine.vcpu_yields();
     machine.resume(PauseReason::Migration).unwrap();
     probe.tick();
     let after = probe.tick();
-    assert_eq!(machine.turns_given(), given);
+    assert_eq!(machine.vcpu_yields(), seen);
     assert_eq!(after.faults, 0);
     assert!(after.ledger_verified > before.ledger_verified);
 }
 
 #[test]
-fn a_guest_that_leaves_all_the_time_gives_turns_too() {
+fn a_guest_that_leaves_all_the_time_yields_too() {
     if !has_kvm() {
         return;
     }
@@ -97,5 +97,5 @@ fn a_vcpu_keeps_its_processor_where_there_are_some_to_spare() {
     probe.machine().share_processors(processors - 1);
     probe.tick();
     probe.tick();
-    assert_eq!(probe.machine().turns_given(), 0);
+    assert_eq!(probe.machine().vcpu_yields(), 0);
 }

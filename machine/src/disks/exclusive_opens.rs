@@ -1,6 +1,6 @@
-//! The holds on the block devices of a machine, as they are passed on to a successor on the same host.
+//! The exclusive opens of the block devices of a machine, as they are passed on to a successor on the same host.
 //!
-//! A hold is a descriptor, so it passes only between processes of one host: the source listens at an
+//! An exclusive open is a descriptor, so it passes only between processes of one host: the source listens at an
 //! abstract socket, whose random name it tells with its disks' places, and gives copies to whoever
 //! connects as the same user while the disks are offered. The kernel lets go of a device when the last
 //! copy is closed, and until then one of the two has one.
@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use block::Hold;
+use block::ExclusiveOpen;
 use control::peer::is_of;
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::{
@@ -25,23 +25,23 @@ use rustix::process::Uid;
 
 use crate::build::spec::MAX_PLUGGED;
 use crate::opener;
-use crate::threads::{self, Role};
+use crate::threads::{self, ThreadKind};
 
-/// How long a successor waits to be given the holds.
+/// How long a successor waits to be given the exclusive opens.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Random bytes in the name of a socket.
 const NAME_LEN: usize = 16;
 
-/// The holds of a machine.
+/// The exclusive opens of a machine.
 #[derive(Debug, Default)]
-pub(crate) struct Holds {
+pub(crate) struct ExclusiveOpens {
     kept: Arc<Mutex<Kept>>,
     hatch: Option<Hatch>,
 }
 
 #[derive(Debug, Default)]
 struct Kept {
-    holds: Vec<Hold>,
+    opens: Vec<ExclusiveOpen>,
     offered: bool,
 }
 
@@ -60,17 +60,17 @@ struct HatchKeeper {
     user: Uid,
 }
 
-impl Holds {
-    /// Keeps `holds`, and is ready to pass them on.
+impl ExclusiveOpens {
+    /// Keeps `opens`, and is ready to pass them on.
     ///
     /// # Errors
     /// When no socket or thread can be had.
-    pub(crate) fn new(holds: Vec<Hold>) -> io::Result<Self> {
-        if holds.is_empty() {
+    pub(crate) fn new(opens: Vec<ExclusiveOpen>) -> io::Result<Self> {
+        if opens.is_empty() {
             return Ok(Self::default());
         }
         let kept = Arc::new(Mutex::new(Kept {
-            holds,
+            opens,
             offered: false,
         }));
         let (hatch, keeper) = opener::outside(open_hatch)?;
@@ -78,7 +78,7 @@ impl Holds {
         thread::Builder::new()
             .name("disk-holds".into())
             .spawn(move || {
-                threads::begin(Role::Holder);
+                threads::begin(ThreadKind::Holder);
                 keeper.serve(&theirs);
             })?;
         Ok(Self {
@@ -87,7 +87,7 @@ impl Holds {
         })
     }
 
-    /// Where a successor asks for them; `None` where nothing is held.
+    /// Where a successor asks for them; `None` where there are none.
     pub(crate) fn name(&self) -> Option<&str> {
         self.hatch.as_ref().map(|hatch| hatch.name.as_str())
     }
@@ -117,7 +117,7 @@ impl Kept {
         if !self.offered || !is_of(successor, user)? {
             return Ok(());
         }
-        let copies: Vec<BorrowedFd<'_>> = self.holds.iter().map(AsFd::as_fd).collect();
+        let copies: Vec<BorrowedFd<'_>> = self.opens.iter().map(AsFd::as_fd).collect();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_PLUGGED))];
         let mut message = SendAncillaryBuffer::new(&mut space);
         if !message.push(SendAncillaryMessage::ScmRights(&copies)) {
@@ -176,7 +176,7 @@ fn open_hatch() -> io::Result<(Hatch, HatchKeeper)> {
     Ok((Hatch { name, _open: open }, keeper))
 }
 
-/// Copies of what the process that listens at `name` on this host holds, and offers.
+/// Copies of what the process that listens at `name` on this host has, and offers.
 ///
 /// # Errors
 /// When nobody of this user listens there, or does not answer.
@@ -211,12 +211,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn where_nothing_is_held_nobody_listens() {
-        let holds = Holds::new(Vec::new()).unwrap();
-        assert_eq!(holds.name(), None);
-        holds.offer();
-        holds.withdraw();
-        holds.release();
+    fn where_there_are_none_nobody_listens() {
+        let opens = ExclusiveOpens::new(Vec::new()).unwrap();
+        assert_eq!(opens.name(), None);
+        opens.offer();
+        opens.withdraw();
+        opens.release();
     }
 
     #[test]

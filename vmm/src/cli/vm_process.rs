@@ -1,4 +1,4 @@
-//! The process that holds a VM, from its folder to its end.
+//! The process of a VM, from its folder to its end.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -39,7 +39,7 @@ pub(super) enum Attachment {
 }
 
 impl Attachment {
-    /// Keeps signals that ask for nothing from ending this process, which is to hold a VM and has no
+    /// Keeps signals that ask for nothing from ending this process, which is to be that of a VM and has no
     /// other threads yet.
     ///
     /// # Errors
@@ -95,8 +95,8 @@ impl Confined {
     }
 }
 
-/// Starts the VM that `launch` builds, serves it and holds it until it ends.
-pub(super) fn hold(
+/// Starts the VM that `launch` builds, and serves it until it ends.
+pub(super) fn run_vm(
     dir: VmDir,
     attachment: Attachment,
     confined: Confined,
@@ -105,7 +105,7 @@ pub(super) fn hold(
     launch: impl FnOnce(&VmDir, &ConsoleHub, RamFile) -> Result<Arc<dyn Instance>, Observation>,
 ) -> Result<Exit, Observation> {
     let started = start(&dir, attachment, &confined, log, output, launch);
-    let (held, instance) = match started {
+    let (services, instance) = match started {
         Ok(started) => started,
         Err(why) => {
             tracing::error!(%why, "the VM does not start");
@@ -119,21 +119,21 @@ pub(super) fn hold(
         }
     };
     sandbox::begin(Kind::Main);
-    let status = held.follow(&*instance, attachment, output);
+    let status = services.follow(&*instance, attachment, output);
     let refused = sandbox::refusals();
     if refused > 0 {
         tracing::warn!(refused, "the sandbox refused system calls of this VM");
     }
     // Everything that the VM had is free before anybody hears of its end.
     instance.close_door();
-    held.console.flush(LAST_OUTPUT);
+    services.console.flush(LAST_OUTPUT);
     let why = failure(&status);
     part(&dir, &status);
     instance.tell_end();
     if attachment == Attachment::Foreground {
         tell(&status, output);
     }
-    held.end();
+    services.end();
     drop(instance);
     let Some(why) = why else {
         return Ok(Exit::Done);
@@ -145,7 +145,7 @@ pub(super) fn hold(
 }
 
 /// What serves the VM beside the machine.
-struct Held {
+struct Services {
     server: ControlServer,
     console: ConsoleHub,
     terminal: Option<RawTerminal>,
@@ -158,7 +158,7 @@ fn start(
     log: LogOptions,
     output: Output,
     launch: impl FnOnce(&VmDir, &ConsoleHub, RamFile) -> Result<Arc<dyn Instance>, Observation>,
-) -> Result<(Held, Arc<dyn Instance>), Observation> {
+) -> Result<(Services, Arc<dyn Instance>), Observation> {
     let failed = |what: &str, e: std::io::Error| local("host.runtime-dir", format!("{what}: {e}"));
     logging::init(log, Some(&dir.vmm_log())).map_err(|e| failed("begin the log", e))?;
     logging::log_panics();
@@ -190,7 +190,7 @@ fn start(
     let instance = launch(dir, &console, file)?;
     tracing::info!(name = dir.name(), "the VM is up");
     server.serve(Arc::clone(&instance));
-    let mut held = Held {
+    let mut services = Services {
         server,
         console,
         terminal: None,
@@ -202,18 +202,18 @@ fn start(
                 let _ = instance.stop(StopMode::Force, Requester::Holder);
                 instance.close_door();
                 instance.tell_end();
-                held.end();
+                services.end();
                 return Err(why);
             }
         }
         Attachment::Foreground => {
             if shown && may_read() {
-                held.terminal = RawTerminal::enter();
-                held.type_to_guest();
+                services.terminal = RawTerminal::enter();
+                services.type_to_guest();
             }
         }
     }
-    Ok((held, instance))
+    Ok((services, instance))
 }
 
 /// What a hang-up does: nobody's terminal is one of a detached VM.
@@ -242,7 +242,7 @@ fn own_stdout() -> std::io::Result<OwnedFd> {
     std::io::stdout().as_fd().try_clone_to_owned()
 }
 
-impl Held {
+impl Services {
     /// Hands on what is typed, on a thread that ends with the process.
     fn type_to_guest(&self) {
         let console = self.console.clone();

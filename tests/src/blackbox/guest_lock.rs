@@ -10,16 +10,16 @@ use crate::{skip, target};
 static IN_PROCESS: Mutex<()> = Mutex::new(());
 
 /// Held by the test that may run guests now, across all test processes of this build directory.
-pub struct Gate {
+pub struct GuestLock {
     _process: File,
     _thread: MutexGuard<'static, ()>,
 }
 
-/// Waits for the turn of this test; `None`, with the reason printed, when the machine has no KVM.
+/// Waits until this test may run guests; `None`, with the reason printed, when the machine has no KVM.
 ///
 /// # Panics
 /// When the lock file beside the binary cannot be made.
-pub fn gate() -> Option<Gate> {
+pub fn guest_lock() -> Option<GuestLock> {
     if let Some(reason) = skip::lacks_kvm() {
         println!("skipped: {reason}");
         return None;
@@ -35,7 +35,7 @@ pub fn gate() -> Option<Gate> {
         .open(&path)
         .unwrap_or_else(|e| panic!("cannot open {}: {e}", path.display()));
     flock(&file, FlockOperation::LockExclusive).expect("lock of the black-box tests");
-    Some(Gate {
+    Some(GuestLock {
         _process: file,
         _thread: thread,
     })

@@ -1,4 +1,4 @@
-//! The hold on a block device: what the kernel grants to one alone.
+//! The exclusive open of a block device (`O_EXCL`), which the kernel grants to one alone.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -8,22 +8,22 @@ use std::path::Path;
 
 use crate::{Error, Result};
 
-/// A descriptor that holds a block device: nobody mounts it, and nobody else holds it, by whatever node,
-/// until the last copy of the descriptor is closed.
+/// A descriptor by which a block device is open exclusively: nobody mounts it, and nobody else opens it so, by
+/// whatever node, until the last copy of the descriptor is closed.
 ///
 /// It is none that reads or writes: whoever succeeds opens the device beside it, and is given a copy.
 #[derive(Debug)]
-pub struct Hold {
+pub struct ExclusiveOpen {
     descriptor: OwnedFd,
     device: u64,
 }
 
-impl Hold {
-    /// Holds the block device `device` at `path`.
+impl ExclusiveOpen {
+    /// Opens exclusively the block device `device` at `path`.
     ///
     /// # Errors
-    /// [`Error::Held`] when it is mounted or held by somebody else; [`Error::Open`] when it cannot be
-    /// opened, or another device is at `path` by now.
+    /// [`Error::OpenedExclusively`] when it is mounted, or somebody else has opened it so; [`Error::Open`]
+    /// when it cannot be opened, or another device is at `path` by now.
     pub(crate) fn take(path: &Path, device: u64) -> Result<Self> {
         let failed = |source| Error::Open {
             path: path.to_owned(),
@@ -35,14 +35,16 @@ impl Hold {
             .open(path);
         match opened {
             Ok(file) => Self::from_passed(file.into(), device).map_err(failed),
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Err(Error::Held {
-                path: path.to_owned(),
-            }),
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                Err(Error::OpenedExclusively {
+                    path: path.to_owned(),
+                })
+            }
             Err(error) => Err(failed(error)),
         }
     }
 
-    /// The copy of a hold on block device `device` that another process has passed on.
+    /// The copy of an exclusive open of block device `device` that another process has passed on.
     ///
     /// # Errors
     /// When the descriptor is of another file.
@@ -78,7 +80,7 @@ impl Hold {
     }
 }
 
-impl AsFd for Hold {
+impl AsFd for ExclusiveOpen {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
     }

@@ -146,8 +146,8 @@ pub enum BenchError {
         faults: u64,
     },
     /// A file of `/proc` cannot be read or understood.
-    #[error("cannot read {0}")]
-    Proc(PathBuf, #[source] io::Error),
+    #[error("cannot read /proc")]
+    Proc(#[from] procfs_core::ProcError),
     /// Memory for the plain copy or the warm-up cannot be had.
     #[error("cannot map {} of memory", human_bytes(*.0 as f64))]
     Map(u64, #[source] io::Error),

@@ -48,6 +48,7 @@ impl HostDescription {
     }
 }
 
+/// Read here and not by procfs-core, which cuts a name at its first colon.
 fn cpu_model(cpuinfo: &str) -> Option<String> {
     let line = cpuinfo
         .lines()

@@ -1,5 +1,7 @@
 //! Tables for people: aligned columns, or the same as Markdown.
 
+use comfy_table::{CellAlignment, presets};
+
 use super::stats::Samples;
 use super::unit::Unit;
 
@@ -19,29 +21,18 @@ impl Table {
 
     /// Aligned columns: the first to the left, the others to the right.
     pub fn text(&self) -> String {
-        let columns = self.0.iter().map(Vec::len).max().unwrap_or(0);
-        let width = |column| {
-            let cells = self.0.iter().filter_map(|row| row.get(column));
-            cells.map(|cell: &String| cell.chars().count()).max()
-        };
-        let widths: Vec<_> = (0..columns).map(|c| width(c).unwrap_or(0)).collect();
-        let mut text = String::new();
-        for row in &self.0 {
-            let mut line = String::from("  ");
-            for (index, (cell, width)) in row.iter().zip(&widths).enumerate() {
-                if index == 0 {
-                    line += &format!("{cell:<width$}");
-                } else {
-                    line += &format!("  {cell:>width$}");
-                }
+        let mut table = comfy_table::Table::new();
+        table.load_style(presets::NOTHING).add_rows(&self.0);
+        for column in table.column_iter_mut() {
+            column.set_padding((2, 0));
+            if column.index > 0 {
+                column.set_cell_alignment(CellAlignment::Right);
             }
-            text += line.trim_end();
-            text.push('\n');
         }
-        text
+        table.trim_fmt() + "\n"
     }
 
-    /// The same as Markdown.
+    /// The same as Markdown. Made here: comfy-table's style for it aligns no column to the right.
     pub fn markdown(&self) -> String {
         let mut text = String::new();
         for (index, row) in self.0.iter().enumerate() {

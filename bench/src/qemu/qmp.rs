@@ -1,5 +1,8 @@
 //! QEMU's monitor: commands and events as JSON lines over a unix socket (QEMU Machine Protocol
 //! Specification).
+//!
+//! Not by the crate qapi: it does not say when an event came, which is what is measured here, and at
+//! each build it makes types of QEMU's whole schema (25 600 lines), of which eight commands are used.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read, Write};

@@ -143,6 +143,20 @@ mod tests {
         assert_eq!(lacks_module(modules.path()), None);
         load("kvm_pvm");
         assert!(lacks_module(modules.path()).is_some());
+        let of_amd = tempfile::tempdir().unwrap();
+        fs::create_dir(of_amd.path().join("kvm_amd")).unwrap();
+        assert_eq!(lacks_module(of_amd.path()), None);
+    }
+
+    #[test]
+    fn payload_that_a_signal_ends_has_not_passed() {
+        if find_program("busybox").is_err() {
+            crate::skip!("busybox is not installed")
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let payload = Payload::new("kill -9 $$");
+        let run = run(&payload, dir.path(), "direct", Duration::from_secs(60)).unwrap();
+        assert_ne!(run.code, 0);
     }
 
     #[test]
@@ -167,9 +181,25 @@ mod tests {
             crate::skip!("busybox is not installed")
         }
         let dir = tempfile::tempdir().unwrap();
-        let payload = Payload::new("echo begun; sleep 1000 & wait");
-        let error = run(&payload, dir.path(), "direct", Duration::from_millis(500)).unwrap_err();
+        let left_behind = dir.path().join("left-behind");
+        let payload = Payload::new(&format!(
+            "echo begun; sleep 1000 & echo $! >{}; wait",
+            left_behind.display()
+        ));
+        let error = run(&payload, dir.path(), "direct", Duration::from_secs(2)).unwrap_err();
         let told = format!("{error:#}");
         assert!(told.contains("did not end"), "{told}");
+        assert!(told.contains("begun"), "its log is told: {told}");
+        let pid: u32 = fs::read_to_string(&left_behind)
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
+        // Whoever adopts it may not have waited for it yet.
+        let ended = eventually(Duration::from_secs(20), || {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            (status.is_empty() || status.contains("State:\tZ")).then_some(())
+        });
+        assert!(ended.is_some(), "what it started is left behind");
     }
 }

@@ -176,6 +176,48 @@ fn an_older_source_is_answered_nothing_and_a_newer_one_what_to_write() {
     let offer = changed(&known, |offer| offer["rtc"] = [1, 5].into());
     let chosen = vm.choose_state(&description, Some(&offer.to_json()));
     assert_eq!(chosen.unwrap(), Some(known.newest().to_json()));
+    let older = first_of_transports(&known);
+    let chosen = vm.choose_state(&description, Some(&older.to_json()));
+    assert_eq!(chosen.unwrap(), Some(older.newest().to_json()));
     let refused = vm.choose_state(&description, Some("{")).unwrap_err();
     assert_eq!(refused.id, "negotiate.state");
+}
+
+/// `known`, but of virtio transports the first version only.
+fn first_of_transports(known: &Known) -> Known {
+    changed(known, |offer| {
+        for (id, versions) in offer.as_object_mut().unwrap() {
+            if id.starts_with("virtio-mmio") {
+                *versions = [1, 1].into();
+            }
+        }
+    })
+}
+
+#[test]
+fn the_state_is_written_as_was_agreed_and_not_in_the_newest_form() {
+    if !has_kvm() {
+        return;
+    }
+    let (machine, _ends) = machine(&COUNTING);
+    let machine = Arc::new(machine);
+    machine.resume(PauseReason::NotStarted).unwrap();
+    let vm = MachineSource::new(machine.clone(), "guest");
+    vm.pause().unwrap();
+    let saved = |agreed: &Known| {
+        vm.agree_on_state(Some(&agreed.newest().to_json())).unwrap();
+        vm.save_state().unwrap()
+    };
+    let known = components::of(machine.spec());
+    let older = first_of_transports(&known);
+    assert_ne!(older.newest(), known.newest());
+    let (old, new) = (saved(&older), saved(&known));
+    let read = |blob: &[u8]| MachineState::decode(blob, machine.spec()).unwrap();
+    let again = |blob: &[u8], form: &Known| {
+        let form = Form::Components(form.newest());
+        read(blob).encode(&form).unwrap()
+    };
+    assert_eq!(again(&old, &older), old);
+    assert_eq!(again(&new, &known), new);
+    assert_ne!(again(&old, &known), old);
 }

@@ -605,6 +605,7 @@ impl DestinationMachine for Destination {
             description.ram, self.layout,
             "chosen before it was described"
         );
+        assert!(self.ram.is_none(), "chosen after it was built");
         self.offers.push(offered.map(str::to_owned));
         Ok(self.chooses.clone())
     }

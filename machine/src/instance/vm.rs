@@ -60,6 +60,8 @@ pub(crate) struct Core {
     pub(super) door: Option<Arc<Door>>,
     error: Option<Observation>,
     end: Option<VmEnd>,
+    /// When it came to that end, and its uptime with it.
+    ended_at: Option<Instant>,
     /// How the guest ended while nobody knew whose it was.
     meanwhile: Option<(Ending, Option<Observation>)>,
     pub(super) farewell: Farewell,
@@ -122,6 +124,7 @@ impl VmInstance {
                 door: None,
                 error: None,
                 end: None,
+                ended_at: None,
                 meanwhile: None,
                 farewell: Farewell::Pending,
             }),
@@ -312,7 +315,7 @@ impl VmInstance {
             pid: std::process::id(),
             cpus,
             memory_bytes,
-            uptime_ms: self.began.elapsed().as_millis() as u64,
+            uptime_ms: core.uptime(self.began).as_millis() as u64,
             listen: core.listen.clone(),
             migration: core.migration.as_ref().map(|m| MigrationStatus {
                 id: m.id.or_else(|| m.control.id()).map(|id| id.to_string()),
@@ -342,7 +345,13 @@ impl Core {
             by,
             ..VmEnd::new(how)
         });
+        self.ended_at = Some(Instant::now());
         self.state = state;
+    }
+
+    /// Since it began, until it ended.
+    fn uptime(&self, began: Instant) -> Duration {
+        self.ended_at.unwrap_or_else(Instant::now) - began
     }
 
     /// How the guest ended before its hand-over was resolved.

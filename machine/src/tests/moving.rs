@@ -237,6 +237,9 @@ fn a_guest_that_ends_at_once_is_not_said_to_run() {
         let host = Host::new();
         let vm = guest(&host, kernel.path());
         wait_for(&*vm, VmState::Stopped);
+        let ended = vm.status();
+        std::thread::sleep(Duration::from_millis(5));
+        assert_eq!(vm.status().uptime_ms, ended.uptime_ms, "it is over");
         assert!(vm.migrate(MigrateRequest::new("127.0.0.1:9")).is_err());
     }
 }

@@ -267,6 +267,13 @@ impl Session {
         }
     }
 
+    /// Ends the work for `error`: looks for the peer's account of it, and tells the peer; what is the cause then.
+    pub fn end_for(&self, notes: &Receiver<Note>, error: Error) -> Error {
+        let error = self.explain(notes, error);
+        self.tell(&error);
+        error
+    }
+
     /// Looks for the peer's account of a failure that it may have caused.
     pub fn explain(&self, notes: &Receiver<Note>, error: Error) -> Error {
         if !error.may_be_explained_by_peer() {
@@ -291,7 +298,7 @@ impl Session {
     }
 
     /// Tells the peer why it ends, if that still reaches it.
-    pub fn tell(&self, error: &Error) {
+    fn tell(&self, error: &Error) {
         if matches!(error, Error::Peer(_)) {
             return;
         }

@@ -40,15 +40,11 @@ pub fn flush_within(transports: &[&MmioTransport], patience: Duration) -> Vec<Re
 /// As [`drain_within`], and then [`flush_within`] in as much time again of those that stand still.
 pub fn pause_within(transports: &[&MmioTransport], patience: Duration) -> Vec<Result<()>> {
     let drained = drain_within(transports, patience);
-    let standing = transports.iter().zip(&drained);
-    let standing: Vec<_> = standing
-        .filter_map(|(transport, drained)| drained.is_ok().then_some(*transport))
-        .collect();
-    let mut flushed = flush_within(&standing, patience).into_iter();
-    let both = drained
-        .into_iter()
-        .map(|drained| drained.and_then(|()| flushed.next().unwrap_or(Ok(()))));
-    both.collect()
+    let deadline = Instant::now() + patience;
+    let flushes = transports.iter().zip(drained);
+    flushes
+        .map(|(transport, drained)| drained.and_then(|()| transport.flush_by(deadline, patience)))
+        .collect()
 }
 
 impl MmioTransport {

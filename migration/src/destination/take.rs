@@ -8,7 +8,7 @@ use std::sync::mpsc::Receiver as Notes;
 use std::thread::{self, Scope};
 use std::time::Instant;
 
-use run::{Doubt, Failure, Step, Take, Undo, before_commit, message, unexpected};
+use run::{Doubt, Failure, Step, Take, Undo, before_commit, message};
 
 use super::bounds::check_bounds;
 use super::options::Options;
@@ -98,11 +98,7 @@ pub(super) fn take(
             Some(requested) => take.build_and_run(&session, &notes, requested, &counters),
             None => Ok(Step::Planned),
         });
-        result.map_err(|(error, fate)| {
-            let error = session.explain(&notes, error);
-            session.tell(&error);
-            (error, fate)
-        })
+        result.map_err(|(error, fate)| (session.end_for(&notes, error), fate))
     });
     take.end_phase();
     take.report.encodings = counters.encodings();
@@ -161,7 +157,7 @@ impl Take<'_> {
         let patience = session.timing().io;
         let requested = match message(session, notes, "negotiating", patience)? {
             Message::Negotiate(requested) => *requested,
-            other => return Err(unexpected(&other, "negotiate")),
+            other => return Err(other.unexpected("negotiate")),
         };
         check_bounds(&requested)?;
         self.report.run_state = requested.run_state;
@@ -184,7 +180,7 @@ impl Take<'_> {
                 negotiated: requested,
                 key: HashKey::new(&token),
             })),
-            other => Err(unexpected(&other, "prepare")),
+            other => Err(other.unexpected("prepare")),
         }
     }
 
@@ -343,7 +339,7 @@ impl Take<'_> {
                         .check_disk_samples(pass.disks.as_deref())
                         .map_err(Error::vm("recognise the guest's disks"))?;
                 }
-                Some(Note::Message(other)) => return Err(unexpected(&other, "pages")),
+                Some(Note::Message(other)) => return Err(other.unexpected("pages")),
                 Some(_) | None => {}
             }
         }

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use super::costs::Costs;
 use super::course::{Failed, milliseconds};
 use super::flushing::Flushing;
-use super::link::unexpected;
 use super::moving::Moving;
 use super::pace::Pace;
 use super::passes::{Rates, Until};
@@ -236,7 +235,7 @@ impl<'m, 's, 'a> Copying<'m, 's, 'a> {
                 Some(Note::Message(Message::PassPlaced(done))) => {
                     self.moving.transfer.heard = Some((done.pass, Instant::now()));
                 }
-                Some(Note::Message(other)) => return Err(unexpected(&other, "pass-placed")),
+                Some(Note::Message(other)) => return Err(other.unexpected("pass-placed")),
                 Some(_) | None => {}
             }
             let left = until.saturating_duration_since(Instant::now());

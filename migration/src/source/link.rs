@@ -117,6 +117,11 @@ impl<'s> Link<'s> {
         Ok(())
     }
 
+    /// As [`Session::end_for`].
+    pub fn end_for(&self, error: Error) -> Error {
+        self.session.end_for(&self.notes, error)
+    }
+
     /// The cause of `error`, if the destination tells one.
     pub fn explain(&self, error: Error) -> Error {
         self.session.explain(&self.notes, error)
@@ -132,9 +137,4 @@ impl Drop for Link<'_> {
             let _ = thread.join();
         }
     }
-}
-
-/// A message that was not expected.
-pub(super) fn unexpected(message: &Message, expected: &str) -> Error {
-    Error::Protocol(format!("it sent {} instead of {expected}", message.name()))
 }

@@ -63,9 +63,7 @@ impl Moving<'_, '_, '_> {
         self.course.failed();
         // First of all; what is slow comes later.
         self.go_on();
-        let error = self.link.explain(error);
-        self.link.session.tell(&error);
-        Failed::Kept(error)
+        Failed::Kept(self.link.end_for(error))
     }
 
     /// Lets the guest go on, if it was stopped.

@@ -8,7 +8,7 @@ use super::connect::{NO_TOKEN, connect};
 use super::copying::Copying;
 use super::costs::Costs;
 use super::course::{Course, End, Failed};
-use super::link::{Link, unexpected};
+use super::link::Link;
 use super::moving::{Holds, Moving, Transfer};
 use super::options::default_streams;
 use super::undo::Undo;
@@ -87,7 +87,7 @@ impl<'m, 's, 'a> Negotiated<'m, 's, 'a> {
         let welcome: Welcome = match hello {
             Message::Welcome(welcome) => welcome,
             Message::Failure(observation) => return Err(Error::Peer(observation)),
-            other => return Err(unexpected(&other, "welcome")),
+            other => return Err(other.unexpected("welcome")),
         };
         let agreed = Agreed::from_welcome(&welcome)?;
         course.host = welcome.host;
@@ -125,15 +125,13 @@ impl<'m, 's, 'a> Negotiated<'m, 's, 'a> {
                 .vm
                 .agree_on_state(chosen.state.as_deref())
                 .map_err(Error::vm("save the machine's state for the destination")),
-            other => Err(unexpected(&other, "negotiated")),
+            other => Err(other.unexpected("negotiated")),
         }
     }
 
     fn fail(self, error: Error) -> Failed {
         self.course.failed();
-        let error = self.link.explain(error);
-        self.link.session.tell(&error);
-        Failed::Kept(error)
+        Failed::Kept(self.link.end_for(error))
     }
 
     /// It was only asked whether it would work.

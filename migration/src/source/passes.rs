@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::course::milliseconds;
-use super::link::unexpected;
 use super::moving::Moving;
 use crate::PAGE_SIZE;
 use crate::convergence::{self, Observed};
@@ -107,7 +106,7 @@ impl Moving<'_, '_, '_> {
                     placed |= done.pass >= pass;
                 }
                 Some(Note::Message(other)) => {
-                    return Err(unexpected(&other, "pass-placed"));
+                    return Err(other.unexpected("pass-placed"));
                 }
                 Some(_) => {}
                 None => {

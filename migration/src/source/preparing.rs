@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use super::connect::connect;
 use super::course::milliseconds;
-use super::link::unexpected;
 use super::moving::Moving;
 use crate::error::Error;
 use crate::id::{HostId, MigrationId};
@@ -43,7 +42,7 @@ impl<'s, 'a> Moving<'_, 's, 'a> {
         let patience = course.options.prepare_timeout;
         let prepared: Prepared = match link.answer("preparing", patience, || course.check_time())? {
             Message::Prepared(prepared) => prepared,
-            other => return Err(unexpected(&other, "prepared")),
+            other => return Err(other.unexpected("prepared")),
         };
         let theirs = prepared.journal_ms.clamp(0.0, 1e6) / 1e3;
         transfer.costs.records = ours + Duration::from_secs_f64(theirs);

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use super::committed::let_go;
-use super::link::unexpected;
 use crate::error::Error;
 use crate::id::{HostId, MigrationId};
 use crate::journal::{Handover, Journal, SourceRecord};
@@ -63,7 +62,7 @@ pub(super) fn resolve_within(
             _ => Ok(resolution),
         },
         Message::Failure(observation) => Err(Error::Peer(observation)),
-        other => Err(unexpected(&other, "resolution")),
+        other => Err(other.unexpected("resolution")),
     }
 }
 

@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use super::course::{Failed, milliseconds};
-use super::link::unexpected;
 use super::moving::Moving;
 use super::passes::{Rates, Until};
 use super::ready::Ready;
@@ -141,7 +140,7 @@ impl<'m, 's, 'a> Stopped<'m, 's, 'a> {
         let patience = course.options.prepare_timeout + hashing;
         let ready = match link.answer("loading the state", patience, || course.check_time())? {
             Message::Ready(ready) => ready,
-            other => return Err(unexpected(&other, "ready")),
+            other => return Err(other.unexpected("ready")),
         };
         let load = ready.load_ms.clamp(0.0, 1e9);
         course.report.downtime.state_load = load;

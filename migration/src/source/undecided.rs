@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::committed::Committed;
 use super::course::{Course, Failed, milliseconds};
-use super::link::{Link, unexpected};
+use super::link::Link;
 use super::moving::{Holds, Moving, Transfer};
 use super::resolve::resolve_within;
 use super::undo::Undo;
@@ -70,7 +70,7 @@ impl<'m, 's, 'a> Undecided<'m, 's, 'a> {
                 moving.go_on();
                 let patience = moving.course.options.io_timeout;
                 let why = moving.link.answer("committing", patience, || Ok(()));
-                Err(moving.fail(why.map_or_else(|why| why, |other| unexpected(&other, "failure"))))
+                Err(moving.fail(why.map_or_else(|why| why, |other| other.unexpected("failure"))))
             }
         }
     }
@@ -101,7 +101,7 @@ impl<'m, 's, 'a> Undecided<'m, 's, 'a> {
                 resolution: Resolution::NeverRan,
                 host,
             }) if host == course.host => Ok(Decided::Stays),
-            other => Err(unexpected(&other, "committed")),
+            other => Err(other.unexpected("committed")),
         }
     }
 

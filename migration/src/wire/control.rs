@@ -282,6 +282,11 @@ pub enum Message {
 }
 
 impl Message {
+    /// What is wrong with it where another one is expected.
+    pub(crate) fn unexpected(&self, expected: &str) -> Error {
+        Error::Protocol(format!("it sent {} instead of {expected}", self.name()))
+    }
+
     /// Its kind.
     pub fn kind(&self) -> Kind {
         match self {

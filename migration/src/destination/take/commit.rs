@@ -3,7 +3,7 @@
 use std::sync::mpsc::Receiver as Notes;
 use std::time::{Duration, Instant};
 
-use super::run::{Doubt, Failure, Step, Take, before_commit, message, unexpected};
+use super::run::{Doubt, Failure, Step, Take, before_commit, message};
 use crate::destination::taken::Fate;
 use crate::error::Error;
 use crate::journal::Decision;
@@ -146,7 +146,7 @@ impl Take<'_> {
         let decided = message(session, notes, "waiting for the decision", patience);
         match decided.map_err(before_commit)? {
             Message::Commit => self.control.enter_commit().map_err(before_commit),
-            other => Err(before_commit(unexpected(&other, "commit"))),
+            other => Err(before_commit(other.unexpected("commit"))),
         }
     }
 

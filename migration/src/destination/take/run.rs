@@ -154,7 +154,3 @@ pub(super) fn message(
         }
     }
 }
-
-pub(super) fn unexpected(message: &Message, expected: &str) -> Error {
-    Error::Protocol(format!("it sent {} instead of {expected}", message.name()))
-}

@@ -46,6 +46,8 @@ check_build_tools() {
 
 # command:package pairs; commands also looked for where Debian keeps them for root.
 nested_needs=(busybox:busybox-static mke2fs:e2fsprogs e2fsck:e2fsprogs debugfs:e2fsprogs xz:xz-utils iasl:acpica-tools)
+images_needs=(qemu-img:qemu-utils qemu-io:qemu-utils)
+copy_needs=(nbdcopy:libnbd-bin nbdkit:nbdkit)
 network_needs=(ip:iproute2 tc:iproute2 bridge:iproute2 nsenter:util-linux unshare:util-linux)
 
 missing_packages() {
@@ -285,6 +287,8 @@ fetch_full_kernel() {
 }
 
 check_build_tools
+why=$(install_missing "${images_needs[@]}") || say "QEMU's tools will not judge images: $why"
+why=$(install_missing "${copy_needs[@]}") || say "the benchmark will be without nbdcopy: $why"
 why=$(install_missing "${network_needs[@]}") || say "tests on networks of their own will be skipped: $why"
 rm -f "$rig/missing"
 [ "$(uname -m)" = x86_64 ] || unavailable "the nested job is for x86-64 hosts"

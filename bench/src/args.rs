@@ -5,12 +5,16 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use control::units::ByteSize;
 
+use super::disk_moves::DiskScenario;
 use super::options::{BenchOptions, Format};
 use super::qemu::QemuPath;
 use super::scenario::Scenario;
 
 /// Memory of the large guests of a quick run.
 const QUICK_BYTES: u64 = 256 << 20;
+
+/// Milliseconds for which requests of disks are counted in a quick run.
+const QUICK_INTERVAL_MS: u64 = 200;
 
 /// Measures migration and start on this host, next to QEMU and to what the host can do at most.
 #[derive(Debug, Clone, Args)]
@@ -30,6 +34,10 @@ pub struct BenchArgs {
     /// A QEMU to compare with, beside those found in PATH and by tests/setup.sh.
     #[arg(long, value_name = "PATH[,share=DIR]")]
     pub qemu: Vec<QemuPath>,
+    /// Where images of disks lie, for the time of the run: a folder on a real file system [default: the folder of
+    /// temporary files].
+    #[arg(long, value_name = "DIR")]
+    pub images: Option<PathBuf>,
     /// Measure without QEMU.
     #[arg(long, conflicts_with = "qemu")]
     pub no_qemu: bool,
@@ -60,6 +68,18 @@ pub enum ScenarioArg {
     Cpus,
     /// Starting a guest, and the memory of the VMM
     Start,
+    /// Random requests of a guest's disk
+    DiskIops,
+    /// CPU time that tracking the changes of a disk takes
+    DiskTracking,
+    /// A guest that moves with a disk
+    DiskMove,
+    /// What one and four disks add to the downtime
+    DiskDowntime,
+    /// A disk that moves on its host
+    DiskLocal,
+    /// A guest that moves with a disk that it writes to fast
+    DiskBusy,
 }
 
 impl From<ScenarioArg> for Scenario {
@@ -71,6 +91,12 @@ impl From<ScenarioArg> for Scenario {
             ScenarioArg::Zero => Self::Zero,
             ScenarioArg::Cpus => Self::Cpus,
             ScenarioArg::Start => Self::Start,
+            ScenarioArg::DiskIops => Self::DiskIops,
+            ScenarioArg::DiskTracking => Self::DiskTracking,
+            ScenarioArg::DiskMove => Self::DiskMoves(DiskScenario::Move),
+            ScenarioArg::DiskDowntime => Self::DiskMoves(DiskScenario::Downtime),
+            ScenarioArg::DiskLocal => Self::DiskMoves(DiskScenario::Local),
+            ScenarioArg::DiskBusy => Self::DiskMoves(DiskScenario::Busy),
         }
     }
 }
@@ -84,16 +110,17 @@ impl BenchArgs {
             streams,
             scenario,
             qemu,
+            images,
             no_qemu,
             page,
             vmm,
             quick,
         } = self;
         let default = BenchOptions::default();
-        let (usual_runs, usual_bytes) = if quick {
-            (1, QUICK_BYTES)
+        let (usual_runs, usual_bytes, interval_ms) = if quick {
+            (1, QUICK_BYTES, QUICK_INTERVAL_MS)
         } else {
-            (default.runs, default.memory_bytes)
+            (default.runs, default.memory_bytes, default.interval_ms)
         };
         let scenarios = if scenario.is_empty() {
             default.scenarios
@@ -110,9 +137,11 @@ impl BenchArgs {
             runs: runs.unwrap_or(usual_runs),
             memory_bytes: memory.map_or(usual_bytes, |size| size.0),
             streams,
+            interval_ms,
             format,
             scenarios,
             qemu: (!no_qemu).then_some(qemu),
+            images,
             page,
             program: vmm,
         }
@@ -141,7 +170,7 @@ mod tests {
     fn options_become_what_is_measured() {
         assert_eq!(parse("").unwrap(), BenchOptions::default());
         let line = "--runs 3 --memory 256MiB --streams 2 --scenario zero --scenario idle \
-                    --scenario zero --qemu /q,share=/s --page p.md --vmm here/vmm --vmm old/vmm";
+                    --scenario zero --scenario disk-move --images i --qemu /q,share=/s --page p.md --vmm here/vmm --vmm old/vmm";
         let qemu = "/q,share=/s".parse().unwrap();
         assert_eq!(
             parse(line).unwrap(),
@@ -149,17 +178,28 @@ mod tests {
                 runs: 3,
                 memory_bytes: 256 << 20,
                 streams: Some(2),
+                interval_ms: 1000,
                 format: Format::Table,
-                scenarios: vec![Scenario::Zero, Scenario::Idle],
+                scenarios: vec![
+                    Scenario::Zero,
+                    Scenario::Idle,
+                    Scenario::DiskMoves(DiskScenario::Move)
+                ],
                 qemu: Some(vec![qemu]),
+                images: Some("i".into()),
                 page: Some("p.md".into()),
                 program: Some("old/vmm".into()),
             }
         );
         let quick = parse("--quick --no-qemu").unwrap();
         assert_eq!(
-            (quick.runs, quick.memory_bytes, quick.qemu),
-            (1, QUICK_BYTES, None)
+            (
+                quick.runs,
+                quick.memory_bytes,
+                quick.interval_ms,
+                quick.qemu
+            ),
+            (1, QUICK_BYTES, QUICK_INTERVAL_MS, None)
         );
         assert_eq!(parse("--quick --runs 2").unwrap().runs, 2);
         for wrong in [

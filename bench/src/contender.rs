@@ -1,7 +1,7 @@
 //! Who is measured: this engine, its peers, and the limit that no copy through sockets can beat by
 //! much.
 
-use super::engine;
+use super::engine::{self, Asked, DiskCache};
 use super::error::BenchError;
 use super::guest::Workload;
 use super::hosts::Hosts;
@@ -65,7 +65,12 @@ impl Contender {
     ) -> Result<Turn, BenchError> {
         match self {
             Self::Engine { streams, pages } => {
-                engine::run(hosts, workload, terms, *streams, *pages).map(Turn::Moved)
+                let asked = Asked {
+                    streams: *streams,
+                    pages: *pages,
+                    cache: DiskCache::Host,
+                };
+                engine::run(hosts, workload, terms, asked).map(Turn::Moved)
             }
             Self::Qemu { qemu, variant } => {
                 qemu::run(hosts, workload, terms, qemu, *variant).map(Turn::Moved)

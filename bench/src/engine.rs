@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 use control::api::client::Client;
 use control::runtime_dir::Log;
 use control::units::{ByteSize, Rate, Span};
+use migration::disk_modes::{DiskChoice, DiskMode};
 use migration::observation::Observation;
 use migration::progress::{Event, Report};
 use migration::request::MigrateRequest;
 use tokio::time::sleep;
 
 use super::cpu::CpuWindow;
+use super::disks::MovingDisk;
 use super::error::BenchError;
 use super::guest::{ANSWER, Guest, Workload};
 use super::hosts::{Host, Hosts};
@@ -19,6 +21,7 @@ use super::mapping::Pages;
 use super::moved::{EngineParts, Move};
 use super::process::{POLL, Running};
 use super::terms::Terms;
+use super::watch::Watch;
 use super::{interrupt, mapping};
 
 /// How often the CPU time of the source's vCPUs is noted; they end with their process.
@@ -32,16 +35,54 @@ const VCPU_THREADS: &str = "vcpu";
 /// How pages that carry data are called in a report.
 const WITH_DATA: &str = "raw";
 
+/// How this engine is asked to move a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Asked {
+    /// Connections; `None` is what it chooses.
+    pub streams: Option<u8>,
+    /// Populated memory is what the destination reserved beforehand.
+    pub pages: Pages,
+    /// How both hosts reach the images of disks.
+    pub cache: DiskCache,
+}
+
+/// How the requests of a disk reach its image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum DiskCache {
+    /// Through the host's page cache, as without an option.
+    Host,
+    /// Past it.
+    None,
+}
+
+impl DiskCache {
+    /// What `--disk` takes for it.
+    pub fn option(self) -> &'static str {
+        match self {
+            Self::Host => "",
+            Self::None => ",cache=none",
+        }
+    }
+}
+
 /// Starts a guest on the source host and waits until it has filled its memory and spins.
 pub(super) fn start(
     hosts: &Hosts,
     name: &'static str,
     workload: &Workload,
+    disks: &[MovingDisk],
+    cache: DiskCache,
 ) -> Result<Guest, BenchError> {
     let memory = ByteSize(workload.memory_bytes).to_string();
     let cpus = workload.cpus.to_string();
-    let command_line = workload.command_line();
-    let arguments = [
+    let command_line = workload.command_line(disks);
+    let images: Vec<_> = disks
+        .iter()
+        .map(|MovingDisk { id, source, .. }| {
+            format!("{},id={id}{}", source.display(), cache.option())
+        })
+        .collect();
+    let mut arguments = vec![
         "run",
         name,
         "--memory",
@@ -51,6 +92,13 @@ pub(super) fn start(
         "--cmdline",
         &command_line,
     ];
+    for image in &images {
+        arguments.extend(["--disk", image]);
+    }
+    if !disks.is_empty() {
+        // A turn before has moved the guest that used them.
+        arguments.push("--use-stale");
+    }
     forget(&hosts.source, name);
     let process = hosts.start(&hosts.source, &arguments, Stdio::null())?;
     let mut guest = guest_of(&hosts.source, name, process);
@@ -81,9 +129,25 @@ fn receive(
     name: &'static str,
     terms: &Terms<'_>,
     reserve: Option<u64>,
+    cache: DiskCache,
 ) -> Result<(Guest, String), BenchError> {
     let listen = format!("{}:0", terms.link.destination_address());
+    let images: Vec<_> = terms
+        .disks
+        .iter()
+        .map(
+            |MovingDisk {
+                 id, destination, ..
+             }| {
+                let path = destination.display();
+                format!("{id}={path},create{}", cache.option())
+            },
+        )
+        .collect();
     let mut arguments = vec!["receive", "--listen", &listen, "--name", name];
+    for image in &images {
+        arguments.extend(["--disk", image]);
+    }
     let size = reserve.map(|bytes| ByteSize(bytes).to_string());
     if let Some(size) = &size {
         arguments.extend(["--reserve", size]);
@@ -125,22 +189,29 @@ pub(super) fn run(
     hosts: &Hosts,
     workload: &Workload,
     terms: &Terms<'_>,
-    streams: Option<u8>,
-    pages: Pages,
+    asked: Asked,
 ) -> Result<Move, BenchError> {
     let name = "moved";
+    let Asked {
+        streams,
+        pages,
+        cache,
+    } = asked;
     let reserve = match pages {
         Pages::Cold => None,
         Pages::Populated => Some(workload.memory_bytes),
     };
-    let mut guest = terms.link.at_source(|| start(hosts, name, workload))?;
+    let mut guest = terms
+        .link
+        .at_source(|| start(hosts, name, workload, terms.disks, cache))?;
     forget(&hosts.destination, name);
-    let asked = Instant::now();
+    let preparing = Instant::now();
     let (mut arrived, to) = terms
         .link
-        .at_destination(|| receive(hosts, name, terms, reserve))?;
-    let prepare_ms = asked.elapsed().as_secs_f64() * 1000.0;
+        .at_destination(|| receive(hosts, name, terms, reserve, cache))?;
+    let prepare_ms = preparing.elapsed().as_secs_f64() * 1000.0;
     let source_ram_bytes = guest.process.proc().ram_bytes()?;
+    terms.disks.iter().try_for_each(MovingDisk::cool)?;
     mapping::warm(terms.warmth)?;
     let before = guest.forget_gaps()?;
     let source = guest.process.proc();
@@ -154,14 +225,17 @@ pub(super) fn run(
         bandwidth: Rate(terms.link.own_limit()),
         streams,
         insecure: terms.link.leaves_this_host(),
+        disks: terms.disks.iter().map(copied).collect(),
         ..MigrateRequest::new(to)
     };
     let client = Client::new(&hosts.source.runtime, name);
+    let watch = Watch::begin(&mut guest, terms.link, !terms.disks.is_empty())?;
     let began = Instant::now();
     let report = block_on(follow(&client, &request, terms, &mut source_cpu))?;
     let total_ms = began.elapsed().as_secs_f64() * 1000.0;
     let destination_ram_bytes = destination.ram_bytes()?;
     let arrival = arrived.wait_arrived()?;
+    let beside = watch.end(&guest, &mut arrived, terms.link)?;
     guest.process.wait_ended(SOURCE_END)?;
     destination_cpu.add_vcpus(destination.threads_named(VCPU_THREADS)?);
     Ok(Move {
@@ -173,6 +247,7 @@ pub(super) fn run(
         guest_gap_ms: arrived.largest_gap_ms()?,
         wire_bytes: report.wire_bytes,
         dirtied_pages_per_s: arrival.dirtied_pages_per_s(&before),
+        beside,
         engine: Some(parts(
             &report,
             destination_ram_bytes.saturating_sub(source_ram_bytes),
@@ -235,7 +310,12 @@ fn parts(report: &Report, extra_allocated_bytes: u64) -> Result<EngineParts, Ben
         state_load_ms: report.downtime.state_load,
         overhead_wire_bytes: report.wire_bytes.saturating_sub(data_bytes),
         extra_allocated_bytes,
+        disk_bytes: report.disks.as_ref().map_or(0, |disks| disks.bytes),
     })
+}
+
+fn copied(disk: &MovingDisk) -> DiskChoice {
+    DiskChoice::new(Some(disk.id.clone()), DiskMode::Precopy)
 }
 
 fn block_on<T>(future: impl Future<Output = Result<T, BenchError>>) -> Result<T, BenchError> {

@@ -30,6 +30,16 @@ pub enum BenchError {
         /// Bytes that are available.
         available: u64,
     },
+    /// The folder of disk images has not the room for them.
+    #[error("the benchmark needs {} of free space in {} and there is {}: name another folder with --images", human_bytes(*.wanted as f64), .folder.display(), human_bytes(*.available as f64))]
+    Space {
+        /// The folder.
+        folder: PathBuf,
+        /// Bytes needed.
+        wanted: u64,
+        /// Bytes that are available.
+        available: u64,
+    },
     /// Ctrl-C, or a request to end.
     #[error("interrupted")]
     Interrupted,
@@ -137,8 +147,8 @@ pub enum BenchError {
     /// The guest cannot be given a key.
     #[error("cannot send a key to the guest {0}")]
     Console(String, #[source] io::Error),
-    /// The guest found that its memory is not as it left it: figures of such a run mean nothing.
-    #[error("the guest {name} found {faults} faults in its memory")]
+    /// The guest found that its memory or its disk is not as it left it: figures of such a run mean nothing.
+    #[error("the guest {name} found {faults} faults in its memory or its disk")]
     Guest {
         /// Its name.
         name: String,
@@ -148,6 +158,9 @@ pub enum BenchError {
     /// A file of `/proc` cannot be read or understood.
     #[error("cannot read /proc")]
     Proc(#[from] procfs_core::ProcError),
+    /// The file of a disk cannot be made or used.
+    #[error("cannot make or use the disk {}", .0.display())]
+    Disk(PathBuf, #[source] io::Error),
     /// Memory for the plain copy or the warm-up cannot be had.
     #[error("cannot map {} of memory", human_bytes(*.0 as f64))]
     Map(u64, #[source] io::Error),
@@ -169,6 +182,7 @@ impl BenchError {
             Self::Option { .. } => "usage.option",
             Self::Interrupted => "bench.interrupted",
             Self::Memory { .. } => "host.memory",
+            Self::Space { .. } => "host.space",
             // What a started command lacks, this one lacks too.
             Self::Ended { status, .. } if status.code() == Some(5) => "host.resources",
             _ => "bench.failed",

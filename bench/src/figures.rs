@@ -234,6 +234,7 @@ mod tests {
     use super::super::mapping::Pages;
     use super::super::scenario::Scenario;
     use super::super::turn::Copied;
+    use super::super::watch::Beside;
     use super::*;
 
     fn moved(total_ms: f64, guest_gap_ms: f64) -> Turn {
@@ -246,6 +247,7 @@ mod tests {
             destination_cpu_s: 0.5,
             wire_bytes: 1 << 30,
             dirtied_pages_per_s: 0.0,
+            beside: Beside::default(),
             engine: None,
         })
     }

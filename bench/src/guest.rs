@@ -7,9 +7,10 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use control::units::ByteSize;
-use machine::probe::{ProbeLine, Tick, probe_lines};
+use machine::probe::{DiskStats, ProbeLine, Tick, probe_lines};
 use serde::Serialize;
 
+use super::disks::MovingDisk;
 use super::error::BenchError;
 use super::process::{POLL, Running};
 
@@ -45,8 +46,8 @@ impl Workload {
         self.random_bytes + self.dirty_bytes
     }
 
-    /// The guest's kernel command line.
-    pub(super) fn command_line(&self) -> String {
+    /// The kernel command line of a guest with these disks.
+    pub(super) fn command_line(&self, disks: &[MovingDisk]) -> String {
         let mut line = format!("idle=spin tick_ms={TICK_MS} cpus={}", self.cpus);
         if self.random_bytes > 0 {
             line += &format!(" fill=random fill_size={}", ByteSize(self.random_bytes));
@@ -57,6 +58,9 @@ impl Workload {
                 ByteSize(self.dirty_bytes),
                 self.dirty_pages_per_s
             );
+        }
+        for disk in disks {
+            line += &format!(" {}", disk.word());
         }
         line
     }
@@ -158,6 +162,33 @@ impl Guest {
         Ok(us as f64 / 1000.0)
     }
 
+    /// The interval number `nth`, counted from 0, in which the guest made disk requests of kind `op`, once it is
+    /// over; within `patience`.
+    pub fn disk_interval(
+        &mut self,
+        op: &str,
+        nth: usize,
+        patience: Duration,
+    ) -> Result<DiskStats, BenchError> {
+        let (stats, faults) = self.wait_for("its requests of a disk", patience, |text| {
+            let faults = probe_lines(text).filter(|line| matches!(line, ProbeLine::Fault(_)));
+            let faults = faults.count() as u64;
+            let stats = intervals(text, op).nth(nth);
+            (stats.is_some() || faults > 0).then_some((stats, faults))
+        })?;
+        stats.filter(|_| faults == 0).ok_or(BenchError::Guest {
+            name: self.name.to_owned(),
+            faults,
+        })
+    }
+
+    /// The intervals that are over in which the guest made disk requests of kind `op`.
+    pub fn disk_intervals(&self, op: &str) -> Vec<DiskStats> {
+        // What cannot be read now was not printed yet.
+        let text = self.printed().unwrap_or_default();
+        intervals(&text, op).collect()
+    }
+
     fn wait_ticks(&mut self, wanted: &str) -> Result<Vec<Tick>, BenchError> {
         let seen = self.printed().map_or(0, |text| ticks(&text).count());
         let ticks = self.wait_for(wanted, ANSWER, |text| {
@@ -200,6 +231,16 @@ impl Guest {
     }
 }
 
+/// Intervals in which there were requests of kind `op`.
+fn intervals(printed: &str, op: &str) -> impl Iterator<Item = DiskStats> {
+    probe_lines(printed).filter_map(move |line| match line {
+        ProbeLine::DiskStats(stats) if stats.op == op && stats.span == "interval" => {
+            (stats.count > 0).then_some(stats)
+        }
+        _ => None,
+    })
+}
+
 fn ticks(printed: &str) -> impl Iterator<Item = Tick> + '_ {
     probe_lines(printed).filter_map(|line| match line {
         ProbeLine::Tick(tick) => Some(tick),
@@ -221,7 +262,7 @@ mod tests {
             dirty_pages_per_s: 25_000,
         };
         assert_eq!(
-            workload.command_line(),
+            workload.command_line(&[]),
             "idle=spin tick_ms=100 cpus=2 fill=random fill_size=768MiB dirty_set=256MiB \
              dirty_rate=25000"
         );
@@ -232,6 +273,6 @@ mod tests {
             dirty_bytes: 0,
             ..workload
         };
-        assert_eq!(untouched.command_line(), "idle=spin tick_ms=100 cpus=1");
+        assert_eq!(untouched.command_line(&[]), "idle=spin tick_ms=100 cpus=1");
     }
 }

@@ -1,17 +1,14 @@
 //! Two hosts on one machine: two runtime directories in a temporary folder.
 
-use std::fs::DirBuilder;
-use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use control::runtime_dir::RuntimeDir;
 
 use super::error::BenchError;
+use super::folder::Folder;
 use super::process::Running;
-use super::progress::progress;
 
 /// One host.
 pub(super) struct Host {
@@ -35,9 +32,9 @@ pub(super) struct Hosts {
 impl Hosts {
     /// Makes both hosts; `program` is the `vmm` that runs on them.
     pub fn new(program: PathBuf) -> Result<Self, BenchError> {
-        let folder = Folder::new()?;
+        let folder = Folder::within(&std::env::temp_dir())?;
         let host = |name| {
-            let path = folder.0.join(name);
+            let path = folder.path().join(name);
             let runtime = RuntimeDir::at(&path).map_err(BenchError::RuntimeDir)?;
             Ok::<_, BenchError>(Host { runtime, path })
         };
@@ -79,7 +76,7 @@ impl Hosts {
 
     /// Writes a file of the temporary folder, once; its path.
     pub fn file(&self, name: &str, contents: &[u8]) -> Result<PathBuf, BenchError> {
-        let path = self.folder.0.join(name);
+        let path = self.folder.path().join(name);
         if !path.exists() {
             std::fs::write(&path, contents).map_err(|e| BenchError::Folder(path.clone(), e))?;
         }
@@ -89,37 +86,7 @@ impl Hosts {
     /// A path in the temporary folder that nothing else has: its name ends in `suffix`.
     pub fn path(&self, suffix: &str) -> PathBuf {
         let number = self.names.fetch_add(1, Ordering::Relaxed);
-        self.folder.0.join(format!("{number}.{suffix}"))
-    }
-}
-
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Result<Self, BenchError> {
-        let base = std::env::temp_dir();
-        let mut number = 0;
-        loop {
-            let path = base.join(format!("vmm-bench-{}-{number}", std::process::id()));
-            match DirBuilder::new().mode(0o700).create(&path) {
-                Ok(()) => return Ok(Self(path)),
-                // A killed benchmark that had our process id left it.
-                Err(e) if e.kind() == ErrorKind::AlreadyExists && number < 100 => number += 1,
-                Err(e) => return Err(BenchError::Folder(path, e)),
-            }
-        }
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let path: &Path = &self.0;
-        if let Err(error) = std::fs::remove_dir_all(path) {
-            let path = path.display();
-            progress(format_args!(
-                "vmm: the temporary folder {path} stays: {error}"
-            ));
-        }
+        self.folder.path().join(format!("{number}.{suffix}"))
     }
 }
 
@@ -130,7 +97,7 @@ mod tests {
     #[test]
     fn hosts_leave_nothing_behind() {
         let hosts = Hosts::new("/bin/true".into()).unwrap();
-        let folder = hosts.folder.0.clone();
+        let folder = hosts.folder.path().to_owned();
         let mut command = hosts
             .start(&hosts.source, &["list"], Stdio::null())
             .unwrap();

@@ -13,6 +13,7 @@ use migration::transport::socket::tcp_socket;
 use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
 
 use super::cpu::CpuWindow;
+use super::engine::DiskCache;
 use super::error::BenchError;
 use super::guest::Workload;
 use super::hosts::Hosts;
@@ -38,7 +39,7 @@ pub(super) fn run(
     pages: Pages,
 ) -> Result<Copied, BenchError> {
     let bytes = workload.data_bytes();
-    let mut beside = engine::start(hosts, "spinner", workload)?;
+    let mut beside = engine::start(hosts, "spinner", workload, &[], DiskCache::Host)?;
     let source = Mapping::new(bytes, Pages::Populated)?;
     source.fill_random()?;
     mapping::warm(terms.warmth)?;

@@ -1,10 +1,13 @@
 //! What lies between the two hosts: loopback, or a slow link between two network namespaces.
 
 use std::fmt;
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use control::units::human_bytes;
+use procfs_core::FromRead;
+use procfs_core::net::InterfaceDeviceStatus;
 
 use super::error::BenchError;
 use super::namespace::Namespace;
@@ -27,6 +30,10 @@ enum Wire {
     Loopback,
     /// Why there is no slow link, where one was wanted.
     LoopbackInstead(String),
+    /// The loopback of a namespace of our own, which nobody else sends over.
+    OwnLoopback(Namespace),
+    /// Loopback at which the contenders are told to keep to the rate.
+    Told,
     /// A pair of virtual Ethernet ports, one in each namespace; the source's is slow.
     Veth {
         source: Namespace,
@@ -40,6 +47,25 @@ impl Link {
         Self {
             rate: None,
             wire: Wire::Loopback,
+        }
+    }
+
+    /// Loopback that is used by this alone, so that what goes over can be counted; where there is none
+    /// to be had (without root), that of all.
+    pub fn own_loopback() -> Self {
+        let up = |namespace: &Namespace| run(namespace, "ip", "link set lo up").ok();
+        let own = Namespace::new().ok().filter(|own| up(own).is_some());
+        Self {
+            rate: None,
+            wire: own.map_or(Wire::Loopback, Wire::OwnLoopback),
+        }
+    }
+
+    /// Loopback at which the contenders are told to send at most `rate` bytes a second.
+    pub fn told(rate: u64) -> Self {
+        Self {
+            rate: Some(rate),
+            wire: Wire::Told,
         }
     }
 
@@ -62,8 +88,8 @@ impl Link {
     /// The address at which the destination listens, without its port.
     pub fn destination_address(&self) -> &'static str {
         match self.wire {
-            Wire::Loopback | Wire::LoopbackInstead(_) => "127.0.0.1",
             Wire::Veth { .. } => DESTINATION,
+            _ => "127.0.0.1",
         }
     }
 
@@ -78,7 +104,8 @@ impl Link {
         make: impl FnOnce() -> Result<T, BenchError>,
     ) -> Result<T, BenchError> {
         match &self.wire {
-            Wire::Loopback | Wire::LoopbackInstead(_) => make(),
+            Wire::Loopback | Wire::LoopbackInstead(_) | Wire::Told => make(),
+            Wire::OwnLoopback(own) => own.inside(make).map_err(BenchError::Namespace)?,
             Wire::Veth { source, .. } => source.inside(make).map_err(BenchError::Namespace)?,
         }
     }
@@ -89,7 +116,8 @@ impl Link {
         make: impl FnOnce() -> Result<T, BenchError>,
     ) -> Result<T, BenchError> {
         match &self.wire {
-            Wire::Loopback | Wire::LoopbackInstead(_) => make(),
+            Wire::Loopback | Wire::LoopbackInstead(_) | Wire::Told => make(),
+            Wire::OwnLoopback(own) => own.inside(make).map_err(BenchError::Namespace)?,
             Wire::Veth { destination, .. } => {
                 destination.inside(make).map_err(BenchError::Namespace)?
             }
@@ -99,9 +127,30 @@ impl Link {
     /// The bandwidth that the contenders themselves are told to keep to, when the link does not.
     pub fn own_limit(&self) -> Option<u64> {
         match self.wire {
-            Wire::Loopback | Wire::Veth { .. } => None,
-            Wire::LoopbackInstead(_) => self.rate,
+            Wire::Loopback | Wire::OwnLoopback(_) | Wire::Veth { .. } => None,
+            Wire::LoopbackInstead(_) | Wire::Told => self.rate,
         }
+    }
+
+    /// A port at the destination that nobody listens at now.
+    pub fn free_port(&self) -> Result<u16, BenchError> {
+        let failed = |e| BenchError::Copy("find a free port", e);
+        let here = (self.destination_address(), 0);
+        let listener = self.at_destination(|| TcpListener::bind(here).map_err(failed))?;
+        Ok(listener.local_addr().map_err(failed)?.port())
+    }
+
+    /// Bytes that went over since it is there, headers and both ways included; `None` where it is not
+    /// ours alone.
+    pub fn carried(&self) -> Result<Option<u64>, BenchError> {
+        let Wire::OwnLoopback(own) = &self.wire else {
+            return Ok(None);
+        };
+        let devices = own
+            .inside(|| InterfaceDeviceStatus::from_file("/proc/thread-self/net/dev"))
+            .map_err(BenchError::Namespace)??;
+        // What is sent over loopback is received there.
+        Ok(devices.0.get("lo").map(|loopback| loopback.sent_bytes))
     }
 }
 
@@ -110,6 +159,8 @@ impl fmt::Display for Link {
         let rate = human_bytes(self.rate.unwrap_or(0) as f64);
         match &self.wire {
             Wire::Loopback => f.write_str("TCP on loopback"),
+            Wire::OwnLoopback(_) => f.write_str("TCP on a loopback of its own"),
+            Wire::Told => write!(f, "TCP on loopback, contenders told to keep to {rate}/s"),
             Wire::LoopbackInstead(why) => write!(
                 f,
                 "TCP on loopback, contenders told to keep to {rate}/s (no slow link: {why})"
@@ -180,7 +231,7 @@ fn find(program: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::net::{TcpListener, TcpStream};
+    use std::net::TcpStream;
 
     use super::*;
 
@@ -217,5 +268,38 @@ mod tests {
         let link = Link::of(None);
         assert_eq!(link.own_limit(), None);
         assert!(!link.leaves_this_host());
+    }
+
+    #[test]
+    fn what_goes_over_a_loopback_of_our_own_is_counted() {
+        let link = Link::own_loopback();
+        let Some(before) = link.carried().unwrap() else {
+            println!("skipped: no network namespace can be made here");
+            assert!(matches!(link.wire, Wire::Loopback));
+            return;
+        };
+        let failed = |e| BenchError::Copy("connect", e);
+        let there = (link.destination_address(), link.free_port().unwrap());
+        let listener = link
+            .at_destination(|| TcpListener::bind(there).map_err(failed))
+            .unwrap();
+        let mut near = link
+            .at_source(|| TcpStream::connect(there).map_err(failed))
+            .unwrap();
+        let (mut far, _) = listener.accept().unwrap();
+        near.write_all(&[7; 100_000]).unwrap();
+        drop(near);
+        assert_eq!(far.read_to_end(&mut Vec::new()).unwrap(), 100_000);
+        let carried = link.carried().unwrap().unwrap() - before;
+        assert!((100_000..150_000).contains(&carried), "{carried}");
+        assert_eq!((link.own_limit(), link.leaves_this_host()), (None, false));
+    }
+
+    #[test]
+    fn contenders_are_told_what_loopback_does_not_hold_them_to() {
+        let link = Link::told(1 << 20);
+        assert_eq!(link.own_limit(), Some(1 << 20));
+        assert_eq!(link.carried().unwrap(), None);
+        assert!(link.to_string().contains("1.00 MiB/s"), "{link}");
     }
 }

@@ -76,10 +76,11 @@ impl Mapping {
 }
 
 /// Marsaglia's xorshift64: fast, and incompressible enough for memory that is only moved.
-struct Xorshift(u64);
+pub(super) struct Xorshift(pub u64);
 
 impl Xorshift {
-    fn next(&mut self) -> u64 {
+    /// The next number.
+    pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

@@ -1,5 +1,7 @@
 //! What one timed move of a guest took, whoever moved it.
 
+use super::watch::Beside;
+
 /// One timed move. All contenders are measured by the same definitions (docs/benchmarks.md).
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Move {
@@ -22,6 +24,8 @@ pub(super) struct Move {
     /// Pages that the guest dirtied a second, from before the request until its first tick at the
     /// destination.
     pub dirtied_pages_per_s: f64,
+    /// What the move did beside moving.
+    pub beside: Beside,
     /// What only this engine tells.
     pub engine: Option<EngineParts>,
 }
@@ -43,4 +47,6 @@ pub(super) struct EngineParts {
     pub overhead_wire_bytes: u64,
     /// How much more guest memory the destination had allocated than the source before.
     pub extra_allocated_bytes: u64,
+    /// Bytes of disks that travelled, those that travelled again among them.
+    pub disk_bytes: u64,
 }

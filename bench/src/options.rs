@@ -27,12 +27,16 @@ pub struct BenchOptions {
     /// Connections of this engine and of the plain copy, 1 to 16; `None` is what the engine
     /// chooses.
     pub streams: Option<u8>,
+    /// Milliseconds for which requests of disks are counted, after as many to warm up.
+    pub interval_ms: u64,
     /// How the figures are printed.
     pub format: Format,
     /// What is measured.
     pub scenarios: Vec<Scenario>,
     /// QEMUs to compare with beside those that are found; `None` is without any.
     pub qemu: Option<Vec<QemuPath>>,
+    /// The folder that images of disks lie in; `None` is that of temporary files.
+    pub images: Option<PathBuf>,
     /// A Markdown page that the figures are recorded in, with pictures beside it.
     pub page: Option<PathBuf>,
     /// The `vmm` to measure; `None` is the one beside this program.
@@ -45,9 +49,11 @@ impl Default for BenchOptions {
             runs: 5,
             memory_bytes: 1 << 30,
             streams: None,
+            interval_ms: 1000,
             format: Format::Table,
             scenarios: Scenario::ALL.to_vec(),
             qemu: Some(Vec::new()),
+            images: None,
             page: None,
             program: None,
         }

@@ -107,6 +107,13 @@ pub(super) fn available_memory() -> Result<u64, BenchError> {
     Ok(told(Meminfo::from_file("/proc/meminfo")?.mem_available)?)
 }
 
+/// Bytes of files that the kernel holds in memory, guest RAM and other shared memory aside.
+pub(super) fn page_cache() -> Result<u64, BenchError> {
+    let memory = Meminfo::from_file("/proc/meminfo")?;
+    let files = memory.cached + memory.buffers;
+    Ok(files.saturating_sub(told(memory.shmem)?))
+}
+
 /// A figure that kernels tell since Linux 4.5; not of a process that ended.
 fn told(figure: Option<u64>) -> ProcResult<u64> {
     figure.ok_or(ProcError::Incomplete(None))

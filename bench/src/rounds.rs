@@ -1,42 +1,42 @@
-//! The contenders take turns, and what they gave is summed up.
+//! Contenders take turns: one loop for whatever is measured of whomever.
 
-use control::units::human_ms;
+use std::fmt::Display;
 
-use super::contender::Contender;
 use super::error::BenchError;
-use super::figures::{ContenderFigures, ScenarioFigures};
-use super::hosts::Hosts;
-use super::link::Link;
+use super::order::order;
 use super::progress::progress;
-use super::scenario::Plan;
-use super::terms::Terms;
-use super::turn::Turn;
 
-/// The turns of one contender.
-struct Record {
-    contender: Contender,
-    turns: Vec<Turn>,
-    gave_up: Option<String>,
+/// Who takes turns.
+pub(super) trait TakesTurns {
+    /// Its name in tables.
+    fn name(&self) -> String;
+
+    /// Whether the others go on without it after this error; otherwise nothing is measured.
+    fn is_left_out_after(&self, error: &BenchError) -> bool;
 }
 
-/// Measures `runs` rounds of a scenario. In each round another contender goes first.
+/// What the turns of one contender gave.
+pub(super) struct Record<C, T> {
+    /// The contender.
+    pub contender: C,
+    /// Its turns that succeeded, in the order of the rounds.
+    pub turns: Vec<T>,
+    /// Why it was left out of further rounds.
+    pub gave_up: Option<String>,
+}
+
+/// Takes `runs` rounds of turns, in each of which another contender goes first; `tell` has a word for
+/// what a turn gave.
 ///
 /// # Errors
-/// When this engine or the limit could not be measured. A peer that fails is left out of the
-/// further rounds, and why is told.
-pub(super) fn measure(
-    hosts: &Hosts,
-    plan: &Plan,
-    contenders: Vec<Contender>,
+/// When a contender fails that the others do not go on without, or the benchmark is to end.
+pub(super) fn take_turns<C: TakesTurns, T, W: Display>(
+    scenario: impl Display,
+    contenders: Vec<C>,
     runs: u32,
-) -> Result<ScenarioFigures, BenchError> {
-    let link = Link::of(plan.link_rate);
-    let terms = Terms {
-        link: &link,
-        downtime_limit_ms: plan.downtime_limit_ms,
-        patience: plan.patience,
-        warmth: plan.warmth,
-    };
+    mut turn: impl FnMut(&C) -> Result<T, BenchError>,
+    tell: impl Fn(&T) -> W,
+) -> Result<Vec<Record<C, T>>, BenchError> {
     let mut records: Vec<_> = contenders
         .into_iter()
         .map(|contender| Record {
@@ -52,48 +52,89 @@ pub(super) fn measure(
                 continue;
             }
             let name = record.contender.name();
-            match record.contender.turn(hosts, &plan.workload, &terms) {
-                Ok(turn) => {
-                    progress(format_args!(
-                        "{} {}/{runs}: {name}: {}, gap {}",
-                        plan.name,
-                        run + 1,
-                        human_ms(turn.total_ms()),
-                        human_ms(turn.guest_gap_ms()),
-                    ));
-                    record.turns.push(turn);
+            match turn(&record.contender) {
+                Ok(gave) => {
+                    let (told, round) = (tell(&gave), run + 1);
+                    progress(format_args!("{scenario} {round}/{runs}: {name}: {told}"));
+                    record.turns.push(gave);
                 }
                 Err(BenchError::Interrupted) => return Err(BenchError::Interrupted),
-                Err(error) if matches!(record.contender, Contender::Qemu { .. }) => {
-                    progress(format_args!("{}: {name} is left out: {error}", plan.name));
+                Err(error) if record.contender.is_left_out_after(&error) => {
+                    progress(format_args!("{scenario}: {name} is left out: {error}"));
                     record.gave_up = Some(error.to_string());
                 }
                 Err(error) => return Err(error),
             }
         }
     }
-    let figures = records.iter().map(|record| {
-        let gave_up = record.gave_up.clone();
-        ContenderFigures::new(&record.contender, &record.turns, gave_up)
-    });
-    Ok(ScenarioFigures::new(plan, &link, figures.collect()))
-}
-
-/// The order of a round: it begins with another contender than the one before.
-fn order(contenders: usize, round: u32) -> impl Iterator<Item = usize> {
-    let first = usize::try_from(round).unwrap_or(0) % contenders.max(1);
-    (0..contenders).map(move |turn| (first + turn) % contenders.max(1))
+    Ok(records)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::*;
 
+    struct Runner {
+        name: &'static str,
+        is_peer: bool,
+    }
+
+    impl TakesTurns for Runner {
+        fn name(&self) -> String {
+            self.name.to_owned()
+        }
+
+        fn is_left_out_after(&self, _: &BenchError) -> bool {
+            self.is_peer
+        }
+    }
+
+    fn runners() -> Vec<Runner> {
+        [("own", false), ("good", true), ("bad", true)]
+            .map(|(name, is_peer)| Runner { name, is_peer })
+            .into()
+    }
+
+    fn failed() -> BenchError {
+        BenchError::NotConverged(1)
+    }
+
     #[test]
-    fn every_round_has_every_contender_and_begins_with_another() {
-        assert_eq!(order(3, 0).collect::<Vec<_>>(), [0, 1, 2]);
-        assert_eq!(order(3, 1).collect::<Vec<_>>(), [1, 2, 0]);
-        assert_eq!(order(3, 5).collect::<Vec<_>>(), [2, 0, 1]);
-        assert_eq!(order(0, 1).count(), 0);
+    fn a_peer_that_fails_is_left_out_and_the_others_go_on() {
+        let order = RefCell::new(Vec::new());
+        let turn = |runner: &Runner| {
+            order.borrow_mut().push(runner.name);
+            match runner.name {
+                "bad" => Err(failed()),
+                _ => Ok(1),
+            }
+        };
+        let records = take_turns("test", runners(), 3, turn, |gave| *gave).unwrap();
+        assert_eq!(
+            *order.borrow(),
+            ["own", "good", "bad", "good", "own", "own", "good"]
+        );
+        let turns: Vec<_> = records.iter().map(|record| record.turns.len()).collect();
+        assert_eq!(turns, [3, 3, 0]);
+        assert_eq!(records[2].gave_up, Some(failed().to_string()));
+    }
+
+    #[test]
+    fn who_may_not_fail_and_whoever_is_interrupted_end_it() {
+        let fails = |who: &'static str, error: fn() -> BenchError| {
+            let turn = move |runner: &Runner| match runner.name == who {
+                true => Err(error()),
+                false => Ok(1),
+            };
+            take_turns("test", runners(), 1, turn, |gave| *gave).map(|_| ())
+        };
+        assert!(matches!(
+            fails("own", failed),
+            Err(BenchError::NotConverged(1))
+        ));
+        let interrupted = fails("bad", || BenchError::Interrupted);
+        assert!(matches!(interrupted, Err(BenchError::Interrupted)));
     }
 }

@@ -4,15 +4,19 @@
 use std::io::Write;
 
 use super::contender::Contender;
+use super::disk_iops::DiskIopsFigures;
+use super::disk_moves::plan;
+use super::disk_tracking::TrackingFigures;
+use super::disks::ImageFolder;
 use super::error::BenchError;
 use super::hosts::Hosts;
 use super::mapping::Pages;
 use super::options::{BenchOptions, Format};
 use super::qemu::{Found, Variant};
-use super::scenario::Plan;
+use super::scenario::{Plan, Scenario};
 use super::start::{self, StartFigures};
 use super::summary::Summary;
-use super::{goals, interrupt, page, proc, rounds};
+use super::{disk_iops, disk_moves, disk_tracking, goals, interrupt, moves, page, proc};
 
 /// Measures and prints to `out`. Progress goes to the standard error. All that it started is ended
 /// when it returns, also after an error or Ctrl-C, which it notices from then on for the life of
@@ -27,6 +31,11 @@ pub fn run(options: &BenchOptions, out: &mut dyn Write) -> Result<Summary, Bench
     if wanted > available {
         return Err(BenchError::Memory { wanted, available });
     }
+    for scenario in &options.scenarios {
+        if let Some(bytes) = needed_space(*scenario, options) {
+            ImageFolder::new(options.images.as_deref(), bytes)?;
+        }
+    }
     if let Some(page) = &options.page {
         page::check(page)?;
     }
@@ -39,6 +48,10 @@ pub fn run(options: &BenchOptions, out: &mut dyn Write) -> Result<Summary, Bench
         None => Found::default(),
     };
     let hosts = Hosts::new(program)?;
+    let images = |scenario| {
+        let bytes = needed_space(scenario, options).unwrap_or(0);
+        ImageFolder::new(options.images.as_deref(), bytes)
+    };
     let mut summary = Summary::new(options);
     summary.peers = found.qemus.iter().map(ToString::to_string).collect();
     summary.absent.clone_from(&found.absent);
@@ -52,16 +65,42 @@ pub fn run(options: &BenchOptions, out: &mut dyn Write) -> Result<Summary, Bench
     };
     print(Format::Table, &summary.heading())?;
     for scenario in &options.scenarios {
-        let section = match scenario.plan(options.memory_bytes) {
-            Some(plan) => {
+        let section = match (scenario.plan(options.memory_bytes), scenario) {
+            (Some(plan), _) => {
                 let contenders = contenders(options, &plan, &found);
-                let figures = rounds::measure(&hosts, &plan, contenders, options.runs)?;
+                let figures = moves::measure(&hosts, &plan, contenders, options.runs)?;
                 summary.goals.extend(goals::of(&figures));
                 let section = summary.section(&figures);
                 summary.scenarios.push(figures);
                 section
             }
-            None => {
+            (None, Scenario::DiskIops) => {
+                let images = images(*scenario)?;
+                let rounds = (options.runs, options.interval_ms);
+                summary.disk_iops = disk_iops::measure(&hosts, &images, &found, rounds)?;
+                let goals = summary.disk_iops.iter().flat_map(DiskIopsFigures::goals);
+                summary.goals.extend(goals);
+                summary.disks_section()
+            }
+            (None, Scenario::DiskTracking) => {
+                summary.disk_tracking = disk_tracking::measure(&images(*scenario)?)?;
+                let goals = summary
+                    .disk_tracking
+                    .iter()
+                    .flat_map(TrackingFigures::goals);
+                summary.goals.extend(goals);
+                summary.tracking_section()
+            }
+            (None, Scenario::DiskMoves(which)) => {
+                let (images, plan) = (images(*scenario)?, plan(*which, options.memory_bytes));
+                let (runs, streams) = (options.runs, options.streams);
+                let figures = disk_moves::measure(&hosts, &images, &plan, &found, runs, streams)?;
+                summary.goals.extend(figures.goals());
+                let section = summary.disk_moves_section(&figures);
+                summary.disk_moves.push(figures);
+                section
+            }
+            (None, _) => {
                 summary.start = start::measure(&hosts)?;
                 let goals = summary.start.iter().flat_map(StartFigures::goals);
                 summary.goals.extend(goals);
@@ -82,11 +121,27 @@ pub fn run(options: &BenchOptions, out: &mut dyn Write) -> Result<Summary, Bench
 /// Memory that the run needs at once.
 fn needed_memory(options: &BenchOptions) -> u64 {
     let needed = options.scenarios.iter().map(|scenario| {
-        scenario
-            .plan(options.memory_bytes)
-            .map_or_else(start::needed_memory, |plan| plan.needed_memory())
+        match (scenario.plan(options.memory_bytes), scenario) {
+            (Some(plan), _) => plan.needed_memory(),
+            (None, Scenario::DiskIops) => disk_iops::needed_memory(),
+            (None, Scenario::DiskTracking) => disk_tracking::needed_memory(),
+            (None, Scenario::DiskMoves(which)) => {
+                plan(*which, options.memory_bytes).needed_memory()
+            }
+            (None, _) => start::needed_memory(),
+        }
     });
     needed.max().unwrap_or(0)
+}
+
+/// Space that the images of a scenario need at once; `None` where there are none.
+fn needed_space(scenario: Scenario, options: &BenchOptions) -> Option<u64> {
+    match scenario {
+        Scenario::DiskIops => Some(disk_iops::NEEDED_SPACE),
+        Scenario::DiskTracking => Some(disk_tracking::NEEDED_SPACE),
+        Scenario::DiskMoves(which) => Some(plan(which, options.memory_bytes).needed_space()),
+        _ => None,
+    }
 }
 
 /// Who takes part in a scenario.

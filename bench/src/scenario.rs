@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::disk_moves::DiskScenario;
 use super::guest::{GUEST_OVERHEAD, Workload};
 use super::mapping::Warmth;
 
@@ -30,6 +31,12 @@ pub enum Scenario {
     Cpus,
     /// Starting a guest, and the memory of the VMM.
     Start,
+    /// Random requests of a guest's disk.
+    DiskIops,
+    /// What tracking the changes of a disk costs.
+    DiskTracking,
+    /// Disks that move.
+    DiskMoves(DiskScenario),
 }
 
 /// A scenario in which a guest is moved.
@@ -57,16 +64,23 @@ pub(super) struct Plan {
 
 impl Scenario {
     /// All, in the order of the report.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 12] = [
         Self::Idle,
         Self::Dirty,
         Self::Slow,
         Self::Zero,
         Self::Cpus,
         Self::Start,
+        Self::DiskIops,
+        Self::DiskTracking,
+        Self::DiskMoves(DiskScenario::Move),
+        Self::DiskMoves(DiskScenario::Downtime),
+        Self::DiskMoves(DiskScenario::Local),
+        Self::DiskMoves(DiskScenario::Busy),
     ];
 
-    /// How a guest is moved, with `bytes` of data in the large ones; `None` where none is.
+    /// How the memory of a guest is moved, with `bytes` of data in the large ones; `None` where that is not what is
+    /// measured.
     pub(super) fn plan(self, bytes: u64) -> Option<Plan> {
         let workload = |memory_bytes, random_bytes| Workload {
             cpus: 1,
@@ -147,7 +161,7 @@ impl Scenario {
                     },
                 )
             },
-            Self::Start => return None,
+            Self::Start | Self::DiskIops | Self::DiskTracking | Self::DiskMoves(_) => return None,
         })
     }
 }

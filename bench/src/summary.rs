@@ -3,6 +3,9 @@
 use control::units::human_bytes;
 use serde::Serialize;
 
+use super::disk_iops::DiskIopsFigures;
+use super::disk_moves::DiskMoveFigures;
+use super::disk_tracking::TrackingFigures;
 use super::figures::ScenarioFigures;
 use super::goal::Goal;
 use super::host::HostDescription;
@@ -32,6 +35,15 @@ pub struct Summary {
     /// Starting a guest, unless it was left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start: Option<StartFigures>,
+    /// Random requests of disks, of each format of images, unless that was left out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub disk_iops: Vec<DiskIopsFigures>,
+    /// What tracking costs, unless it was left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_tracking: Option<TrackingFigures>,
+    /// Disks that moved, one of each scenario, unless they were left out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub disk_moves: Vec<DiskMoveFigures>,
     /// Goals of what was measured.
     pub goals: Vec<Goal>,
 }
@@ -53,6 +65,9 @@ impl Summary {
             absent: Vec::new(),
             scenarios: Vec::new(),
             start: None,
+            disk_iops: Vec::new(),
+            disk_tracking: None,
+            disk_moves: Vec::new(),
             goals: Vec::new(),
         }
     }
@@ -116,6 +131,36 @@ impl Summary {
         self.start.as_ref().map_or_else(String::new, |figures| {
             format!("{title}\n{}", figures.table().text())
         })
+    }
+
+    /// The tables of disks.
+    pub(super) fn disks_section(&self) -> String {
+        let mut text = String::new();
+        for figures in &self.disk_iops {
+            text += &format!("{}\n{}", figures.title(self.runs), figures.table().text());
+            for line in figures.left_out() {
+                text += &format!("  {line}\n");
+            }
+        }
+        text
+    }
+
+    /// The table of what tracking costs.
+    pub(super) fn tracking_section(&self) -> String {
+        self.disk_tracking
+            .as_ref()
+            .map_or_else(String::new, |figures| {
+                format!("{}\n{}", figures.title(), figures.table().text())
+            })
+    }
+
+    /// The table of a scenario in which disks moved.
+    pub(super) fn disk_moves_section(&self, figures: &DiskMoveFigures) -> String {
+        let mut text = format!("{}\n{}", figures.title(self.runs), figures.table().text());
+        for line in figures.left_out() {
+            text += &format!("  {line}\n");
+        }
+        text
     }
 
     /// The goals and whether they are reached.

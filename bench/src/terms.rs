@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::disks::MovingDisk;
 use super::link::Link;
 use super::mapping::Warmth;
 
@@ -15,4 +16,6 @@ pub(super) struct Terms<'a> {
     pub patience: Duration,
     /// Memory that is populated and freed right before the request.
     pub warmth: Warmth,
+    /// Disks that the guest has, and that travel with it.
+    pub disks: &'a [MovingDisk],
 }

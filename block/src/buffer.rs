@@ -72,6 +72,19 @@ impl<'a> Buffer<'a> {
         Self::from(&VolatileSlice::from(memory))
     }
 
+    /// A copy of what `buffers` hold, in order, as it is at one time or another while this is called.
+    pub fn copied(buffers: &[Self]) -> Vec<u8> {
+        let len = buffers.iter().map(Self::len).sum();
+        let mut bytes = vec![0; len];
+        let mut rest = &mut bytes[..];
+        for buffer in buffers {
+            let (part, behind) = rest.split_at_mut(buffer.len());
+            buffer.as_volatile().copy_to(part);
+            rest = behind;
+        }
+        bytes
+    }
+
     /// The buffers as the kernel's vector, for whoever hands it to a system call of its own.
     pub fn as_iovecs(buffers: &[Self]) -> &[libc::iovec] {
         // SAFETY: the type is transparent over iovec, so that slices of both have one layout.

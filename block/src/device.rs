@@ -90,7 +90,7 @@ pub enum Discarded {
     Kept,
 }
 
-/// What is called, on any thread, whenever some of what was absent has come.
+/// What is called, on any thread, whenever some of what requests wait for has come.
 pub type Arrived = Arc<dyn Fn() + Send + Sync>;
 
 /// A disk image: thread-safe, in a form that blocks.

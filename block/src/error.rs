@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::image::qcow2::Refusal;
+
 /// Result of an operation on an image.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -29,6 +31,14 @@ pub enum Error {
     /// The image could not be opened for another reason.
     #[error("open disk image {path}")]
     Open {
+        /// Image.
+        path: PathBuf,
+        /// Cause.
+        source: io::Error,
+    },
+    /// A mark on the file of an image cannot be read or changed.
+    #[error("read or change a mark on disk image {path}")]
+    Mark {
         /// Image.
         path: PathBuf,
         /// Cause.
@@ -66,13 +76,38 @@ pub enum Error {
     },
     /// The image begins as one of another format does.
     #[error(
-        "disk image {path} looks like {format}, not like a raw image; say that it is raw if it really is"
+        "disk image {path} looks like {format}, not like a raw image; say which it is by format=, format=raw only if it \
+         really is"
     )]
     ForeignFormat {
         /// Image.
         path: PathBuf,
         /// The format that it looks like.
         format: &'static str,
+    },
+    /// The image is a qcow2 image that is not used as it is.
+    #[error("disk image {path} {why}")]
+    Qcow2 {
+        /// Image.
+        path: PathBuf,
+        /// What it has, and what helps.
+        why: Refusal,
+    },
+    /// The image was to be created, and there is a file already.
+    #[error("{path} exists already, and is not overwritten")]
+    Exists {
+        /// Image.
+        path: PathBuf,
+    },
+    /// The size cannot be had, or only with a loss.
+    #[error("disk image {path} cannot have {size} bytes: {why}")]
+    Size {
+        /// Image.
+        path: PathBuf,
+        /// Size in bytes.
+        size: u64,
+        /// Why.
+        why: &'static str,
     },
     /// A request lies outside the image.
     #[error("request for {len} bytes at {offset} is outside disk image {path} of {size} bytes")]
@@ -100,6 +135,22 @@ pub enum Error {
         /// First byte that could not be read.
         offset: u64,
     },
+    /// The storage cannot be used past the page cache.
+    #[error("disk image {path} cannot be used past the page cache (cache=none)")]
+    NotDirect {
+        /// Image.
+        path: PathBuf,
+        /// Cause.
+        source: io::Error,
+    },
+    /// The kernel gives this process no ring for requests, or not one that is limited to what they need.
+    #[error("no io_uring for requests to disk image {path}")]
+    NoRing {
+        /// Image.
+        path: PathBuf,
+        /// Cause.
+        source: io::Error,
+    },
     /// The threads that carry requests out could not be started.
     #[error("start a thread for requests to disk image {path}")]
     Thread {
@@ -117,6 +168,38 @@ pub enum Error {
         offset: u64,
         /// Length in bytes.
         len: u64,
+    },
+    /// A request needs what is not here, and whoever has it cannot be asked; its user wants that to be an error.
+    #[error("{len} bytes at {offset} of disk image {path} cannot be fetched: {why}")]
+    SourceLost {
+        /// Image.
+        path: PathBuf,
+        /// First byte.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+        /// Why.
+        why: String,
+    },
+    /// The file is no presence map, or not that of the disk.
+    #[error("{path} is {why}")]
+    PresenceMap {
+        /// File.
+        path: PathBuf,
+        /// What it is.
+        why: &'static str,
+    },
+    /// A request has to wait for the rate that the disk is limited to; it succeeds when it is made again later.
+    #[error("disk image {path} has had what it may have for now")]
+    Throttled {
+        /// Image.
+        path: PathBuf,
+    },
+    /// The storage has no room for a request; it succeeds when it is made again and there is some.
+    #[error("there is no room for what is written to disk image {path}")]
+    NoRoom {
+        /// Image.
+        path: PathBuf,
     },
     /// The operating system refused an operation.
     #[error("{operation} {len} bytes at {offset} of disk image {path}")]
@@ -168,4 +251,27 @@ pub enum Error {
         /// Cause.
         source: io::Error,
     },
+}
+
+impl Error {
+    /// Whether the request has changed nothing, and is to be made again when something has come.
+    pub fn is_for_now(&self) -> bool {
+        matches!(
+            self,
+            Self::Absent { .. } | Self::Throttled { .. } | Self::NoRoom { .. }
+        )
+    }
+
+    /// Whether it failed because its storage has no room for it.
+    pub fn is_no_room(&self) -> bool {
+        let full = [libc::ENOSPC, libc::EDQUOT, libc::EFBIG];
+        match self {
+            Self::NoRoom { .. } => true,
+            Self::Io { source, .. } => {
+                let code = source.raw_os_error();
+                code.is_some_and(|code| full.contains(&code))
+            }
+            _ => false,
+        }
+    }
 }

@@ -1,60 +1,22 @@
 //! A pool carries requests out side by side, and those that overlap in their order.
 
+mod requests;
+
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use block::fault::{Effect, Fault, FaultLayer, Operation};
 use block::pool::THREADS;
-use block::{
-    Access, Action, Backend, BlockDevice, Buffer, Content, Durability, Job, Pool, RawImage,
-    Submitter,
-};
+use block::{Action, Backend, BlockDevice, Buffer, Durability, Job, Pool, Submitter};
+use requests::{Ends, LIMIT, Request, open};
 use tempfile::TempDir;
-
-const LIMIT: Duration = Duration::from_secs(20);
-
-/// How a request ended: its name, and what is in its memory; nothing when it was parked.
-type End = (&'static str, Option<u8>);
-
-/// A request with memory of its own, which tells its end.
-struct Request {
-    name: &'static str,
-    action: Action,
-    buffers: Vec<Buffer<'static>>,
-    ends: Sender<End>,
-}
-
-impl Job for Request {
-    fn action(&self) -> Action {
-        self.action
-    }
-
-    fn buffers(&self) -> &[Buffer<'_>] {
-        &self.buffers
-    }
-
-    fn complete(self: Box<Self>, result: block::Result<()>) {
-        result.unwrap();
-        let mut first = [0];
-        for buffer in &self.buffers {
-            buffer.as_volatile().copy_to(&mut first);
-        }
-        let _ = self.ends.send((self.name, Some(first[0])));
-    }
-
-    fn park(self: Box<Self>) {
-        let _ = self.ends.send((self.name, None));
-    }
-}
 
 struct Disk {
     _dir: TempDir,
     faults: Arc<FaultLayer>,
     pool: Pool,
-    ends: Receiver<End>,
-    told: Sender<End>,
+    ends: Ends<&'static str>,
 }
 
 impl Disk {
@@ -62,16 +24,13 @@ impl Disk {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("disk.raw");
         std::fs::write(&path, vec![0; 1 << 20]).unwrap();
-        let image = RawImage::open(&path, Access::ReadWrite, Content::Raw).unwrap();
-        let faults = Arc::new(FaultLayer::new(Arc::new(image)));
+        let faults = Arc::new(FaultLayer::new(open(&path)));
         let pool = Pool::new(faults.clone(), || {}).unwrap();
-        let (told, ends) = channel();
         Self {
             _dir: dir,
             faults,
             pool,
-            ends,
-            told,
+            ends: Ends::new(),
         }
     }
 
@@ -84,21 +43,13 @@ impl Disk {
         });
     }
 
-    /// A request whose memory of 512 bytes holds `byte`.
-    fn request(&self, name: &'static str, action: Action, byte: u8) -> Box<Request> {
-        // For ever, as this is a test.
-        let memory = Box::leak(Box::new([byte; 512]));
-        let buffers = match action {
-            Action::Read { .. } | Action::Write { .. } => vec![Buffer::new(memory)],
-            _ => Vec::new(),
+    /// A request whose memory of 512 bytes, if it takes any, holds `byte`.
+    fn request(&self, name: &'static str, action: Action, byte: u8) -> Box<Request<&'static str>> {
+        let len = match action {
+            Action::Read { .. } | Action::Write { .. } => 512,
+            _ => 0,
         };
-        let ends = self.told.clone();
-        Box::new(Request {
-            name,
-            action,
-            buffers,
-            ends,
-        })
+        self.ends.request(name, action, &vec![byte; len], 0)
     }
 
     fn write(&self, name: &'static str, offset: u64, byte: u8) {
@@ -112,8 +63,8 @@ impl Disk {
         self.pool.submit(request, Submitter::Hurried);
     }
 
-    fn end(&self) -> End {
-        self.ends.recv_timeout(LIMIT).unwrap()
+    fn end(&self) -> (&'static str, Option<u8>) {
+        self.ends.end().first()
     }
 
     fn wait_hanging(&self, count: usize) {
@@ -139,7 +90,7 @@ fn requests_that_overlap_a_change_wait_for_it_and_others_do_not() {
     disk.pool.submit(flush, Submitter::Hurried);
     // It waits for nobody.
     assert_eq!(disk.end(), ("flush", Some(0)));
-    assert!(disk.ends.try_recv().is_err());
+    assert!(disk.ends.is_silent());
     disk.faults.release();
     // Told in any order.
     let mut ends = [disk.end(), disk.end(), disk.end()];
@@ -196,7 +147,6 @@ fn a_pool_is_dropped_though_a_request_hangs_and_what_was_submitted_is_done() {
         faults,
         pool,
         ends,
-        told,
     } = {
         let disk = Disk::new();
         disk.plan(Operation::Write, 1, Effect::Hang);
@@ -211,8 +161,7 @@ fn a_pool_is_dropped_though_a_request_hangs_and_what_was_submitted_is_done() {
         std::thread::yield_now();
     }
     faults.release();
-    assert_eq!(ends.recv_timeout(LIMIT).unwrap(), ("hangs", Some(1)));
-    drop(told);
+    assert_eq!(ends.end().first(), ("hangs", Some(1)));
 }
 
 #[test]

@@ -5,14 +5,15 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use migration::control::Events;
 use migration::observation::Observation;
 use migration::progress::{Event, LimitChange};
 use migration::request::MigrateRequest;
+use migration::steering::Events;
 use migration::wire::control::Resolution;
 use serde::{Deserialize, Serialize};
 
-use crate::job::Jobs;
+use crate::disk_move::{DiskMoveFiles, DiskMoveRequest, ImageFormat};
+use crate::job::{Job, JobState, Jobs};
 
 /// What a VM is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -134,6 +135,21 @@ pub struct MigrationStatus {
     pub resolution: Option<Resolution>,
 }
 
+/// A disk of a VM, as it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct DiskStatus {
+    /// Identity of the disk.
+    pub id: String,
+    /// Path of its image.
+    pub path: String,
+    /// Format of its image.
+    pub format: ImageFormat,
+    /// Bytes of the disk.
+    pub size_bytes: u64,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
+}
+
 /// Answer to `status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct VmStatus {
@@ -147,6 +163,9 @@ pub struct VmStatus {
     pub cpus: u32,
     /// Guest RAM in bytes; 0 while a `receive` does not know yet.
     pub memory_bytes: u64,
+    /// Its disks, in the order of their slots; none while it has no guest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskStatus>,
     /// Milliseconds since the process began.
     pub uptime_ms: u64,
     /// Where `receive` listens.
@@ -209,10 +228,23 @@ pub trait Instance: Send + Sync + 'static {
     fn set_limits(&self, change: LimitChange) -> Result<(), Observation>;
     /// Its jobs, those that run and the newest of those that ended.
     fn jobs(&self) -> Jobs;
+    /// Blocks until job `id` is in another state than `seen`, or `timeout` passes: the job then.
+    fn wait_job(&self, id: &str, seen: JobState, timeout: Duration) -> Result<Job, Observation>;
     /// Asks job `id` to stop and undo what it did.
     fn cancel_job(&self, id: &str) -> Result<(), Observation>;
     /// Changes the limits of job `id`.
     fn set_job_limits(&self, id: &str, change: LimitChange) -> Result<(), Observation>;
+    /// Has job `id` wait until it is told to go on.
+    fn pause_job(&self, id: &str) -> Result<(), Observation>;
+    /// Lets job `id` go on.
+    fn resume_job(&self, id: &str) -> Result<(), Observation>;
+    /// Begins to move disk `id` to the image in `files`, on a thread of its own.
+    fn move_disk(
+        &self,
+        id: &str,
+        request: DiskMoveRequest,
+        files: DiskMoveFiles,
+    ) -> Result<(), Observation>;
     /// Asks the destination whether it ran the guest, and acts on the answer: the new state. `sockets`
     /// are what its name stands for by now; where empty, what it stood for when the guest left.
     fn resolve(&self, sockets: Vec<SocketAddr>) -> Result<VmState, Observation>;

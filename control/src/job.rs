@@ -6,12 +6,16 @@ use migration::wire::control::Resolution;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::disk_move::{ClassBytes, DiskMoveReport};
+
 /// What a job does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum JobKind {
     /// The guest moves to another host, or comes in from one.
     Migration,
+    /// A disk moves to another image on this host.
+    DiskMove,
 }
 
 /// How far a job is, from its beginning to its end.
@@ -20,6 +24,8 @@ pub enum JobKind {
 pub enum JobState {
     /// It is being done, and may be cancelled.
     Running,
+    /// It waits until it is told to go on.
+    Paused,
     /// It was cancelled, and undoes what it did.
     Cancelling,
     /// It is past the point up to which it may be cancelled, or about to be.
@@ -47,10 +53,13 @@ pub enum JobOutcome {
 /// How much of a job is done.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct JobProgress {
-    /// The phase that it is in, or ended in.
+    /// The phase that a migration is in, or ended in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
-    /// Bytes that have been sent; absent where this side does not count them.
+    /// Which pass over the disk it is in, of a disk that moves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pass: Option<u32>,
+    /// Bytes that have been sent, or copied; absent where this side does not count them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub done_bytes: Option<u64>,
     /// What they will be in the end, as far as is known now; it grows with what the guest writes.
@@ -59,6 +68,15 @@ pub struct JobProgress {
     /// Forecast of the time left, in milliseconds; absent where there is none, or no end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eta_ms: Option<f64>,
+    /// What went to the new image of a disk that moves, by class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_bytes: Option<ClassBytes>,
+    /// How often the link of a migration was lost and made anew; absent where never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reconnects: Option<u32>,
+    /// The link of a migration is lost, and a new one is tried or waited for; absent where it stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link_lost: Option<bool>,
 }
 
 /// How a job ended, and why.
@@ -72,25 +90,35 @@ pub struct JobResult {
     /// The figures of a migration; absent where its engine could tell none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub report: Option<Report>,
+    /// The figures of a disk that moved, or was to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_move: Option<DiskMoveReport>,
 }
 
 /// One job, as it is told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Job {
-    /// Identifier; of a migration, that of the migration on both hosts.
+    /// Identifier, 32 hexadecimal digits; of a migration, that of the migration on both hosts.
     pub id: String,
     /// What it does.
     pub kind: JobKind,
     /// How far it is.
     pub state: JobState,
-    /// Where the guest is to go, as its user wrote it; absent where it comes in.
+    /// Where the guest is to go, as its user wrote it; absent where it comes in. The path of the image that a disk moves
+    /// to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
+    /// The disk that moves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
     /// How much is done.
     pub progress: JobProgress,
     /// The limits in force; absent where somebody else has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<LimitChange>,
+    /// Why it is paused, where nobody asked for that: it goes on when it is told to, and this is mended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_up_by: Option<Observation>,
     /// How it ended, once it is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<JobResult>,
@@ -142,7 +170,15 @@ impl JobProgress {
                     told.total_bytes = told.done_bytes;
                     told.eta_ms = None;
                 }
-                Event::Failed(_) | Event::Cancelled(_) => told.eta_ms = None,
+                Event::Failed(_) | Event::Cancelled(_) => {
+                    told.eta_ms = None;
+                    told.link_lost = None;
+                }
+                Event::LinkLost { .. } => told.link_lost = Some(true),
+                Event::Reconnected { reconnects, .. } => {
+                    told.reconnects = Some(*reconnects);
+                    told.link_lost = None;
+                }
                 Event::Iteration(_) | Event::Warning { .. } => {}
             }
         }
@@ -157,6 +193,7 @@ impl JobResult {
             outcome,
             error: Some(why),
             report: None,
+            disk_move: None,
         }
     }
 
@@ -172,12 +209,15 @@ impl JobResult {
             Event::Phase { .. }
             | Event::Iteration(_)
             | Event::Progress { .. }
-            | Event::Warning { .. } => return None,
+            | Event::Warning { .. }
+            | Event::LinkLost { .. }
+            | Event::Reconnected { .. } => return None,
         };
         Some(Self {
             outcome,
             error: report.error.clone(),
             report: Some(report.clone()),
+            disk_move: None,
         })
     }
 
@@ -205,8 +245,10 @@ impl Job {
             kind: JobKind::Migration,
             state,
             to: None,
+            disk: None,
             progress,
             limits: None,
+            held_up_by: None,
             result,
         }
     }

@@ -2,6 +2,7 @@
 //! the directories in which processes of VMs keep what others find.
 
 pub mod api;
+pub mod disk_move;
 pub mod exit;
 pub mod instance;
 pub mod job;

@@ -1,4 +1,4 @@
-//! Where a host keeps what has to survive its restart: the records of hand-overs.
+//! Where a host keeps what has to survive its restart: the records of hand-overs, and of disks that are served.
 //!
 //! Sockets and logs lie in the runtime directory, which for root is on a tmpfs. A record that was lost
 //! with it would let a destination say that a guest never ran which did.
@@ -9,6 +9,9 @@ use migration::observation::{Observation, Side};
 
 /// Folder of the records, in the state directory.
 pub(crate) const MIGRATIONS: &str = "migrations";
+
+/// Folder of the records of disks that are served, in the state directory.
+pub(crate) const SERVING: &str = "serving";
 
 /// File in the state directory that limits what this host offers of its CPU.
 pub(crate) const HOST_CPU: &str = "host-cpu.toml";

@@ -10,6 +10,8 @@ use migration::threads::Hook;
 pub enum ThreadKind {
     /// Serves a queue of a disk, carries its requests out, or flushes it.
     Disk,
+    /// Uses the ring of a disk: hands requests to the kernel, and ends them.
+    Ring,
     /// Serves a queue of a network interface.
     Net,
     /// Serves a queue of a device without a file behind it.

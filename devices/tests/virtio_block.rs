@@ -25,7 +25,7 @@ fn fresh(queues: u16) -> (TempDir, Arc<block::fault::FaultLayer>, Driver) {
     let path = dir.path().join("disk.raw");
     create(&path);
     let disk = open(&path);
-    let mut driver = Driver::new(device(Arc::clone(&disk), queues));
+    let mut driver = Driver::new(device(disk.clone(), queues));
     driver.start(0);
     (dir, disk, driver)
 }

@@ -50,7 +50,7 @@ fn image(dir: &TempDir) -> std::path::PathBuf {
 fn started() -> (TempDir, Arc<FaultLayer>, Driver) {
     let dir = tempfile::tempdir().unwrap();
     let disk = open(&image(&dir));
-    let mut driver = Driver::new(device(Arc::clone(&disk), 1));
+    let mut driver = Driver::new(device(disk.clone(), 1));
     driver.start(0);
     (dir, disk, driver)
 }

@@ -30,7 +30,7 @@ fn hanging() -> (TempDir, Arc<FaultLayer>, Driver) {
     disk::create(&path);
     std::fs::write(&path, vec![0xa5; 256 * 512]).unwrap();
     let disk = disk::open(&path);
-    let mut driver = Driver::new(disk::device(Arc::clone(&disk), 2));
+    let mut driver = Driver::new(disk::device(disk.clone(), 2));
     driver.start(0);
     disk.inject(Fault {
         operation: Operation::Read,

@@ -6,22 +6,28 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use block::image::Format;
 use control::units::ByteSize;
-use migration::endpoint::Endpoint;
 use migration::observation::Observation;
 use serde::Deserialize;
 
+pub use self::cache::DiskCache;
+pub(crate) use self::check::check_disk_id;
 pub use self::check::{MAX_ID, set_once};
-use self::check::{absolute, check_id, usage};
+use self::check::{absolute, usage};
 pub use self::cpu::{CpuModel, host_limit};
+pub use self::incoming_disk::{DiskTarget, IncomingDisk};
 use self::net::FileNet;
 pub(crate) use self::net::check_net_id;
 pub use self::net::{NetArg, NetConfig, parse_net_override};
-use crate::memory;
+pub use self::receive::ReceiveConfig;
 pub use crate::memory::PageBacking;
 
+mod cache;
 mod check;
+mod incoming_disk;
 mod net;
+mod receive;
 
 /// Most vCPUs of a VM.
 pub const MAX_CPUS: u8 = 16;
@@ -40,22 +46,32 @@ pub enum DiskFormat {
     Guessed,
     /// Raw, whatever it begins with: a guest may have written anything there.
     Raw,
+    /// qcow2. Never guessed: a guest could write its raw disk so that it looks like one.
+    Qcow2,
 }
 
 impl FromStr for DiskFormat {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "raw" => Ok(Self::Raw),
-            _ => Err(format!(
-                "disk format {text:?} is not supported: only raw is"
-            )),
+        match text.parse()? {
+            Format::Raw => Ok(Self::Raw),
+            Format::Qcow2 => Ok(Self::Qcow2),
         }
     }
 }
 
-/// A disk of the guest, a raw image or block device.
+/// What becomes of a disk whose guest has gone to another host, or may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StaleDisks {
+    /// It is refused.
+    #[default]
+    Refused,
+    /// It is used, and is this guest's from then on.
+    Used,
+}
+
+/// A disk of the guest, an image file or block device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskConfig {
     /// Image file or block device.
@@ -64,11 +80,13 @@ pub struct DiskConfig {
     pub format: DiskFormat,
     /// The guest may only read.
     pub readonly: bool,
+    /// Whether the page cache is used.
+    pub cache: DiskCache,
     /// Name of the disk in the guest (virtio-blk serial) and in `receive --disk ID=PATH`.
     pub id: String,
 }
 
-/// A disk as it is written on the command line: `PATH[,format=raw][,readonly][,id=ID]`.
+/// A disk as it is written on the command line: `PATH[,format=raw|qcow2][,readonly][,cache=writeback|none][,id=ID]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskArg {
     /// Image file or block device.
@@ -77,6 +95,8 @@ pub struct DiskArg {
     pub format: DiskFormat,
     /// The guest may only read.
     pub readonly: bool,
+    /// Whether the page cache is used.
+    pub cache: DiskCache,
     /// Where absent, `disk0`, `disk1`, … by position.
     pub id: Option<String>,
 }
@@ -88,17 +108,21 @@ impl FromStr for DiskArg {
         let mut parts = text.split(',');
         let path = parts.next().unwrap_or_default();
         if path.is_empty() {
-            return Err("a disk needs a path: PATH[,format=raw][,readonly][,id=ID]".into());
+            return Err(
+                "a disk needs a path: PATH[,format=raw|qcow2][,readonly][,cache=writeback|none][,id=ID]".into(),
+            );
         }
-        let (mut format, mut readonly, mut id) = (None, None, None);
+        let (mut format, mut readonly, mut cache, mut id) = (None, None, None, None);
         for part in parts {
             match part.split_once('=') {
                 None if part == "readonly" => set_once(&mut readonly, "readonly", true)?,
                 Some(("id", name)) => set_once(&mut id, "id", name.into())?,
+                Some(("cache", name)) => set_once(&mut cache, "cache", name.parse()?)?,
                 Some(("format", name)) => set_once(&mut format, "format", name.parse()?)?,
                 _ => {
                     return Err(format!(
-                        "{part:?} is not a disk option: format=raw, readonly and id=ID are"
+                        "{part:?} is not a disk option: format=raw, format=qcow2, readonly, cache=writeback, \
+                         cache=none and id=ID are"
                     ));
                 }
             }
@@ -107,6 +131,7 @@ impl FromStr for DiskArg {
             path: path.into(),
             format: format.unwrap_or_default(),
             readonly: readonly.unwrap_or_default(),
+            cache: cache.unwrap_or_default(),
             id,
         })
     }
@@ -133,23 +158,12 @@ pub struct RunConfig {
     pub cpu: CpuModel,
     /// Disks in the order in which the guest sees them.
     pub disks: Vec<DiskConfig>,
+    /// Folders in which files below their images may lie, besides their own.
+    pub allow_backing: Vec<PathBuf>,
+    /// What becomes of disks whose guest may be elsewhere.
+    pub stale_disks: StaleDisks,
     /// Network interfaces in the order in which the guest sees them.
     pub nets: Vec<NetConfig>,
-}
-
-/// What a destination is told before a guest arrives.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReceiveConfig {
-    /// `HOST:PORT`, `unix:PATH` or `fd:N`.
-    pub listen: Endpoint,
-    /// Name on this host; the guest's own name where absent.
-    pub name: Option<String>,
-    /// Paths of disks on this host by their id; a disk that is not named keeps its path.
-    pub disks: Vec<(String, PathBuf)>,
-    /// Taps on this host by the id of their interface; one that is not named keeps its name.
-    pub nets: Vec<(String, String)>,
-    /// Bytes of memory to have ready before the guest comes.
-    pub reserve: Option<u64>,
 }
 
 /// What the user said about a VM; `None` and empty are left to the file or the default.
@@ -173,6 +187,10 @@ pub struct RunOptions {
     pub cpu: Option<CpuModel>,
     /// Disks.
     pub disks: Vec<DiskArg>,
+    /// Folders in which files below their images may lie, besides their own.
+    pub allow_backing: Vec<PathBuf>,
+    /// What becomes of disks whose guest may be elsewhere.
+    pub stale_disks: StaleDisks,
     /// Network interfaces.
     pub nets: Vec<NetArg>,
 }
@@ -190,6 +208,8 @@ struct FileConfig {
     pages: Option<String>,
     cpu: Option<String>,
     #[serde(default)]
+    allow_backing: Vec<PathBuf>,
+    #[serde(default)]
     disk: Vec<FileDisk>,
     #[serde(default)]
     net: Vec<FileNet>,
@@ -202,6 +222,7 @@ struct FileDisk {
     format: Option<String>,
     #[serde(default)]
     readonly: bool,
+    cache: Option<String>,
     id: Option<String>,
 }
 
@@ -256,6 +277,7 @@ impl RunOptions {
             memory,
             pages,
             cpu,
+            allow_backing,
             disk,
             net,
         } = file;
@@ -273,14 +295,17 @@ impl RunOptions {
             path,
             format,
             readonly,
+            cache,
             id,
         } in disk
         {
             let format = format.map(|text| text.parse()).transpose()?;
+            let cache = cache.map(|text| text.parse()).transpose()?;
             disks.push(DiskArg {
                 path: base.join(path),
                 format: format.unwrap_or_default(),
                 readonly,
+                cache: cache.unwrap_or_default(),
                 id,
             });
         }
@@ -296,6 +321,8 @@ impl RunOptions {
                 .map(|text| text.parse().map(|cpu: CpuModel| cpu.below(base)))
                 .transpose()?,
             disks,
+            allow_backing: allow_backing.iter().map(|dir| base.join(dir)).collect(),
+            stale_disks: StaleDisks::default(),
             nets: net
                 .into_iter()
                 .map(FileNet::into_arg)
@@ -304,7 +331,7 @@ impl RunOptions {
     }
 
     /// What is said here, and what `file` says where nothing is said here. Disks named here replace
-    /// all of the file's, and so do network interfaces.
+    /// all of the file's, and so do network interfaces and folders of backing files.
     #[must_use]
     pub fn or(self, file: Self) -> Self {
         Self {
@@ -320,6 +347,12 @@ impl RunOptions {
                 file.disks
             } else {
                 self.disks
+            },
+            stale_disks: self.stale_disks,
+            allow_backing: if self.allow_backing.is_empty() {
+                file.allow_backing
+            } else {
+                self.allow_backing
             },
             nets: if self.nets.is_empty() {
                 file.nets
@@ -361,6 +394,7 @@ impl RunOptions {
                 path,
                 format,
                 readonly,
+                cache,
                 id,
             } = disk;
             let id = id.unwrap_or_else(|| format!("disk{i}"));
@@ -368,10 +402,17 @@ impl RunOptions {
             if !ids.insert(id.clone()) {
                 return Err(usage("disk", format!("two disks have the id {id:?}")));
             }
+            if cache == DiskCache::None && format == DiskFormat::Qcow2 {
+                return Err(usage(
+                    "disk",
+                    format!("disk {id:?}: cache=none is for raw images"),
+                ));
+            }
             disks.push(DiskConfig {
                 path: absolute(path),
                 format,
                 readonly,
+                cache,
                 id,
             });
         }
@@ -406,67 +447,11 @@ impl RunOptions {
             pages: self.pages.unwrap_or_default(),
             cpu: self.cpu.unwrap_or_default().absolute(),
             disks,
+            allow_backing: self.allow_backing.into_iter().map(absolute).collect(),
+            stale_disks: self.stale_disks,
             nets,
         })
     }
-}
-
-impl ReceiveConfig {
-    /// Checks what the command line says.
-    ///
-    /// # Errors
-    /// `usage.disk`, `usage.net`, `usage.reserve`.
-    pub fn new(
-        listen: Endpoint,
-        name: Option<String>,
-        disks: Vec<(String, PathBuf)>,
-        nets: Vec<(String, String)>,
-        reserve: Option<u64>,
-    ) -> Result<Self, Observation> {
-        let mut ids = BTreeSet::new();
-        for (id, _) in &disks {
-            check_disk_id(id)?;
-            if !ids.insert(id) {
-                return Err(usage("disk", format!("the disk {id:?} is named twice")));
-            }
-        }
-        let disks = disks
-            .into_iter()
-            .map(|(id, path)| (id, absolute(path)))
-            .collect();
-        let mut ids = BTreeSet::new();
-        for (id, _) in &nets {
-            check_net_id(id)?;
-            if !ids.insert(id) {
-                return Err(usage("net", format!("the interface {id:?} is named twice")));
-            }
-        }
-        if let Some(size) = reserve {
-            memory::check_size(size).map_err(|e| usage("reserve", e.to_string()))?;
-        }
-        Ok(Self {
-            listen,
-            name,
-            disks,
-            nets,
-            reserve,
-        })
-    }
-}
-
-/// Reads `ID=PATH` of `receive --disk`.
-///
-/// # Errors
-/// A sentence for the user.
-pub fn parse_disk_override(text: &str) -> Result<(String, PathBuf), String> {
-    match text.split_once('=') {
-        Some((id, path)) if !id.is_empty() && !path.is_empty() => Ok((id.into(), path.into())),
-        _ => Err("write ID=PATH: the id of a disk at the source and its path here".into()),
-    }
-}
-
-pub(crate) fn check_disk_id(id: &str) -> Result<(), Observation> {
-    check_id(id).map_err(|what| usage("disk", format!("disk id {what}")))
 }
 
 #[cfg(test)]

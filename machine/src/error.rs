@@ -50,6 +50,12 @@ pub enum MachineError {
         /// What the block layer says.
         source: block::Error,
     },
+    /// The machine has no such disk.
+    #[error("the VM has no disk {id}")]
+    NoDisk {
+        /// What was asked for.
+        id: String,
+    },
     /// A disk's claim cannot change hands.
     #[error("disk {id}")]
     Claim {
@@ -79,6 +85,35 @@ pub enum MachineError {
         path: PathBuf,
         /// How that is known.
         why: String,
+    },
+    /// The guest whose disk this image was is elsewhere, or may be.
+    #[error("disk {id}: {path} may be out of date, {why}; to use it all the same, say --use-stale")]
+    StaleDisk {
+        /// Identity of the disk.
+        id: String,
+        /// Its path.
+        path: PathBuf,
+        /// What is known of where the guest is.
+        why: String,
+    },
+    /// The image may hold a part of the disk alone.
+    #[error(
+        "disk {id}: {path} may hold a part of it alone, as it was moved there on demand and the rest had not come: vmm disk \
+         pull {path} brings that, without a guest"
+    )]
+    DiskInPart {
+        /// Identity of the disk.
+        id: String,
+        /// Its path.
+        path: PathBuf,
+    },
+    /// It does, and what it lacks cannot be had.
+    #[error("disk {id} lacks a part, which cannot be had")]
+    DiskRest {
+        /// Identity of the disk.
+        id: String,
+        /// Why.
+        source: Box<Observation>,
     },
     /// The image at the destination holds something else than the guest's disk.
     #[error(
@@ -151,10 +186,17 @@ impl MachineError {
             Self::Cpuid(_) => "machine.cpuid",
             Self::CpuModel(_) => "host.cpu-model",
             Self::Build(..) => "machine.build",
+            Self::Disk {
+                source: block::Error::Qcow2 { .. },
+                ..
+            } => "disk.format",
             Self::Disk { .. } => "disk.open",
+            Self::NoDisk { .. } => "disk.unknown",
             Self::Claim { .. } => "disk.claim",
             Self::DiskSize { .. } => "disk.size",
             Self::AnotherDisk { .. } => "disk.another",
+            Self::StaleDisk { .. } => "disk.stale",
+            Self::DiskInPart { .. } | Self::DiskRest { .. } => "disk.in-part",
             Self::AnotherContent { .. } => "disk.content",
             Self::Samples(_) => "disk.samples",
             Self::Device {

@@ -21,6 +21,7 @@ mod moving;
 pub mod opener;
 pub mod power;
 pub mod probe;
+pub mod serving;
 pub mod snapshot;
 pub mod state;
 #[cfg(test)]
@@ -28,10 +29,12 @@ mod tests;
 pub mod threads;
 pub mod vcpu;
 
-pub use disks::DiskSource;
+pub use disks::overlay_target::OverlayTargets;
+pub use disks::settling::{remove_left_overlays, settle};
+pub use disks::{DiskSource, in_part as disk_in_part, target as disk_target};
 pub use error::MachineError;
 pub use events::GuestEvents;
 pub use instance::launch::{receive, run};
 pub use kvm::slots::DirtyLog;
-pub use machine::{DiskOverrides, Machine, NetOverrides};
+pub use machine::{Machine, NetOverrides};
 pub use moving::NAMELESS;

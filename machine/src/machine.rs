@@ -1,8 +1,9 @@
 //! The machine: vCPUs, RAM, devices and what KVM holds of them, built, paused, saved and loaded as
 //! one.
 
-use std::path::PathBuf;
+use std::time::Duration;
 
+use block::Stack;
 use kvm_ioctls::VmFd;
 use migration::GuestRam;
 use migration::observation::Observation;
@@ -42,6 +43,18 @@ impl Machine {
     /// What a destination must build alike.
     pub fn spec(&self) -> &MachineSpec {
         &self.spec
+    }
+
+    /// As [`Machine::spec`], with its disks where they are now.
+    pub(crate) fn current_spec(&self) -> MachineSpec {
+        let mut spec = self.spec.clone();
+        for disk in &mut spec.disks {
+            if let Some(moved) = self.devices.disks.moved(&disk.id) {
+                disk.path = moved.file().path().display().to_string();
+                disk.format = moved.format().into();
+            }
+        }
+        spec
     }
 
     /// What went wrong when the guest was announced to its networks, told once.
@@ -127,6 +140,32 @@ impl Machine {
     pub fn user_resume(&self) -> Result<bool, MachineError> {
         self.reasons
             .remove_unless(PauseReason::Migration, PauseReason::User, || self.go_on())
+    }
+
+    /// Has the requests of disk `id` go to another stack of layers, between two requests, whether the guest runs,
+    /// stands still or moves; requests in flight have `patience` to end. How long new ones waited.
+    ///
+    /// The new stack answers for all that the old one has completed: a read sees it, and a flush makes it durable. The
+    /// claims stay those of the image that the disk began with; whoever has the guest use another holds its claim.
+    ///
+    /// # Errors
+    /// When there is no such disk, the stack is another one to the guest, or requests do not end in time: nothing is
+    /// changed then.
+    pub fn pivot(
+        &self,
+        id: &str,
+        next: Stack,
+        patience: Duration,
+    ) -> Result<Duration, MachineError> {
+        self.devices.pivot(id, next, patience)
+    }
+
+    /// The stack of layers of each disk now, by the disk's identity, in the order of their slots.
+    pub fn stacks(&self) -> Vec<(String, Stack)> {
+        let disks = self.devices.disks.iter();
+        disks
+            .map(|disk| (disk.id.clone(), disk.current.stack()))
+            .collect()
     }
 
     fn quiesce(&self) -> Result<(), MachineError> {
@@ -260,9 +299,6 @@ fn add_marks(marks: &[u64], into: &mut [u64]) -> Result<(), MachineError> {
     }
     Ok(())
 }
-
-/// A disk that the command line gives to an incoming machine instead of the source's path.
-pub type DiskOverrides = Vec<(String, PathBuf)>;
 
 /// A tap that the command line gives to an incoming machine instead of the source's.
 pub type NetOverrides = Vec<(String, String)>;

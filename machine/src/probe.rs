@@ -1,33 +1,17 @@
 //! The probe guest and the lines that it prints (docs/probe.md).
 
-use std::collections::BTreeMap;
+mod disk;
+mod fields;
+
 use std::str::FromStr;
+
+pub use disk::{DiskCounts, DiskReady, DiskStats, DiskVerified};
+use fields::Fields;
+pub use fields::ProbeLineError;
 
 /// The probe guest, a bare-metal PVH ELF image, compiled by build.rs from resources/probe. It is
 /// what `vmm run` boots without `--kernel`.
 pub static PROBE_GUEST: &[u8] = include_bytes!(env!("PROBE_GUEST"));
-
-/// Why a line is not one of the probe guest's.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ProbeLineError {
-    /// The line has no `PROBE` word.
-    #[error("not a line of the probe guest")]
-    NotProbe,
-    /// The kind of line is not known to this version.
-    #[error("unknown kind of probe line: {0}")]
-    UnknownKind(String),
-    /// A field is absent.
-    #[error("probe line lacks {0}")]
-    Missing(&'static str),
-    /// A field does not hold a number.
-    #[error("probe line has {key}={value}, which is no number")]
-    Number {
-        /// Name of the field.
-        key: &'static str,
-        /// What stands there.
-        value: String,
-    },
-}
 
 /// The guest has begun; nothing is filled or started yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +87,8 @@ pub struct Fault {
     pub expected: String,
     /// What is there.
     pub found: String,
+    /// The disk load that found it, counted from 0 on the command line.
+    pub disk: Option<u64>,
 }
 
 /// The scan of the disk at the start is done.
@@ -175,6 +161,14 @@ pub enum ProbeLine {
     Fault(Fault),
     /// `PROBE blocks`
     Blocks(Blocks),
+    /// `PROBE disk-ready`
+    DiskReady(DiskReady),
+    /// `PROBE disk`
+    Disk(DiskCounts),
+    /// `PROBE disk-stats`
+    DiskStats(DiskStats),
+    /// `PROBE disk-verify`
+    DiskVerified(DiskVerified),
     /// `PROBE rng`: bytes read from virtio-rng.
     Rng {
         /// How many.
@@ -193,33 +187,6 @@ pub enum ProbeLine {
     Bye(Bye),
 }
 
-struct Fields<'a>(BTreeMap<&'a str, &'a str>);
-
-impl Fields<'_> {
-    fn text(&self, key: &'static str) -> Result<String, ProbeLineError> {
-        self.0
-            .get(key)
-            .map(|&value| value.to_owned())
-            .ok_or(ProbeLineError::Missing(key))
-    }
-
-    fn number(&self, key: &'static str) -> Result<u64, ProbeLineError> {
-        let value = self.text(key)?;
-        let number = match value.strip_prefix("0x") {
-            Some(hex) => u64::from_str_radix(hex, 16),
-            None => value.parse(),
-        };
-        number.map_err(|_| ProbeLineError::Number { key, value })
-    }
-
-    fn small(&self, key: &'static str) -> Result<u32, ProbeLineError> {
-        u32::try_from(self.number(key)?).map_err(|_| ProbeLineError::Number {
-            key,
-            value: self.0[key].to_owned(),
-        })
-    }
-}
-
 impl FromStr for ProbeLine {
     type Err = ProbeLineError;
 
@@ -229,7 +196,7 @@ impl FromStr for ProbeLine {
         let start = line.rfind("PROBE ").ok_or(ProbeLineError::NotProbe)?;
         let mut words = line[start + 6..].split_ascii_whitespace();
         let kind = words.next().ok_or(ProbeLineError::NotProbe)?;
-        let fields = Fields(words.filter_map(|word| word.split_once('=')).collect());
+        let fields = Fields::of(words);
         Ok(match kind {
             "hello" => Self::Hello(Hello {
                 version: fields.small("version")?,
@@ -266,6 +233,7 @@ impl FromStr for ProbeLine {
                 gpa: fields.number("gpa")?,
                 expected: fields.text("expected")?,
                 found: fields.text("found")?,
+                disk: fields.optional("disk")?,
             }),
             "blocks" => Self::Blocks(Blocks {
                 checked: fields.number("checked")?,
@@ -274,6 +242,10 @@ impl FromStr for ProbeLine {
                 newest: fields.number("newest")?,
                 flushed: fields.number("flushed")?,
             }),
+            "disk-ready" => Self::DiskReady(DiskReady::of(&fields)?),
+            "disk" => Self::Disk(DiskCounts::of(&fields)?),
+            "disk-stats" => Self::DiskStats(DiskStats::of(&fields)?),
+            "disk-verify" => Self::DiskVerified(DiskVerified::of(&fields)?),
             "rng" => Self::Rng {
                 bytes: fields.number("bytes")?,
             },
@@ -373,6 +345,33 @@ mod tests {
                 reason: "asked".to_owned()
             })
         );
+    }
+
+    #[test]
+    fn lines_of_disk_loads_are_read() {
+        let output = "PROBE disk-ready disk=0 serial=data id=0x2a seed=0x1 run=0xff sector=8 \
+             unit=4096 units=256 fill=16 pattern=random sizes=1/2 writes=40 discards=5 zeroes=5 \
+             reads=45 verifies=5 depth=32 cpu=1\n\
+             PROBE disk disk=0 end=0 submitted=9 acked=8 flushed=7 in_flight=1 units_read=6 \
+             units_written=5 units_verified=4 errors=3 faults=2 passes=1\n\
+             PROBE disk-stats disk=0 span=total op=write ms=1000 count=50 iops=50 bytes_s=204800 \
+             p50_ns=10 p99_ns=20 p999_ns=30 max_ns=40\n\
+             PROBE disk-verify disk=0 pass=1 units=256 blank=2 unknown=3 faults=0 sequence=9\n\
+             PROBE fault kind=disk-lost gpa=0x1000 expected=0x9 found=0x0 disk=1\n";
+        let lines: Vec<_> = probe_lines(output).collect();
+        assert!(matches!(&lines[0], ProbeLine::DiskReady(ready)
+            if ready.sizes == [1, 2] && ready.run == 0xff && ready.serial == "data"));
+        assert!(matches!(&lines[1], ProbeLine::Disk(counts)
+            if !counts.end && counts.flushed == 7 && counts.faults == 2));
+        assert!(matches!(&lines[2], ProbeLine::DiskStats(stats)
+            if stats.op == "write" && stats.p999_ns == 30));
+        assert!(matches!(&lines[3], ProbeLine::DiskVerified(pass) if pass.blank == 2));
+        assert!(matches!(&lines[4], ProbeLine::Fault(fault) if fault.disk == Some(1)));
+        let wrong = output.replace("sizes=1/2", "sizes=1/x");
+        let wrong = wrong.lines().next().unwrap_or("").parse::<ProbeLine>();
+        let value = "1/x".to_owned();
+        let key = "sizes";
+        assert_eq!(wrong, Err(ProbeLineError::Number { key, value }));
     }
 
     #[test]

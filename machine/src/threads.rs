@@ -7,7 +7,7 @@ use migration::threads::Hook;
 pub enum ThreadKind {
     /// Runs a vCPU and the register accesses of its guest.
     Vcpu,
-    /// Reads samples of a disk.
+    /// Reads samples of a disk, writes what a mirror is asked to, or fetches what a disk lacks.
     Disk,
     /// Announces a guest, has memory ready for one.
     Helper,
@@ -19,6 +19,12 @@ pub enum ThreadKind {
     Holder,
     /// Coordinates a migration at the source.
     Migration,
+    /// Moves a disk to another image on this host.
+    DiskMove,
+    /// Records how far the client of a disk has come that is served.
+    Serving,
+    /// Fetches from another host what a disk lacks, and says when it is whole.
+    Pull,
     /// Waits for a guest, builds its machine, and answers for it afterwards.
     Incoming,
 }

@@ -127,10 +127,12 @@ pub fn decide(observed: &Observed, limits: &Limits, deadline: Deadline) -> Decis
         .timeout
         .is_some_and(|timeout| observed.elapsed >= timeout)
     {
-        return match deadline.action {
-            TimeoutAction::Cancel => Decision::GiveUp,
-            TimeoutAction::Stop => Decision::SwitchOver,
-        };
+        match deadline.action {
+            TimeoutAction::Cancel => return Decision::GiveUp,
+            TimeoutAction::Stop => return Decision::SwitchOver,
+            // Passes go on as before, of disks that are mirrored.
+            TimeoutAction::Mirror => {}
+        }
     }
     Decision::Iterate(match forecast.time_left {
         Some(_) => Outlook::Converging,
@@ -279,6 +281,16 @@ mod tests {
                 },
                 after(2, TimeoutAction::Stop),
                 SwitchOver,
+            ),
+            (
+                "too hot, late, mirror",
+                Observed {
+                    remaining_bytes: big,
+                    dirty_rate: hot,
+                    ..base
+                },
+                after(2, TimeoutAction::Mirror),
+                Iterate(Stuck),
             ),
             (
                 "fits and late",

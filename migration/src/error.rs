@@ -37,6 +37,16 @@ pub enum Error {
     /// The link stands but the peer says nothing.
     #[error("the peer has not answered for {0:?}")]
     PeerSilent(Duration),
+    /// The link was lost, and no new one came about.
+    #[error("the link was lost, and no new one was made within {waited:?}")]
+    NotReconnected {
+        /// How long it was tried, or waited for.
+        waited: Duration,
+        /// How it was lost.
+        lost: Box<Error>,
+        /// What the last attempt came to, at the source.
+        last: Option<Box<Error>>,
+    },
     /// The peer lives but does not go on.
     #[error("the peer lives, but has sent nothing of the migration for {0:?}")]
     NoProgress(Duration),
@@ -68,6 +78,25 @@ pub enum Error {
         /// Where they differ.
         gpa: u64,
     },
+    /// Disks are to travel, and the destination takes none.
+    #[error(
+        "the destination is of a version that takes no disks: move the guest with its disks on shared storage, or \
+         update vmm there"
+    )]
+    NoVolumes,
+    /// More is said of a disk that travels than the destination knows.
+    #[error(
+        "the destination is of a version that knows nothing of {wanted} for disk {id}: leave that out, or update vmm there"
+    )]
+    NoDiskTerms {
+        /// The disk.
+        id: String,
+        /// What is said of it.
+        wanted: &'static str,
+    },
+    /// Disks that travel are not as they were agreed on.
+    #[error("the disks that travel are not those that were agreed on")]
+    Volumes,
     /// The state is larger than the protocol carries.
     #[error("machine state of {len} bytes exceeds the limit of {limit}")]
     StateTooLarge {
@@ -162,12 +191,16 @@ impl Error {
             Self::Accept { .. } => "migration.accept",
             Self::Link { .. } => "migration.peer-lost",
             Self::PeerSilent(_) => "migration.peer-silent",
+            Self::NotReconnected { .. } => "migration.not-reconnected",
             Self::NoProgress(_) => "migration.no-progress",
             Self::NoAnswer { .. } => "migration.no-answer",
             Self::Protocol(_) => "migration.protocol",
             Self::Peer(_) => "migration.peer-failed",
             Self::Vm { .. } => "migration.vm",
             Self::RamLayout { .. } => "migration.ram-layout",
+            Self::NoVolumes => "migration.no-volumes",
+            Self::NoDiskTerms { .. } => "migration.no-disk-terms",
+            Self::Volumes => "migration.volumes",
             Self::StateTooLarge { .. } => "migration.state-too-large",
             Self::DigestMismatch { .. } => "migration.digest-mismatch",
             Self::Journal(_) => "migration.journal",
@@ -194,9 +227,25 @@ impl Error {
         }
     }
 
+    /// Whether it may be the link alone that is lost, so that a new one may help.
+    pub(crate) fn is_lost_link(&self) -> bool {
+        match self {
+            Self::Link { source, .. } => source.kind() != io::ErrorKind::PermissionDenied,
+            Self::PeerSilent(_) => true,
+            _ => false,
+        }
+    }
+
     /// The error and what explains it, as an observation made on `side`.
     pub fn observe(&self, side: Side) -> Observation {
         let observation = Observation::new(side, self.id(), self.to_string());
+        if let Self::NotReconnected { lost, last, .. } = self {
+            let told = observation.caused_by(lost.observe(side));
+            return match last {
+                Some(last) => told.caused_by(last.observe(side)),
+                None => told,
+            };
+        }
         let cause = match self {
             Self::Peer(cause) | Self::Vm { source: cause, .. } | Self::GuestEnded(cause) => {
                 Some((**cause).clone())

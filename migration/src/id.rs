@@ -25,11 +25,67 @@ impl MigrationId {
     }
 }
 
+/// Whether both are the same secret; how long that takes tells nothing of where they differ.
+pub(crate) fn is_same_secret(ours: &[u8; 16], shown: &[u8; 16]) -> bool {
+    let differing = ours.iter().zip(shown).fold(0, |differing, (a, b)| {
+        // Each byte is looked at, whatever a compiler makes of the ones before.
+        std::hint::black_box(differing | (a ^ b))
+    });
+    differing == 0
+}
+
 /// 16 bytes that nobody can guess.
 pub(crate) fn random_bytes() -> std::io::Result<[u8; 16]> {
     let mut bytes = [0; 16];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(bytes)
+}
+
+/// What only the two ends of a pull know: 16 bytes, written as 32 hexadecimal digits, and not shown by accident.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct PullSecret(pub [u8; 16]);
+
+impl PullSecret {
+    /// A fresh secret.
+    ///
+    /// # Errors
+    /// When the system has no random numbers to give.
+    pub fn random() -> std::io::Result<Self> {
+        random_bytes().map(Self)
+    }
+}
+
+impl PartialEq for PullSecret {
+    fn eq(&self, other: &Self) -> bool {
+        // Hashes are compared in a time that says nothing of where they differ.
+        blake3::hash(&self.0) == blake3::hash(&other.0)
+    }
+}
+
+impl Eq for PullSecret {}
+
+impl From<PullSecret> for String {
+    fn from(secret: PullSecret) -> Self {
+        MigrationId(secret.0).to_string()
+    }
+}
+
+impl TryFrom<String> for PullSecret {
+    type Error = IdError;
+
+    fn try_from(text: String) -> Result<Self, IdError> {
+        // What is no secret is not told either.
+        read_hexadecimal(&text)
+            .map(Self)
+            .map_err(|_| IdError("...".into()))
+    }
+}
+
+impl fmt::Debug for PullSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PullSecret")
+    }
 }
 
 /// Identity of a host: that of the journal which answers for it. 16 bytes, written as 32 hexadecimal

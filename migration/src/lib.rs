@@ -10,32 +10,47 @@
 
 pub mod address;
 pub mod bandwidth;
-pub mod control;
+mod blocks;
 pub mod convergence;
 pub mod destination;
+pub mod disk_modes;
 pub mod endpoint;
 pub mod error;
+mod frames;
 pub mod id;
 pub mod journal;
 pub mod observation;
 pub mod os;
 mod outcome;
 mod pages;
+mod places;
 pub mod progress;
+pub mod pull;
 mod ram;
 pub mod raw;
 pub mod request;
 mod resolution;
 mod session;
 pub mod source;
+pub mod steering;
+mod streams;
 pub mod threads;
 pub mod transport;
 mod tripwires;
+mod undo;
 pub mod units;
 pub mod vm;
 pub mod wire;
 
+#[cfg(test)]
+extern crate self as migration;
+
+/// The VMs of the tests beside this crate.
+#[cfg(test)]
+#[path = "../tests/double/mod.rs"]
+mod double;
+
 pub use error::Error;
-pub use id::{HostId, MigrationId};
+pub use id::{HostId, MigrationId, PullSecret};
 pub use outcome::Outcome;
 pub use ram::{GuestRam, PAGE_SIZE};

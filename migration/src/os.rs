@@ -30,6 +30,14 @@ pub fn no_thread(error: io::Error) -> io::Error {
     io::Error::new(error.kind(), NoThread(error))
 }
 
+/// Whether a connection was not taken in for want of something that others may give back.
+pub(crate) fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EINTR)
+    )
+}
+
 /// Stable identifier of the condition, where it is one that a user can do something about.
 pub fn condition(error: &io::Error) -> Option<&'static str> {
     let inner = error.get_ref();

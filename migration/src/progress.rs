@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::disk_modes::AfterMove;
 use crate::id::MigrationId;
 use crate::observation::Observation;
 use crate::units::{Rate, Span};
-use crate::vm::RunState;
+use crate::vm::{RunState, TravellingDisk};
 
 /// Phases of a migration, in order.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -42,6 +43,8 @@ pub enum TimeoutAction {
     Cancel,
     /// Stop the guest and finish, whatever the downtime.
     Stop,
+    /// Disks that travel go over to `mirror`, without starting anew: the guest's writes to them wait for the link.
+    Mirror,
 }
 
 /// How the moved memory is verified.
@@ -63,6 +66,7 @@ impl fmt::Display for TimeoutAction {
         f.write_str(match self {
             Self::Cancel => "cancel",
             Self::Stop => "stop",
+            Self::Mirror => "mirror",
         })
     }
 }
@@ -71,10 +75,10 @@ impl FromStr for TimeoutAction {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        [Self::Cancel, Self::Stop]
+        [Self::Cancel, Self::Stop, Self::Mirror]
             .into_iter()
             .find(|action| action.to_string() == text)
-            .ok_or_else(|| format!("{text:?} is not supported: cancel and stop are"))
+            .ok_or_else(|| format!("{text:?} is not supported: cancel, stop and mirror are"))
     }
 }
 
@@ -203,6 +207,9 @@ pub struct Iteration {
     pub n: u32,
     /// Pages sent, skipped ones included.
     pub pages: u64,
+    /// Bytes of disks sent, without what reads as zeroes; absent where no disk travels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<u64>,
     /// Bytes on the wire.
     pub bytes: u64,
     /// How long it took.
@@ -213,6 +220,48 @@ pub struct Iteration {
     pub mib_per_s: f64,
 }
 
+/// What was sent of disks that travelled.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DisksReport {
+    /// Which they are, and why.
+    #[serde(default)]
+    pub travelling: Vec<TravellingDisk>,
+    /// Bytes that travelled, those that travelled again among them.
+    pub bytes: u64,
+    /// Bytes that read as zeroes, which do not travel.
+    pub zero_bytes: u64,
+    /// Blocks of 64 KiB that were not sent in their turn, because the guest had written them again by then.
+    pub deferred_blocks: u64,
+    /// Bytes of blocks of mirrored disks that were sent as the guest wrote them, among those that travelled.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub mirrored_bytes: u64,
+    /// Their images at the source, once the guest has gone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left: Vec<LeftImage>,
+}
+
+fn is_none(bytes: &u64) -> bool {
+    *bytes == 0
+}
+
+/// The image that a disk had at the source from which it has travelled.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftImage {
+    /// Identity of the disk.
+    pub id: String,
+    /// Where the image lies; absent where it has no path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// What is to become of it.
+    pub after: AfterMove,
+    /// The destination has said that it holds the disk whole and durable.
+    pub whole: bool,
+    /// Whoever asked for the migration has removed it.
+    pub removed: bool,
+}
+
 /// What passes that a report does not list did, all together.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -221,6 +270,9 @@ pub struct OmittedIterations {
     pub count: u32,
     /// Pages sent, skipped ones included.
     pub pages: u64,
+    /// Bytes of disks sent; absent where no disk travels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<u64>,
     /// Bytes on the wire.
     pub bytes: u64,
     /// How long they took.
@@ -276,6 +328,9 @@ pub struct Report {
     pub iterations_omitted: Option<OmittedIterations>,
     /// By encoding: `zero`, `raw`, and at the source `hole`.
     pub encodings: std::collections::BTreeMap<String, EncodingCount>,
+    /// Disks that travelled; absent where none did, and at the destination.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disks: Option<DisksReport>,
     /// All bytes that left the source, headers and control frames included; at the destination,
     /// bytes of pages that came in.
     pub wire_bytes: u64,
@@ -294,6 +349,9 @@ pub struct Report {
     /// What went wrong without keeping the guest from going on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<Observation>,
+    /// How often the link was lost and made anew.
+    #[serde(default)]
+    pub reconnects: u32,
     /// Why it ended otherwise than `completed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<Observation>,
@@ -327,6 +385,7 @@ impl Report {
             let Iteration {
                 n: _,
                 pages,
+                disk_bytes,
                 bytes,
                 ms,
                 dirty_pages_per_s: _,
@@ -335,6 +394,9 @@ impl Report {
             let omitted = self.iterations_omitted.get_or_insert_default();
             omitted.count += 1;
             omitted.pages += pages;
+            if let Some(bytes) = disk_bytes {
+                *omitted.disk_bytes.get_or_insert_default() += bytes;
+            }
             omitted.bytes += bytes;
             omitted.ms += ms;
         }
@@ -384,6 +446,18 @@ pub enum Event {
     Warning {
         /// What was observed.
         observation: Observation,
+    },
+    /// The link is lost while the guest is copied, which runs on; a new one is tried, or waited for.
+    LinkLost {
+        /// How it was lost.
+        observation: Observation,
+    },
+    /// There is a new link, and it goes on from what the destination has placed.
+    Reconnected {
+        /// How often that has happened by now.
+        reconnects: u32,
+        /// How long there was none.
+        ms: f64,
     },
     /// The guest is known to run at the destination.
     Completed(Report),

@@ -2,10 +2,12 @@
 //! so that an option, its default and its bounds stand here and nowhere else.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::address::Address;
+use crate::disk_modes::DiskChoice;
 use crate::endpoint::Endpoint;
 use crate::observation::{Observation, Side};
 use crate::progress::{Limits, TimeoutAction, Verify};
@@ -66,16 +68,38 @@ pub struct MigrateRequest {
         )
     )]
     pub timeout: Option<Span>,
-    /// What to do then: cancel, or stop the guest and finish.
+    /// What to do then: cancel, stop the guest and finish, or have disks that travel go over to mirror.
     #[serde(default)]
     #[cfg_attr(feature = "command-line", arg(long, value_name = "ACTION", requires = "timeout",
         default_value_t = TimeoutAction::default()))]
     pub on_timeout: TimeoutAction,
+    /// How long a new link is tried when it is lost while the guest is copied, 10 minutes at most; 0s is not at all.
+    // The usual one is not told: a VM that an earlier version started knows no such field.
+    #[serde(
+        rename = "reconnect_for_ms",
+        default = "default_reconnect",
+        skip_serializing_if = "is_usual_reconnect"
+    )]
+    #[cfg_attr(feature = "openapi", schema(value_type = u64))]
+    #[cfg_attr(feature = "command-line", arg(long, value_name = "TIME",
+        default_value_t = default_reconnect()))]
+    pub reconnect_for: Span,
     /// How the moved memory is verified: stream, full or off.
     #[serde(default)]
     #[cfg_attr(feature = "command-line", arg(long, value_name = "HOW",
         default_value_t = Verify::default()))]
     pub verify: Verify,
+    /// How disks move: MODE for all, or ID=MODE for one, which may be repeated. `shared`: the destination opens them where
+    /// they lie; `precopy`: they are copied while the guest runs; `mirror`: so are they, and the guest's writes wait for the
+    /// link, so that it ends however much is written; `auto`, as without this option: shared where the
+    /// destination reaches them, else copied to where it was told to put them. Of those that are copied `,format=raw|qcow2`
+    /// is the format there, and `,after=keep|delete` what becomes of the image here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(
+        feature = "command-line",
+        arg(long, value_name = "[ID=]MODE[,KEY=VALUE]")
+    )]
+    pub disks: Vec<DiskChoice>,
     /// Allow plain TCP beyond this host.
     #[serde(default)]
     #[cfg_attr(feature = "command-line", arg(long))]
@@ -84,6 +108,17 @@ pub struct MigrateRequest {
     #[serde(default)]
     #[cfg_attr(feature = "command-line", arg(long))]
     pub plan: bool,
+}
+
+/// Longest that a new link is tried.
+const MOST_RECONNECT: Duration = Duration::from_secs(600);
+
+fn default_reconnect() -> Span {
+    Span(Duration::from_secs(10))
+}
+
+fn is_usual_reconnect(time: &Span) -> bool {
+    *time == default_reconnect()
 }
 
 fn default_downtime() -> Span {
@@ -101,7 +136,9 @@ impl MigrateRequest {
             streams: None,
             timeout: None,
             on_timeout: TimeoutAction::default(),
+            reconnect_for: default_reconnect(),
             verify: Verify::default(),
+            disks: Vec::new(),
             insecure: false,
             plan: false,
         }
@@ -118,7 +155,7 @@ impl MigrateRequest {
     /// Where it goes, of a request that may be begun.
     ///
     /// # Errors
-    /// `usage.streams`, `usage.address` for what is no destination or names a host that nobody has looked up, and
+    /// `usage.streams`, `usage.reconnect-for`, `usage.address` for what is no destination or names a host that nobody has looked up, and
     /// `usage.insecure` for plain TCP beyond this host that is not allowed.
     pub fn endpoint(&self) -> Result<Endpoint, Observation> {
         let wrong = |id: &str, what: String| Observation::new(Side::Source, id, what);
@@ -128,6 +165,10 @@ impl MigrateRequest {
         {
             let what = format!("1 to {MAX_STREAMS} streams are supported");
             return Err(wrong("usage.streams", what));
+        }
+        if self.reconnect_for.0 > MOST_RECONNECT {
+            let what = format!("a new link is tried for {MOST_RECONNECT:?} at most");
+            return Err(wrong("usage.reconnect-for", what));
         }
         let address = self
             .to
@@ -188,7 +229,7 @@ mod tests {
 
     #[test]
     fn json_has_the_names_and_numbers_that_are_documented() {
-        let text = r#"{"to":"h:1","addresses":["192.0.2.1:1"],"downtime_limit_ms":50,"bandwidth_bytes_per_s":5,"streams":4,"timeout_ms":7,"on_timeout":"stop","verify":"full","insecure":true,"plan":true}"#;
+        let text = r#"{"to":"h:1","addresses":["192.0.2.1:1"],"downtime_limit_ms":50,"bandwidth_bytes_per_s":5,"streams":4,"timeout_ms":7,"on_timeout":"stop","reconnect_for_ms":0,"verify":"full","insecure":true,"plan":true}"#;
         let read: MigrateRequest = serde_json::from_str(text).unwrap();
         assert_eq!(serde_json::to_string(&read).unwrap(), text);
         let least = serde_json::to_string(&MigrateRequest::new("unix:/a")).unwrap();
@@ -208,7 +249,12 @@ mod tests {
         assert!(told(|_| {}).is_ok());
         assert!(told(|r| r.streams = Some(16)).is_ok());
         assert!(told(|r| (r.to, r.insecure) = ("127.0.0.1:7".into(), false)).is_ok());
-        let cases: [(Change, &str); 6] = [
+        assert!(told(|r| r.reconnect_for = Span(MOST_RECONNECT)).is_ok());
+        let cases: [(Change, &str); 7] = [
+            (
+                |r| r.reconnect_for = Span(MOST_RECONNECT * 2),
+                "usage.reconnect-for",
+            ),
             (|r| r.streams = Some(0), "usage.streams"),
             (|r| r.streams = Some(17), "usage.streams"),
             (|r| r.to = "nowhere".into(), "usage.address"),

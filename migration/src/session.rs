@@ -3,7 +3,7 @@
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,9 +17,12 @@ use crate::wire::kind::Kind;
 use crate::wire::{MAX_PASSES_AHEAD, MAX_STREAMS};
 
 /// How long a side that lost its link waits for the peer's account of why.
-const EXPLANATION: Duration = Duration::from_millis(500);
+pub(crate) const EXPLANATION: Duration = Duration::from_millis(500);
 /// Idle waits are cut into pieces of this length to see whether they are still wanted.
 pub(crate) const SLICE: Duration = Duration::from_millis(50);
+
+/// How often it is looked whether an answer is still waited for.
+const ASK: Duration = Duration::from_millis(100);
 
 /// Notes that nobody has taken yet. Each stream tells of [`MAX_PASSES_AHEAD`] passes at most that are not
 /// placed, and of itself; control frames but the keep-alive come a few times in all.
@@ -34,6 +37,26 @@ pub(crate) struct Timing {
     pub peer: Duration,
 }
 
+/// What a stream adds to the digests: the sums over what it carries, as it was last sent or placed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Digests {
+    /// Of memory.
+    pub pages: u64,
+    /// Of disks.
+    pub blocks: u64,
+}
+
+impl Digests {
+    /// Those of all streams together.
+    pub fn sum(streams: impl IntoIterator<Item = Self>) -> Self {
+        let add = |a: Self, b: Self| Self {
+            pages: a.pages.wrapping_add(b.pages),
+            blocks: a.blocks.wrapping_add(b.blocks),
+        };
+        streams.into_iter().fold(Self::default(), add)
+    }
+}
+
 /// What threads tell the coordinating thread.
 pub(crate) enum Note {
     /// A control frame other than the keep-alive.
@@ -43,7 +66,11 @@ pub(crate) enum Note {
     /// The control connection ended.
     ControlEnded(Error),
     /// A stream has sent (source) or placed (destination) its part of a pass.
-    PassDone { stream: u16, pass: u32, digest: u64 },
+    PassDone {
+        stream: u16,
+        pass: u32,
+        digests: Digests,
+    },
     /// A data connection of this migration came in.
     Data {
         stream: u16,
@@ -67,11 +94,26 @@ pub(crate) struct Session {
     stopped: AtomicBool,
     /// No page is to come any more.
     pages_complete: AtomicBool,
+    /// Frames of data streams that are being placed.
+    placing: AtomicUsize,
     /// The peer has said all that it will ever say.
     control_ended: AtomicBool,
     began: Instant,
     round_trip_us: AtomicU64,
     control_bytes: AtomicU64,
+}
+
+/// A frame that is being placed.
+pub(crate) struct Placing<'a>(&'a AtomicUsize);
+
+impl Drop for Placing<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+fn late() -> Error {
+    Error::Protocol("it sends data after the last pass".into())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -90,14 +132,15 @@ impl Session {
             side: conversation.us(),
             timing,
             control,
+            placed: AtomicU32::new(conversation.placed()),
             conversation: Mutex::new(conversation),
             sending: Mutex::default(),
-            placed: AtomicU32::new(0),
             data: Mutex::default(),
             failure: Mutex::default(),
             notes,
             stopped: AtomicBool::new(false),
             pages_complete: AtomicBool::new(false),
+            placing: AtomicUsize::new(0),
             control_ended: AtomicBool::new(false),
             began: Instant::now(),
             round_trip_us: AtomicU64::new(0),
@@ -184,12 +227,43 @@ impl Session {
     /// ends them too, and they may be seen before the commit, which counts all the same; so does a
     /// destination whose guest ended right after it was started, before its answer.
     pub fn pages_complete(&self) {
-        self.pages_complete.store(true, Ordering::Release);
+        self.pages_complete.store(true, Ordering::SeqCst);
+    }
+
+    /// At the destination, also: from now on no frame of a data stream is placed, so that nothing lands under a guest
+    /// that runs.
+    ///
+    /// # Errors
+    /// [`Error::Protocol`] when one is being placed.
+    pub fn end_placing(&self) -> Result<(), Error> {
+        self.pages_complete();
+        match self.placing.load(Ordering::SeqCst) {
+            0 => Ok(()),
+            _ => Err(late()),
+        }
+    }
+
+    /// A frame of a data stream has begun, which is placed until what it returns is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Protocol`] when none is to come any more.
+    pub fn begin_placing(&self) -> Result<Placing<'_>, Error> {
+        self.placing.fetch_add(1, Ordering::SeqCst);
+        let placing = Placing(&self.placing);
+        match self.are_pages_complete() {
+            true => Err(late()),
+            false => Ok(placing),
+        }
+    }
+
+    /// Whether the control connection has ended, or the peer is silent on it.
+    pub fn has_control_ended(&self) -> bool {
+        self.control_ended.load(Ordering::Acquire)
     }
 
     /// Whether no page is to come any more.
     pub fn are_pages_complete(&self) -> bool {
-        self.pages_complete.load(Ordering::Acquire)
+        self.pages_complete.load(Ordering::SeqCst)
     }
 
     /// Records the failure, unless one came first, and ends the data streams. The control
@@ -254,6 +328,33 @@ impl Session {
             Ok(note) => return Ok(Some(note)),
         };
         Err(error)
+    }
+
+    /// Waits for the peer's next message, other notes aside, as long as `may_go_on` says so.
+    pub fn answer(
+        &self,
+        notes: &Receiver<Note>,
+        operation: &'static str,
+        patience: Duration,
+        may_go_on: impl Fn() -> Result<(), Error>,
+    ) -> Result<Message, Error> {
+        let until = Instant::now() + patience;
+        loop {
+            may_go_on()?;
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Error::NoAnswer {
+                    operation,
+                    waited: patience,
+                });
+            }
+            match self.next(notes, left.min(ASK))? {
+                // It tells of what was sent, and may still be on its way when something was asked.
+                Some(Note::Message(Message::PassPlaced(_))) => {}
+                Some(Note::Message(message)) => return Ok(message),
+                Some(_) | None => {}
+            }
+        }
     }
 
     /// Why the session was stopped, once it was.
@@ -376,15 +477,6 @@ impl Session {
                 }
             }
         }
-    }
-}
-
-/// Ends the session when the coordinating thread leaves, however it leaves.
-pub(crate) struct CloseOnDrop<'a>(pub &'a Session);
-
-impl Drop for CloseOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.close();
     }
 }
 

@@ -25,6 +25,10 @@ pub enum ThreadKind {
     Flush,
     /// Takes connections in and hears what they want.
     Reception,
+    /// Serves one connection of a pull.
+    Serve,
+    /// Asks for what has not come, and connects again when a link is lost.
+    Pull,
 }
 
 /// Where the threads of a crate say their kinds, and whoever confines them hears it.

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use double::{Destination, Guest, Source, Witness, network};
-use migration::control::Control;
 use migration::journal::MemoryJournal;
 use migration::request::MigrateRequest;
+use migration::steering::Steering;
 use migration::threads::{STARTED, ThreadKind};
 use migration::{MigrationId, destination, source};
 
@@ -65,10 +65,10 @@ fn allocations(mib: u64) -> u64 {
         scope.spawn(|| {
             let options = destination::Options::default();
             let journal = MemoryJournal::default();
-            destination::receive(&listen, &mut into, &options, &Control::new(), &journal)
+            destination::receive(&listen, &mut into, &options, &Steering::new(), &journal)
         });
         let journal = MemoryJournal::default();
-        source::migrate(&vm, &connect, &options, &Control::new(), &journal)
+        source::migrate(&vm, &connect, &options, &Steering::new(), &journal)
     });
     assert_eq!(outcome.report().status, "completed", "{outcome:?}");
     ALLOCATIONS.load(Ordering::SeqCst) - before

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use double::players::{PATIENCE, behaved, hear, message_of, say, take_pages, welcome};
+use double::players::{
+    PATIENCE, behaved, hear, message_of, one_stream_unverified, say, take_pages, welcome,
+};
 use double::{Guest, Source, Witness, ends_within};
-use migration::control::Control;
 use migration::journal::MemoryJournal;
-use migration::progress::Verify;
-use migration::request::MigrateRequest;
+use migration::steering::Steering;
 use migration::transport::memory::{self, MemoryListen};
 use migration::transport::{Connection, Listen};
 use migration::wire::batch::{BATCH_LEN, BatchHeader, BatchKind, Encoding, PageRange, RANGE_LEN};
@@ -112,16 +112,9 @@ fn migrate(at: At, does: Does<'_>) -> Outcome {
         peer_timeout: FOR_EVER,
         prepare_timeout: FOR_EVER,
         resolve_for: Duration::ZERO,
-        ..source::Options::new(
-            MigrationId::random().unwrap(),
-            MigrateRequest {
-                streams: Some(1),
-                verify: Verify::Off,
-                ..MigrateRequest::new("unix:/there")
-            },
-        )
+        ..source::Options::new(MigrationId::random().unwrap(), one_stream_unverified())
     };
-    let control = Control::new();
+    let control = Steering::new();
     let outcome = thread::scope(|scope| {
         scope.spawn(|| serve(&listen, at, does));
         let journal = MemoryJournal::default();
@@ -158,7 +151,7 @@ fn the_end_of_a_data_connection_ends_the_migration_and_the_guest_stays() {
 
 #[test]
 fn what_no_source_takes_on_a_data_connection_is_told() {
-    let pages = BatchHeader::pages(1, &[PageRange::new(0, 1, Encoding::Zero)]);
+    let pages = BatchHeader::of(1, &[PageRange::new(0, 1, Encoding::Zero)]);
     let end = BatchHeader::pass_end(1);
     let cases: [(&str, &[u8]); 3] = [
         ("garbage", &[0x77; 64]),

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use double::scene::{HOT, SLOW, Scene, ignore};
 use double::{Destination, Guest, Source};
 use migration::Outcome;
-use migration::control::{Control, Events};
 use migration::observation::Observation;
 use migration::progress::{Event, Iteration, Limits, Report, TimeoutAction, Verify};
+use migration::steering::{Events, Steering};
 use migration::units::Span;
 use migration::vm::{Rehearsal, RunState};
 
@@ -143,12 +143,12 @@ fn passes_and_flushes_that_bring_nothing_are_rare_and_new_limits_act_at_once() {
         bandwidth: None,
     });
     let began = Instant::now();
-    let [here, _] = scene.run(|control, events| {
+    let [here, _] = scene.run(|steering, events| {
         let passes = events.iter().filter(|e| matches!(e, Event::Iteration(_)));
         let eighth = passes.take(8).last().unwrap();
         // 20 ms before the second or third, and twice that before each further one.
         assert!(began.elapsed() > Duration::from_millis(600), "{eighth:?}");
-        control.set_limits(LAX);
+        steering.set_limits(LAX);
     });
     let report = completed(here);
     assert!(report.passes().unwrap() < 20, "{report:?}");
@@ -257,10 +257,10 @@ fn hashing_all_memory_counts_in_forecast_and_limit() {
 fn reports_tell_the_run_state_in_which_the_guest_was_moved() {
     let mut scene = Scene::new(HOT);
     scene.limit(SLOW);
-    let [here, there] = scene.run_with(|vm, control, events| {
+    let [here, there] = scene.run_with(|vm, steering, events| {
         let _ = events.iter().find(|e| matches!(e, Event::Progress { .. }));
         vm.user_pauses();
-        control.set_limits(LAX);
+        steering.set_limits(LAX);
     });
     assert_eq!(completed(here).run_state, RunState::Paused);
     assert_eq!(completed(there).run_state, RunState::Paused);
@@ -271,10 +271,10 @@ fn reports_tell_the_run_state_in_which_the_guest_was_moved() {
 fn reports_of_a_guest_that_stays_tell_its_run_state_then() {
     let mut scene = Scene::new(HOT);
     scene.limit(SLOW);
-    let [here, _] = scene.run_with(|vm, control: &Control, events| {
+    let [here, _] = scene.run_with(|vm, steering: &Steering, events| {
         let _ = events.iter().find(|e| matches!(e, Event::Progress { .. }));
         vm.user_pauses();
-        control.cancel();
+        steering.cancel();
     });
     let Outcome::Cancelled(report) = here else {
         panic!("{here:?}")

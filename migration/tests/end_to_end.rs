@@ -8,10 +8,10 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use double::{Destination, Guest, Source, Witness, network};
-use migration::control::Control;
 use migration::journal::{FileJournal, Journal, MemoryJournal};
 use migration::progress::Verify;
 use migration::request::MigrateRequest;
+use migration::steering::Steering;
 use migration::transport::{Connect, Connection, Listen, Patience, Piece, Within, memory};
 use migration::wire::hello::{Hello, Role};
 use migration::{MigrationId, Outcome, destination, source};
@@ -44,9 +44,9 @@ fn run(
     std::thread::scope(|scope| {
         let there = scope.spawn(|| {
             let options = destination::Options::default();
-            destination::receive(listen, into, &options, &Control::new(), journals[1])
+            destination::receive(listen, into, &options, &Steering::new(), journals[1])
         });
-        let here = source::migrate(vm, connect, options, &Control::new(), journals[0]);
+        let here = source::migrate(vm, connect, options, &Steering::new(), journals[0]);
         Moved {
             there: there.join().unwrap(),
             here,

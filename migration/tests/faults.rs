@@ -7,13 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use double::disks::MemoryDisk;
 use double::{Destination, Guest, Source, Witness};
-use migration::control::Control;
 use migration::journal::{Journal, MemoryJournal};
 use migration::observation::Side;
 use migration::progress::Verify;
 use migration::request::MigrateRequest;
+use migration::steering::Steering;
 use migration::transport::memory::{self, Fault, Injection};
+use migration::units::Span;
 use migration::{MigrationId, Outcome, destination, source};
 
 const FAULTS: [Fault; 6] = [
@@ -32,6 +34,10 @@ struct Setting {
     verify: Verify,
     guest: Guest,
     is_paused: bool,
+    /// Sizes of disks that travel.
+    disks: &'static [usize],
+    /// How long a new link is tried.
+    reconnect_for: Duration,
 }
 
 const BUSY: Guest = Guest::Writes {
@@ -39,13 +45,15 @@ const BUSY: Guest = Guest::Writes {
     pause: Duration::from_micros(200),
 };
 
-const SETTINGS: [Setting; 4] = [
+const SETTINGS: [Setting; 7] = [
     Setting {
         name: "busy, two streams",
         streams: 2,
         verify: Verify::Stream,
         guest: BUSY,
         is_paused: false,
+        disks: &[],
+        reconnect_for: Duration::ZERO,
     },
     Setting {
         name: "idle, one stream, fully verified",
@@ -53,6 +61,8 @@ const SETTINGS: [Setting; 4] = [
         verify: Verify::Full,
         guest: Guest::Idle,
         is_paused: false,
+        disks: &[],
+        reconnect_for: Duration::ZERO,
     },
     Setting {
         name: "paused by its user",
@@ -60,6 +70,8 @@ const SETTINGS: [Setting; 4] = [
         verify: Verify::Stream,
         guest: Guest::Idle,
         is_paused: true,
+        disks: &[],
+        reconnect_for: Duration::ZERO,
     },
     Setting {
         name: "busy, five streams",
@@ -67,12 +79,45 @@ const SETTINGS: [Setting; 4] = [
         verify: Verify::Stream,
         guest: BUSY,
         is_paused: false,
+        disks: &[],
+        reconnect_for: Duration::ZERO,
+    },
+    Setting {
+        name: "with disks, two streams",
+        streams: 2,
+        verify: Verify::Stream,
+        guest: Guest::Idle,
+        is_paused: false,
+        // The last page and the last block are short.
+        disks: &[40 * BLOCK + 1536, 512],
+        reconnect_for: Duration::ZERO,
+    },
+    Setting {
+        name: "busy, two streams, comes again",
+        streams: 2,
+        verify: Verify::Stream,
+        guest: BUSY,
+        is_paused: false,
+        disks: &[],
+        reconnect_for: Duration::from_millis(300),
+    },
+    Setting {
+        name: "with disks, two streams, comes again",
+        streams: 2,
+        verify: Verify::Full,
+        guest: BUSY,
+        is_paused: false,
+        disks: &[40 * BLOCK + 1536, 512],
+        reconnect_for: Duration::from_millis(300),
     },
 ];
+
+const BLOCK: usize = 64 << 10;
 
 fn source_options(setting: Setting) -> source::Options {
     source::Options {
         io_timeout: Duration::from_millis(400),
+        storage_timeout: Duration::from_millis(400),
         peer_timeout: Duration::from_millis(400),
         prepare_timeout: Duration::from_millis(1500),
         resolve_for: Duration::from_millis(300),
@@ -81,6 +126,7 @@ fn source_options(setting: Setting) -> source::Options {
             MigrateRequest {
                 streams: Some(setting.streams),
                 verify: setting.verify,
+                reconnect_for: Span(setting.reconnect_for),
                 ..MigrateRequest::new("unix:/there")
             },
         )
@@ -97,12 +143,22 @@ fn try_once(setting: Setting, injection: Injection) -> bool {
     }
     vm.fill(0, 0, 30);
     vm.fill(1, 10, 12);
+    vm.disks = (0..)
+        .zip(setting.disks)
+        .map(|(n, &size)| MemoryDisk::new(&format!("disk{n}"), size))
+        .collect();
+    for disk in &vm.disks {
+        let size = disk.bytes().len();
+        disk.guest_writes(0, &[1; 512]);
+        disk.guest_writes(size / 1024 * 512, &vec![2; size - size / 1024 * 512]);
+    }
+    let over = AtomicBool::new(false);
     let mut into = Destination::new(&witness);
     let (ours, theirs) = (MemoryJournal::default(), MemoryJournal::default());
     let (connect, listen) = memory::network(&[injection]);
     let options = source_options(setting);
     let stop = AtomicBool::new(false);
-    let receiving = Control::new();
+    let receiving = Steering::new();
     let (here, there) = std::thread::scope(|scope| {
         let there = scope.spawn(|| {
             let options = destination::Options {
@@ -115,7 +171,9 @@ fn try_once(setting: Setting, injection: Injection) -> bool {
             destination::answer_resolve(&listen, &theirs, &stop).unwrap();
             outcome
         });
-        let here = source::migrate(&vm, &connect, &options, &Control::new(), &ours);
+        scope.spawn(|| write_to_disks(&vm, &over));
+        let here = source::migrate(&vm, &connect, &options, &Steering::new(), &ours);
+        over.store(true, Ordering::Release);
         receiving.cancel();
         stop.store(true, Ordering::Release);
         (here, there.join().unwrap())
@@ -138,6 +196,17 @@ fn try_once(setting: Setting, injection: Injection) -> bool {
             "{what}: {here:?} but {there:?}"
         );
         assert!(vm.contents() == into.contents(), "{what}: memory differs");
+        assert_eq!(into.disks.len(), vm.disks.len(), "{what}");
+        for (ours, theirs) in vm.disks.iter().zip(&into.disks) {
+            assert!(ours.bytes() == theirs.bytes(), "{what}: a disk differs");
+            assert!(theirs.is_flushed(), "{what}: it may be lost");
+        }
+        let marked = vm.disks_marked.load(Ordering::SeqCst);
+        assert_eq!(
+            marked,
+            !vm.disks.is_empty(),
+            "{what}: what is left tells no truth"
+        );
         assert_eq!(into.state.as_deref(), Some(vm.state.as_slice()), "{what}");
         assert!(vm.released.load(Ordering::SeqCst), "{what}: not released");
         assert!(
@@ -160,6 +229,24 @@ fn try_once(setting: Setting, injection: Injection) -> bool {
     let runs = (!ran && !setting.is_paused, ran && !setting.is_paused);
     assert_eq!(witness.running(), runs, "{what}: {here:?} / {there:?}");
     connect.struck() > 0
+}
+
+/// The guest writes to its disks, and discards, while it runs and they may be on their way.
+fn write_to_disks(vm: &Source, over: &AtomicBool) {
+    let mut turn = 0_usize;
+    while !over.load(Ordering::Acquire) && !vm.disks.is_empty() {
+        turn += 1;
+        let disk = turn % vm.disks.len();
+        vm.with_disk(disk, |disk| {
+            let sectors = disk.bytes().len() / 512;
+            let offset = turn * 7919 % sectors * 512;
+            match turn % 5 {
+                0 => disk.guest_discards(offset..offset + 512),
+                _ => disk.guest_writes(offset, &[turn as u8 | 1; 512]),
+            }
+        });
+        std::thread::sleep(Duration::from_micros(500));
+    }
 }
 
 /// Asks the destination after the network is whole again, twice.
@@ -234,4 +321,19 @@ fn a_paused_guest_stays_paused_whatever_strikes() {
 #[test]
 fn one_side_has_the_guest_whatever_strikes_many_streams() {
     strike_both_sides(SETTINGS[3]);
+}
+
+#[test]
+fn one_side_has_the_guest_and_its_disks_whatever_strikes() {
+    strike_both_sides(SETTINGS[4]);
+}
+
+#[test]
+fn one_side_has_the_guest_whatever_strikes_one_whose_source_comes_again() {
+    strike_both_sides(SETTINGS[5]);
+}
+
+#[test]
+fn one_side_has_the_guest_and_its_disks_whatever_strikes_one_whose_source_comes_again() {
+    strike_both_sides(SETTINGS[6]);
 }

@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use double::players::{
-    PlayedSource, Point, behaved, kinds, message_of, receive_from, say, serve, wanted,
+    PlayedSource, Point, behaved, kinds, message_of, one_stream_unverified, receive_from, say,
+    serve, wanted,
 };
 use double::{Destination, Guest, Source, Witness};
-use migration::control::Control;
 use migration::journal::MemoryJournal;
-use migration::request::MigrateRequest;
+use migration::steering::Steering;
 use migration::transport::memory;
 use migration::wire::batch::BatchHeader;
 use migration::wire::control::{Message, Negotiate};
@@ -142,7 +142,7 @@ fn a_frame_that_trickles_in_is_not_waited_for() {
     let outcome = std::thread::scope(|scope| {
         let there = scope.spawn(|| {
             let journal = MemoryJournal::default();
-            destination::receive(&listen, &mut into, &options, &Control::new(), &journal)
+            destination::receive(&listen, &mut into, &options, &Steering::new(), &journal)
         });
         let source = PlayedSource::at(&connect, wanted(), Point::Prepared).unwrap();
         // None of its bytes is late.
@@ -171,14 +171,7 @@ fn flood_source(at: &str, kind: Kind) -> Outcome {
     let options = source::Options {
         io_timeout: Duration::from_secs(2),
         resolve_for: Duration::from_millis(100),
-        ..source::Options::new(
-            MigrationId::random().unwrap(),
-            MigrateRequest {
-                streams: Some(1),
-                verify: migration::progress::Verify::Off,
-                ..MigrateRequest::new("unix:/there")
-            },
-        )
+        ..source::Options::new(MigrationId::random().unwrap(), one_stream_unverified())
     };
     let journal = MemoryJournal::default();
     std::thread::scope(|scope| {
@@ -200,7 +193,7 @@ fn flood_source(at: &str, kind: Kind) -> Outcome {
             };
             serve(&listen, 1, &answer);
         });
-        source::migrate(&vm, &connect, &options, &Control::new(), &journal)
+        source::migrate(&vm, &connect, &options, &Steering::new(), &journal)
     })
 }
 
@@ -232,14 +225,7 @@ fn what_comes_late_goes_only_to_who_knows_it() {
         let witness: Arc<Witness> = Arc::default();
         let mut vm = Source::new(64, Guest::Idle, &witness);
         vm.late = Some(b"a packet".to_vec());
-        let options = source::Options::new(
-            MigrationId::random().unwrap(),
-            MigrateRequest {
-                streams: Some(1),
-                verify: migration::progress::Verify::Off,
-                ..MigrateRequest::new("unix:/there")
-            },
-        );
+        let options = source::Options::new(MigrationId::random().unwrap(), one_stream_unverified());
         let journal = MemoryJournal::default();
         let came = AtomicUsize::new(0);
         let outcome = std::thread::scope(|scope| {
@@ -256,7 +242,7 @@ fn what_comes_late_goes_only_to_who_knows_it() {
                 };
                 serve(&listen, version, &answer);
             });
-            source::migrate(&vm, &connect, &options, &Control::new(), &journal)
+            source::migrate(&vm, &connect, &options, &Steering::new(), &journal)
         });
         assert!(matches!(outcome, Outcome::Completed(_)), "{outcome:?}");
         let came = came.load(Ordering::SeqCst);

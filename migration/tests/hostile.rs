@@ -9,10 +9,10 @@ use double::players::{
     PlayedSource, Point, behaved, live, message_of, receive_from, say, serve_slowly, wanted,
 };
 use double::{Destination, Guest, Source, Witness};
-use migration::control::Control;
 use migration::journal::{Journal, MemoryJournal};
 use migration::progress::Verify;
 use migration::request::MigrateRequest;
+use migration::steering::Steering;
 use migration::transport::{Connection, memory};
 use migration::vm::RamRegion;
 use migration::wire::batch::{BatchHeader, Encoding, PageRange};
@@ -45,7 +45,7 @@ fn play_source(
                 ..destination::Options::default()
             };
             let journal = MemoryJournal::default();
-            destination::receive(&listen, &mut into, &options, &Control::new(), &journal)
+            destination::receive(&listen, &mut into, &options, &Steering::new(), &journal)
         });
         if let Some(source) = PlayedSource::at(&connect, negotiate, Point::Prepared) {
             streams(&*source.control, &source.data);
@@ -67,7 +67,7 @@ fn root(outcome: &Outcome) -> (&str, &str) {
 }
 
 fn batch(ranges: &[PageRange], payload: usize) -> Vec<u8> {
-    let header = BatchHeader::pages(1, ranges);
+    let header = BatchHeader::of(1, ranges);
     [header.as_bytes(), ranges.as_bytes(), &vec![0xab; payload]].concat()
 }
 
@@ -225,6 +225,7 @@ fn a_source_out_of_turn_never_starts_the_guest() {
                 token: [0; 16],
                 host: None,
                 capabilities: None,
+                placed: None,
             })],
         ),
     ];
@@ -301,7 +302,7 @@ fn play_slow_destination(
     let journal = MemoryJournal::default();
     let outcome = std::thread::scope(|scope| {
         scope.spawn(|| serve_slowly(&listen, 1, loading, &answer));
-        source::migrate(&vm, &connect, &options, &Control::new(), &journal)
+        source::migrate(&vm, &connect, &options, &Steering::new(), &journal)
     });
     if matches!(outcome, Outcome::HandoverUnknown(_)) {
         assert_eq!(witness.running(), (false, false));
@@ -321,6 +322,8 @@ fn a_destination_that_lies_does_not_get_the_guest() {
             "migration.digest-mismatch",
             Message::Ready(Ready {
                 digest: None,
+                disks_digest: None,
+                whole_disks: Vec::new(),
                 load_ms: 1.0,
             }),
         ),
@@ -329,6 +332,8 @@ fn a_destination_that_lies_does_not_get_the_guest() {
             "migration.digest-mismatch",
             Message::Ready(Ready {
                 digest: Some("x".repeat(4000)),
+                disks_digest: None,
+                whole_disks: Vec::new(),
                 load_ms: -1.0,
             }),
         ),

@@ -3,7 +3,7 @@
 //!
 //! A process that crashes takes the guest that it holds with it; that is no fault of the hand-over.
 //! Strangers ask about the migration at any time, and old records are forgotten. The rules are the
-//! engine's (`source/handover.rs`, `destination/take.rs`, `journal/`); broken ones show that the model
+//! engine's (`source/undecided.rs`, `destination/committing.rs`, `journal/`); broken ones show that the model
 //! would see it.
 
 use std::collections::BTreeSet;

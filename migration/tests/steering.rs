@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use double::scene::{HOT, SLOW, Scene, ignore};
 use double::{Destination, Guest, Refuse, Source, Witness, wait_until};
-use migration::control::Control;
 use migration::journal::{Decision, Journal, MemoryJournal};
 use migration::observation::Side;
 use migration::progress::{Event, Limits, Phase, TimeoutAction};
 use migration::request::MigrateRequest;
+use migration::steering::Steering;
 use migration::transport::memory::{self, MemoryConnect};
 use migration::transport::{Connect, Patience};
 use migration::units::Span;
@@ -30,11 +30,11 @@ fn cancel_in_any_phase_leaves_the_guest_where_it_was() {
     ] {
         for _ in 0..20 {
             let mut scene = Scene::new(HOT);
-            let [here, _] = scene.run(|control, events| {
+            let [here, _] = scene.run(|steering, events| {
                 let is_there =
                     |event: &Event| matches!(event, Event::Phase { phase } if *phase == at);
                 if events.iter().any(|event| is_there(&event)) {
-                    control.cancel();
+                    steering.cancel();
                 }
             });
             match here {
@@ -53,9 +53,9 @@ fn cancel_in_any_phase_leaves_the_guest_where_it_was() {
 #[test]
 fn cancel_is_refused_once_it_has_ended() {
     let mut scene = Scene::new(Guest::Idle);
-    let [here, there] = scene.run(|control, events| {
+    let [here, there] = scene.run(|steering, events| {
         assert!(matches!(events.iter().last(), Some(Event::Completed(_))));
-        assert!(!control.cancel());
+        assert!(!steering.cancel());
     });
     assert!(matches!(
         (here, there),
@@ -104,12 +104,12 @@ fn new_limits_act_at_once() {
         ..SLOW
     });
     let began = Instant::now();
-    let [here, _] = scene.run(|control, events| {
+    let [here, _] = scene.run(|steering, events| {
         // At that rate the first pass alone would take a minute.
         let _ = events
             .iter()
             .find(|event| matches!(event, Event::Progress { .. }));
-        control.set_limits(Limits {
+        steering.set_limits(Limits {
             downtime: Duration::from_secs(5),
             bandwidth: None,
         });
@@ -252,7 +252,7 @@ fn strangers_are_refused_and_the_guest_still_comes_in() {
         let there = scope.spawn(|| {
             let journal = MemoryJournal::default();
             let options = destination::Options::default();
-            destination::receive(&listen, &mut into, &options, &Control::new(), &journal)
+            destination::receive(&listen, &mut into, &options, &Steering::new(), &journal)
         });
         let mut old = Hello::new(Role::Control, id, [0; 16]);
         (old.version, old.min_version) = (9, 9);
@@ -272,7 +272,7 @@ fn strangers_are_refused_and_the_guest_still_comes_in() {
             &vm,
             &connect,
             &options,
-            &Control::new(),
+            &Steering::new(),
             &MemoryJournal::default(),
         );
         assert!(matches!(here, Outcome::Completed(_)), "{here:?}");
@@ -312,7 +312,7 @@ fn a_panic_in_a_stream_is_an_error_of_the_migration() {
 #[test]
 fn events_are_replayed_to_who_comes_late() {
     let mut scene = Scene::new(Guest::Idle);
-    let control = std::sync::Mutex::new(None);
+    let steering = std::sync::Mutex::new(None);
     let id = scene.options.id;
     scene.run(|handle, events| {
         let live: Vec<Event> = events.iter().collect();
@@ -321,9 +321,9 @@ fn events_are_replayed_to_who_comes_late() {
         });
         let replayed: Vec<Event> = handle.subscribe().iter().collect();
         assert_eq!(handle.id(), Some(id));
-        *control.lock().unwrap() = Some((live, replayed));
+        *steering.lock().unwrap() = Some((live, replayed));
     });
-    let (live, replayed) = control.into_inner().unwrap().unwrap();
+    let (live, replayed) = steering.into_inner().unwrap().unwrap();
     let told = |events: &[Event]| {
         events
             .iter()

@@ -8,10 +8,10 @@ use std::thread;
 use std::time::Duration;
 
 use double::{Destination, Guest, Source, Witness, wait_until};
-use migration::control::Control;
 use migration::journal::{Decision, Journal, MemoryJournal};
 use migration::observation::Side;
 use migration::request::MigrateRequest;
+use migration::steering::Steering;
 use migration::transport::memory::{self, MemoryConnect};
 use migration::transport::{Connect, Connection, Patience};
 use migration::wire::control::{Message, Resolution};
@@ -40,7 +40,7 @@ fn receiving(
 ) -> Outcome {
     let witness: Arc<Witness> = Arc::default();
     let mut into = Destination::new(&witness);
-    let control = Control::new();
+    let control = Steering::new();
     thread::scope(|scope| {
         let there = scope.spawn(|| {
             let journal = MemoryJournal::default();
@@ -55,7 +55,7 @@ fn receiving(
 }
 
 /// Ends a destination that still waits, also when a test fails.
-struct Ending<'a>(&'a Control);
+struct Ending<'a>(&'a Steering);
 
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
@@ -75,7 +75,7 @@ fn migrate(connect: &MemoryConnect) -> Outcome {
         },
     );
     let journal = MemoryJournal::default();
-    source::migrate(&vm, connect, &options, &Control::new(), &journal)
+    source::migrate(&vm, connect, &options, &Steering::new(), &journal)
 }
 
 /// The identifier of what the connection is told, if it is told anything before it ends.
@@ -172,6 +172,7 @@ fn a_question_is_answered_though_strangers_have_all_places() {
         handover: migration::journal::Handover::CommitSent,
         destination: "memory".into(),
         host: Some(theirs.identity()),
+        overlay: None,
     };
     ours.record(id, &record).unwrap();
     theirs.reserve(id, Side::Destination).unwrap();

@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use double::{Destination, Guest, Source, Witness, network};
-use migration::control::Control;
 use migration::journal::MemoryJournal;
 use migration::progress::Verify;
 use migration::raw::{Ram, Span};
 use migration::request::MigrateRequest;
+use migration::steering::Steering;
 use migration::transport::Piece;
 use migration::vm::{DirtyMemory, RamRegion, SourceMachine};
 use migration::{MigrationId, destination, source};
@@ -159,13 +159,13 @@ fn migrate_once(vm: &Source, streams: u8, verify: Verify) -> (f64, f64) {
         scope.spawn(|| {
             let options = destination::Options::default();
             let journal = MemoryJournal::default();
-            destination::receive(&listen, &mut into, &options, &Control::new(), &journal)
+            destination::receive(&listen, &mut into, &options, &Steering::new(), &journal)
         });
         source::migrate(
             vm,
             &connect,
             &options,
-            &Control::new(),
+            &Steering::new(),
             &MemoryJournal::default(),
         )
     });

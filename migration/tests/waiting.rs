@@ -4,17 +4,18 @@
 mod double;
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use double::{Destination, Guest, Refuse, Source, Witness, ends_within, wait_until};
-use migration::control::Control;
 use migration::destination::{self, Waiting, wait_for_guest};
 use migration::journal::{Decision, FileJournal, Journal, MemoryJournal};
 use migration::observation::Side;
 use migration::progress::Report;
 use migration::request::MigrateRequest;
+use migration::steering::Steering;
 use migration::transport::memory::{self, Fault, Injection, MemoryConnect, MemoryListen};
 use migration::transport::{Connect, Connection, Patience, Piece, Within, gather};
 use migration::wire::control::{Message, Resolution};
@@ -29,7 +30,7 @@ const PATIENCE: Patience<'static> = Patience {
 /// The handles that were given out, and how many of them failed and left it waiting.
 #[derive(Default)]
 struct Host {
-    controls: Mutex<Vec<Arc<Control>>>,
+    controls: Mutex<Vec<Arc<Steering>>>,
     failures: AtomicUsize,
     leaving: AtomicBool,
 }
@@ -48,8 +49,8 @@ impl Host {
 }
 
 impl Waiting for Host {
-    fn next(&self) -> Arc<Control> {
-        let control = Control::new();
+    fn next(&self) -> Arc<Steering> {
+        let control = Steering::new();
         if self.leaving.load(Ordering::SeqCst) {
             control.cancel();
         }
@@ -102,8 +103,13 @@ fn waits(
             }
             outcome
         });
-        play(&host);
+        let played = catch_unwind(AssertUnwindSafe(|| play(&host)));
         over.store(true, Ordering::SeqCst);
+        if let Err(panic) = played {
+            // It is told, and nobody waits for a destination that waits on.
+            host.leave();
+            resume_unwind(panic);
+        }
         ends_within(&there, Duration::from_secs(30));
         // One that waits on though it should not have is told as that, not waited for.
         host.leave();
@@ -114,7 +120,7 @@ fn waits(
 /// Moves the guest to the destination, which must take it.
 fn comes(vm: &Source, connect: &dyn Connect) {
     let journal = MemoryJournal::default();
-    let outcome = source::migrate(vm, connect, &moves(), &Control::new(), &journal);
+    let outcome = source::migrate(vm, connect, &moves(), &Steering::new(), &journal);
     assert!(matches!(outcome, Outcome::Completed(_)), "{outcome:?}");
 }
 
@@ -205,7 +211,7 @@ fn a_cut_at_any_byte_of_the_commit_heals_by_itself() {
         };
         let mut ran = false;
         let there = waits(&listen, &mut into, &hasty(), &theirs, |host| {
-            let here = source::migrate(&vm, &connect, &moves(), &Control::new(), &ours);
+            let here = source::migrate(&vm, &connect, &moves(), &Steering::new(), &ours);
             match here {
                 Outcome::Completed(_) => ran = true,
                 Outcome::Failed(_) => {
@@ -256,7 +262,7 @@ fn a_source_that_is_in_doubt_is_answered_as_soon_as_it_gets_through() {
             first: &connect,
             then: &nowhere,
         };
-        let here = source::migrate(&vm, &breaks, &options, &Control::new(), &ours);
+        let here = source::migrate(&vm, &breaks, &options, &Steering::new(), &ours);
         assert!(matches!(here, Outcome::HandoverUnknown(_)), "{here:?}");
         assert_eq!(witness.running(), (false, false));
         // It gave up at once and holds nothing, though nobody has asked yet.
@@ -335,7 +341,7 @@ fn a_machine_that_cannot_be_had_leaves_it_waiting_and_one_that_was_built_in_vain
         let (connect, listen) = memory::network(&[]);
         let there = waits(&listen, &mut into, &hasty(), &journal, |host| {
             let ours = MemoryJournal::default();
-            let here = source::migrate(&vm, &connect, &moves(), &Control::new(), &ours);
+            let here = source::migrate(&vm, &connect, &moves(), &Steering::new(), &ours);
             assert!(matches!(here, Outcome::Failed(_)), "{here:?}");
             if stays {
                 wait_until("it waits on", || host.failures() == 1);
@@ -374,7 +380,7 @@ fn a_source_that_never_asks_is_waited_for_no_longer_than_promised() {
             resolve_for: Duration::ZERO,
             ..moves()
         };
-        let here = source::migrate(&vm, &breaks, &options, &Control::new(), &ours);
+        let here = source::migrate(&vm, &breaks, &options, &Steering::new(), &ours);
         assert!(matches!(here, Outcome::HandoverUnknown(_)), "{here:?}");
     });
     let Outcome::Failed(report) = there else {
@@ -401,6 +407,7 @@ fn strangers_who_ask_leave_no_record() {
                 handover: migration::journal::Handover::CommitSent,
                 destination: "memory".into(),
                 host: Some(journal.identity()),
+                overlay: None,
             };
             ours.record(id, &record).unwrap();
             let answer = source::resolve(&connect, id, &ours).unwrap();

@@ -6,10 +6,11 @@ use std::time::Duration;
 use migration::observation::{Observation, Side};
 use migration::progress::Verify;
 use migration::transport::{Connect, Connection, Listen, Patience, memory};
-use migration::vm::{MachineDescription, RamRegion, RunState};
+use migration::vm::{MachineDescription, RamRegion, RunState, TravellingDisk, VolumeOffer, Wish};
 use migration::wire::batch::{
     BATCH_LEN, BatchHeader, BatchKind, Encoding, MAX_PAYLOAD, MAX_RANGES, PageRange, RANGE_LEN,
 };
+use migration::wire::blocks::{BlockEncoding, BlockRange};
 use migration::wire::capabilities::Capabilities;
 use migration::wire::control::{
     Answer, Committed, ControlHeader, Extents, Intent, LastPass, Message, Negotiate, Negotiated,
@@ -29,6 +30,7 @@ fn every_message() -> Vec<Message> {
             token: [7; 16],
             host: None,
             capabilities: None,
+            placed: None,
         }),
         Message::Negotiate(Box::new(Negotiate {
             machine: MachineDescription {
@@ -45,6 +47,8 @@ fn every_message() -> Vec<Message> {
             verify: Verify::Stream,
             intent: Intent::Migrate,
             state: None,
+            volumes: Vec::new(),
+            reconnect_ms: None,
         })),
         Message::Negotiated(Negotiated::default()),
         Message::Prepare,
@@ -56,7 +60,10 @@ fn every_message() -> Vec<Message> {
         Message::Extents(Extents {
             extents: vec![(0, 8192), (65536, 4096)],
         }),
-        Message::PassPlaced(PassPlaced { pass: 3 }),
+        Message::PassPlaced(PassPlaced {
+            pass: 3,
+            flush_us: None,
+        }),
         Message::LastPass(LastPass {
             pass: 4,
             saved: None,
@@ -66,6 +73,8 @@ fn every_message() -> Vec<Message> {
         Message::State(vec![1, 2, 3]),
         Message::Ready(Ready {
             digest: Some("nh64:0123456789abcdef".into()),
+            disks_digest: None,
+            whole_disks: Vec::new(),
             load_ms: 1.5,
         }),
         Message::Commit,
@@ -96,6 +105,7 @@ fn messages_of_version_2() -> Vec<Message> {
             token: [7; 16],
             host,
             capabilities: None,
+            placed: None,
         }),
         Message::Resolution(Answer {
             resolution: Resolution::Ran,
@@ -115,11 +125,13 @@ fn messages_of_version_4() -> Vec<Message> {
             version: 4,
             token: [7; 16],
             host: Some(HostId([0xa5; 16])),
-            capabilities: Some(Capabilities::OURS.bits()),
+            capabilities: Some(Capabilities::of_version(4).bits()),
+            placed: None,
         }),
         Message::Negotiate(negotiate),
         Message::Negotiated(Negotiated {
             state: Some("{\"rtc\":2}".into()),
+            volumes: Vec::new(),
         }),
     ]
 }
@@ -160,10 +172,57 @@ fn control_frames_are_the_bytes_of_their_version() {
     }
 }
 
+/// What those tell each other of which one has disks that travel, and the other takes them.
+#[test]
+fn disks_that_travel_are_the_bytes_of_their_capability() {
+    let Message::Negotiate(mut negotiate) = every_message().swap_remove(1) else {
+        unreachable!()
+    };
+    negotiate.volumes = vec![VolumeOffer {
+        id: "data".into(),
+        size: 1 << 30,
+        allocated: 1 << 20,
+        wish: Wish::Travels,
+        format: None,
+    }];
+    let negotiated = Message::Negotiated(Negotiated {
+        state: None,
+        volumes: vec![TravellingDisk {
+            id: "data".into(),
+            why: Some("it is not here".into()),
+        }],
+    });
+    let ready = Message::Ready(Ready {
+        digest: None,
+        disks_digest: Some("nh64:0123456789abcdef".into()),
+        whole_disks: Vec::new(),
+        load_ms: 1.5,
+    });
+    for message in [Message::Negotiate(negotiate), negotiated, ready] {
+        let frame = message.encode().unwrap();
+        assert_golden(&format!("volumes-{}.bin", message.name()), &frame);
+        let (header, body) = split(&frame);
+        assert_eq!(Message::decode(&header, body.to_vec()).unwrap(), message);
+    }
+    let ranges = [
+        BlockRange::new(0, 0x1000..0x3000, BlockEncoding::Raw),
+        BlockRange::new(7, 1 << 40..(1 << 40) + 512, BlockEncoding::Zero),
+    ];
+    let header = BatchHeader::of(2, &ranges);
+    let bytes = [header.as_bytes(), ranges.as_bytes()].concat();
+    assert_golden("volumes-batch.bin", &bytes);
+    let (ranges, payload) = (2, 8192);
+    assert_eq!(
+        header.kind().unwrap(),
+        BatchKind::Blocks { ranges, payload }
+    );
+}
+
 #[test]
 fn hello_and_batches_are_the_bytes_of_their_version() {
     let mut hello = Hello::new(Role::Data { stream: 3 }, MigrationId([1; 16]), [2; 16]);
     assert_eq!(Hello::decode(&hello.encode()).unwrap(), hello);
+    hello.capabilities = Capabilities::of_version(4);
     assert_golden("v4-hello.bin", &hello.encode());
     for version in [3, 2, 1] {
         hello.version = version;
@@ -175,7 +234,7 @@ fn hello_and_batches_are_the_bytes_of_their_version() {
         PageRange::new(0x1000, 2, Encoding::Raw),
         PageRange::new(0x1_0000_0000, 512, Encoding::Zero),
     ];
-    let header = BatchHeader::pages(1, &ranges);
+    let header = BatchHeader::of(1, &ranges);
     assert_golden(
         "v1-batch.bin",
         &[header.as_bytes(), ranges.as_bytes()].concat(),
@@ -209,7 +268,7 @@ fn every_flipped_bit_of_a_control_frame_is_found() {
 #[test]
 fn every_flipped_bit_of_a_batch_header_is_found() {
     let ranges = [PageRange::new(0x1000, 2, Encoding::Raw)];
-    let header = BatchHeader::pages(1, &ranges);
+    let header = BatchHeader::of(1, &ranges);
     let whole = [header.as_bytes(), ranges.as_bytes()].concat();
     for bit in 0..whole.len() * 8 {
         let mut damaged = whole.clone();

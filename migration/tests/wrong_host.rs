@@ -6,14 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use double::players::{say, take_pages};
+use double::players::{one_stream_unverified, say, take_pages};
 use double::{Guest, Source, Witness};
-use migration::control::Control;
 use migration::destination;
 use migration::journal::{Decision, Journal, MemoryJournal};
 use migration::observation::Side;
-use migration::progress::Verify;
-use migration::request::MigrateRequest;
+use migration::steering::Steering;
 use migration::transport::Listen;
 use migration::transport::memory::{self, MemoryListen};
 use migration::wire::control::{Message, Negotiated, Prepared, Ready, Resolution, Welcome};
@@ -30,6 +28,7 @@ fn take_until_commit(listen: &MemoryListen, host: HostId) {
         token: [9; 16],
         host: Some(host),
         capabilities: None,
+        placed: None,
     };
     say(control, &Message::Welcome(welcome));
     std::thread::scope(|scope| {
@@ -48,6 +47,8 @@ fn take_until_commit(listen: &MemoryListen, host: HostId) {
                 }
                 Message::LastPass(_) => Message::Ready(Ready {
                     digest: None,
+                    disks_digest: None,
+                    whole_disks: Vec::new(),
                     load_ms: 0.0,
                 }),
                 Message::Commit => break,
@@ -71,21 +72,14 @@ fn lose_answer(
     let stop = AtomicBool::new(false);
     let options = source::Options {
         resolve_for: Duration::from_millis(600),
-        ..source::Options::new(
-            id,
-            MigrateRequest {
-                streams: Some(1),
-                verify: Verify::Off,
-                ..MigrateRequest::new("unix:/there")
-            },
-        )
+        ..source::Options::new(id, one_stream_unverified())
     };
     std::thread::scope(|scope| {
         scope.spawn(|| {
             take_until_commit(&listen, given);
             destination::answer_resolve(&listen, answers, &stop).unwrap();
         });
-        let outcome = source::migrate(vm, &connect, &options, &Control::new(), ours);
+        let outcome = source::migrate(vm, &connect, &options, &Steering::new(), ours);
         stop.store(true, Ordering::Release);
         outcome
     })

@@ -3,6 +3,7 @@
 
 pub mod binary;
 pub mod blackbox;
+pub mod disk_judge;
 pub mod eventually;
 pub mod host;
 pub mod imports;
@@ -15,6 +16,8 @@ pub mod probe;
 pub mod process;
 pub mod skip;
 pub mod target;
+#[path = "../../resources/probe/src/units/mod.rs"]
+pub mod units;
 pub mod unprivileged;
 
 pub use eventually::eventually;

@@ -15,7 +15,7 @@ const CRATES: [&str; 7] = [
     "vmm",
 ];
 /// Endings of file names, which look like identifiers.
-const FILES: [&str; 5] = [".elf", ".json", ".log", ".raw", ".sock"];
+const FILES: [&str; 6] = [".elf", ".json", ".log", ".qcow2", ".raw", ".sock"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")

@@ -12,7 +12,9 @@ use tests::blackbox::{Ended, Guest, Migration, Pair, Vms, fails, guest_lock, hol
 fn breaks(pair: &Pair, trap: Trap) -> (Relay, Ended) {
     let address = pair.destination.receive("guest", "127.0.0.1:0");
     let relay = Relay::new(&address, Some(trap));
-    let migration = Migration::start(&pair.source, "guest", &relay.address(), &[]);
+    // What is lost before the guest is stopped would be made anew.
+    let options = ["--reconnect-for", "0s"];
+    let migration = Migration::start(&pair.source, "guest", &relay.address(), &options);
     (relay, migration.finish())
 }
 

@@ -1,7 +1,7 @@
 //! Stock distribution kernels on hardware virtualization, this machine's or one in emulation: they boot under
 //! `vmm run` with their root on virtio-blk, are migrated and migrated back while they write files, and lose nothing:
 //! no file, no register, no timer, no time, no byte of a TCP session. Each way in which they reset their machine
-//! is a reset. And a page cache is sent once.
+//! is a reset. A page cache is sent once. And a disk that only one host reaches travels with its guest.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use tests::nested::direct;
 use tests::nested::level1::Level1;
 use tests::nested::level2::{self, Node};
-use tests::nested::outcome::{Outcome, check_cache, numbered};
+use tests::nested::outcome::{Outcome, check_cache, check_disk, numbered};
 use tests::nested::payload::Payload;
 use tests::nested::rig::{Rig, find_program};
 use tests::nested::run::Run;
@@ -28,6 +28,10 @@ const RESETS_VARIABLE: &str = "VMM_NESTED_RESETS";
 /// Overrides the kernels whose page cache is moved, separated by spaces.
 const CACHES_VARIABLE: &str = "VMM_NESTED_CACHES";
 
+/// Overrides the guests whose disk travels, separated by spaces: a kernel, a number of vCPUs, and whether the disk comes
+/// back to the image that it was (`existing`) or to a new one (`create`).
+const DISKS_VARIABLE: &str = "VMM_NESTED_DISKS";
+
 /// A scenario as it is, and as it is without the kernel that it asks for.
 const SCENARIOS: &[(&str, &str)] = &[
     ("full-1", "stock-1"),
@@ -43,6 +47,14 @@ const RESETS: &[&str] = &[
 const CACHES: &str = "stock";
 /// Size of the disk that is in it.
 const CACHED_MIB: u64 = 200;
+
+/// Guests whose disk travels.
+const DISKS: &str = "stock-1-existing";
+/// What is on it that the guest does not write to.
+const COLD_MIB: u64 = 8;
+
+/// The judge of images.
+const QEMU_IMG: &str = "qemu-img";
 
 /// CPUs of level 1. With two, the emulator runs two vCPUs of the same guest at the same moment, and two
 /// guests in some twenty failed, one of them by a triple fault before it was ever moved (docs/testing.md).
@@ -79,7 +91,25 @@ fn usual_resets() -> String {
     each.collect::<Vec<_>>().join(" ")
 }
 
-fn payload(rig: &Rig, scenarios: &[String], resets: &str, caches: &str) -> Result<Payload> {
+/// None where nobody is there to judge what is left of the disks.
+fn usual_disks() -> String {
+    if find_program(QEMU_IMG).is_ok() {
+        return DISKS.to_owned();
+    }
+    println!(
+        "{}",
+        skip::line(format_args!("{QEMU_IMG} is not installed"))
+    );
+    String::new()
+}
+
+fn payload(
+    rig: &Rig,
+    scenarios: &[String],
+    resets: &str,
+    caches: &str,
+    disks: &str,
+) -> Result<Payload> {
     let witness = Path::new(env!("CARGO_BIN_EXE_witness"));
     let settings = [
         (
@@ -89,9 +119,11 @@ fn payload(rig: &Rig, scenarios: &[String], resets: &str, caches: &str) -> Resul
         ("SCENARIOS", &*scenarios.join(" ")),
         ("RESETS", resets),
         ("CACHES", caches),
+        ("DISKS", disks),
         ("CMDLINE", level2::CMDLINE),
         ("DISK_SIZE", level2::DISK_SIZE),
         ("CACHED_MIB", &*CACHED_MIB.to_string()),
+        ("COLD_MIB", &*COLD_MIB.to_string()),
     ];
     let settings = settings.map(|(name, value)| format!("{name}='{value}'\n"));
     let mut payload = Payload::new(include_str!("../src/nested/guest/run.sh"))
@@ -102,6 +134,8 @@ fn payload(rig: &Rig, scenarios: &[String], resets: &str, caches: &str) -> Resul
         )
         .file("reset.sh", include_bytes!("../src/nested/guest/reset.sh"))
         .file("cache.sh", include_bytes!("../src/nested/guest/cache.sh"))
+        .file("disks.sh", include_bytes!("../src/nested/guest/disks.sh"))
+        .file("transactions.sh", level2::TRANSACTIONS)
         .file("settings", settings.concat().as_bytes())
         .file("reset.cpio", &level2::reset_initramfs()?)
         .program("vmm", binary::vmm()?)
@@ -109,11 +143,15 @@ fn payload(rig: &Rig, scenarios: &[String], resets: &str, caches: &str) -> Resul
     for program in ["ip", "mke2fs", "e2fsck", "debugfs"] {
         payload = payload.program(program, &find_program(program)?);
     }
+    if !disks.is_empty() {
+        payload = payload.program(QEMU_IMG, &find_program(QEMU_IMG)?);
+    }
     let numbered = scenarios.iter().filter_map(|name| name.split_once(':'));
     let kernels: BTreeSet<_> = numbered
         .map(|(_, what)| what)
         .chain(resets.split_whitespace())
         .chain(caches.split_whitespace())
+        .chain(disks.split_whitespace())
         .map(kernel_of)
         .collect();
     for name in kernels {
@@ -165,7 +203,9 @@ fn distribution_kernels_move_there_and_back_lose_nothing_and_reset_in_every_way(
     let scenarios = numbered(&scenarios);
     let resets = std::env::var(RESETS_VARIABLE).unwrap_or_else(|_| usual_resets());
     let caches = std::env::var(CACHES_VARIABLE).unwrap_or_else(|_| CACHES.to_owned());
-    let run = run(&rig, &payload(&rig, &scenarios, &resets, &caches).unwrap()).unwrap();
+    let disks = std::env::var(DISKS_VARIABLE).unwrap_or_else(|_| usual_disks());
+    let payload = payload(&rig, &scenarios, &resets, &caches, &disks).unwrap();
+    let run = run(&rig, &payload).unwrap();
     for line in run.lines_after("scenario: ") {
         println!("{line}");
     }
@@ -187,4 +227,13 @@ fn distribution_kernels_move_there_and_back_lose_nothing_and_reset_in_every_way(
     }
     let cached = run.lines_after("cache: ").count();
     assert_eq!(cached, caches.split_whitespace().count());
+    for told in run.lines_after("disk: ") {
+        check_disk(told, COLD_MIB << 20);
+    }
+    if run.lines_after("unmarked: ").next().is_some() {
+        let why = "no loop device for a file system whose images can be marked";
+        println!("{}", skip::line(format_args!("{why}")));
+    }
+    let travelled = run.lines_after("disk: ").count();
+    assert_eq!(travelled, 2 * disks.split_whitespace().count());
 }

@@ -118,7 +118,7 @@ fn failed_migration_is_not_heard_and_the_guest_stays_on_the_network() {
         let address = hosts.b.receive("guest");
         let link = Link::default().and_trap(Trap { toward, kind, fate });
         let relay = hosts.relay(&address, link);
-        let options = ["--insecure"];
+        let options = ["--insecure", "--reconnect-for", "0s"];
         let ended = Migration::start(&hosts.a.host, "guest", &relay.address(), &options).finish();
         let _ = ended.ended(1, "failed");
         assert_eq!(hosts.a.host.status("guest")["state"], "running");

@@ -6,6 +6,8 @@ use tests::blackbox::vitals::{Course, Vitals};
 use tests::blackbox::wire::kind;
 use tests::blackbox::{Guest, Migration, Pair, Vms, guest_lock, holds, images};
 
+/// A link that is lost ends the migration.
+const ENDS: &[&str] = &["--reconnect-for", "0s"];
 const MOVES: usize = 200;
 const FAILURES: usize = 80;
 /// After so many, whatever is made once has been made, and the allocator has what it keeps.
@@ -69,7 +71,7 @@ fn source_whose_migrations_fail_again_and_again_does_not_grow() {
         let cancels = round % 5 == 0;
         let fate = if cancels { Fate::Stall } else { Fate::Cut };
         let relay = Relay::new(&address, Some(Trap { toward, kind, fate }));
-        let migration = Migration::start(&pair.source, "guest", &relay.address(), &[]);
+        let migration = Migration::start(&pair.source, "guest", &relay.address(), ENDS);
         if cancels {
             holds("the link is held", || relay.is_sprung());
             let _ = pair.source.vmm(["migrate", "guest", "--cancel"]).success();

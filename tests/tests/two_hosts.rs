@@ -306,7 +306,7 @@ fn guest_stays_when_the_line_breaks_before_the_commit() {
         println!("{what}");
         let address = hosts.b.receive("guest");
         let relay = hosts.relay(&address, link);
-        let options = ["--insecure"];
+        let options = ["--insecure", "--reconnect-for", "0s"];
         let ended = Migration::start(&hosts.a.host, "guest", &relay.address(), &options).finish();
         assert!(
             relay.is_sprung() || relay.is_cut_at_bytes(),

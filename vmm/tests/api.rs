@@ -238,7 +238,7 @@ fn wrong_requests_get_one_clear_error() {
         ("GET", "/vm/jobs/7", "", 404, "job.not-found"),
         ("GET", "/vm/jobs/%ff", "", 404, "job.not-found"),
         ("GET", "/vm/jobs/", "", 404, "usage.endpoint"),
-        ("POST", "/vm/jobs", "", 405, "usage.method"),
+        ("PUT", "/vm/jobs", "", 405, "usage.method"),
         ("POST", "/vm/jobs/7/cancel", "", 404, "job.not-found"),
         (
             "PATCH",
@@ -329,11 +329,13 @@ fn the_document_names_every_endpoint_and_error() {
         "/vm/migration/limits",
         "/vm/jobs",
         "/vm/jobs/{id}",
+        "/vm/jobs/{id}/events",
         "/vm/jobs/{id}/cancel",
         "/vm/jobs/{id}/limits",
     ] {
         assert!(document["paths"][path].is_object(), "{path}");
     }
+    assert!(document["paths"]["/vm/jobs"]["post"].is_object());
     for schema in [
         "Observation",
         "Event",
@@ -344,6 +346,7 @@ fn the_document_names_every_endpoint_and_error() {
         "LimitsBody",
         "Job",
         "Jobs",
+        "JobRequest",
     ] {
         assert!(
             document["components"]["schemas"][schema].is_object(),

@@ -416,6 +416,43 @@ fn an_interrupt_cancels_the_migration_and_not_the_guest() {
 }
 
 #[test]
+fn a_job_is_followed_to_its_end_which_the_exit_code_tells() {
+    let host = Host::new();
+    host.ok("run a --detach");
+    let id = "0123456789abcdef0123456789abcdef";
+    let _ = host.vmm("migrate a --to unix:/fail");
+    let follow = format!("jobs a {id} --follow");
+    let failed = host.vmm(&follow);
+    assert_eq!(failed.status.code(), Some(1));
+    let told = String::from_utf8_lossy(&failed.stdout);
+    assert!(
+        told.contains("failed\n") && told.contains("[disk.open]"),
+        "{told}"
+    );
+    host.fails(&format!("{follow} --cancel"), 2, "--cancel");
+    host.fails("jobs a 7 --follow", 1, "job.not-found");
+    let mut migrate = host.command("migrate a --to unix:/slow --json");
+    let mut migrate = migrate.stdout(Stdio::piped()).spawn().unwrap();
+    migrate
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut [0])
+        .unwrap();
+    let mut followed = host.command(&format!("{follow} --json"));
+    let mut followed = followed.stdout(Stdio::piped()).spawn().unwrap();
+    let mut told = String::new();
+    let stdout = followed.stdout.as_mut().unwrap();
+    let mut first = [0];
+    stdout.read_exact(&mut first).unwrap();
+    host.ok(&format!("jobs a {id} --cancel"));
+    stdout.read_to_string(&mut told).unwrap();
+    let last = told.lines().last().unwrap();
+    assert!(last.contains("\"outcome\":\"cancelled\""), "{told}");
+    assert_eq!((end_of(followed), end_of(migrate)), (Some(4), Some(4)));
+}
+
+#[test]
 fn completions_and_man_pages_are_generated() {
     let host = Host::new();
     for shell in ["bash", "zsh", "fish"] {

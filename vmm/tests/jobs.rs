@@ -7,10 +7,18 @@ mod fake;
 #[path = "support/served.rs"]
 mod served;
 
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
+use control::api::body::{DiskMoveJob, JobRequest};
+use control::api::client::Lines;
+use control::disk_move::{
+    DiskMoveMode, DiskMoveRequest, DiskPull, ImageFormat, StorageReach, TargetContent,
+};
 use control::instance::VmState;
-use control::job::{JobKind, JobOutcome, JobState, Jobs};
+use control::job::{Job, JobKind, JobOutcome, JobState, Jobs};
+use control::passed::{FileAccess, FileId, FileKind, FileNote};
 use migration::progress::{Event, LimitChange, Phase};
 use migration::request::MigrateRequest;
 use migration::units::{Rate, Span};
@@ -137,4 +145,165 @@ fn a_job_is_told_in_the_words_of_the_page() {
     assert_eq!(told["state"], "concluded");
     assert_eq!(told["result"]["outcome"], "cancelled");
     assert_eq!(host.post("POST", &path, "").0, 409);
+}
+
+fn migration(to: &str) -> JobRequest {
+    JobRequest::Migration(MigrateRequest::new(to))
+}
+
+async fn all(mut lines: Lines<Job>) -> Vec<Job> {
+    let mut told = Vec::new();
+    while let Some(job) = lines.next().await.unwrap() {
+        told.push(job);
+    }
+    told
+}
+
+#[test]
+fn a_job_is_begun_by_its_kind_and_told_of_until_it_is_over() {
+    let host = Host::new(VmState::Running);
+    let begin = "{\"kind\":\"migration\",\"to\":\"unix:/slow\",\"streams\":3}";
+    let head = format!(
+        "POST /vm/jobs HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{begin}",
+        begin.len()
+    );
+    let (code, head, told) = host.answer(&head);
+    assert_eq!(code, 201, "{told}");
+    let place = format!("/vm/jobs/{}", fake::ID);
+    assert!(head.contains(&format!("location: {place}\r\n")), "{head}");
+    let begun: Job = serde_json::from_str(&told).unwrap();
+    assert_eq!(
+        (begun.kind, begun.state),
+        (JobKind::Migration, JobState::Running)
+    );
+    assert_eq!(host.vm.request().unwrap().streams, Some(3));
+
+    block_on(async {
+        let client = host.client();
+        let mut lines = client.follow_job(fake::ID).await.unwrap();
+        assert_eq!(lines.next().await.unwrap(), Some(begun));
+        let limits = LimitChange {
+            downtime_limit: None,
+            bandwidth: Some(Rate(Some(7))),
+        };
+        client.set_job_limits(fake::ID, &limits).await.unwrap();
+        let changed = lines.next().await.unwrap().unwrap();
+        assert_eq!(changed.limits.unwrap().bandwidth, limits.bandwidth);
+        client.cancel_job(fake::ID).await.unwrap();
+        let rest = all(lines).await;
+        assert_eq!(rest.len(), 1, "{rest:?}");
+        let outcome = rest[0].result.as_ref().map(|result| result.outcome);
+        assert_eq!(outcome, Some(JobOutcome::Cancelled));
+
+        // Who comes late hears the end, and nothing else.
+        let late = all(client.follow_job(fake::ID).await.unwrap()).await;
+        assert_eq!(late, rest);
+        for wrong in ["7", "../pause"] {
+            let refused = client.follow_job(wrong).await.unwrap_err();
+            assert_eq!(refused.id, "job.not-found");
+        }
+        // What comes of it is the answer, for one that would rather have that.
+        let lines = client.begin_and_follow_job(&migration("unix:/fail")).await;
+        let told = all(lines.unwrap()).await;
+        let why = told[0]
+            .result
+            .as_ref()
+            .and_then(|result| result.error.as_ref());
+        assert_eq!(why.unwrap().root().id, "disk.open");
+        let refused = client.begin_job(&migration("unix:/elsewhere")).await;
+        assert_eq!(refused.unwrap_err().id, "usage.address");
+    });
+    for wrong in [
+        "{}",
+        "{\"kind\":\"backup\"}",
+        "{\"kind\":\"migration\",\"to\":\"unix:/ok\",\"disk\":\"data\"}",
+        "{\"kind\":\"disk-move\",\"disk\":\"data\"}",
+    ] {
+        let (code, told) = host.post("POST", "/vm/jobs", wrong);
+        assert!(
+            code == 400 && told.contains("usage.body"),
+            "{wrong}: {told}"
+        );
+    }
+}
+
+#[test]
+fn a_disk_moves_by_a_job_that_names_it() {
+    let host = Host::new(VmState::Running);
+    let path = host.runtime.path().join("new.raw");
+    let file = File::create_new(&path).unwrap();
+    drop(file);
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    let name = path.display().to_string();
+    let request = |disk: &str, file: FileId| {
+        JobRequest::DiskMove(DiskMoveJob {
+            disk: disk.into(),
+            request: DiskMoveRequest {
+                id: "ab".repeat(16),
+                file,
+                path: name.clone(),
+                format: ImageFormat::Raw,
+                content: TargetContent::Anything,
+                reach: StorageReach::ThisHost,
+                mode: DiskMoveMode::default(),
+                on_not_converging: None,
+                on_target_error: None,
+                overlays: None,
+                map: None,
+                pull: DiskPull::default(),
+                bandwidth: Rate(Some(9)),
+                downtime_limit: Span(Duration::from_millis(50)),
+            },
+        })
+    };
+    block_on(async {
+        let client = host.client();
+        let mut passer = client.passer().await.unwrap();
+        let note = FileNote {
+            kind: FileKind::Disk,
+            access: FileAccess::ReadWrite,
+            name: name.clone(),
+        };
+        let notes = [(note.clone(), file.as_fd()), (note, file.as_fd())];
+        let files = passer.pass(&notes).await.unwrap();
+        let unknown = client.begin_job(&request("other", files[0])).await;
+        assert_eq!(unknown.unwrap_err().id, "disk.unknown");
+        // A request has taken it.
+        let taken = client.begin_job(&request("data", files[0])).await;
+        assert_eq!(taken.unwrap_err().id, "file.unknown");
+
+        let job = client.begin_job(&request("data", files[1])).await.unwrap();
+        assert_eq!(job.kind, JobKind::DiskMove);
+        assert_eq!(job.disk.as_deref(), Some("data"));
+        assert_eq!(job.to.as_ref(), Some(&name));
+        assert_eq!(job.limits.unwrap().bandwidth, Some(Rate(Some(9))));
+        client.cancel_job(&job.id).await.unwrap();
+        let told = all(client.follow_job(&job.id).await.unwrap()).await;
+        assert_eq!(told.len(), 1);
+        assert_eq!(told[0].state, JobState::Concluded);
+    });
+}
+
+/// It is told how the job is, not how it was: what nobody read meanwhile is not kept.
+#[test]
+fn who_reads_slowly_is_told_the_newest() {
+    let host = Host::new(VmState::Running);
+    block_on(async {
+        let client = host.client();
+        let lines = client.begin_and_follow_job(&migration("unix:/slow")).await;
+        let lines = lines.unwrap();
+        for n in 1..=500 {
+            let limits = LimitChange {
+                downtime_limit: None,
+                bandwidth: Some(Rate(Some(n))),
+            };
+            client.set_job_limits(fake::ID, &limits).await.unwrap();
+        }
+        client.cancel_job(fake::ID).await.unwrap();
+        let told = all(lines).await;
+        assert!(told.len() < 250, "{}", told.len());
+        let last = told.last().unwrap();
+        assert_eq!(last.state, JobState::Concluded);
+        assert_eq!(last.limits.unwrap().bandwidth, Some(Rate(Some(500))));
+    });
 }

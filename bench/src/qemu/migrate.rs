@@ -1,5 +1,6 @@
 //! One timed migration by QEMU.
 
+use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Stdio;
@@ -9,22 +10,24 @@ use machine::probe::PROBE_GUEST;
 use serde_json::{Value, json};
 
 use super::super::cpu::CpuWindow;
+use super::super::disks::MovingDisk;
 use super::super::error::BenchError;
 use super::super::guest::{Guest, Workload};
 use super::super::hosts::Hosts;
 use super::super::mapping;
 use super::super::moved::Move;
 use super::super::terms::Terms;
+use super::super::watch::Watch;
+use super::command_line::{KERNEL, arguments, escaped, guest};
+use super::mirror;
 use super::program::Qemu;
 use super::qmp::Qmp;
-use super::variant::{Memory, Variant};
+use super::variant::Variant;
 
 /// More than any link carries: no limit.
 const UNLIMITED: u64 = 1 << 44;
 /// Longest that the source may take to end once it was told to.
 const SOURCE_END: Duration = Duration::from_secs(30);
-/// The file of the guest in the folder of the benchmark.
-const KERNEL: &str = "probe.elf";
 
 /// A QEMU with a guest, or one that waits for a guest.
 struct Machine {
@@ -42,28 +45,62 @@ pub(crate) fn run(
     variant: Variant,
 ) -> Result<Move, BenchError> {
     let kernel = hosts.file(KERNEL, PROBE_GUEST)?;
-    let start = |waits| Machine::start(hosts, qemu, workload, variant, &kernel, waits);
+    let disks = terms.disks;
+    let start = |waits| {
+        let guest = (workload, disks, kernel.as_path());
+        Machine::start(hosts, qemu, guest, variant, waits)
+    };
     let mut source = terms.link.at_source(|| start(false))?;
     source.guest.wait_ready(workload)?;
+    for disk in disks {
+        let new = File::create_new(&disk.destination).and_then(|new| new.set_len(disk.bytes));
+        new.map_err(|e| BenchError::Disk(disk.destination.clone(), e))?;
+    }
     let asked = Instant::now();
     let mut destination = terms.link.at_destination(|| start(true))?;
     let limit = variant.downtime_limit_ms.unwrap_or(terms.downtime_limit_ms);
     for machine in [&mut source, &mut destination] {
-        machine.set_up(variant, limit, terms.link.own_limit())?;
+        machine.set_up(variant, limit, terms)?;
     }
     let to = destination.listen(terms.link.destination_address())?;
+    let server = (terms.link.destination_address(), terms.link.free_port()?);
+    if !disks.is_empty() {
+        mirror::serve(&mut destination.qmp, disks, server)?;
+    }
     let prepare_ms = asked.elapsed().as_secs_f64() * 1000.0;
+    disks.iter().try_for_each(MovingDisk::cool)?;
     mapping::warm(terms.warmth)?;
     let before = source.guest.forget_gaps()?;
     let open =
         |machine: &Machine| CpuWindow::open(machine.guest.process.proc(), machine.vcpus.clone());
     let (mut source_cpu, destination_cpu) = (open(&source)?, open(&destination)?);
 
+    let watch = Watch::begin(&mut source.guest, terms.link, !disks.is_empty())?;
     let began = Instant::now();
+    let deadline = began + terms.patience;
+    let late = || BenchError::NotConverged(terms.patience.as_secs());
+    if !disks.is_empty()
+        && !mirror::begin(&mut source.qmp, disks, variant.copy_mode, server, deadline)?
+    {
+        return Err(late());
+    }
     source.qmp.execute("migrate", json!({ "uri": to }))?;
-    let done = source.completed(began + terms.patience, terms)?;
-    let runs = destination.runs(began + terms.patience, terms)?;
+    if !disks.is_empty() {
+        source.status(&["pre-switchover"], deadline, terms)?;
+        if !mirror::finish(&mut source.qmp, disks, deadline)? {
+            return Err(late());
+        }
+        let go_on = json!({ "state": "pre-switchover" });
+        source.qmp.execute("migrate-continue", go_on)?;
+    }
+    let done = source.status(&["completed"], deadline, terms)?;
+    if !disks.is_empty() {
+        destination.qmp.execute("nbd-server-stop", json!({}))?;
+        destination.qmp.execute("cont", json!({}))?;
+    }
+    let runs = destination.runs(deadline, terms)?;
     let arrival = destination.guest.wait_arrived()?;
+    let beside = watch.end(&source.guest, &mut destination.guest, terms.link)?;
     source_cpu.note_vcpus();
     let wire_bytes = source.transferred()?;
     source.qmp.execute("quit", json!({}))?;
@@ -78,6 +115,7 @@ pub(crate) fn run(
         guest_gap_ms: destination.guest.largest_gap_ms()?,
         wire_bytes,
         dirtied_pages_per_s: arrival.dirtied_pages_per_s(&before),
+        beside,
         engine: None,
     })
 }
@@ -86,9 +124,8 @@ impl Machine {
     fn start(
         hosts: &Hosts,
         qemu: &Qemu,
-        workload: &Workload,
+        (workload, disks, kernel): (&Workload, &[MovingDisk], &Path),
         variant: Variant,
-        kernel: &Path,
         waits: bool,
     ) -> Result<Self, BenchError> {
         let (monitor, log) = (hosts.path("qmp"), hosts.path("log"));
@@ -96,16 +133,9 @@ impl Machine {
         let mut command = qemu.command();
         command
             .args(arguments(workload, variant, waits))
-            .arg("-kernel")
-            .arg(kernel)
-            .args(["-append", &workload.command_line()])
-            .args(["-chardev"])
-            .arg(format!(
-                "socket,id=serial,server=on,wait=off,path={},logfile={}",
-                escaped(&serial),
-                escaped(&log)
-            ))
-            .args(["-serial", "chardev:serial", "-qmp"])
+            .args(guest(kernel, &workload.command_line(disks), &serial, &log))
+            .args(mirror::disks(disks, waits))
+            .arg("-qmp")
             .arg(format!("unix:{},server=on,wait=off", escaped(&monitor)));
         let role = if waits { "destination" } else { "source" };
         let shown = format!("QEMU {} ({variant}), {role}", qemu.version);
@@ -124,12 +154,16 @@ impl Machine {
         &mut self,
         variant: Variant,
         downtime_limit_ms: u64,
-        bandwidth: Option<u64>,
+        terms: &Terms<'_>,
     ) -> Result<(), BenchError> {
         let capability = |name| json!({ "capability": name, "state": true });
         let mut capabilities = vec![capability("events")];
+        if !terms.disks.is_empty() {
+            // The mirrors end between the guest's last write and its first one there.
+            capabilities.push(capability("pause-before-switchover"));
+        }
         let mut parameters = json!({
-            "max-bandwidth": bandwidth.unwrap_or(UNLIMITED),
+            "max-bandwidth": terms.link.own_limit().unwrap_or(UNLIMITED),
             "downtime-limit": downtime_limit_ms,
         });
         if let Some(channels) = variant.channels {
@@ -158,17 +192,23 @@ impl Machine {
             .ok_or_else(|| self.qmp.unexpected("query-migrate", &answer))
     }
 
-    /// Waits until the source says that it completed; when it did.
-    fn completed(&mut self, deadline: Instant, terms: &Terms<'_>) -> Result<Instant, BenchError> {
+    /// Waits until the source says that its migration is one of `wanted`; when it did.
+    fn status(
+        &mut self,
+        wanted: &[&str],
+        deadline: Instant,
+        terms: &Terms<'_>,
+    ) -> Result<Instant, BenchError> {
         let ended = self.qmp.wait_event(deadline, |event| {
             let ends = ["completed", "failed", "cancelled"];
             event
                 .status
-                .filter(|status| event.name == "MIGRATION" && ends.contains(status))
+                .filter(|_| event.name == "MIGRATION")
+                .filter(|status| ends.contains(status) || wanted.contains(status))
                 .map(str::to_owned)
         })?;
         match ended {
-            Some((when, status)) if status == "completed" => Ok(when),
+            Some((when, status)) if wanted.contains(&status.as_str()) => Ok(when),
             Some((_, status)) => {
                 let answer = self.qmp.execute("query-migrate", json!({}))?;
                 let why = answer.get("error-desc").and_then(Value::as_str);
@@ -201,54 +241,6 @@ impl Machine {
     }
 }
 
-/// The machine without its guest's image and its sockets.
-fn arguments(workload: &Workload, variant: Variant, waits: bool) -> Vec<String> {
-    let memory_mib = workload.memory_bytes >> 20;
-    // Without ACPI tables the firmware starts the guest at once: the guest needs none.
-    let machine = match variant.memory {
-        Memory::Memfd | Memory::MemfdPopulated => "microvm,acpi=off,memory-backend=ram",
-        Memory::Anonymous => "microvm,acpi=off",
-    };
-    let mut arguments = vec![
-        "-nodefaults".to_owned(),
-        "-no-user-config".to_owned(),
-        "-display".to_owned(),
-        "none".to_owned(),
-        "-no-reboot".to_owned(),
-        "-accel".to_owned(),
-        "kvm".to_owned(),
-        // The MSR behind it cannot be set on every KVM, and QEMU gives up where it cannot.
-        "-cpu".to_owned(),
-        "host,arch-capabilities=off".to_owned(),
-        "-machine".to_owned(),
-        machine.to_owned(),
-        "-smp".to_owned(),
-        workload.cpus.to_string(),
-        "-m".to_owned(),
-        format!("{memory_mib}M"),
-    ];
-    if variant.memory != Memory::Anonymous {
-        let populate = if waits && variant.memory == Memory::MemfdPopulated {
-            ",prealloc=on"
-        } else {
-            ""
-        };
-        arguments.push("-object".to_owned());
-        arguments.push(format!(
-            "memory-backend-memfd,id=ram,size={memory_mib}M,share=on{populate}"
-        ));
-    }
-    if waits {
-        arguments.extend(["-incoming".to_owned(), "defer".to_owned()]);
-    }
-    arguments
-}
-
-/// A path as part of an option: a comma is doubled.
-fn escaped(path: &Path) -> String {
-    path.display().to_string().replace(',', ",,")
-}
-
 fn vcpu_threads(qmp: &mut Qmp) -> Result<Vec<u32>, BenchError> {
     let answer = qmp.execute("query-cpus-fast", json!({}))?;
     let ids = answer.as_array().map(|cpus| {
@@ -258,39 +250,4 @@ fn vcpu_threads(qmp: &mut Qmp) -> Result<Vec<u32>, BenchError> {
     });
     ids.filter(|ids| !ids.is_empty())
         .ok_or_else(|| qmp.unexpected("query-cpus-fast", &answer))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_destination_waits_and_populates_its_memory() {
-        let workload = Workload {
-            cpus: 2,
-            memory_bytes: 1088 << 20,
-            random_bytes: 1 << 30,
-            dirty_bytes: 0,
-            dirty_pages_per_s: 0,
-        };
-        let words = |memory, waits| {
-            let variant = Variant {
-                memory,
-                ..Variant::STANDARD[0]
-            };
-            arguments(&workload, variant, waits).join(" ")
-        };
-        let source = words(Memory::MemfdPopulated, false);
-        assert!(!source.contains("prealloc") && !source.contains("-incoming"));
-        let destination = words(Memory::MemfdPopulated, true);
-        assert!(destination.contains("size=1088M,share=on,prealloc=on"));
-        assert!(destination.ends_with("-incoming defer"));
-        assert!(!words(Memory::Memfd, true).contains("prealloc"));
-        assert!(!words(Memory::Anonymous, true).contains("memfd"));
-    }
-
-    #[test]
-    fn a_comma_in_a_path_ends_no_option() {
-        assert_eq!(escaped(Path::new("/tmp/a,b")), "/tmp/a,,b");
-    }
 }

@@ -2,7 +2,7 @@
 //! Specification).
 //!
 //! Not by the crate qapi: it does not say when an event came, which is what is measured here, and at
-//! each build it makes types of QEMU's whole schema (25 600 lines), of which eight commands are used.
+//! each build it makes types of QEMU's whole schema (25 600 lines), of which some fifteen commands are used.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -112,7 +112,13 @@ impl Qmp {
                 continue;
             };
             let status = line.pointer("/data/status").and_then(Value::as_str);
-            if let Some(found) = wanted(&Event { name, status }) {
+            let error = line.pointer("/data/error").and_then(Value::as_str);
+            let event = Event {
+                name,
+                status,
+                error,
+            };
+            if let Some(found) = wanted(&event) {
                 return Ok(Some((when, found)));
             }
         }
@@ -168,6 +174,8 @@ pub(super) struct Event<'a> {
     pub name: &'a str,
     /// The status that it tells, where it does.
     pub status: Option<&'a str>,
+    /// The error that it tells, where it does.
+    pub error: Option<&'a str>,
 }
 
 /// Notes when each line came: whoever waits for it may be busy.

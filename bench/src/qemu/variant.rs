@@ -14,6 +14,31 @@ pub(crate) enum Memory {
     Anonymous,
 }
 
+/// How a mirror learns of what the guest writes while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CopyMode {
+    /// By marks: what was written is copied later.
+    Background,
+    /// The guest's write ends when it is on both sides.
+    WriteBlocking,
+}
+
+impl CopyMode {
+    /// QEMU's word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Background => "background",
+            Self::WriteBlocking => "write-blocking",
+        }
+    }
+}
+
+impl fmt::Display for CopyMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "mirror {}", self.word())
+    }
+}
+
 /// One way to migrate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Variant {
@@ -23,6 +48,8 @@ pub(crate) struct Variant {
     pub memory: Memory,
     /// Another downtime limit than that of all contenders.
     pub downtime_limit_ms: Option<u64>,
+    /// How disks are copied that travel.
+    pub copy_mode: CopyMode,
 }
 
 impl Variant {
@@ -51,11 +78,23 @@ impl Variant {
         },
     ];
 
+    /// How a guest moves with its disks: as libvirt has it by default, with either way to mirror, and
+    /// over more connections.
+    pub const WITH_DISKS: [Self; 3] = [
+        Self::of(None),
+        Self {
+            copy_mode: CopyMode::WriteBlocking,
+            ..Self::of(None)
+        },
+        Self::of(Some(4)),
+    ];
+
     const fn of(channels: Option<u8>) -> Self {
         Self {
             channels,
             memory: Memory::Memfd,
             downtime_limit_ms: None,
+            copy_mode: CopyMode::Background,
         }
     }
 

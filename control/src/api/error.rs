@@ -13,7 +13,12 @@ pub fn http_status(observation: &Observation) -> StatusCode {
         (_, "usage.method") => StatusCode::METHOD_NOT_ALLOWED,
         (_, "usage.body-size") => StatusCode::PAYLOAD_TOO_LARGE,
         ("usage", _) => StatusCode::BAD_REQUEST,
-        (_, "migration.none" | "job.not-found" | "file.unknown") => StatusCode::NOT_FOUND,
+        (_, "migration.none" | "job.not-found" | "file.unknown" | "disk.unknown") => {
+            StatusCode::NOT_FOUND
+        }
+        (_, "disk.moving" | "disk.claim" | "disk.size" | "disk.target" | "disk.read-only") => {
+            StatusCode::CONFLICT
+        }
         (_, "api.busy") => StatusCode::SERVICE_UNAVAILABLE,
         ("vm" | "migration" | "job" | "guest" | "file", _) => StatusCode::CONFLICT,
         _ => StatusCode::INTERNAL_SERVER_ERROR,

@@ -7,10 +7,13 @@ pub mod body;
 pub mod client;
 mod connections;
 mod error;
+mod jobs;
 mod kept;
 mod openapi;
 mod routes;
+mod served;
 mod server;
+mod streams;
 
 pub use error::http_status;
 pub use openapi::document;

@@ -2,7 +2,10 @@
 
 use utoipa::OpenApi;
 
-use super::body::{Accepted, MigrationStarted, ResolveBody, StateAnswer, StopBody, WaitQuery};
+use super::body::{
+    Accepted, JobRequest, MigrationStarted, ResolveBody, StateAnswer, StopBody, WaitQuery,
+};
+use crate::disk_move::DiskMoveRequest;
 use crate::instance::VmStatus;
 use crate::job::{Job, Jobs};
 use crate::passed::KeptFiles;
@@ -22,8 +25,9 @@ pub fn document() -> utoipa::openapi::OpenApi {
         description = "Controls one VM through its control socket. Errors are observations."
     ),
     paths(
-        status, pause, resume, stop, wait, migrate, events, cancel, resolve, limits, jobs, job,
-        cancel_job, job_limits, files, let_go
+        status, pause, resume, stop, wait, migrate, events, cancel, resolve, limits, jobs,
+        begin_job, job, follow_job, cancel_job, pause_job, resume_job, job_limits, move_disk,
+        files, let_go
     ),
     components(schemas(Observation, Event))
 )]
@@ -97,11 +101,26 @@ fn limits() {}
 #[expect(dead_code, reason = "describes the endpoint")]
 fn jobs() {}
 
+/// Begins a job of any kind. With `accept: application/x-ndjson` the answer is what `/vm/jobs/{id}/events` tells of it.
+#[utoipa::path(post, path = "/vm/jobs", request_body = JobRequest, responses(
+    (status = 201, body = Job, headers(("location" = String, description = "Where the job is"))),
+    (status = 400, body = Observation), (status = 404, body = Observation), (status = 409, body = Observation),
+    (status = 500, body = Observation)))]
+#[expect(dead_code, reason = "describes the endpoint")]
+fn begin_job() {}
+
 /// One job.
 #[utoipa::path(get, path = "/vm/jobs/{id}", params(("id" = String, Path, description = "Of the job")),
     responses((status = 200, body = Job), (status = 404, body = Observation)))]
 #[expect(dead_code, reason = "describes the endpoint")]
 fn job() {}
+
+/// A job as it is, and as it is when it has changed, one JSON object a line; ends after the one that is `concluded`. Who
+/// reads slowly is told less of what is between.
+#[utoipa::path(get, path = "/vm/jobs/{id}/events", params(("id" = String, Path, description = "Of the job")),
+    responses((status = 200, body = Job, content_type = "application/x-ndjson"), (status = 404, body = Observation)))]
+#[expect(dead_code, reason = "describes the endpoint")]
+fn follow_job() {}
 
 /// Asks a job to stop and undo what it did; its result tells whether it did.
 #[utoipa::path(post, path = "/vm/jobs/{id}/cancel",
@@ -109,6 +128,28 @@ fn job() {}
     (status = 202, body = Job), (status = 404, body = Observation), (status = 409, body = Observation)))]
 #[expect(dead_code, reason = "describes the endpoint")]
 fn cancel_job() {}
+
+/// Has a job wait until it is told to go on.
+#[utoipa::path(post, path = "/vm/jobs/{id}/pause",
+    params(("id" = String, Path, description = "Of the job")), responses(
+    (status = 200, body = Job), (status = 404, body = Observation), (status = 409, body = Observation)))]
+#[expect(dead_code, reason = "describes the endpoint")]
+fn pause_job() {}
+
+/// Lets a job go on that waits.
+#[utoipa::path(post, path = "/vm/jobs/{id}/resume",
+    params(("id" = String, Path, description = "Of the job")), responses(
+    (status = 200, body = Job), (status = 404, body = Observation), (status = 409, body = Observation)))]
+#[expect(dead_code, reason = "describes the endpoint")]
+fn resume_job() {}
+
+/// Begins to move a disk to another image on this host, a file that was passed before; its job tells the rest.
+#[utoipa::path(post, path = "/vm/disks/{id}/move", request_body = DiskMoveRequest,
+    params(("id" = String, Path, description = "Of the disk")), responses(
+    (status = 202, body = Job), (status = 400, body = Observation), (status = 404, body = Observation),
+    (status = 409, body = Observation), (status = 500, body = Observation)))]
+#[expect(dead_code, reason = "describes the endpoint")]
+fn move_disk() {}
 
 /// Changes limits of a job that runs.
 #[utoipa::path(patch, path = "/vm/jobs/{id}/limits", request_body = LimitChange,

@@ -11,7 +11,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use super::connections::Connections;
-use super::routes::{BLOCKING_THREADS, router};
+use super::routes::router;
+use super::served::BLOCKING_THREADS;
 use crate::instance::{Instance, Requester, StopMode};
 use crate::passed::{self, FilesSocket, PassedFiles, Patience};
 use crate::places::Place;

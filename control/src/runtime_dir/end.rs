@@ -122,6 +122,7 @@ fn without_word(pid: Option<u32>, end: VmEnd, why: Observation) -> VmStatus {
         pid: pid.unwrap_or(0),
         cpus: 0,
         memory_bytes: 0,
+        disks: Vec::new(),
         uptime_ms: 0,
         listen: None,
         migration: None,

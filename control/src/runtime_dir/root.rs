@@ -18,7 +18,7 @@ use super::folder::{Folder, Found, Holder, Left, look};
 use super::logs::{Log, LogReader};
 use super::name::{check_name, natural};
 use crate::instance::VmStatus;
-use crate::state_dir::{self, MIGRATIONS};
+use crate::state_dir::{self, MIGRATIONS, SERVING};
 
 /// The file whose lock is held while folders come and go.
 pub(super) const LOCK: &str = ".lock";
@@ -113,6 +113,17 @@ impl RuntimeDir {
     /// Where journals of hand-overs are kept, if there is a place.
     pub fn migrations(&self) -> Option<PathBuf> {
         self.state.as_ref().map(|state| state.join(MIGRATIONS))
+    }
+
+    /// Where records of disks that are served are kept.
+    ///
+    /// # Errors
+    /// `host.state-dir` when there is no place; `host.runtime-dir` when it cannot be made.
+    pub fn serving(&self) -> Result<PathBuf, Observation> {
+        let state = self.state.as_ref().ok_or_else(state_dir::missing)?;
+        let serving = state.join(SERVING);
+        make_dir(&serving)?;
+        Ok(serving)
     }
 
     pub(super) fn free_name(&self, prefix: &str) -> Result<String, Observation> {

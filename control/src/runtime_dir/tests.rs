@@ -23,6 +23,7 @@ fn last(name: &str) -> VmStatus {
         pid: 1,
         cpus: 1,
         memory_bytes: 4096,
+        disks: Vec::new(),
         uptime_ms: 1,
         listen: None,
         migration: None,

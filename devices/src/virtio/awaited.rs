@@ -7,6 +7,8 @@ pub(super) enum Awaited {
     Requests,
     /// The end of its requests, after which the reset is done that the driver asked for.
     Reset,
+    /// The end of its requests, after which what carries them out is exchanged.
+    Pivot,
     /// That what was written is durable.
     Flush,
 }
@@ -16,6 +18,7 @@ impl Awaited {
         match self {
             Self::Requests => "ended its requests",
             Self::Reset => "ended the requests that the guest's reset of it waits for",
+            Self::Pivot => "ended the requests that the exchange of its layers waits for",
             Self::Flush => "made durable what was written",
         }
     }

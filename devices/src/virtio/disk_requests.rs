@@ -1,7 +1,8 @@
 //! Requests that a device has carried out by a disk, of which several are in flight at once.
 
-use block::{Action, Backend, Durability};
+use block::{Action, Durability};
 
+use super::backing::Backing;
 use super::chain::{BadRequest, Chain};
 
 /// What a request asks for, as it was read from the guest's memory, once.
@@ -29,7 +30,7 @@ pub enum Next {
 /// A device whose requests a disk carries out. Each is one or more actions, one after the other.
 pub trait DiskRequests: Send + Sync {
     /// What carries them out.
-    fn backend(&self) -> &dyn Backend;
+    fn backing(&self) -> &Backing;
 
     /// Reads a request of a driver that accepted `features`.
     ///

@@ -9,6 +9,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use block::Backend;
+
 use super::awaited::Awaited;
 use super::shared::Shared;
 use crate::locked::locked;
@@ -66,17 +68,48 @@ impl Flusher {
         if shared.device.storage().is_none() {
             return shared.device.flush();
         }
+        let flushing = Arc::clone(shared);
+        self.run(shared, left, patience, move || flushing.device.flush())
+    }
+
+    /// Makes durable what a backend has completed, which is not that of the device yet; as [`Flusher::flush`].
+    pub(super) fn flush_backend(
+        &self,
+        shared: &Shared,
+        backend: Arc<dyn Backend>,
+        left: Duration,
+        patience: Duration,
+    ) -> Result<()> {
+        if !backend.disk().has_unflushed_writes() {
+            return Ok(());
+        }
+        self.run(shared, left, patience, move || {
+            let disk = backend.disk();
+            disk.flush().map_err(|source| Error::Flush {
+                disk: disk.identity().to_string(),
+                source,
+            })
+        })
+    }
+
+    /// Has a thread flush, when the flush before has ended.
+    fn run(
+        &self,
+        shared: &Shared,
+        left: Duration,
+        patience: Duration,
+        flush: impl FnOnce() -> Result<()> + Send + 'static,
+    ) -> Result<()> {
         let deadline = Instant::now() + left;
         let hangs = || shared.hangs(Awaited::Flush, patience);
         let turn = UnderWay::take(&self.under_way, deadline).ok_or_else(hangs)?;
         let (done, flushed) = channel();
-        let flushing = Arc::clone(shared);
         thread::Builder::new()
             .name("flush".into())
             .stack_size(256 << 10)
             .spawn(move || {
                 threads::begin(ThreadKind::Disk);
-                let result = flushing.device.flush();
+                let result = flush();
                 drop(turn);
                 // Nobody may be waiting any more.
                 let _ = done.send(result);

@@ -8,6 +8,7 @@ mod announcer;
 pub mod available;
 mod awaited;
 mod away;
+mod backing;
 pub mod block;
 pub mod chain;
 mod change;
@@ -23,6 +24,7 @@ pub mod net;
 mod notify;
 mod parked;
 mod pause;
+mod pivot;
 mod poll;
 mod queue;
 mod registers;
@@ -40,6 +42,7 @@ mod wait;
 mod worker;
 
 pub use available::{AvailableBuffers, Packets};
+pub use backing::Backing;
 pub use block::{Block, BlockConfig};
 pub use chain::{BadRequest, Chain};
 pub use console::{Console, ConsoleEnd};
@@ -49,6 +52,7 @@ pub use mmio::MMIO_LEN;
 pub use net::{Net, NetConfig, NetPort};
 pub use notify::{ConfigNotifier, QueueWaker};
 pub use pause::{PATIENCE as PAUSE_PATIENCE, drain_within, flush_within, pause_within};
+pub use pivot::Handover;
 pub use rng::Rng;
 pub use state::{
     DeviceStateV1, MmioStateV1, MmioStateV2, QueueStateV1, TransportStateV1, TransportStateV2,

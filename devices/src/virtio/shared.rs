@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use block::{Arrived, Backend};
 use migration::GuestRam;
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_NEEDS_RESET,
@@ -46,6 +47,8 @@ pub(crate) struct Shared {
     pub(super) away: Option<Away>,
     /// Counts how often something came for which requests may be parked.
     pub(super) arrivals: AtomicU64,
+    /// What backends tell of them; always the same, so that one which is told twice knows it.
+    arrived: Arrived,
     complaints: AtomicU32,
 }
 
@@ -54,9 +57,9 @@ impl Shared {
         device: Box<dyn VirtioDevice>,
         ram: GuestRam,
         interrupt: Arc<dyn Interrupt>,
-        rings: Vec<Mutex<Ring>>,
-        kicks: Vec<EventFd>,
+        (rings, kicks): (Vec<Mutex<Ring>>, Vec<EventFd>),
         away: Option<Away>,
+        arrived: Arrived,
     ) -> Self {
         Self {
             kind: device.kind(),
@@ -72,6 +75,7 @@ impl Shared {
             gate: Gate::default(),
             away,
             arrivals: AtomicU64::new(0),
+            arrived,
             complaints: AtomicU32::new(0),
         }
     }
@@ -84,6 +88,11 @@ impl Shared {
         if let Some(away) = &self.away {
             away.wake();
         }
+    }
+
+    /// Has a backend tell when something has come.
+    pub(super) fn hear_arrivals(&self, backend: &dyn Backend) {
+        backend.disk().tell_arrivals(Arc::clone(&self.arrived));
     }
 
     /// Has all requests tried again that are parked: something has come, or they are to go on.

@@ -63,7 +63,7 @@ impl Shared {
                     // Whoever opens the gate kicks every queue, so that the rest is found again.
                     return Ok(());
                 }
-                if server == Server::StandIn && !requests.backend().has_room() {
+                if server == Server::StandIn && !requests.backing().has_room() {
                     // It looks again soon.
                     return Ok(());
                 }
@@ -141,7 +141,7 @@ impl Shared {
                     away.leave(queue);
                 }
                 if let Some(requests) = self.device.disk_requests() {
-                    requests.backend().submit(taken, submitter);
+                    requests.backing().submit(taken, submitter);
                 }
                 if let Some(away) = away {
                     away.back(queue);

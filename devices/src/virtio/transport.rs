@@ -2,7 +2,7 @@
 //! it lies above: its registers, pausing, saving.
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -37,6 +37,8 @@ pub struct MmioTransport {
     pub(super) registers: Mutex<Registers>,
     /// Whether [`MmioTransport::pause`] keeps the gate closed.
     pub(super) paused: Mutex<bool>,
+    /// Held for as long as a pivot takes.
+    pub(super) pivots: Mutex<()>,
     pub(super) flusher: Flusher,
     threads: Vec<JoinHandle<()>>,
 }
@@ -79,17 +81,20 @@ impl MmioTransport {
         device.attach(wakers);
         let away = device.disk_requests().map(|_| Away::new(rings.len()));
         let away = away.transpose().map_err(event_error)?;
-        let shared = Arc::new(Shared::new(device, ram, interrupt, rings, kicks, away));
-        let owner = Arc::downgrade(&shared);
-        shared.device.attach_config(ConfigNotifier::new(owner));
-        if let Some(requests) = shared.device.disk_requests() {
-            let owner = Arc::downgrade(&shared);
+        let shared = Arc::new_cyclic(|owner: &Weak<Shared>| {
+            let owner = Weak::clone(owner);
             let arrived = move || {
                 if let Some(shared) = owner.upgrade() {
                     shared.retry_parked();
                 }
             };
-            requests.backend().disk().tell_arrivals(Arc::new(arrived));
+            let arrived = Arc::new(arrived);
+            Shared::new(device, ram, interrupt, (rings, kicks), away, arrived)
+        });
+        let owner = Arc::downgrade(&shared);
+        shared.device.attach_config(ConfigNotifier::new(owner));
+        if let Some(requests) = shared.device.disk_requests() {
+            shared.hear_arrivals(&*requests.backing().current());
         }
         let registers = Mutex::new(Registers::new(shared.rings.len()));
         let mut transport = Self {
@@ -97,6 +102,7 @@ impl MmioTransport {
             features,
             registers,
             paused: Mutex::new(false),
+            pivots: Mutex::new(()),
             flusher: Flusher::default(),
             threads: Vec::new(),
         };

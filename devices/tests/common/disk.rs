@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use block::fault::FaultLayer;
-use block::{Access, Content, RawImage};
+use block::{Access, BlockDevice, Content, RawImage};
 use devices::virtio::{Block, BlockConfig};
 
 use super::{BUFFERS, Driver, readable, writable};
@@ -32,7 +32,7 @@ pub fn open(path: &Path) -> Arc<FaultLayer> {
     Arc::new(FaultLayer::new(Arc::new(image)))
 }
 
-pub fn device(disk: Arc<FaultLayer>, queues: u16) -> Box<Block> {
+pub fn device(disk: Arc<dyn BlockDevice>, queues: u16) -> Box<Block> {
     let config = BlockConfig {
         serial: "disk-0".into(),
         queues,

@@ -267,6 +267,12 @@ impl Driver {
         head
     }
 
+    /// Makes an indirect chain available by a descriptor of the caller's choice, which is not in use.
+    pub fn offer_as(&mut self, queue: usize, head: u16, segments: &[Segment]) {
+        self.rings[queue].next_desc = head;
+        self.offer(queue, segments, true);
+    }
+
     pub fn notify(&self, queue: usize) {
         self.write(0x50, queue as u32);
     }

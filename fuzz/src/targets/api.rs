@@ -7,17 +7,18 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use control::api::body::{ResolveBody, StopBody, WaitQuery};
+use control::api::body::{JobRequest, ResolveBody, StopBody, WaitQuery};
 use control::api::{ControlServer, Hangup};
+use control::disk_move::{DiskMoveFiles, DiskMoveRequest};
 use control::instance::{
     Ending, Instance, MigrationStatus, Requester, StopMode, VmEnd, VmState, VmStatus,
 };
-use control::job::{Job, Jobs};
+use control::job::{Job, JobState, Jobs};
 use control::passed::FilesSocket;
-use migration::control::Events;
 use migration::observation::{Observation, Side};
 use migration::progress::{Event, LimitChange, Limits, Report};
 use migration::request::MigrateRequest;
+use migration::steering::Events;
 use migration::wire::control::Resolution;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -41,6 +42,8 @@ pub(super) const HTTP: Target = Target {
         "PATCH ",
         "/vm",
         "/vm/migration",
+        "/vm/jobs",
+        "/events",
         "/vm/wait?seen=running&timeout_ms=0",
         " HTTP/1.1\r\n",
         "\r\n\r\n",
@@ -62,6 +65,8 @@ pub(super) const JSON: Target = Target {
     seeds: json_seeds,
     words: &[
         "\"to\":",
+        "\"kind\":\"migration\"",
+        "\"kind\":\"disk-move\"",
         "\"causes\":[",
         "\"downtime_limit_ms\":",
         "\"mode\":\"force\"",
@@ -88,6 +93,7 @@ impl Instance for Agreeable {
             pid: 1,
             cpus: 1,
             memory_bytes: 1 << 20,
+            disks: Vec::new(),
             uptime_ms: 5,
             listen: None,
             migration: None,
@@ -132,12 +138,33 @@ impl Instance for Agreeable {
         }
     }
 
+    fn wait_job(&self, id: &str, _: JobState, _: Duration) -> Result<Job, Observation> {
+        self.jobs().find(id)
+    }
+
     fn cancel_job(&self, id: &str) -> Result<(), Observation> {
         self.jobs().find(id).map(drop)
     }
 
     fn set_job_limits(&self, id: &str, _: LimitChange) -> Result<(), Observation> {
         self.jobs().find(id).map(drop)
+    }
+
+    fn pause_job(&self, id: &str) -> Result<(), Observation> {
+        self.jobs().find(id).map(drop)
+    }
+
+    fn resume_job(&self, id: &str) -> Result<(), Observation> {
+        self.jobs().find(id).map(drop)
+    }
+
+    fn move_disk(
+        &self,
+        _: &str,
+        request: DiskMoveRequest,
+        _: DiskMoveFiles,
+    ) -> Result<(), Observation> {
+        self.jobs().find(&request.id).map(drop)
     }
 
     fn set_limits(&self, _: LimitChange) -> Result<(), Observation> {
@@ -214,6 +241,8 @@ fn request(line: &str, headers: &str, body: &str) -> Vec<u8> {
     [head.as_bytes(), body.as_bytes()].concat()
 }
 
+const DISK_MOVE: &str = r#"{"kind":"disk-move","disk":"data","id":"00000000000000000000000000000000","file":"00112233445566778899aabbccddeeff","path":"/b","format":"raw","content":"blank","reach":"this-host"}"#;
+
 fn http_seeds() -> Vec<Vec<u8>> {
     let follow = "accept: application/x-ndjson\r\n";
     vec![
@@ -234,6 +263,18 @@ fn http_seeds() -> Vec<Vec<u8>> {
         ),
         request("GET /vm/jobs", "", ""),
         request("GET /vm/jobs/0", "", ""),
+        request(
+            "GET /vm/jobs/00000000000000000000000000000000/events",
+            follow,
+            "",
+        ),
+        request("POST /vm/jobs", "", r#"{"kind":"migration","to":"h:1"}"#),
+        request(
+            "POST /vm/jobs",
+            follow,
+            r#"{"kind":"migration","to":"h:1"}"#,
+        ),
+        request("POST /vm/jobs", "", DISK_MOVE),
         request("POST /vm/jobs/0/cancel", "", ""),
         request(
             "PATCH /vm/jobs/0/limits",
@@ -264,6 +305,7 @@ fn json(bytes: &[u8]) {
     if let Some(change) = again::<LimitChange>(bytes) {
         let _ = Limits::default().changed(change);
     }
+    again::<JobRequest>(bytes);
     again::<StopBody>(bytes);
     again::<ResolveBody>(bytes);
     again::<WaitQuery>(bytes);
@@ -304,6 +346,9 @@ fn json_seeds() -> Vec<Vec<u8>> {
         r#"{"to":"h:1","downtime_limit_ms":50,"bandwidth_bytes_per_s":5,"streams":4,"timeout_ms":7,"on_timeout":"stop","verify":"full","insecure":true,"plan":true}"#,
         r#"{"downtime_limit_ms":5,"bandwidth_bytes_per_s":0}"#,
         r#"{"mode":"graceful"}"#,
+        r#"{"kind":"migration","to":"h:1","streams":4}"#,
+        DISK_MOVE,
+        r#"{"to":"h:1","disks":[{"mode":"precopy"},{"id":"data","mode":"auto","format":"qcow2","after":"delete"}]}"#,
         r#"{"seen":"paused","timeout_ms":3}"#,
     ]);
     let values = [

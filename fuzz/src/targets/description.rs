@@ -2,7 +2,9 @@
 
 use devices::virtio::net::Mac;
 use machine::boot::refusal::KvmBackend;
-use machine::build::spec::{CpuDemands, DiskAccess, DiskSpec, MAX_CPUS, MAX_PLUGGED, MachineSpec};
+use machine::build::spec::{
+    CpuDemands, DiskAccess, DiskSpec, ImageFormat, MAX_CPUS, MAX_PLUGGED, MachineSpec,
+};
 use machine::cpuid::CpuidLeaf;
 use machine::devices::net::NetSpec;
 use machine::memory::{self, PageBacking};
@@ -79,6 +81,10 @@ fn seeds() -> Vec<Vec<u8>> {
         edx: u32::MAX,
     };
     let disk = |id: &str, access| DiskSpec {
+        format: match access {
+            DiskAccess::ReadWrite => ImageFormat::Raw,
+            DiskAccess::ReadOnly => ImageFormat::Qcow2,
+        },
         id: id.into(),
         path: format!("/srv/{id}.raw"),
         access,

@@ -96,6 +96,7 @@ fn seeds() -> Vec<Vec<u8>> {
         handover: Handover::CommitSent,
         destination: "unix:/run/x.sock".into(),
         host: Some(journal.identity()),
+        overlay: None,
     };
     let written = [
         journal.record(ID, &record).is_ok(),

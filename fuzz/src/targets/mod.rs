@@ -13,6 +13,9 @@ mod kernel;
 mod legacy;
 mod machine;
 mod network;
+mod presence_map;
+mod pull;
+mod qcow2;
 mod script;
 mod seeds;
 mod session;
@@ -31,12 +34,16 @@ pub static ALL: &[Target] = &[
     wire::BATCH,
     session::SESSION,
     source::SOURCE,
+    pull::SERVER,
+    pull::CLIENT,
     journal::JOURNAL,
     state::STATE,
     machine::MACHINE,
     description::DESCRIPTION,
     agreement::AGREEMENT,
     kernel::KERNEL,
+    qcow2::QCOW2,
+    presence_map::PRESENCE_MAP,
     virtio::BLOCK,
     virtio::CONSOLE,
     virtio::RNG,

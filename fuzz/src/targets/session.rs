@@ -4,10 +4,10 @@ use std::io;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use migration::control::Control;
 use migration::destination::{self, Options};
 use migration::journal::{Decision, Journal, MemoryJournal};
 use migration::observation::{Observation, Side};
+use migration::steering::Steering;
 use migration::transport::{Connection, Listen};
 use migration::vm::{
     DestinationDisks, DestinationMachine, DestinationMemory, MachineDescription, VmResult,
@@ -240,7 +240,7 @@ fn pages(input: &mut Input<'_>) -> Vec<u8> {
         };
         ranges.push(PageRange::new(gpa, u32::from(input.u8() % 20), encoding));
     }
-    let header = BatchHeader::pages(pass, &ranges);
+    let header = BatchHeader::of(pass, &ranges);
     let payload: u64 = ranges.iter().map(PageRange::payload).sum();
     let mut bytes = [header.as_bytes(), ranges.as_bytes()].concat();
     bytes.resize(bytes.len() + payload as usize, 0x5a);
@@ -282,10 +282,12 @@ fn receive(bytes: &[u8], pace: Pace) -> Outcome {
         hello_timeout: pace.peer,
         progress_timeout: pace.peer * 2,
         answer_for: pace.peer,
+        keep_at_most: pace.peer,
+        max_inbound: None,
     };
     let journal = MemoryJournal::default();
     let mut vm = Vm::default();
-    let outcome = destination::receive(&peer, &mut vm, &options, &Control::new(), &journal);
+    let outcome = destination::receive(&peer, &mut vm, &options, &Steering::new(), &journal);
     judge(&outcome, &vm, journal.decision(ID).ok().flatten());
     outcome
 }

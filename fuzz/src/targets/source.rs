@@ -5,12 +5,13 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use migration::control::Control;
 use migration::journal::{Handover, Journal, MemoryJournal};
 use migration::progress::Verify;
 use migration::request::MigrateRequest;
 use migration::source::{self, Options};
+use migration::steering::Steering;
 use migration::transport::{Connect, Connection, Patience};
+use migration::units::Span;
 use migration::vm::{
     DirtyMemory, MachineDescription, RunState, SourceDisks, SourceMachine, VmResult,
 };
@@ -210,9 +211,11 @@ fn usual(which: u8) -> Vec<u8> {
             token: [7; 16],
             host: None,
             capabilities: None,
+            placed: None,
         }),
         20.. => Message::PassPlaced(migration::wire::control::PassPlaced {
             pass: u32::from(which % 24) - 18,
+            flush_us: None,
         }),
         which => every_message().swap_remove(which.into()),
     };
@@ -260,6 +263,12 @@ fn migrate(bytes: &[u8], pace: Pace) -> Outcome {
             Verify::Stream
         },
         plan: options & 8 != 0,
+        // No longer than one answer is waited for.
+        reconnect_for: Span(if options & 16 == 0 {
+            Duration::ZERO
+        } else {
+            pace.peer
+        }),
         ..MigrateRequest::new("unix:/there")
     };
     let options = Options {
@@ -271,7 +280,7 @@ fn migrate(bytes: &[u8], pace: Pace) -> Outcome {
     };
     let journal = MemoryJournal::default();
     let vm = Vm::new();
-    let outcome = source::migrate(&vm, &peer, &options, &Control::new(), &journal);
+    let outcome = source::migrate(&vm, &peer, &options, &Steering::new(), &journal);
     judge(&outcome, &vm, &journal);
     outcome
 }
@@ -317,6 +326,8 @@ fn seeds() -> Vec<Vec<u8>> {
         0,
         Message::Ready(Ready {
             digest: None,
+            disks_digest: None,
+            whole_disks: Vec::new(),
             load_ms: 0.5,
         }),
     );
@@ -324,7 +335,7 @@ fn seeds() -> Vec<Vec<u8>> {
     let start = vec![1, 0, 1, 2, 1, 4, 1, 6, 1, 20, 1, 21];
     let upto_commit = [&[0][..], &start, &ready].concat();
     let whole = [&upto_commit[..], &[1, 11]].concat();
-    // A link that ends before the commit leaves no doubt, so something else has to answer that.
+    // The link of `upto_commit` ends while the commit may be on its way, or before: either is right.
     let garbled = [
         &upto_commit[..],
         &[0, kind::COMMITTED as u8],
@@ -339,15 +350,17 @@ fn seeds() -> Vec<Vec<u8>> {
             token: [1; 16],
             host: Some(HostId([3; 16])),
             capabilities: None,
+            placed: None,
         }),
     );
     vec![
         whole,
         [&garbled[..], &message(3, answer)].concat(),
         garbled,
-        upto_commit,
+        [&[0][..], &start].concat(),
         [&[4][..], &start, &ready].concat(),
         vec![8, 1, 0, 1, 2],
+        upto_commit,
         [
             &[0][..],
             &welcome,

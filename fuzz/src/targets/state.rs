@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use devices::BusDevice;
 use devices::virtio::{TransportStateV1, TransportStateV2};
 use machine::boot::refusal::KvmBackend;
-use machine::build::spec::{CpuDemands, DiskAccess, DiskSpec, MachineSpec};
+use machine::build::spec::{CpuDemands, DiskAccess, DiskSpec, ImageFormat, MachineSpec};
 use machine::memory::PageBacking;
 use machine::snapshot::codec;
 use machine::snapshot::saved::SAVED_VERSION;
@@ -91,6 +91,7 @@ fn spec() -> MachineSpec {
         cpu: CpuDemands::default(),
         backend: KvmBackend::Unknown,
         disks: vec![DiskSpec {
+            format: ImageFormat::Raw,
             id: "disk0".into(),
             path: "/srv/disk0.raw".into(),
             access: DiskAccess::ReadWrite,

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use control::units::{ByteSize, Rate, Span, human_bytes, human_ms};
 use devices::virtio::net::Mac;
-use machine::config::{CpuModel, DiskArg, DiskFormat, NetArg, PageBacking, parse_disk_override};
+use machine::config::{CpuModel, DiskArg, DiskFormat, IncomingDisk, NetArg, PageBacking};
 use machine::probe::{ProbeLine, Tick, probe_lines};
 use migration::address::Address;
 use migration::{HostId, MigrationId};
@@ -112,7 +112,7 @@ fn units(bytes: &[u8]) {
     let _ = text.parse::<CpuModel>();
     let _ = text.parse::<DiskFormat>();
     let _ = text.parse::<PageBacking>();
-    let _ = parse_disk_override(text);
+    let _ = text.parse::<IncomingDisk>();
     if let Ok(disk) = text.parse::<DiskArg>() {
         assert!(!disk.path.as_os_str().is_empty());
     }

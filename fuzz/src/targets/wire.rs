@@ -12,8 +12,9 @@ use migration::progress::{Event, Report, Verify};
 use migration::transport::{Connection, Piece, Within, scatter};
 use migration::vm::{MachineDescription, RamRegion, RunState};
 use migration::wire::batch::{
-    BATCH_LEN, BatchHeader, BatchKind, Encoding, MAX_PAYLOAD, MAX_RANGES, PageRange, RANGE_LEN,
+    BATCH_LEN, BatchHeader, BatchKind, BatchRange, Encoding, MAX_PAYLOAD, MAX_RANGES, PageRange,
 };
+use migration::wire::blocks::{BlockEncoding, BlockRange};
 use migration::wire::control::{
     Answer, CONTROL_LEN, CONTROL_MAGIC, Committed, Extents, Intent, LastPass, Message, Negotiate,
     Negotiated, PassPlaced, Prepared, Ready, Resolution, Welcome,
@@ -121,7 +122,13 @@ fn hello(bytes: &[u8]) {
 }
 
 fn hello_seeds() -> Vec<Vec<u8>> {
-    let roles = [Role::Control, Role::Data { stream: 3 }, Role::Resolve];
+    let roles = [
+        Role::Control,
+        Role::Data { stream: 3 },
+        Role::Resolve,
+        Role::Again,
+        Role::Pull { lane: 1 },
+    ];
     let hellos = roles.map(|role| Hello::new(role, MigrationId([7; 16]), [9; 16]));
     hellos.map(|h| [&[1][..], &h.encode()].concat()).into()
 }
@@ -234,6 +241,7 @@ pub(super) fn every_message() -> Vec<Message> {
             token: [7; 16],
             host: Some(HostId([3; 16])),
             capabilities: None,
+            placed: None,
         }),
         Message::Negotiate(Box::new(negotiate(1))),
         Message::Negotiated(Negotiated::default()),
@@ -246,7 +254,10 @@ pub(super) fn every_message() -> Vec<Message> {
         Message::Extents(Extents {
             extents: vec![(0, 8192), (1 << 32, 4096)],
         }),
-        Message::PassPlaced(PassPlaced { pass: 1 }),
+        Message::PassPlaced(PassPlaced {
+            pass: 1,
+            flush_us: None,
+        }),
         Message::LastPass(LastPass {
             pass: 1,
             saved: None,
@@ -256,6 +267,8 @@ pub(super) fn every_message() -> Vec<Message> {
         Message::State(vec![1, 2, 3]),
         Message::Ready(Ready {
             digest: Some("nh64:0000000000000000".into()),
+            disks_digest: None,
+            whole_disks: Vec::new(),
             load_ms: 1.5,
         }),
         Message::Commit,
@@ -291,6 +304,8 @@ pub(super) fn negotiate(streams: u8) -> Negotiate {
             disks: None,
         },
         run_state: RunState::Running,
+        volumes: Vec::new(),
+        reconnect_ms: None,
         streams,
         verify: Verify::Stream,
         intent: Intent::Migrate,
@@ -323,8 +338,28 @@ fn control_seeds() -> Vec<Vec<u8>> {
     seeds
 }
 
+/// The ranges of a batch that is whole; none of any other.
+fn ranges_of<R: BatchRange>(
+    header: BatchHeader,
+    rest: &[u8],
+    count: usize,
+    payload: u64,
+) -> Vec<R> {
+    use zerocopy::FromBytes;
+
+    assert!(count <= MAX_RANGES && payload <= MAX_PAYLOAD);
+    let Ok((table, _)) = <[R]>::ref_from_prefix_with_elems(rest, count) else {
+        return Vec::new();
+    };
+    if header.verify(table).is_err() {
+        return Vec::new();
+    }
+    assert_eq!(table.iter().map(R::payload).sum::<u64>(), payload);
+    table.to_vec()
+}
+
 fn batch(bytes: &[u8]) {
-    use zerocopy::{FromBytes, FromZeros, IntoBytes};
+    use zerocopy::FromBytes;
 
     let mut input = Input::new(bytes);
     let sealed = input.u8() & 1 == 0;
@@ -336,29 +371,29 @@ fn batch(bytes: &[u8]) {
         return;
     };
     let Ok(kind) = header.kind() else { return };
-    let BatchKind::Pages { ranges, payload } = kind else {
-        let _ = header.verify(&[]);
-        return;
-    };
-    assert!(ranges <= MAX_RANGES && payload <= MAX_PAYLOAD);
-    let mut table = vec![PageRange::new_zeroed(); ranges.min(rest.len() / RANGE_LEN)];
-    let len = table.len() * RANGE_LEN;
-    table
-        .as_mut_slice()
-        .as_mut_bytes()
-        .copy_from_slice(&rest[..len]);
-    if table.len() < ranges || header.verify(&table).is_err() {
-        return;
-    }
-    let total: u64 = table.iter().map(PageRange::payload).sum();
-    assert_eq!(total, payload);
-    for range in &table {
-        if let Ok(encoding) = range.encoding() {
-            let again = PageRange::new(range.gpa(), range.pages() as u32, encoding);
-            assert_eq!(
-                (again.gpa(), again.pages(), again.payload()),
-                (range.gpa(), range.pages(), range.payload())
-            );
+    match kind {
+        BatchKind::PassEnd => drop(header.verify::<PageRange>(&[])),
+        BatchKind::Pages { ranges, payload } => {
+            for range in ranges_of::<PageRange>(header, rest, ranges, payload) {
+                if let Ok(encoding) = range.encoding() {
+                    let again = PageRange::new(range.gpa(), range.pages() as u32, encoding);
+                    assert_eq!(
+                        (again.gpa(), again.pages(), again.payload()),
+                        (range.gpa(), range.pages(), range.payload())
+                    );
+                }
+            }
+        }
+        BatchKind::Blocks { ranges, payload } => {
+            for range in ranges_of::<BlockRange>(header, rest, ranges, payload) {
+                if let (Ok(encoding), Some(bytes)) = (range.encoding(), range.bytes()) {
+                    let again = BlockRange::new(range.volume(), bytes.clone(), encoding);
+                    assert_eq!(
+                        (again.bytes(), again.payload()),
+                        (Some(bytes), range.payload())
+                    );
+                }
+            }
         }
     }
 }
@@ -370,8 +405,14 @@ fn batch_seeds() -> Vec<Vec<u8>> {
         PageRange::new(0, 3, Encoding::Raw),
         PageRange::new(4 << 30, 200, Encoding::Zero),
     ];
-    let pages = BatchHeader::pages(1, &ranges);
+    let pages = BatchHeader::of(1, &ranges);
     let pages = [&[0][..], pages.as_bytes(), ranges.as_bytes()].concat();
     let end = [&[0][..], BatchHeader::pass_end(1).as_bytes()].concat();
-    vec![pages, end]
+    let blocks = [
+        BlockRange::new(0, 0..8192, BlockEncoding::Raw),
+        BlockRange::new(1, 1 << 30..(1 << 30) + 512, BlockEncoding::Zero),
+    ];
+    let head = BatchHeader::of(2, &blocks);
+    let blocks = [&[0][..], head.as_bytes(), blocks.as_bytes()].concat();
+    vec![pages, end, blocks]
 }

@@ -245,7 +245,7 @@ impl BusBuilder<'_> {
                 serial: disk.id.clone(),
                 queues: self.cpus,
             };
-            let device = Block::over(disk.device(), config).map_err(named(&disk.id))?;
+            let device = Block::new(disk.backend()?, config);
             plug(self, &disk.id, Box::new(device))?;
         }
         let out = active.track(Port::Virtio, console.writer());

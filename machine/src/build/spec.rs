@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use block::image::Format;
 use migration::observation::{Observation, Side};
 use migration::vm::MachineDescription;
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,44 @@ pub struct DiskSpec {
     pub access: DiskAccess,
     /// Size in bytes.
     pub size: u64,
+    /// Format of the image. A side that does not know the field knows raw images only, and refuses others.
+    #[serde(default, skip_serializing_if = "ImageFormat::is_raw")]
+    pub format: ImageFormat,
+}
+
+/// Format of a disk's image, as it is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImageFormat {
+    /// Raw.
+    #[default]
+    Raw,
+    /// qcow2.
+    Qcow2,
+}
+
+impl ImageFormat {
+    fn is_raw(&self) -> bool {
+        *self == Self::Raw
+    }
+}
+
+impl From<ImageFormat> for Format {
+    fn from(format: ImageFormat) -> Self {
+        match format {
+            ImageFormat::Raw => Self::Raw,
+            ImageFormat::Qcow2 => Self::Qcow2,
+        }
+    }
+}
+
+impl From<Format> for ImageFormat {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Raw => Self::Raw,
+            Format::Qcow2 => Self::Qcow2,
+        }
+    }
 }
 
 /// What a guest may do with a disk.
@@ -212,6 +251,7 @@ mod tests {
             edx: 0x4965_6e69,
         };
         let disk = |id: &str| DiskSpec {
+            format: ImageFormat::Raw,
             id: id.into(),
             path: format!("/srv/{id}.raw"),
             access: DiskAccess::ReadWrite,

@@ -38,6 +38,10 @@ pub(super) fn check_id(id: &str) -> Result<(), String> {
     ))
 }
 
+pub(crate) fn check_disk_id(id: &str) -> Result<(), Observation> {
+    check_id(id).map_err(|what| usage("disk", format!("disk id {what}")))
+}
+
 /// The path seen from any working directory; as it is when that cannot be told.
 pub(super) fn absolute(path: PathBuf) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)

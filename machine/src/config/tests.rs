@@ -15,7 +15,7 @@ fn defaults_are_one_cpu_and_256_mib() {
 #[test]
 fn the_command_line_wins_over_the_file() {
     let from_file = file(
-        "cpus = 4\nmemory = \"1GiB\"\nkernel = \"k\"\n[[disk]]\npath = \"/d.img\"\nreadonly = true\n",
+        "cpus = 4\nmemory = \"1GiB\"\nkernel = \"k\"\n[[disk]]\npath = \"/d.img\"\nreadonly = true\ncache = \"none\"\n",
     )
     .unwrap();
     let said = RunOptions {
@@ -29,9 +29,27 @@ fn the_command_line_wins_over_the_file() {
         path: "/d.img".into(),
         format: DiskFormat::Guessed,
         readonly: true,
+        cache: DiskCache::None,
         id: "disk0".into(),
     };
     assert_eq!(config.disks, [disk]);
+}
+
+#[test]
+fn a_file_names_folders_of_backing_files_and_the_command_line_others() {
+    let text = "allow_backing = [\"bases\", \"/b\"]\n[[disk]]\npath = \"d\"\nformat = \"qcow2\"\n";
+    let config = file(text).unwrap().into_config("a".into()).unwrap();
+    assert_eq!(config.disks[0].format, DiskFormat::Qcow2);
+    assert_eq!(
+        config.allow_backing,
+        [Path::new("/conf/bases"), Path::new("/b")]
+    );
+    let said = RunOptions {
+        allow_backing: vec!["/c".into()],
+        ..RunOptions::default()
+    };
+    let config = said.or(file(text).unwrap()).into_config("a".into());
+    assert_eq!(config.unwrap().allow_backing, [Path::new("/c")]);
 }
 
 #[test]
@@ -40,9 +58,9 @@ fn unknown_keys_are_refused_with_name_and_line() {
         ("cpus = 1\nnets = \"tap0\"\n", "line 2", "nets"),
         ("[[net]]\ntap = \"t\"\nmtu = 9000\n", "line 3", "mtu"),
         (
-            "[[disk]]\npath = \"a\"\ncache = \"none\"\n",
+            "[[disk]]\npath = \"a\"\ndiscard = \"on\"\n",
             "line 3",
-            "cache",
+            "discard",
         ),
         ("cpus = 1\ncpus = 2\n", "line 2", "duplicate"),
         ("cpus = \"many\"\n", "line 1", "u8"),
@@ -63,7 +81,8 @@ fn wrong_values_say_what_is_supported() {
         ("cpu = \"x86-64-v9\"", "host"),
         ("pages = \"1g\"", "thp"),
         ("memory = \"lots\"", "GiB"),
-        ("[[disk]]\npath = \"a\"\nformat = \"qcow2\"", "raw"),
+        ("[[disk]]\npath = \"a\"\nformat = \"vmdk\"", "qcow2"),
+        ("[[disk]]\npath = \"a\"\ncache = \"unsafe\"", "writeback"),
         ("[[net]]\ntap = \"a b\"", "1 to 15"),
         ("[[net]]\ntap = \"a\"\nqueues = 9", "1 to 8"),
         ("[[net]]\ntap = \"a\"\nmac = \"1:2\"", "six bytes"),
@@ -79,6 +98,7 @@ fn out_of_range_machines_are_usage_errors() {
         path: "/d".into(),
         format: DiskFormat::Guessed,
         readonly: false,
+        cache: DiskCache::Writeback,
         id: Some(id.into()),
     };
     let base = RunOptions::default;
@@ -153,17 +173,31 @@ fn disk_options_are_read_or_refused() {
             path: "/a.img".into(),
             format: DiskFormat::Raw,
             readonly: true,
+            cache: DiskCache::Writeback,
             id: Some("root".into())
         }
     );
-    for text in ["", ",readonly", "/a,format=qcow2", "/a,cache=none", "/a,ro"] {
+    let disk: DiskArg = "/a.qcow2,format=qcow2".parse().unwrap();
+    assert_eq!(disk.format, DiskFormat::Qcow2);
+    let cache = |text: &str| text.parse::<DiskArg>().unwrap().cache;
+    assert_eq!(cache("/a,cache=none"), DiskCache::None);
+    assert_eq!(cache("/a,cache=writeback,readonly"), DiskCache::Writeback);
+    let of_qcow2: DiskArg = "/a,format=qcow2,cache=none".parse().unwrap();
+    let options = RunOptions {
+        disks: vec![of_qcow2],
+        ..RunOptions::default()
+    };
+    let refused = options.into_config("a".into()).unwrap_err();
+    assert_eq!(refused.id, "usage.disk");
+    for text in [
+        "",
+        ",readonly",
+        "/a,format=vmdk",
+        "/a,cache=unsafe",
+        "/a,ro",
+    ] {
         assert!(text.parse::<DiskArg>().is_err(), "{text}");
     }
-    assert_eq!(
-        parse_disk_override("root=/b"),
-        Ok(("root".into(), "/b".into()))
-    );
-    assert!(parse_disk_override("root").is_err());
 }
 
 #[test]

@@ -3,22 +3,24 @@
 pub(crate) mod announce;
 pub(crate) mod console_ports;
 pub mod net;
+mod tracking;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use block::Stack;
 use devices::power::{AcpiPower, AcpiPowerStateV1, I8042, I8042StateV1};
 use devices::rtc::{Rtc, RtcStateV1};
 use devices::serial::{Serial, SerialStateV1};
 use devices::virtio::{
-    ConsoleEnd, DeviceStateV1, MmioTransport, NetPort, PAUSE_PATIENCE, TransportStateV2,
+    ConsoleEnd, DeviceStateV1, Handover, MmioTransport, NetPort, PAUSE_PATIENCE, TransportStateV2,
     drain_within, flush_within, pause_within,
 };
 use serde::Serialize;
 
 use crate::build::spec::{MachineSpec, VirtioId};
-use crate::disks::Disks;
 use crate::disks::claims::Claims;
+use crate::disks::{Disk, Disks, pivots};
 use crate::error::MachineError;
 use crate::snapshot::saved::{Saved, SavedError, Saving};
 
@@ -135,6 +137,34 @@ impl Devices {
         named.try_for_each(|(slot, acted)| acted.map_err(device(&slot.id)))
     }
 
+    /// Has disk `id` be `next` from here on, as soon as `handover` has brought there what is left; how long requests
+    /// waited. Its changes are not tracked any more.
+    ///
+    /// # Errors
+    /// As for [`Devices::pivot`], and those of `handover`: nothing is changed then.
+    pub(crate) fn hand_over_disk<H>(
+        &self,
+        next: &Arc<Disk>,
+        handover: &mut H,
+    ) -> Result<Duration, H::Error>
+    where
+        H: Handover,
+        H::Error: From<MachineError>,
+    {
+        let id = &next.id;
+        let slot = self.virtio.iter().find(|slot| slot.id == *id);
+        let slot = slot.ok_or_else(|| MachineError::Mismatch(format!("there is no disk {id}")))?;
+        let mut tracked = self.disks.tracked().lock();
+        let backend = next.backend()?;
+        let stood = slot
+            .transport
+            .hand_over(backend, pivots::PATIENCE, handover)?;
+        tracked.remove(id);
+        self.claims.replace(id, Arc::clone(&next.claim));
+        self.disks.replace(next);
+        Ok(stood)
+    }
+
     /// Flushes the disks of the running machine, so that less is left to flush when it is stopped.
     pub(crate) fn flush(&self) -> Result<(), MachineError> {
         for VirtioSlot { id, transport } in &self.virtio {
@@ -162,6 +192,21 @@ impl Devices {
         self.serial.resume().map_err(device("serial"))?;
         self.rtc.resume().map_err(device("rtc"))?;
         self.acpi.resume().map_err(device("acpi"))
+    }
+
+    /// Has the requests of disk `id` go to another stack, see [`MmioTransport::pivot`].
+    pub(crate) fn pivot(
+        &self,
+        id: &str,
+        next: Stack,
+        patience: Duration,
+    ) -> Result<Duration, MachineError> {
+        let disk = self.disks.find(id);
+        let slot = self.virtio.iter().find(|slot| slot.id == id);
+        let (disk, slot) = disk
+            .zip(slot)
+            .ok_or_else(|| MachineError::NoDisk { id: id.to_owned() })?;
+        disk.current.pivot(id, &slot.transport, next, patience)
     }
 
     pub(crate) fn save(&self) -> Result<DevicesState, MachineError> {

@@ -19,7 +19,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Claims by the identity of their disks.
 pub(crate) struct Claims {
-    all: Vec<(String, Arc<Claim>)>,
+    all: Mutex<Vec<(String, Arc<Claim>)>>,
     /// How often the disks were offered. Who takes an offer back in the background does so only while
     /// it is the last one, and holds this meanwhile.
     offers: Arc<Mutex<u64>>,
@@ -28,16 +28,38 @@ pub(crate) struct Claims {
 impl Claims {
     pub(crate) fn new(all: Vec<(String, Arc<Claim>)>) -> Self {
         Self {
-            all,
+            all: Mutex::new(all),
             offers: Arc::default(),
         }
     }
 
-    /// Lets a successor open the disks; this machine keeps its right to write.
-    pub(crate) fn offer(&self) -> Result<(), MachineError> {
+    fn all(&self) -> Vec<(String, Arc<Claim>)> {
+        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        all.clone()
+    }
+
+    /// Has `next` take the place of the claim on disk `id`, which is not let go by that.
+    pub(crate) fn replace(&self, id: &str, next: Arc<Claim>) {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, claim)) = all.iter_mut().find(|(it, _)| it == id) {
+            *claim = next;
+        }
+    }
+
+    /// Lets a successor open the disks that `is_shared` with it; this machine keeps its right to write.
+    pub(crate) fn offer(&self, is_shared: impl Fn(&str) -> bool) -> Result<(), MachineError> {
         let mut offers = self.offers.lock().unwrap_or_else(PoisonError::into_inner);
         *offers += 1;
-        self.each(Claim::offer_successor)
+        let all = self.all();
+        let mut shared = all.iter().filter(|(id, _)| is_shared(id));
+        shared.try_for_each(|(id, claim)| {
+            claim
+                .offer_successor()
+                .map_err(|source| MachineError::Claim {
+                    id: id.clone(),
+                    source,
+                })
+        })
     }
 
     /// Takes back what was offered, once the destination has let go of it; in the background when it
@@ -108,7 +130,7 @@ impl Claims {
         wanted: impl FnOnce() -> bool + Send + 'static,
     ) -> io::Result<()> {
         let mut left: Vec<(String, Weak<Claim>)> = self
-            .all
+            .all()
             .iter()
             .map(|(id, claim)| (id.clone(), Arc::downgrade(claim)))
             .collect();
@@ -142,7 +164,7 @@ impl Claims {
     /// Acts on every claim, also after one failed; the first failure.
     fn each<T>(&self, act: impl Fn(&Claim) -> block::Result<T>) -> Result<(), MachineError> {
         let mut first = Ok(());
-        for (id, claim) in &self.all {
+        for (id, claim) in &self.all() {
             let acted = act(claim).map_err(|source| MachineError::Claim {
                 id: id.clone(),
                 source,
@@ -213,7 +235,7 @@ mod tests {
         let disk = Disk::new();
         let claim = Arc::new(disk.image().claim().unwrap());
         let claims = Claims::new(vec![("data".into(), claim.clone())]);
-        claims.offer().unwrap();
+        claims.offer(|_| true).unwrap();
         let successor = disk.image().claim_as_successor().unwrap();
         claims.reclaim().unwrap();
         assert_eq!(claim.held(), Held::Owner);
@@ -226,10 +248,10 @@ mod tests {
         let disk = Disk::new();
         let claim = Arc::new(disk.image().claim().unwrap());
         let claims = Claims::new(vec![("data".into(), claim.clone())]);
-        claims.offer().unwrap();
+        claims.offer(|_| true).unwrap();
         let first = disk.image().claim_as_successor().unwrap();
         claims.reclaim().unwrap();
-        claims.offer().unwrap();
+        claims.offer(|_| true).unwrap();
         drop(first);
         // Longer than who waits in the background needs to see it.
         thread::sleep(4 * LOOK_AGAIN);

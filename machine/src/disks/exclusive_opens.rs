@@ -107,6 +107,11 @@ impl ExclusiveOpens {
         *self.lock() = Kept::default();
     }
 
+    /// Lets go of block device `device`, which is no disk of the machine any more.
+    pub(crate) fn release_device(&self, device: u64) {
+        self.lock().opens.retain(|open| open.device() != device);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -2,231 +2,58 @@
 //! whether a successor has the right ones.
 
 pub(crate) mod claims;
+pub(crate) mod content;
+mod disk;
 pub(crate) mod exclusive_opens;
+pub mod in_part;
+pub(crate) mod incoming;
+pub(crate) mod lacking;
+pub(crate) mod marks;
+mod opening;
+pub mod overlay_target;
+pub(crate) mod pivots;
 pub(crate) mod places;
 mod samples;
+mod served;
+pub mod settling;
+mod source;
+pub mod target;
+pub(crate) mod tracking;
+mod unused;
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
-use block::control_file::ControlFile;
-use block::{Access, BlockDevice, Claim, Content, ExclusiveOpen, RawImage};
+use block::image::Image;
+use block::layer::tracker::ChangeMap;
+use block::{BlockDevice, RawImage};
 use migration::observation::{Observation, Side};
 use migration::wire::kind::MAX_SAMPLES;
 
-use crate::build::spec::DiskAccess;
 use crate::debug;
+pub(crate) use crate::disks::disk::Disk;
 use crate::disks::exclusive_opens::ExclusiveOpens;
-use crate::disks::places::{DiskPlace, DiskPlaces, Verdict};
+use crate::disks::in_part::Lack;
+use crate::disks::lacking::Lacking;
+pub(crate) use crate::disks::opening::check;
+use crate::disks::opening::{claim_as, open, told};
+use crate::disks::places::{DiskPlace, DiskPlaces};
 use crate::disks::samples::DiskSamples;
+pub use crate::disks::source::{DiskClaim, DiskOwner, DiskSource};
+use crate::disks::tracking::Tracked;
 use crate::error::MachineError;
 use crate::opener;
-
-/// A disk image and what is expected of it.
-#[derive(Debug, Clone)]
-pub struct DiskSource {
-    /// Identity of the disk.
-    pub id: String,
-    /// Path of the image on this host.
-    pub path: PathBuf,
-    /// What the guest may do with it.
-    pub access: DiskAccess,
-    /// Whether another format than raw is recognised, and refused.
-    pub content: Content,
-    /// Size that it must have, when the guest knows it already.
-    pub expected_size: Option<u64>,
-    /// What orders faults of it, for tests of this program.
-    pub faults: Option<ControlFile>,
-}
-
-/// As whom a machine claims its disks.
-#[derive(Debug, Clone, Copy)]
-pub enum DiskClaim<'a> {
-    /// It runs from its beginning: nobody else may hold them.
-    Owner,
-    /// It comes in: the source still owns them and has offered the succession. What the source tells of
-    /// where they lie, if it does.
-    Successor(Option<&'a DiskPlaces>),
-}
-
-/// A disk of a machine, opened and claimed.
-pub(crate) struct Disk {
-    pub(crate) id: String,
-    pub(crate) claim: Arc<Claim>,
-    image: Arc<RawImage>,
-    exclusive: Option<ExclusiveOpen>,
-    /// Only what it holds can tell whether it is the guest's.
-    doubtful: bool,
-    /// It is a block device, and its owner did not pass its exclusive open on.
-    not_exclusive: bool,
-    faults: Option<ControlFile>,
-}
-
-impl Disk {
-    /// The image as a device uses it.
-    pub(crate) fn device(&self) -> Arc<dyn BlockDevice> {
-        let image = self.image.clone();
-        match &self.faults {
-            Some(faults) => faults.over(&self.id, image),
-            None => image,
-        }
-    }
-}
 
 /// All disks of a machine.
 #[derive(Default)]
 pub(crate) struct Disks {
-    all: Vec<Disk>,
+    /// In the order of their slots; one is replaced when it moves to another image.
+    all: RwLock<Vec<Arc<Disk>>>,
     /// Which host this is, see [`DiskPlaces`].
     host: Option<String>,
     exclusive_opens: ExclusiveOpens,
-}
-
-fn open_image(disk: &DiskSource, claim: DiskClaim<'_>) -> Result<RawImage, MachineError> {
-    let access = match disk.access {
-        DiskAccess::ReadWrite => Access::ReadWrite,
-        DiskAccess::ReadOnly => Access::ReadOnly,
-    };
-    let faults = disk.faults.as_ref();
-    let image = faults
-        .map_or(Ok(()), |faults| faults.opening(&disk.id, &disk.path))
-        .and_then(|()| match claim {
-            DiskClaim::Owner => RawImage::open(&disk.path, access, disk.content),
-            DiskClaim::Successor(_) => RawImage::open_beside_owner(&disk.path, access),
-        })
-        .map_err(cannot_use(disk))?;
-    match disk.expected_size {
-        Some(expected) if expected != image.size() => Err(MachineError::DiskSize {
-            id: disk.id.clone(),
-            path: disk.path.clone(),
-            expected,
-            found: image.size(),
-        }),
-        _ => Ok(image),
-    }
-}
-
-fn cannot_use(disk: &DiskSource) -> impl Fn(block::Error) -> MachineError {
-    let (id, path) = (disk.id.clone(), disk.path.clone());
-    move |source| MachineError::Disk {
-        id: id.clone(),
-        path: path.clone(),
-        source,
-    }
-}
-
-/// Whether the image, opened beside its owner, is the guest's disk; `true` where only its content tells.
-fn is_doubtful(
-    disk: &DiskSource,
-    image: &RawImage,
-    told: Option<&DiskPlaces>,
-    here: Option<&str>,
-) -> Result<bool, MachineError> {
-    let owner = image.has_owner().map_err(cannot_use(disk))?;
-    match places::judge(&disk.id, &image.identity(), owner, told, here) {
-        Verdict::Same => Ok(false),
-        Verdict::Doubtful => Ok(true),
-        Verdict::Another(why) => Err(MachineError::AnotherDisk {
-            id: disk.id.clone(),
-            path: disk.path.clone(),
-            why,
-        }),
-    }
-}
-
-/// Checks that a disk can be opened and is the expected one; claims nothing. Its size in bytes.
-///
-/// # Errors
-/// When it cannot be opened as asked, has another size, or is not the disk that a successor was told of.
-pub(crate) fn check(disk: &DiskSource, claim: DiskClaim<'_>) -> Result<u64, MachineError> {
-    let (disk, told) = (disk.clone(), told(claim));
-    opener::outside(move || {
-        let claim = claim_as(told.as_ref());
-        let image = open_image(&disk, claim)?;
-        if let Some(told) = &told {
-            let here = debug::host();
-            is_doubtful(&disk, &image, told.as_ref(), here.as_deref())?;
-        }
-        Ok(image.size())
-    })
-}
-
-/// What a successor was told, as its own.
-fn told(claim: DiskClaim<'_>) -> Option<Option<DiskPlaces>> {
-    match claim {
-        DiskClaim::Owner => None,
-        DiskClaim::Successor(told) => Some(told.cloned()),
-    }
-}
-
-fn claim_as(told: Option<&Option<DiskPlaces>>) -> DiskClaim<'_> {
-    match told {
-        None => DiskClaim::Owner,
-        Some(told) => DiskClaim::Successor(told.as_ref()),
-    }
-}
-
-/// Opens and claims one disk.
-fn open(disk: &DiskSource, claim: DiskClaim<'_>, host: Option<&str>) -> Result<Disk, MachineError> {
-    let failed = cannot_use(disk);
-    let image = open_image(disk, claim)?;
-    let mut opened = match claim {
-        DiskClaim::Owner => Disk {
-            id: disk.id.clone(),
-            claim: Arc::new(image.claim().map_err(&failed)?),
-            exclusive: image.open_exclusively().map_err(&failed)?,
-            image: Arc::new(image),
-            doubtful: false,
-            not_exclusive: false,
-            faults: disk.faults.clone(),
-        },
-        DiskClaim::Successor(told) => {
-            let claim = image.claim_as_successor().map_err(&failed)?;
-            let doubtful = is_doubtful(disk, &image, told, host)?;
-            if !told.is_some_and(|told| told.is_on(host)) {
-                // Whoever read it here before may have left blocks behind that are old by now.
-                image.forget_cached().map_err(&failed)?;
-            }
-            Disk {
-                id: disk.id.clone(),
-                claim: Arc::new(claim),
-                exclusive: None,
-                image: Arc::new(image),
-                doubtful,
-                not_exclusive: false,
-                faults: disk.faults.clone(),
-            }
-        }
-    };
-    if let DiskClaim::Successor(told) = claim {
-        let source = told.filter(|told| told.is_on(host));
-        match opened.image.open_exclusively() {
-            Ok(exclusive) => opened.exclusive = exclusive,
-            Err(error @ block::Error::OpenedExclusively { .. }) => {
-                // By the source, which alone can pass it on, or by somebody else.
-                let name = source.and_then(|source| source.holds.as_deref());
-                let name = name.ok_or_else(|| failed(error))?;
-                opened.exclusive = passed_on(name, opened.image.identity().device);
-                opened.not_exclusive = opened.exclusive.is_none();
-            }
-            Err(error) => return Err(failed(error)),
-        }
-    }
-    Ok(opened)
-}
-
-/// The source's exclusive open of a block device.
-fn passed_on(name: &str, device: u64) -> Option<ExclusiveOpen> {
-    match exclusive_opens::ask(name) {
-        Ok(passed) => {
-            let mut passed = passed.into_iter();
-            passed.find_map(|copy| ExclusiveOpen::from_passed(copy, device).ok())
-        }
-        Err(error) => {
-            tracing::warn!(%error, "the source cannot be asked for its holds on block devices");
-            None
-        }
-    }
+    tracked: Tracked,
+    lacking: Mutex<Vec<Lacking>>,
 }
 
 impl Disks {
@@ -239,28 +66,113 @@ impl Disks {
             return Ok(Self::default());
         }
         let (sources, told) = (sources.to_vec(), told(claim));
-        let (mut all, host) = opener::outside(move || {
+        let (opened, host) = opener::outside(move || {
             let host = debug::host();
             let claim = claim_as(told.as_ref());
             let opened = sources
                 .iter()
-                .map(|disk| open(disk, claim, host.as_deref()));
-            let all = opened.collect::<Result<Vec<Disk>, MachineError>>()?;
+                .map(|disk| open(disk, disk.claimed(claim), host.as_deref()));
+            let all = opened.collect::<Result<Vec<_>, MachineError>>()?;
             Ok::<_, MachineError>((all, host))
         })?;
+        let mut all = Vec::with_capacity(opened.len());
+        let mut lacking = Vec::new();
+        for (mut disk, lack) in opened {
+            match lack {
+                None => {}
+                Some(Lack::InImage(other)) => lacking.push(Lacking::lay(&disk, other)?),
+                Some(Lack::Served(absent)) => served::lay(&disk, absent)?,
+            }
+            disk.make_ring()?;
+            all.push(disk);
+        }
         let opened = all.iter_mut().filter_map(|disk| disk.exclusive.take());
         let exclusive_opens = ExclusiveOpens::new(opened.collect())
             .map_err(|e| MachineError::Build("be ready to pass on block devices", e))?;
         Ok(Self {
-            all,
+            all: RwLock::new(all.into_iter().map(Arc::new).collect()),
             host,
             exclusive_opens,
+            tracked: Tracked::default(),
+            lacking: Mutex::new(lacking),
         })
     }
 
+    /// Those that lacked something when they were opened, for whoever has it come.
+    pub(crate) fn take_lacking(&self) -> Vec<Lacking> {
+        let mut lacking = self.lacking.lock();
+        let lacking = lacking.as_deref_mut();
+        lacking.map(std::mem::take).unwrap_or_default()
+    }
+
+    fn all(&self) -> RwLockReadGuard<'_, Vec<Arc<Disk>>> {
+        self.all.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Disk `id`.
+    pub(crate) fn find(&self, id: &str) -> Option<Arc<Disk>> {
+        self.all().iter().find(|disk| disk.id == id).cloned()
+    }
+
+    /// Has `next` take the place of the disk of the same identity.
+    pub(crate) fn replace(&self, next: &Arc<Disk>) {
+        let mut all = self.all.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(disk) = all.iter_mut().find(|disk| disk.id == next.id) {
+            *disk = Arc::clone(next);
+        }
+    }
+
+    /// The image of disk `id`, if nothing is between it and the guest and its bytes are those of the disk.
+    pub(crate) fn bare_image(&self, id: &str) -> Option<Arc<RawImage>> {
+        let disk = self.find(id)?;
+        match &disk.image {
+            Image::Raw(image) if disk.stack().names().count() == 1 => Some(image.clone()),
+            Image::Raw(_) | Image::Qcow2(_) => None,
+        }
+    }
+
+    /// The changes of disk `id`, as long as they are tracked.
+    pub(crate) fn changes(&self, id: &str) -> Option<Arc<ChangeMap>> {
+        self.tracked.changes(id)
+    }
+
+    /// Those whose changes are tracked.
+    pub(crate) fn tracked(&self) -> &Tracked {
+        &self.tracked
+    }
+
+    /// The image of disk `id`, if the disk has moved to it since the machine was built.
+    pub(crate) fn moved(&self, id: &str) -> Option<Image> {
+        let disk = self.find(id).filter(|disk| disk.has_moved);
+        disk.map(|disk| disk.image.clone())
+    }
+
+    /// The image of disk `id`.
+    pub(crate) fn image(&self, id: &str) -> Option<Image> {
+        self.find(id).map(|disk| disk.image.clone())
+    }
+
+    /// That all of each disk is here.
+    ///
+    /// # Errors
+    /// `disk.in-part`.
+    pub(crate) fn all_here(&self) -> Result<(), Observation> {
+        match self.iter().find(|disk| disk.is_in_part()) {
+            None => Ok(()),
+            Some(disk) => {
+                let message = format!(
+                    "a part of disk {} is not here yet: it moves on when that has come",
+                    disk.id
+                );
+                Err(Observation::new(Side::Source, "disk.in-part", message))
+            }
+        }
+    }
+
     /// Each disk, in the order of their slots.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Disk> {
-        self.all.iter()
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Arc<Disk>> + use<> {
+        let all: Vec<_> = self.all().clone();
+        all.into_iter()
     }
 
     /// The exclusive opens of those that are block devices.
@@ -270,11 +182,11 @@ impl Disks {
 
     /// Where they lie; `None` where there are none.
     pub(crate) fn places(&self) -> Option<DiskPlaces> {
-        let places = self
-            .all
+        let all = self.all();
+        let places = all
             .iter()
-            .map(|disk| DiskPlace::of(&disk.id, &disk.image.identity()));
-        (!self.all.is_empty()).then(|| DiskPlaces {
+            .map(|disk| DiskPlace::of(&disk.id, &disk.image.file().identity()));
+        (!all.is_empty()).then(|| DiskPlaces {
             host: self.host.clone(),
             holds: self.exclusive_opens.name().map(str::to_owned),
             disks: places.collect(),
@@ -283,8 +195,23 @@ impl Disks {
 
     /// Disks of which only their content can tell whether they are the guest's.
     pub(crate) fn doubtful(&self) -> Vec<String> {
-        let doubtful = self.all.iter().filter(|disk| disk.doubtful);
+        let doubtful = self.iter().filter(|disk| disk.doubtful);
         doubtful.map(|disk| disk.id.clone()).collect()
+    }
+
+    /// Reads what is needed of images that the source has flushed, while it may still take them back: changes nothing.
+    ///
+    /// # Errors
+    /// When one cannot be read, or is not as the source leaves it.
+    pub(crate) fn take_over(&self) -> Result<(), MachineError> {
+        self.iter().try_for_each(|disk| {
+            let taken = disk.image.take_over();
+            taken.map_err(|source| MachineError::Disk {
+                id: disk.id.clone(),
+                path: disk.image.file().path().to_owned(),
+                source,
+            })
+        })
     }
 
     /// Makes the images as any others: nobody else writes them any more.
@@ -292,7 +219,7 @@ impl Disks {
     /// # Errors
     /// When the operating system refuses.
     pub(crate) fn begin_use(&self) -> Result<(), MachineError> {
-        self.all.iter().try_for_each(|disk| {
+        self.iter().try_for_each(|disk| {
             let begun = disk.image.begin_use();
             begun.map_err(|source| MachineError::Claim {
                 id: disk.id.clone(),
@@ -307,10 +234,13 @@ impl Disks {
     /// # Errors
     /// When they cannot be read.
     pub(crate) fn samples(&self, of: &[String]) -> Result<String, MachineError> {
-        let asked = self.all.iter().filter(|disk| of.contains(&disk.id));
-        let asked = asked.map(|disk| (disk.id.clone(), disk.device(), disk.image.last_writes()));
-        let samples =
-            DiskSamples::take(asked.collect()).map_err(|e| MachineError::Samples(Box::new(e)))?;
+        let asked = self.iter().filter(|disk| of.contains(&disk.id));
+        let asked = asked.map(|disk| {
+            let (image, last) = (disk.sampled()?, disk.image.file().last_writes());
+            Ok((disk.id.clone(), image, last))
+        });
+        let asked = asked.collect::<Result<Vec<_>, MachineError>>()?;
+        let samples = DiskSamples::take(asked).map_err(|e| MachineError::Samples(Box::new(e)))?;
         serde_json::to_string(&samples).map_err(|e| MachineError::Samples(Box::new(e)))
     }
 
@@ -320,7 +250,7 @@ impl Disks {
     /// When one does not, or it cannot be told.
     pub(crate) fn check_samples(&self, samples: Option<&str>) -> Result<(), MachineError> {
         let bad = |why: &str| MachineError::Samples(why.into());
-        let doubtful: Vec<&Disk> = self.all.iter().filter(|disk| disk.doubtful).collect();
+        let doubtful: Vec<Arc<Disk>> = self.iter().filter(|disk| disk.doubtful).collect();
         if doubtful.is_empty() {
             return Ok(());
         }
@@ -333,7 +263,7 @@ impl Disks {
         let mut asked = Vec::with_capacity(doubtful.len());
         for disk in &doubtful {
             let sample = samples.of(&disk.id).ok_or_else(|| bad("one is missing"))?;
-            asked.push((sample, disk.device()));
+            asked.push((sample, disk.sampled()?));
         }
         let differences = samples
             .differences(asked)
@@ -342,7 +272,7 @@ impl Disks {
             if let Some(offset) = difference {
                 return Err(MachineError::AnotherContent {
                     id: disk.id.clone(),
-                    path: disk.image.path().to_owned(),
+                    path: disk.image.file().path().to_owned(),
                     offset,
                 });
             }
@@ -355,10 +285,10 @@ impl Disks {
     }
 
     /// Block devices that nobody is kept from mounting, because the source did not pass its exclusive open on.
-    pub(crate) fn warnings(&self) -> impl Iterator<Item = Observation> {
-        let not_exclusive = self.all.iter().filter(|disk| disk.not_exclusive);
+    pub(crate) fn warnings(&self) -> impl Iterator<Item = Observation> + use<> {
+        let not_exclusive = self.iter().filter(|disk| disk.not_exclusive);
         not_exclusive.map(|disk| {
-            let (id, path): (_, &Path) = (&disk.id, disk.image.path());
+            let (id, path): (_, &Path) = (&disk.id, disk.image.file().path());
             let message = format!(
                 "the hold on disk {id} at {} could not be passed on: nobody is kept from mounting it",
                 path.display()
@@ -391,74 +321,4 @@ pub(crate) fn told_of_disks(text: &str) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs::{self, File};
-
-    use super::*;
-
-    const SIZE: u64 = 64 << 10;
-
-    /// A disk that comes from a share of another machine, on which locks do not travel.
-    fn in_doubt(path: &Path) -> (DiskSource, DiskPlaces) {
-        File::create(path).unwrap().set_len(SIZE).unwrap();
-        let source = DiskSource {
-            id: "data".into(),
-            path: path.to_owned(),
-            access: DiskAccess::ReadWrite,
-            content: Content::Raw,
-            expected_size: Some(SIZE),
-            faults: None,
-        };
-        let place = DiskPlace {
-            id: "data".into(),
-            device: 60,
-            inode: 12,
-            below: None,
-            is_local: false,
-        };
-        let told = DiskPlaces {
-            host: Some("another".into()),
-            holds: None,
-            disks: vec![place],
-        };
-        (source, told)
-    }
-
-    #[test]
-    fn a_disk_in_doubt_is_taken_only_with_the_samples_of_its_source() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("image");
-        let (source, told) = in_doubt(&path);
-        let disks = Disks::open(&[source], DiskClaim::Successor(Some(&told))).unwrap();
-        assert_eq!(disks.doubtful(), ["data"]);
-        let refused = |samples: Option<&str>| disks.check_samples(samples).unwrap_err().id();
-        assert_eq!(refused(None), "disk.samples");
-        assert_eq!(refused(Some("{}")), "disk.samples");
-        // Of disks that are not in doubt, or not there.
-        let none = disks.samples(&["other".into()]).unwrap();
-        assert_eq!(refused(Some(&none)), "disk.samples");
-        let samples = disks.samples(&["data".into()]).unwrap();
-        disks.check_samples(Some(&samples)).unwrap();
-        let outside = samples.replacen("[0,", "[1099511627776,", 1);
-        assert_ne!(outside, samples);
-        assert_eq!(refused(Some(&outside)), "disk.samples");
-        assert_eq!(refused(Some(&" ".repeat(MAX_SAMPLES + 1))), "disk.samples");
-        fs::write(&path, vec![1; SIZE as usize]).unwrap();
-        assert_eq!(refused(Some(&samples)), "disk.content");
-        disks.begin_use().unwrap();
-    }
-
-    #[test]
-    fn a_disk_that_a_successor_is_sure_of_needs_no_samples() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("image");
-        let (source, _) = in_doubt(&path);
-        let owner = Disks::open(std::slice::from_ref(&source), DiskClaim::Owner).unwrap();
-        let told = owner.places().unwrap();
-        check(&source, DiskClaim::Successor(Some(&told))).unwrap();
-        owner.all[0].claim.offer_successor().unwrap();
-        let successor = Disks::open(&[source], DiskClaim::Successor(Some(&told))).unwrap();
-        assert!(successor.doubtful().is_empty());
-        successor.check_samples(None).unwrap();
-    }
-}
+mod tests;

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use control::instance::{Ending, VmState};
-use migration::control::Control;
+use migration::steering::Steering;
 
 use crate::instance::vm::{VmInstance, refuse, stop_for_good, wrong_state};
 use crate::machine::Machine;
@@ -32,7 +32,7 @@ enum Moving {
 impl VmInstance {
     /// Ends the guest without asking it, unless it is, or may be, somebody else's.
     pub(crate) fn stop_now(&self, by: String) -> Result<(), Observation> {
-        let (state, control) = {
+        let (state, steering) = {
             let mut core = self.lock();
             if matches!(core.state, VmState::HandoverUnknown | VmState::Migrated) {
                 return Err(wrong_state(core.state));
@@ -40,9 +40,9 @@ impl VmInstance {
             // A migration that began from here on would carry away what is being ended.
             core.stopping = true;
             core.asked = Some(by);
-            (core.state, core.active().map(|m| m.control.clone()))
+            (core.state, core.active().map(|m| m.steering.clone()))
         };
-        let moving = control.map_or(Moving::No, |control| give_up(&control, state));
+        let moving = steering.map_or(Moving::No, |steering| give_up(&steering, state));
         let stopped = self.stop_after(&moving);
         if stopped.is_err() {
             let mut core = self.lock();
@@ -67,6 +67,11 @@ impl VmInstance {
                 ));
             }
         }
+        let why = refuse("vm.stopped", "its user ended the guest");
+        if !self.end_disk_moves(&why, MIGRATION_END) {
+            // What it waits for does not come; the record says which image is the disk.
+            tracing::warn!("a move of a disk that was given up does not end");
+        }
         // The migration may have been past its commit: then the guest is no longer ours.
         let (state, machine) = {
             let core = self.lock();
@@ -83,11 +88,11 @@ impl VmInstance {
     }
 }
 
-fn give_up(control: &Control, state: VmState) -> Moving {
+fn give_up(steering: &Steering, state: VmState) -> Moving {
     let given_up = match state {
         // There is no guest yet: who sends it keeps it.
-        VmState::Incoming => control.cancel(),
-        _ => control.guest_ended(refuse("vm.stopped", "its user ended the guest")),
+        VmState::Incoming => steering.cancel(),
+        _ => steering.guest_ended(refuse("vm.stopped", "its user ended the guest")),
     };
     if given_up {
         Moving::GivenUp

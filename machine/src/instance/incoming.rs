@@ -1,5 +1,6 @@
 //! The thread of `vmm receive`: waits until a guest is here, then answers for it.
 
+use block::image::qcow2::BackingRules;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
@@ -8,26 +9,27 @@ use control::instance::Ending;
 use control::runtime_dir::VmDir;
 use migration::Outcome;
 use migration::address::Address;
-use migration::control::Control;
 use migration::destination::{self, Options, Waiting};
 use migration::endpoint::Endpoint;
 use migration::journal::FileJournal;
 use migration::observation::{Observation, Side};
 use migration::progress::Report;
+use migration::steering::Steering;
 use migration::transport::Listen;
 use migration::transport::socket::SocketListen;
 
 use crate::config::ReceiveConfig;
 use crate::console::ConsoleHub;
 use crate::cpuid::Model;
-use crate::debug;
+use crate::debug::DebugLayers;
+use crate::disks::incoming::{DiskPaths, Places};
 use crate::error::MachineError;
 use crate::events::GuestEvents;
 use crate::instance::door::{Door, Doorway};
 use crate::instance::inherited;
 use crate::instance::vm::VmInstance;
 use crate::memory::{RamFile, Rooms};
-use crate::moving::destination::{Arrival, DiskPaths, MachineDestination, Naming};
+use crate::moving::destination::{Arrival, MachineDestination, Naming};
 use crate::opener;
 use crate::threads::{self, ThreadKind};
 
@@ -74,13 +76,19 @@ pub(crate) fn listen(
     let rooms = Rooms::new(file, config.reserve)
         .map_err(|e| MachineError::from(e).observed(Side::Destination))?;
     // So that it can be stopped from the beginning.
-    instance.takes_in(Control::new());
+    instance.takes_in(Steering::new());
 
     let arrival = Arrival {
-        overrides: config.disks.clone(),
+        places: Places {
+            named: config.disks.clone(),
+            folder: config.disk_dir.clone(),
+        },
         taps: config.nets.clone(),
         paths: disk_paths(&listener.address()),
-        faults: opener::outside(|| debug::disk_faults(Side::Destination))?,
+        backing: BackingRules {
+            permitted: config.allow_backing.clone(),
+        },
+        debug: opener::outside(|| DebugLayers::asked_for(Side::Destination))?,
         naming: if config.name.is_some() {
             Naming::Given
         } else {
@@ -92,13 +100,17 @@ pub(crate) fn listen(
         console: console.clone(),
         events,
     };
+    let options = Options {
+        max_inbound: config.max_inbound.0,
+        ..Options::default()
+    };
     let instance = instance.clone();
     thread::Builder::new()
         .name("incoming".into())
         .spawn(move || {
             threads::begin(ThreadKind::Incoming);
             let doorway = Doorway::new(listener, door.clone());
-            take_in(&doorway, &door, arrival, &journal, &instance);
+            take_in(&doorway, &door, arrival, &options, &journal, &instance);
         })
         .map_err(|e| refused("machine.thread", &e))?;
     Ok(())
@@ -116,10 +128,10 @@ fn disk_paths(listening: &str) -> DiskPaths {
 struct Waits<'a>(&'a Arc<VmInstance>);
 
 impl Waiting for Waits<'_> {
-    fn next(&self) -> Arc<Control> {
-        let control = Control::new();
-        self.0.takes_in(control.clone());
-        control
+    fn next(&self) -> Arc<Steering> {
+        let steering = Steering::new();
+        self.0.takes_in(steering.clone());
+        steering
     }
 
     fn goes_on(&self, report: &Report) {
@@ -131,6 +143,7 @@ fn take_in(
     Doorway { listener, .. }: &Doorway,
     door: &Door,
     arrival: Arrival,
+    options: &Options,
     journal: &FileJournal,
     instance: &Arc<VmInstance>,
 ) {
@@ -138,7 +151,7 @@ fn take_in(
     let mut vm = MachineDestination::new(arrival, Box::new(move |machine| started.owns(machine)));
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let waiting = Waits(instance);
-        destination::wait_for_guest(listener, &mut vm, &Options::default(), &waiting, journal)
+        destination::wait_for_guest(listener, &mut vm, options, &waiting, journal)
     }));
     drop(vm);
     let Ok(outcome) = outcome else {

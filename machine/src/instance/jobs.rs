@@ -1,16 +1,17 @@
-//! The jobs of a VM: its migrations, those that ended before included.
+//! The jobs of a VM: its migrations and the moves of its disks, those that ended before included.
 
 use control::instance::VmState;
 use control::job::{Job, JobOutcome, JobResult, JobState, Jobs};
 use migration::observation::Observation;
 use migration::progress::LimitChange;
 
+use crate::instance::running_move::RunningMove;
 use crate::instance::vm::{Core, Migration, Stage, refuse};
 
 impl Migration {
     /// Asks it to stop before commit.
     pub(super) fn cancel(&self) -> Result<(), Observation> {
-        if self.control.cancel() {
+        if self.steering.cancel() {
             return Ok(());
         }
         Err(refuse(
@@ -20,27 +21,40 @@ impl Migration {
     }
 
     pub(super) fn set_limits(&self, change: LimitChange) {
-        let limits = self.control.limits();
-        self.control.set_limits(limits.changed(change));
+        let limits = self.steering.limits();
+        self.steering.set_limits(limits.changed(change));
     }
 }
 
 impl Core {
     /// Makes `migration` the one that is told of; the one before it has ended.
     pub(super) fn begin_migration(&mut self, migration: Migration) {
+        let began = self.count_job();
+        let before_began = std::mem::replace(&mut self.migration_began, began);
         if let Some(mut before) = self.migration.replace(migration) {
             before.stage = Stage::Ended;
             if let Some(job) = self.job_of(&before) {
-                self.ended_jobs.push(job);
+                self.ended_jobs.push(before_began, job);
             }
         }
+    }
+
+    /// The number of a job that begins, among all that began.
+    pub(super) fn count_job(&mut self) -> u64 {
+        self.begun_jobs += 1;
+        self.begun_jobs
     }
 
     /// Its jobs, the oldest first.
     pub(super) fn jobs(&self) -> Jobs {
         let newest = self.migration.as_ref().and_then(|m| self.job_of(m));
+        let newest = newest.map(|job| (self.migration_began, job));
+        let moves = self.disk_moves.iter().map(|job| (job.began, job.told()));
+        let ended = self.ended_jobs.iter().cloned();
+        let mut jobs: Vec<_> = ended.chain(newest).chain(moves).collect();
+        jobs.sort_by_key(|(began, _)| *began);
         Jobs {
-            jobs: self.ended_jobs.iter().cloned().chain(newest).collect(),
+            jobs: jobs.into_iter().map(|(_, job)| job).collect(),
         }
     }
 
@@ -49,20 +63,20 @@ impl Core {
         let Migration {
             id,
             to,
-            control,
+            steering,
             stage,
             resolution,
             broken,
         } = migration;
-        let id = id.or_else(|| control.id())?;
-        let mut job = Job::of_migration(id.to_string(), &control.past());
+        let id = id.or_else(|| steering.id())?;
+        let mut job = Job::of_migration(id.to_string(), &steering.past());
         if let Some(why) = broken {
             job.state = JobState::Concluded;
             job.result = Some(JobResult::without_report(JobOutcome::Failed, why.clone()));
         }
         if let Some(to) = to {
             job.to = Some(to.to_string());
-            job.limits = Some(control.limits().into());
+            job.limits = Some(steering.limits().into());
         }
         match (stage, job.state) {
             // What it says about the guest is being made true.
@@ -70,7 +84,7 @@ impl Core {
                 job.state = JobState::Finishing;
                 job.result = None;
             }
-            (Stage::Active, JobState::Running) if control.is_stopped() => {
+            (Stage::Active, JobState::Running) if steering.is_stopped() => {
                 job.state = JobState::Cancelling;
             }
             (Stage::Resolving | Stage::Ended, JobState::Concluded)
@@ -89,22 +103,68 @@ impl Core {
         Some(job)
     }
 
-    /// The migration that is job `id`, as long as it may be steered.
+    /// Job `id`, as long as it may be steered.
     ///
     /// # Errors
     /// `job.not-found`, `job.concluded`, and `migration.committing` for one whose end only the other host knows.
-    pub(super) fn steered(&self, id: &str) -> Result<&Migration, Observation> {
+    pub(super) fn steered(&self, id: &str) -> Result<Steered<'_>, Observation> {
         let job = self.jobs().find(id)?;
-        match (job.state, &self.migration) {
-            (JobState::Running | JobState::Cancelling | JobState::Finishing, Some(migration)) => {
-                Ok(migration)
+        let moving = self.disk_moves.iter().find(|it| it.job.to_string() == id);
+        match (job.state, moving, &self.migration) {
+            (JobState::Concluded, ..) => {
+                Err(refuse("job.concluded", format!("the job {id} is over")))
             }
-            (JobState::Resolving, _) => Err(refuse(
+            (_, Some(moving), _) => Ok(Steered::DiskMove(moving)),
+            (JobState::Resolving, ..) => Err(refuse(
                 "migration.committing",
                 "it is too late: only the destination knows whether the guest runs there",
             )),
-            (_, _) => Err(refuse("job.concluded", format!("the job {id} is over"))),
+            (_, None, Some(migration)) => Ok(Steered::Migration(migration)),
+            (_, None, None) => Err(refuse("job.concluded", format!("the job {id} is over"))),
         }
+    }
+}
+
+/// A job that may be steered.
+pub(super) enum Steered<'c> {
+    Migration(&'c Migration),
+    DiskMove(&'c RunningMove),
+}
+
+impl Steered<'_> {
+    pub(super) fn cancel(&self) -> Result<(), Observation> {
+        match self {
+            Self::Migration(migration) => migration.cancel(),
+            Self::DiskMove(moving) => moving.cancel(),
+        }
+    }
+
+    /// The disk that it moves.
+    ///
+    /// # Errors
+    /// `job.no-pause` for another.
+    pub(super) fn pausable(&self) -> Result<&RunningMove, Observation> {
+        match self {
+            Self::DiskMove(moving) => Ok(moving),
+            Self::Migration(_) => Err(refuse(
+                "job.no-pause",
+                "a migration cannot be paused: its bandwidth can be limited",
+            )),
+        }
+    }
+
+    pub(super) fn set_limits(&self, change: LimitChange) -> Result<(), Observation> {
+        match self {
+            Self::Migration(migration) if migration.to.is_none() => {
+                return Err(refuse(
+                    "job.no-limits",
+                    "the guest comes in: its limits are those of the job at the host that it leaves",
+                ));
+            }
+            Self::Migration(migration) => migration.set_limits(change),
+            Self::DiskMove(moving) => moving.set_limits(change),
+        }
+        Ok(())
     }
 }
 
@@ -114,7 +174,7 @@ mod tests {
     use control::job::JobState::{Cancelling, Concluded, Resolving, Running};
     use control::runtime_dir::RuntimeDir;
     use migration::MigrationId;
-    use migration::control::Control;
+    use migration::steering::Steering;
     use migration::wire::control::Resolution;
 
     use super::*;
@@ -126,11 +186,11 @@ mod tests {
         let runtime = RuntimeDir::at(files.path()).unwrap();
         let dir = runtime.create(Some("a"), "vm").unwrap();
         let instance = VmInstance::new(&dir, VmState::Running);
-        let control = Control::new();
+        let steering = Steering::new();
         instance.lock().begin_migration(Migration {
             id: Some(MigrationId([7; 16])),
             to: None,
-            control: control.clone(),
+            steering: steering.clone(),
             stage: Stage::Active,
             resolution: None,
             broken: None,
@@ -146,7 +206,7 @@ mod tests {
             (job.state, job.result.map(|result| result.outcome), steered)
         };
         assert_eq!(told(|_, _| {}), (Running, None, Ok(())));
-        assert!(control.cancel());
+        assert!(steering.cancel());
         assert_eq!(told(|_, _| {}), (Cancelling, None, Ok(())));
         // Its engine breaks while the guest may be gone.
         let in_doubt = told(|core, migration| {
@@ -185,7 +245,7 @@ mod tests {
             core.begin_migration(Migration {
                 id: n.map(|n| MigrationId([n; 16])),
                 to: None,
-                control: Control::new(),
+                steering: Steering::new(),
                 stage: Stage::Active,
                 resolution: None,
                 broken: n.map(|_| refuse("migration.worker", "broken")),

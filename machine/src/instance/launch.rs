@@ -1,10 +1,11 @@
 //! From a configuration to a VM: a guest that boots here, or one that comes in.
 
-use std::path::Path;
+use block::image::Format;
+use block::image::qcow2::BackingRules;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use block::Content;
-use block::control_file::ControlFile;
 use control::instance::{Instance, VmState};
 use control::runtime_dir::VmDir;
 use devices::virtio::net::Mac;
@@ -16,12 +17,12 @@ use crate::build;
 use crate::build::demands;
 use crate::build::spec::CpuDemands;
 use crate::build::spec::{DiskAccess, DiskSpec, MachineSpec};
-use crate::config::{DiskConfig, DiskFormat, ReceiveConfig, RunConfig, host_limit};
+use crate::config::{DiskConfig, DiskFormat, ReceiveConfig, RunConfig, StaleDisks, host_limit};
 use crate::console::ConsoleHub;
 use crate::cpuid::{HostCpu, Model};
-use crate::debug;
+use crate::debug::DebugLayers;
 use crate::devices::net::NetSpec;
-use crate::disks::{self, DiskClaim, DiskSource};
+use crate::disks::{self, DiskClaim, DiskOwner, DiskSource};
 use crate::error::MachineError;
 use crate::events::GuestEvents;
 use crate::instance::hang;
@@ -46,14 +47,19 @@ pub fn run(
     file: RamFile,
 ) -> Result<Arc<dyn Instance>, Observation> {
     let (events, ends) = GuestEvents::new();
-    let faults = opener::outside(|| debug::disk_faults(Side::Source))?;
+    let debug = opener::outside(|| DebugLayers::asked_for(Side::Source))?;
     let limit = cpu_limit(dir)?;
     let wanted = config.cpu.clone();
     let model = opener::outside(move || wanted.resolve())?;
+    let disks = config.disks.iter().map(|disk| DiskSource {
+        journal: (config.stale_disks == StaleDisks::Refused).then(|| dir.migrations()),
+        debug: debug.clone(),
+        ..disk_source(disk, &config.allow_backing)
+    });
     let machine = build_and_boot(
         file,
         config,
-        faults,
+        disks.collect(),
         &model,
         limit.as_ref(),
         console,
@@ -69,6 +75,7 @@ pub fn run(
         .resume(PauseReason::NotStarted)
         .map_err(|e| e.observed(Side::Source))?;
     instance.owns(&machine);
+    instance.bring_what_disks_lack(&machine)?;
     if config.kernel.is_some() && machine.spec().backend.is_pvm() {
         hang::watch(&machine)
             .map_err(|e| Observation::from_error(Side::Source, "machine.thread", &e))?;
@@ -109,25 +116,23 @@ fn cpu_limit(dir: &VmDir) -> Result<Option<Model>, Observation> {
 fn build_and_boot(
     file: RamFile,
     config: &RunConfig,
-    faults: Option<ControlFile>,
+    disks: Vec<DiskSource>,
     model: &Model,
     limit: Option<&Model>,
     console: &ConsoleHub,
     events: &GuestEvents,
 ) -> Result<Machine, MachineError> {
     let kvm = kvm::open()?;
-    let mut disks = Vec::with_capacity(config.disks.len());
-    let mut specs = Vec::with_capacity(config.disks.len());
-    for disk in &config.disks {
-        let source = disk_source(disk, faults.clone());
-        let size = disks::check(&source, DiskClaim::Owner)?;
+    let mut specs = Vec::with_capacity(disks.len());
+    for source in &disks {
+        let size = disks::check(source, DiskClaim::Owner)?;
         specs.push(DiskSpec {
             id: source.id.clone(),
             path: absolute(&source.path),
             access: source.access,
             size,
+            format: source.format.into(),
         });
-        disks.push(source);
     }
     let mut nets = Vec::with_capacity(config.nets.len());
     for net in &config.nets {
@@ -179,8 +184,9 @@ fn build_and_boot(
     Ok(machine)
 }
 
-fn disk_source(disk: &DiskConfig, faults: Option<ControlFile>) -> DiskSource {
+fn disk_source(disk: &DiskConfig, allow_backing: &[PathBuf]) -> DiskSource {
     DiskSource {
+        owner: DiskOwner::AsTheMachine,
         id: disk.id.clone(),
         path: disk.path.clone(),
         access: if disk.readonly {
@@ -188,12 +194,21 @@ fn disk_source(disk: &DiskConfig, faults: Option<ControlFile>) -> DiskSource {
         } else {
             DiskAccess::ReadWrite
         },
+        format: match disk.format {
+            DiskFormat::Guessed | DiskFormat::Raw => Format::Raw,
+            DiskFormat::Qcow2 => Format::Qcow2,
+        },
         content: match disk.format {
             DiskFormat::Guessed => Content::Guess,
-            DiskFormat::Raw => Content::Raw,
+            DiskFormat::Raw | DiskFormat::Qcow2 => Content::Raw,
+        },
+        backing: BackingRules {
+            permitted: allow_backing.to_vec(),
         },
         expected_size: None,
-        faults,
+        cache: disk.cache,
+        journal: None,
+        debug: DebugLayers::default(),
     }
 }
 

@@ -12,12 +12,13 @@ use std::thread;
 use std::time::Duration;
 
 use control::instance::VmState;
-use migration::control::Control;
+use migration::disk_modes::{self, DiskChoice, DiskModes};
 use migration::endpoint::Endpoint;
-use migration::journal::FileJournal;
+use migration::journal::{FileJournal, Journal};
 use migration::observation::{Observation, Side};
 use migration::request::MigrateRequest;
 use migration::source;
+use migration::steering::Steering;
 use migration::transport::socket::SocketConnect;
 use migration::wire::control::Resolution;
 use migration::{MigrationId, Outcome};
@@ -45,20 +46,21 @@ impl VmInstance {
             .map_err(|e| Observation::from_error(Side::Source, "migration.id", &e))?;
         let connector = SocketConnect::new(to.clone())
             .map_err(|e| Observation::from_error(Side::Source, "usage.address", &e))?;
-        let control = Control::new();
+        let steering = Steering::new();
         // From now on they are told and changed, whenever the engine comes to begin.
-        control.set_limits(request.limits());
-        let machine = self.begin(Migration {
+        steering.set_limits(request.limits());
+        let migration = Migration {
             id: Some(id),
             to: Some(to),
-            control: control.clone(),
+            steering: steering.clone(),
             stage: Stage::Active,
             resolution: None,
             broken: None,
-        })?;
+        };
+        let (machine, modes) = self.begin(migration, &request.disks)?;
         let options = source::Options::new(id, request);
         let instance = self.clone();
-        control.before_end(move |outcome| {
+        steering.before_end(move |outcome| {
             // Who hears that the guest is still here may ask for the next move at once; and who hears
             // that it has left, may have it back: under its name, and where this VM listened.
             instance.settle(Some(outcome));
@@ -69,9 +71,10 @@ impl VmInstance {
             .name("migration".into())
             .spawn(move || {
                 threads::begin(ThreadKind::Migration);
-                let vm = MachineSource::new(machine, &instance.dir.name());
+                let vm = MachineSource::new(machine, &instance.dir.name())
+                    .with_disks(modes, journal.identity());
                 let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
-                    source::migrate(&vm, &connector, &options, &control, &journal)
+                    source::migrate(&vm, &connector, &options, &steering, &journal)
                 }));
                 drop(vm);
                 match outcome {
@@ -94,8 +97,12 @@ impl VmInstance {
         Ok(id.to_string())
     }
 
-    /// Makes `migration` the one that runs, if there may be one: the machine that it moves.
-    fn begin(&self, migration: Migration) -> Result<Arc<Machine>, Observation> {
+    /// Makes `migration` the one that runs, if there may be one: the machine that it moves, and how its disks move.
+    fn begin(
+        &self,
+        migration: Migration,
+        disks: &[DiskChoice],
+    ) -> Result<(Arc<Machine>, DiskModes), Observation> {
         let mut core = self.lock();
         if core.active().is_some() {
             return Err(refuse(
@@ -103,6 +110,7 @@ impl VmInstance {
                 "a migration of this VM is already running",
             ));
         }
+        core.no_disk_moves(&self.dir.name())?;
         let machine = match (&core.machine, core.state) {
             (Some(machine), VmState::Running | VmState::Paused) => machine.clone(),
             (_, state) => return Err(wrong_state(state)),
@@ -110,8 +118,11 @@ impl VmInstance {
         if core.stopping || machine.ended() {
             return Err(wrong_state(VmState::Stopped));
         }
+        machine.devices().disks.all_here()?;
+        let all = machine.spec().disks.iter().map(|disk| disk.id.as_str());
+        let modes = disk_modes::modes(disks, all)?;
         core.begin_migration(migration);
-        Ok(machine)
+        Ok((machine, modes))
     }
 
     /// Records how the migration ended: the engine has already acted on the guest. Without an
@@ -144,7 +155,7 @@ impl VmInstance {
             migration.stage = Stage::Ended;
             if outcome.is_none() {
                 // Whoever waits for its last event would wait for ever.
-                migration.control = Control::new();
+                migration.steering = Steering::new();
                 migration.broken =
                     Some(refuse("migration.worker", "the engine ended unexpectedly"));
             }

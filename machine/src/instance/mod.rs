@@ -1,5 +1,7 @@
 //! The VM of this process: how it starts or comes in, what is asked of it, how it leaves and how it ends.
 
+mod disk_move_mode;
+mod disk_moves;
 mod door;
 mod ended_jobs;
 mod ending;
@@ -10,6 +12,7 @@ mod jobs;
 pub(crate) mod launch;
 mod leaving;
 mod requests;
+mod running_move;
 mod vm;
 
 #[cfg(test)]

@@ -5,12 +5,13 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
+use control::disk_move::{DiskMoveFiles, DiskMoveRequest};
 use control::instance::{Instance, Requester, StopMode, VmState, VmStatus};
-use control::job::Jobs;
-use migration::control::Events;
+use control::job::{Job, JobState, Jobs};
 use migration::observation::{Observation, Side};
 use migration::progress::LimitChange;
 use migration::request::MigrateRequest;
+use migration::steering::Events;
 
 use crate::error::MachineError;
 use crate::instance::vm::{Core, Farewell, VmInstance, refuse, running_state, wrong_state};
@@ -86,7 +87,7 @@ impl Instance for Served {
         self.lock()
             .migration
             .as_ref()
-            .map(|m| m.control.subscribe())
+            .map(|m| m.steering.subscribe())
     }
 
     fn cancel_migration(&self) -> Result<(), Observation> {
@@ -110,21 +111,35 @@ impl Instance for Served {
         self.told().jobs()
     }
 
+    fn wait_job(&self, id: &str, seen: JobState, timeout: Duration) -> Result<Job, Observation> {
+        let is_as_seen = |core: &Core| core.jobs().find(id).is_ok_and(|job| job.state == seen);
+        drop(self.wait_while(timeout, is_as_seen));
+        self.jobs().find(id)
+    }
+
     fn cancel_job(&self, id: &str) -> Result<(), Observation> {
         self.lock().steered(id)?.cancel()
     }
 
     fn set_job_limits(&self, id: &str, change: LimitChange) -> Result<(), Observation> {
-        let core = self.lock();
-        let migration = core.steered(id)?;
-        if migration.to.is_none() {
-            return Err(refuse(
-                "job.no-limits",
-                "the guest comes in: its limits are those of the job at the host that it leaves",
-            ));
-        }
-        migration.set_limits(change);
-        Ok(())
+        self.lock().steered(id)?.set_limits(change)
+    }
+
+    fn pause_job(&self, id: &str) -> Result<(), Observation> {
+        self.lock().steered(id)?.pausable()?.pause()
+    }
+
+    fn resume_job(&self, id: &str) -> Result<(), Observation> {
+        self.lock().steered(id)?.pausable()?.resume()
+    }
+
+    fn move_disk(
+        &self,
+        id: &str,
+        request: DiskMoveRequest,
+        files: DiskMoveFiles,
+    ) -> Result<(), Observation> {
+        self.move_disk_to(id, request, files)
     }
 
     fn resolve(&self, sockets: Vec<SocketAddr>) -> Result<VmState, Observation> {

@@ -14,15 +14,16 @@ use std::time::{Duration, Instant};
 use control::instance::{Ending, MigrationStatus, VmEnd, VmState, VmStatus};
 use control::runtime_dir::VmDir;
 use migration::MigrationId;
-use migration::control::Control;
 use migration::endpoint::Endpoint;
 use migration::observation::{Observation, Side};
+use migration::steering::Steering;
 use migration::wire::control::Resolution;
 
 use crate::events::GuestEvent;
 use crate::events::observed;
 use crate::instance::door::Door;
 use crate::instance::ended_jobs::EndedJobs;
+use crate::instance::running_move::RunningMove;
 use crate::machine::Machine;
 use crate::power::PauseReason;
 use crate::threads::{self, ThreadKind};
@@ -46,7 +47,11 @@ pub(crate) struct Core {
     pub(crate) state: VmState,
     pub(crate) machine: Option<Arc<Machine>>,
     pub(crate) migration: Option<Migration>,
+    pub(super) disk_moves: Vec<RunningMove>,
     pub(super) ended_jobs: EndedJobs,
+    /// Jobs that have begun, and which of them `migration` was.
+    pub(super) begun_jobs: u64,
+    pub(super) migration_began: u64,
     /// The VM is being ended by force.
     pub(crate) stopping: bool,
     /// Who asked for the guest's end, while it is awaited.
@@ -83,7 +88,7 @@ pub(crate) struct Migration {
     /// Of a guest that leaves; of one that comes in, the control knows it once the source has told.
     pub(crate) id: Option<MigrationId>,
     pub(crate) to: Option<Endpoint>,
-    pub(crate) control: Arc<Control>,
+    pub(crate) steering: Arc<Steering>,
     pub(crate) stage: Stage,
     /// What the destination answered when it was asked who has the guest.
     pub(crate) resolution: Option<Resolution>,
@@ -114,7 +119,10 @@ impl VmInstance {
                 state,
                 machine: None,
                 migration: None,
+                disk_moves: Vec::new(),
                 ended_jobs: EndedJobs::default(),
+                begun_jobs: 0,
+                migration_began: 0,
                 stopping: false,
                 asked: None,
                 size: None,
@@ -140,15 +148,15 @@ impl VmInstance {
     }
 
     /// Shows the migration that may come in, or comes, in the status.
-    pub(crate) fn takes_in(&self, control: Arc<Control>) {
+    pub(crate) fn takes_in(&self, steering: Arc<Steering>) {
         let mut core = self.lock();
         if core.stopping {
-            control.cancel();
+            steering.cancel();
         }
         core.begin_migration(Migration {
             id: None,
             to: None,
-            control,
+            steering,
             stage: Stage::Active,
             resolution: None,
             broken: None,
@@ -229,11 +237,11 @@ impl VmInstance {
             .spawn(move || {
                 threads::begin(ThreadKind::Caretaker);
                 let Ok(event) = events.recv() else { return };
-                let (machine, control) = {
+                let (machine, steering) = {
                     let core = instance.lock();
                     (
                         core.machine.clone(),
-                        core.active().map(|m| m.control.clone()),
+                        core.active().map(|m| m.steering.clone()),
                     )
                 };
                 if let Some(machine) = &machine {
@@ -241,9 +249,12 @@ impl VmInstance {
                 }
                 // What is left cannot be migrated; the engine notices by itself at the latest when it
                 // stops the guest.
-                if let Some(control) = control {
-                    control.guest_ended(observed(&event));
+                if let Some(steering) = steering {
+                    steering.guest_ended(observed(&event));
                     instance.wait_idle(CANCEL_PATIENCE);
+                }
+                if !instance.end_disk_moves(&observed(&event), CANCEL_PATIENCE) {
+                    tracing::warn!("a disk that was being moved is not given up in time");
                 }
                 // One that has only just come in was not there before.
                 let late = instance.lock().machine.clone();
@@ -315,12 +326,13 @@ impl VmInstance {
             pid: std::process::id(),
             cpus,
             memory_bytes,
+            disks: core.disks(),
             uptime_ms: core.uptime(self.began).as_millis() as u64,
             listen: core.listen.clone(),
             migration: core.migration.as_ref().map(|m| MigrationStatus {
-                id: m.id.or_else(|| m.control.id()).map(|id| id.to_string()),
+                id: m.id.or_else(|| m.steering.id()).map(|id| id.to_string()),
                 to: m.to.as_ref().map(ToString::to_string),
-                last: m.control.last_event(),
+                last: m.steering.last_event(),
                 resolution: m.resolution,
             }),
             error: core.error.clone(),

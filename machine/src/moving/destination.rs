@@ -1,33 +1,36 @@
 //! A machine that comes in: checked, built and loaded as the source describes it.
 
+use block::image::qcow2::BackingRules;
 use std::sync::Arc;
 use std::time::Instant;
 
 use block::Content;
-use block::control_file::ControlFile;
 use control::runtime_dir::VmDir;
-use migration::GuestRam;
 use migration::observation::{Observation, Side};
 use migration::vm::{
-    DestinationDisks, DestinationMachine, DestinationMemory, HugePages, MachineDescription,
-    VmResult,
+    DestinationDisks, DestinationMachine, DestinationMemory, DestinationVolume, HugePages,
+    MachineDescription, TravellingDisk, VmResult, VolumeOffer,
 };
+use migration::{GuestRam, MigrationId};
 
 use crate::boot::refusal::KvmBackend;
 use crate::build::demands;
 use crate::build::spec::MachineSpec;
 use crate::clock::TimeBounds;
+use crate::config::DiskCache;
 use crate::console::ConsoleHub;
 use crate::cpuid::{HostCpu, Model};
+use crate::debug::DebugLayers;
 use crate::disks::claims::Completion;
+use crate::disks::incoming::{DiskPaths, Places};
 use crate::disks::places::DiskPlaces;
-use crate::disks::{self, DiskClaim, DiskSource};
+use crate::disks::{self, DiskClaim, DiskOwner, DiskSource};
 use crate::error::MachineError;
 use crate::events::GuestEvents;
-use crate::machine::DiskOverrides;
 use crate::machine::Machine;
 use crate::machine::NetOverrides;
 use crate::memory::{PageBacking, Rooms};
+use crate::moving::arriving_disks::{ArrivingDisks, Here};
 use crate::moving::forwarding;
 use crate::opener;
 use crate::power::PauseReason;
@@ -42,14 +45,16 @@ pub(crate) type Started = Box<dyn FnMut(&Arc<Machine>) + Send>;
 
 /// What this host adds to the machine that comes in.
 pub(crate) struct Arrival {
-    /// Paths of disks that lie elsewhere here.
-    pub(crate) overrides: DiskOverrides,
+    /// Where disks are here.
+    pub(crate) places: Places,
     /// Taps of network interfaces that have another name here.
     pub(crate) taps: NetOverrides,
     /// Whether the source may say where the other disks lie.
     pub(crate) paths: DiskPaths,
-    /// What orders faults of disks, for tests of this program.
-    pub(crate) faults: Option<ControlFile>,
+    /// Where the files below images may lie.
+    pub(crate) backing: BackingRules,
+    /// What is laid over its images, for tests of this program.
+    pub(crate) debug: DebugLayers,
     /// Whether the VM keeps the name that it was given here, or takes the guest's.
     pub(crate) naming: Naming,
     /// Where the guest's RAM will lie.
@@ -62,18 +67,6 @@ pub(crate) struct Arrival {
     pub(crate) console: ConsoleHub,
     /// Where the guest's end is told.
     pub(crate) events: GuestEvents,
-}
-
-/// Who says where the disks of an incoming machine lie.
-///
-/// Whatever path is named is opened with the rights of this process, and the guest reads and writes
-/// what is there. See `docs/adr/0004-disk-paths-from-the-source.md`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum DiskPaths {
-    /// The source, unless this host does: only who can reach this host's own sockets can send.
-    FromSource,
-    /// This host alone: whoever reaches its network can send.
-    GivenHere,
 }
 
 /// Which name an incoming VM gets.
@@ -95,6 +88,8 @@ pub(crate) struct MachineDestination {
     machine: Option<Arc<Machine>>,
     /// The VM has the guest's name.
     renamed: bool,
+    /// Disks that travel, or may.
+    arriving: ArrivingDisks,
     /// Takes what is left of the disks' claims when the guest runs.
     completion: Option<Completion>,
     huge: HugePages,
@@ -110,6 +105,7 @@ impl MachineDestination {
             started,
             machine: None,
             renamed: false,
+            arriving: ArrivingDisks::default(),
             completion: None,
             huge: HugePages::default(),
             run: RunStateV1::Running,
@@ -121,22 +117,45 @@ impl MachineDestination {
         spec.disks
             .iter()
             .map(|disk| {
-                let given = self.arrival.overrides.iter().find(|(id, _)| *id == disk.id);
+                let given = self.arrival.places.of(&disk.id);
+                let placed = self.arriving.placement(&disk.id);
+                let path = placed
+                    .map(|placed| &placed.path)
+                    .or(given.map(|given| &given.path));
                 DiskSource {
                     id: disk.id.clone(),
-                    path: given.map_or_else(|| disk.path.clone().into(), |(_, p)| p.clone()),
+                    path: path.map_or_else(|| disk.path.clone().into(), Clone::clone),
+                    owner: match placed {
+                        Some(_) => DiskOwner::Here,
+                        None => DiskOwner::AsTheMachine,
+                    },
                     access: disk.access,
+                    format: placed.map_or(disk.format.into(), |placed| placed.format),
+                    backing: self.arrival.backing.clone(),
                     // The guest may have written anything into its first sector.
                     content: Content::Raw,
                     expected_size: Some(disk.size),
-                    faults: self.arrival.faults.clone(),
+                    cache: given.map_or_else(DiskCache::default, |given| given.cache),
+                    journal: None,
+                    debug: self.arrival.debug.clone(),
                 }
             })
             .collect()
     }
 
+    /// Where this host puts or finds disks.
+    fn here(&self) -> Here<'_> {
+        Here {
+            places: &self.arrival.places,
+            paths: self.arrival.paths,
+            journal: self.arrival.dir.migrations(),
+        }
+    }
+
     fn check_paths(&self, spec: &MachineSpec) -> VmResult<()> {
-        let given = |id: &str| self.arrival.overrides.iter().any(|(here, _)| here == id);
+        let given = |id: &str| {
+            self.arrival.places.of(id).is_some() || self.arriving.placement(id).is_some()
+        };
         match spec.disks.iter().find(|disk| !given(&disk.id)) {
             Some(disk) if self.arrival.paths == DiskPaths::GivenHere => {
                 let (id, path) = (&disk.id, &disk.path);
@@ -157,6 +176,12 @@ impl MachineDestination {
         for net in &mut spec.nets {
             if let Some((_, tap)) = self.arrival.taps.iter().find(|(id, _)| *id == net.id) {
                 net.tap.clone_from(tap);
+            }
+        }
+        for disk in &mut spec.disks {
+            if let Some(placed) = self.arriving.placement(&disk.id) {
+                disk.path = placed.path.display().to_string();
+                disk.format = placed.format.into();
             }
         }
         spec
@@ -181,6 +206,14 @@ impl MachineDestination {
             }
         }
         Ok(())
+    }
+
+    /// What the guest is going to be called here.
+    fn name_here(&self, description: &MachineDescription) -> String {
+        match self.arrival.naming {
+            Naming::AsAtSource => description.name.clone(),
+            Naming::Given => self.arrival.dir.name(),
+        }
     }
 
     fn built(&self) -> VmResult<&Arc<Machine>> {
@@ -232,20 +265,16 @@ impl DestinationMachine for MachineDestination {
                 format!("{here} lacks what the guest's CPU has: {lacks}"),
             ));
         }
-        if let Some((id, _)) = self
-            .arrival
-            .overrides
-            .iter()
-            .find(|(id, _)| !spec.disks.iter().any(|d| d.id == *id))
-        {
-            return Err(refuse(
-                "negotiate.disk",
-                format!("the guest has no disk {id}"),
-            ));
-        }
-        self.check_paths(&spec)?;
+        let name = self.name_here(description);
         let told = DiskPlaces::told(description)?;
-        for disk in self.disks(&spec) {
+        let mut arriving = std::mem::take(&mut self.arriving);
+        let here = self.here();
+        arriving.choose(&here, &self.disks(&spec), told.as_ref());
+        arriving.place(&here, &name, &spec)?;
+        self.arriving = arriving;
+        self.check_paths(&spec)?;
+        let shared = self.disks(&spec).into_iter();
+        for disk in shared.filter(|disk| disk.owner == DiskOwner::AsTheMachine) {
             disks::check(&disk, DiskClaim::Successor(told.as_ref())).map_err(|e| observed(&e))?;
         }
         self.check_nets(&spec)
@@ -268,6 +297,9 @@ impl DestinationMachine for MachineDestination {
             opener::outside(move || dir.rename(&name))?;
             self.renamed = true;
         }
+        let mut arriving = std::mem::take(&mut self.arriving);
+        arriving.make(&self.here())?;
+        self.arriving = arriving;
         let disks = self.disks(&spec);
         let told = DiskPlaces::told(description)?;
         let room = self.arrival.rooms.take();
@@ -288,8 +320,8 @@ impl DestinationMachine for MachineDestination {
         .map_err(|e| observed(&e))?;
         let completion = machine.devices().claims.complete_later();
         self.completion = Some(completion.map_err(|e| observed(&e))?);
-        self.machine = Some(Arc::new(machine));
-        Ok(())
+        let machine = self.machine.insert(Arc::new(machine));
+        self.arriving.opened(&machine.devices().disks)
     }
 
     fn saved_between(&mut self, earliest: Option<Instant>, latest: Instant) {
@@ -300,6 +332,9 @@ impl DestinationMachine for MachineDestination {
     }
 
     fn load_state(&mut self, state: &[u8]) -> VmResult<()> {
+        // Flushed before the state was saved. Not later: once the source has let go, nothing may fail.
+        let disks = &self.built()?.devices().disks;
+        disks.take_over().map_err(|e| observed(&e))?;
         self.run = self
             .built()?
             .load_saved(state, self.saved)
@@ -309,10 +344,10 @@ impl DestinationMachine for MachineDestination {
 
     fn start(&mut self) -> VmResult<()> {
         let machine = self.built()?.clone();
-        // Everything that the guest was given is open, and no other one comes.
-        opener::close();
         let disks = &machine.devices().disks;
         disks.begin_use().map_err(|e| observed(&e))?;
+        // Everything that the guest was given is open, and no other one comes.
+        opener::close();
         if self.run == RunStateV1::Paused {
             machine.pause(PauseReason::User).map_err(|e| observed(&e))?;
         }
@@ -324,6 +359,7 @@ impl DestinationMachine for MachineDestination {
         }
         // Not before: while memory comes in, the engine decides page by page.
         memory::back_by(machine.ram(), machine.spec().pages);
+        self.arriving.arrived(&machine.devices().disks);
         (self.started)(&machine);
         Ok(())
     }
@@ -350,7 +386,10 @@ impl DestinationMachine for MachineDestination {
 
     fn abandon(&mut self) {
         self.completion = None;
+        let arriving = std::mem::take(&mut self.arriving);
         self.machine = None;
+        // Once nobody has its images open.
+        arriving.abandon();
         self.arrival.rooms.renew();
         if std::mem::take(&mut self.renamed) {
             let dir = self.arrival.dir.clone();
@@ -372,6 +411,19 @@ impl DestinationMemory for MachineDestination {
 }
 
 impl DestinationDisks for MachineDestination {
+    fn expect_volumes(&mut self, id: MigrationId, offered: &[VolumeOffer]) -> VmResult<()> {
+        self.arriving = ArrivingDisks::of(id, offered);
+        Ok(())
+    }
+
+    fn travelling_disks(&self) -> Vec<TravellingDisk> {
+        self.arriving.travelling().to_vec()
+    }
+
+    fn volumes(&self) -> VmResult<Vec<Arc<dyn DestinationVolume>>> {
+        Ok(self.arriving.volumes().to_vec())
+    }
+
     fn doubtful_disks(&self) -> Vec<String> {
         let built = self.machine.iter();
         built.flat_map(|m| m.devices().disks.doubtful()).collect()
@@ -386,7 +438,8 @@ impl DestinationDisks for MachineDestination {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::build::spec::{CpuDemands, DiskAccess, DiskSpec};
+    use crate::build::spec::{CpuDemands, DiskAccess, DiskSpec, ImageFormat};
+    use crate::config::IncomingDisk;
     use crate::console::ConsoleOutputs;
     use crate::memory::RamFile;
     use control::runtime_dir::RuntimeDir;
@@ -396,14 +449,18 @@ pub(crate) mod tests {
         arriving(DiskPaths::FromSource, Vec::new())
     }
 
-    fn arriving(paths: DiskPaths, overrides: DiskOverrides) -> MachineDestination {
+    fn arriving(paths: DiskPaths, named: Vec<IncomingDisk>) -> MachineDestination {
         let files = tempfile::tempdir().unwrap();
         let runtime = RuntimeDir::at(files.path()).unwrap();
         let arrival = Arrival {
-            overrides,
+            places: Places {
+                named,
+                folder: None,
+            },
             taps: Vec::new(),
             paths,
-            faults: None,
+            backing: BackingRules::default(),
+            debug: DebugLayers::default(),
             naming: Naming::Given,
             rooms: Rooms::new(RamFile::memfd(), None).unwrap(),
             cpu_limit: None,
@@ -414,7 +471,7 @@ pub(crate) mod tests {
         MachineDestination::new(arrival, Box::new(|_| ()))
     }
 
-    fn check(paths: DiskPaths, overrides: DiskOverrides) -> VmResult<()> {
+    fn check(paths: DiskPaths, named: Vec<IncomingDisk>) -> VmResult<()> {
         let spec = MachineSpec {
             memory: 16 << 20,
             pages: PageBacking::Small,
@@ -422,6 +479,7 @@ pub(crate) mod tests {
             cpu: CpuDemands::default(),
             backend: KvmBackend::Unknown,
             disks: vec![DiskSpec {
+                format: ImageFormat::Raw,
                 id: "root".into(),
                 path: "/srv/root.raw".into(),
                 access: DiskAccess::ReadWrite,
@@ -429,12 +487,12 @@ pub(crate) mod tests {
             }],
             nets: Vec::new(),
         };
-        arriving(paths, overrides).check_paths(&spec)
+        arriving(paths, named).check_paths(&spec)
     }
 
     #[test]
     fn a_peer_on_the_network_does_not_say_which_file_is_a_disk() {
-        let given = vec![("root".to_owned(), "/here/root.raw".into())];
+        let given = vec!["root=/here/root.raw".parse().unwrap()];
         check(DiskPaths::FromSource, Vec::new()).unwrap();
         check(DiskPaths::GivenHere, given).unwrap();
         let refused = check(DiskPaths::GivenHere, Vec::new()).unwrap_err();

@@ -1,17 +1,23 @@
 //! The running machine as the source of a migration.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use migration::GuestRam;
+use block::image::Image;
+use migration::disk_modes::{DiskMode, DiskModes};
 use migration::observation::{Observation, Side};
 use migration::vm::{
-    DirtyMemory, MachineDescription, Rehearsal, RunState, SourceDisks, SourceMachine, VmResult,
+    DirtyMemory, MachineDescription, Rehearsal, RunState, SourceDisks, SourceMachine, SourceVolume,
+    VmResult, Wish,
 };
+use migration::{GuestRam, HostId, MigrationId};
 
+use crate::build::spec::DiskAccess;
+use crate::disks::marks::{self, Mark};
 use crate::error::MachineError;
 use crate::kvm::slots::DirtyLog;
 use crate::machine::Machine;
 use crate::moving::forwarding;
+use crate::moving::volume::OutgoingVolume;
 use crate::power::PauseReason;
 use crate::snapshot::agreement::{Agreed, Known};
 use crate::state::components;
@@ -26,6 +32,12 @@ pub(crate) struct MachineSource {
     known: Known,
     /// How the state is written, as was agreed on with the destination.
     form: Mutex<Form>,
+    /// How its disks move.
+    modes: DiskModes,
+    /// Those that travel with it.
+    travelling: Mutex<Vec<String>>,
+    /// Who records what becomes of it, where disks travel.
+    journal: Option<HostId>,
 }
 
 impl MachineSource {
@@ -35,6 +47,19 @@ impl MachineSource {
             machine,
             name: name.to_owned(),
             form: Mutex::new(Form::One),
+            modes: Vec::new(),
+            travelling: Mutex::default(),
+            journal: None,
+        }
+    }
+
+    /// Has its disks move as `modes` says; the destination opens those that are not named where they lie. `journal` records
+    /// what becomes of it.
+    pub(crate) fn with_disks(self, modes: DiskModes, journal: HostId) -> Self {
+        Self {
+            modes,
+            journal: Some(journal),
+            ..self
         }
     }
 
@@ -42,6 +67,20 @@ impl MachineSource {
     #[cfg(test)]
     pub(crate) fn writing(self, known: Known) -> Self {
         Self { known, ..self }
+    }
+
+    fn lock_travelling(&self) -> MutexGuard<'_, Vec<String>> {
+        self.travelling
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Images that the guest may write: only those are ever out of date elsewhere.
+    fn written(&self) -> impl Iterator<Item = (&String, Image)> {
+        let spec = self.machine.spec().disks.iter();
+        let written = spec.filter(|disk| disk.access == DiskAccess::ReadWrite);
+        let disks = &self.machine.devices().disks;
+        written.filter_map(|disk| Some((&disk.id, disks.image(&disk.id)?)))
     }
 
     /// How the state is to be written for a destination that chose so.
@@ -65,9 +104,18 @@ fn observed(e: &MachineError) -> Observation {
     e.observed(Side::Source)
 }
 
+fn of_mark(disk: &str, error: &block::Error) -> Observation {
+    let message = format!("the image of disk {disk} cannot be marked");
+    Observation::new(Side::Source, "disk.mark", message).caused_by(Observation::from_error(
+        Side::Source,
+        "disk.io",
+        error,
+    ))
+}
+
 impl SourceMachine for MachineSource {
     fn describe(&self) -> VmResult<MachineDescription> {
-        let mut description = self.machine.spec().describe(&self.name)?;
+        let mut description = self.machine.current_spec().describe(&self.name)?;
         let places = self.machine.devices().disks.places();
         description.disks = places.map(|places| places.to_json()).transpose()?;
         Ok(description)
@@ -173,9 +221,76 @@ impl DirtyMemory for MachineSource {
 }
 
 impl SourceDisks for MachineSource {
+    fn volumes(&self) -> VmResult<Vec<Arc<dyn SourceVolume>>> {
+        let offered = self.modes.iter().filter_map(|(id, mode)| match mode {
+            DiskMode::Shared => None,
+            DiskMode::Auto => Some((id, Wish::MayTravel)),
+            DiskMode::Precopy | DiskMode::Mirror => Some((id, Wish::Travels)),
+        });
+        let volumes = offered.map(|(id, wish)| {
+            let volume = OutgoingVolume::of(&self.machine, id, wish);
+            let volume = volume.ok_or_else(|| {
+                let message = format!("the guest has no disk {id}");
+                Observation::new(Side::Source, "disk.unknown", message)
+            })?;
+            Ok(Arc::new(volume) as Arc<dyn SourceVolume>)
+        });
+        volumes.collect()
+    }
+
+    fn agree_on_disks(&self, travelling: &[String]) -> VmResult<()> {
+        *self.lock_travelling() = travelling.to_vec();
+        Ok(())
+    }
+
+    fn mark_disks(&self, id: MigrationId, destination: &str) -> VmResult<()> {
+        let Some(journal) = self.journal else {
+            return Ok(());
+        };
+        let mark = Mark::new(id, journal, Some(destination));
+        let travelling = self.lock_travelling();
+        for (disk, image) in self.written().filter(|(id, _)| travelling.contains(id)) {
+            let set = mark.set_leaving(image.file());
+            if !set.map_err(|e| of_mark(disk, &e))? {
+                tracing::warn!(%disk, "the storage has no marks: when the guest has gone, nothing will keep others from its image");
+            }
+        }
+        Ok(())
+    }
+
+    fn unmark_disks(&self) -> VmResult<()> {
+        let marked = self
+            .written()
+            .filter(|(_, image)| marks::are_on(image.file()));
+        let mut removed = Ok(());
+        for (id, image) in marked {
+            // Each, whatever comes of one.
+            removed = removed.and(marks::remove(image.file()).map_err(|e| of_mark(id, &e)));
+        }
+        removed
+    }
+
+    fn track_disks(&self) -> VmResult<()> {
+        let devices = self.machine.devices();
+        let tracked = self
+            .lock_travelling()
+            .iter()
+            .try_for_each(|id| devices.track(id));
+        tracked.map_err(|e| observed(&e))
+    }
+
+    fn untrack_disks(&self) -> VmResult<()> {
+        let devices = self.machine.devices();
+        devices.untrack_all().map_err(|e| observed(&e))
+    }
+
     fn offer_disks(&self) -> VmResult<()> {
         let devices = self.machine.devices();
-        devices.claims.offer().map_err(|e| observed(&e))?;
+        let travelling = self.lock_travelling();
+        devices
+            .claims
+            .offer(|id| !travelling.iter().any(|it| it == id))
+            .map_err(|e| observed(&e))?;
         devices.disks.exclusive_opens().offer();
         Ok(())
     }

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use control::instance::VmState;
-use migration::control::Control;
 use migration::journal::MemoryJournal;
 use migration::observation::Observation;
 use migration::request::MigrateRequest;
+use migration::steering::Steering;
 use migration::transport::socket::SocketConnect;
 use migration::vm::{DestinationMachine, SourceMachine};
 use migration::{MigrationId, Outcome, source};
@@ -77,7 +77,7 @@ fn what_the_destination_cannot_read_is_refused_by_name_before_anything_moves() {
                 MigrationId::random().unwrap(),
                 MigrateRequest::new(address.to_string()),
             ),
-            &Control::new(),
+            &Steering::new(),
             &MemoryJournal::default(),
         );
         let Outcome::Failed(report) = outcome else {

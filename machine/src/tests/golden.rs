@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::boot::refusal::KvmBackend;
-use crate::build::spec::{CpuDemands, DiskAccess, DiskSpec, MachineSpec};
+use crate::build::spec::{CpuDemands, DiskAccess, DiskSpec, ImageFormat, MachineSpec};
 use crate::memory::PageBacking;
 use crate::snapshot::saved::SAVED_VERSION;
 use crate::snapshot::{bytes, codec};
@@ -50,6 +50,7 @@ fn spec() -> MachineSpec {
         cpu: CpuDemands::default(),
         backend: KvmBackend::Unknown,
         disks: vec![DiskSpec {
+            format: ImageFormat::Raw,
             id: "disk0".into(),
             path: "/srv/disk0.raw".into(),
             access: DiskAccess::ReadWrite,

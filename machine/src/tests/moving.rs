@@ -54,6 +54,8 @@ pub(crate) fn hub() -> ConsoleHub {
 
 fn config(kernel: &Path) -> RunConfig {
     RunConfig {
+        allow_backing: Vec::new(),
+        stale_disks: crate::config::StaleDisks::default(),
         name: "guest".into(),
         kernel: Some(kernel.to_owned()),
         initrd: None,
@@ -90,11 +92,14 @@ pub(crate) fn held(vm: Arc<dyn Instance>) -> Arc<dyn Instance> {
 
 pub(crate) fn destination(host: &Host) -> Arc<dyn Instance> {
     let config = ReceiveConfig {
+        allow_backing: Vec::new(),
         listen: endpoint("127.0.0.1:0"),
         name: None,
         disks: Vec::new(),
+        disk_dir: None,
         nets: Vec::new(),
         reserve: None,
+        max_inbound: Rate::default(),
     };
     let dir = host.dir("incoming");
     held(receive(&config, &dir, &hub(), RamFile::memfd()).unwrap())

@@ -75,6 +75,8 @@ fn on_a_bridge(test: impl FnOnce() + Send + 'static) {
 
 fn guest(host: &Host, queues: u16) -> Arc<dyn Instance> {
     let config = RunConfig {
+        allow_backing: Vec::new(),
+        stale_disks: crate::config::StaleDisks::default(),
         name: "guest".into(),
         kernel: None,
         initrd: None,
@@ -96,14 +98,17 @@ fn guest(host: &Host, queues: u16) -> Arc<dyn Instance> {
 
 fn destination(host: &Host, nets: &[(&str, &str)]) -> Arc<dyn Instance> {
     let config = ReceiveConfig {
+        allow_backing: Vec::new(),
         listen: endpoint("127.0.0.1:0"),
         name: None,
         disks: Vec::new(),
+        disk_dir: None,
         nets: nets
             .iter()
             .map(|(id, tap)| ((*id).into(), (*tap).into()))
             .collect(),
         reserve: None,
+        max_inbound: migration::units::Rate::default(),
     };
     let dir = host.dir("incoming");
     held(receive(&config, &dir, &hub(), RamFile::memfd()).unwrap())

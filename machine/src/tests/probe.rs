@@ -13,9 +13,10 @@ use crate::boot::refusal::KvmBackend;
 use crate::boot::{self, BootPlan, KernelSource};
 use crate::build::mmio_slots;
 use crate::build::spec::CpuDemands;
-use crate::build::spec::{DiskAccess, DiskSpec, MachineSpec};
+use crate::build::spec::{DiskAccess, DiskSpec, ImageFormat, MachineSpec};
 use crate::console::{ConsoleHub, ConsoleOutputs};
-use crate::disks::{DiskClaim, DiskSource};
+use crate::debug::DebugLayers;
+use crate::disks::{DiskClaim, DiskOwner, DiskSource};
 use crate::events::GuestEvent;
 use crate::events::GuestEvents;
 use crate::kvm::slots::DirtyLog;
@@ -62,12 +63,17 @@ impl Probe {
                 let path = files.path().join("disk.raw");
                 File::create(&path).unwrap().set_len(size).unwrap();
                 DiskSource {
+                    owner: DiskOwner::AsTheMachine,
+                    format: block::image::Format::Raw,
+                    backing: Default::default(),
                     id: "disk0".into(),
                     path,
                     access: DiskAccess::ReadWrite,
                     content: block::Content::Raw,
                     expected_size: Some(size),
-                    faults: None,
+                    cache: Default::default(),
+                    journal: None,
+                    debug: DebugLayers::default(),
                 }
             })
             .into_iter()
@@ -84,6 +90,7 @@ impl Probe {
             disks: disks
                 .iter()
                 .map(|disk| DiskSpec {
+                    format: ImageFormat::Raw,
                     id: disk.id.clone(),
                     path: disk.path.to_string_lossy().into_owned(),
                     access: disk.access,

@@ -5,12 +5,12 @@ use std::thread;
 
 use super::options::Options;
 use super::reception::{Incoming, Reception};
-use super::take;
+use super::take::take;
 use super::taken::{Fate, Taken, stopped};
-use crate::control::Control;
 use crate::error::Error;
 use crate::journal::Journal;
 use crate::session::SLICE;
+use crate::steering::Steering;
 use crate::threads::{self, ThreadKind};
 use crate::transport::Listen;
 use crate::vm::DestinationVm;
@@ -54,11 +54,11 @@ impl Door<'_> {
     pub fn take_next(
         &mut self,
         vm: &mut dyn DestinationVm,
-        control: &Control,
+        steering: &Steering,
         is_over: &dyn Fn() -> bool,
     ) -> Option<Taken> {
         loop {
-            if let Err(stop) = control.check() {
+            if let Err(stop) = steering.check() {
                 return Some(stopped(stop, Fate::AtSourceByRequest));
             }
             if let Err(error) = std::mem::replace(&mut self.accepts, Ok(())) {
@@ -68,27 +68,19 @@ impl Door<'_> {
                 return None;
             }
             let peer = match self.incoming.recv_timeout(SLICE) {
-                Ok(Incoming::Control {
-                    connection,
-                    id,
-                    agreed,
-                }) => take::Peer {
-                    connection,
-                    id,
-                    agreed,
-                },
+                Ok(Incoming::Control(peer)) => peer,
                 Err(RecvTimeoutError::Timeout) => continue,
                 Ok(Incoming::Closed(error)) => return Some(stopped(error, Fate::AtSource)),
                 Err(RecvTimeoutError::Disconnected) => {
                     return Some(stopped(Error::Worker, Fate::AtSource));
                 }
             };
-            let taken = take::take(
+            let taken = take(
                 peer,
                 self.reception,
                 vm,
                 self.options,
-                control,
+                steering,
                 self.journal,
             );
             self.reception.end_session();

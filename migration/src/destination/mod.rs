@@ -1,13 +1,28 @@
 //! The destination of a migration: takes a guest in, or leaves nothing behind.
+//!
+//! Each step of a migration is a value, as at the source ([`take`] has them in order): [`Negotiated`](negotiated::Negotiated),
+//! [`Built`](built::Built), [`Loaded`](loaded::Loaded), [`Offered`](offered::Offered), [`Running`](running::Running).
 
+mod apart;
 mod bounds;
+mod built;
+mod committing;
+mod course;
 mod door;
+mod expected;
+mod holds;
+mod link;
+mod loaded;
+mod negotiated;
+mod offered;
 mod options;
-mod places;
 mod placings;
 mod reception;
+mod running;
 mod take;
 mod taken;
+mod taking;
+mod transfer;
 mod waiting;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,10 +31,10 @@ use std::thread;
 pub use options::Options;
 pub use waiting::{Waiting, wait_for_guest};
 
-use crate::control::Control;
 use crate::error::Error;
 use crate::journal::Journal;
 use crate::outcome::Outcome;
+use crate::steering::Steering;
 use crate::transport::Listen;
 use crate::vm::DestinationVm;
 
@@ -35,14 +50,14 @@ pub fn receive(
     from: &dyn Listen,
     vm: &mut dyn DestinationVm,
     options: &Options,
-    control: &Control,
+    steering: &Steering,
     journal: &dyn Journal,
 ) -> Outcome {
     let taken = door::open(from, options, journal, |door| {
-        door.take_next(vm, control, &|| false)
+        door.take_next(vm, steering, &|| false)
     });
     // Nothing but a session ends that.
-    conclude(taken.unwrap_or(Taken::Planned), control)
+    conclude(taken.unwrap_or(Taken::Planned), steering)
 }
 
 /// Goes on answering questions about migrations at `from` until `stop` is set.

@@ -3,24 +3,26 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
 use std::time::Duration;
 
+use super::expected::Expected;
 use super::options::Options;
-use super::places::{Admission, Evicted, Place, Places};
 use crate::error::Error;
 use crate::id::MigrationId;
 use crate::journal::{Decision, Journal};
 use crate::observation::{Observation, Side};
+use crate::os;
+use crate::places::{Admission, Evicted, Place, Places};
 use crate::session::{Note, Session};
 use crate::threads::{self, ThreadKind};
 use crate::transport::{Connection, Listen, Within};
+use crate::wire::VERSION;
 use crate::wire::agreed::Agreed;
 use crate::wire::capabilities::Capabilities;
 use crate::wire::control::{Answer, Message, Resolution};
 use crate::wire::hello::{HELLO_LEN, Hello, Role};
-use crate::wire::{MAX_STREAMS, VERSION};
 
 /// Questions that are looked out for.
 const MAX_DOUBTED: usize = 16;
@@ -30,25 +32,19 @@ const TOO_MANY: &str = "too many connections to this host are waiting for an ans
 /// Waits are cut into pieces of this length to see whether they are still wanted.
 const SLICE: Duration = Duration::from_millis(20);
 
+/// Who wants to give a guest.
+pub(super) struct Peer {
+    pub connection: Arc<dyn Connection>,
+    pub id: MigrationId,
+    pub agreed: Agreed,
+}
+
 /// A connection that may come in.
 pub(super) enum Incoming {
     /// A migration begins.
-    Control {
-        connection: Arc<dyn Connection>,
-        id: MigrationId,
-        agreed: Agreed,
-    },
+    Control(Peer),
     /// Nobody can come in any more.
     Closed(Error),
-}
-
-/// The migration under way.
-struct Expected {
-    id: MigrationId,
-    /// What its data connections show, once it was given out, and where they go then.
-    admission: Option<([u8; 16], Arc<Session>)>,
-    /// Streams that came in already, one bit each.
-    came: u64,
 }
 
 pub(super) struct Reception<'a> {
@@ -57,7 +53,9 @@ pub(super) struct Reception<'a> {
     options: &'a Options,
     /// Where connections go; `None` when only questions are answered.
     incoming: Option<Sender<Incoming>>,
+    /// The migration under way.
     expected: Mutex<Option<Expected>>,
+    came_again: Condvar,
     /// Held while a commit is carried out, so that a question about it waits for how it went.
     handover: Mutex<()>,
     /// Migrations of which the commit may have been sent, until somebody has asked: the last few.
@@ -85,6 +83,7 @@ impl<'a> Reception<'a> {
             options,
             incoming,
             expected: Mutex::default(),
+            came_again: Condvar::new(),
             handover: Mutex::default(),
             doubted: Mutex::default(),
             places: Places::default(),
@@ -96,11 +95,37 @@ impl<'a> Reception<'a> {
         self.expected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets data connections with `token` in to `session`.
+    /// As [`Expected::admit`].
     pub fn admit(&self, token: [u8; 16], session: &Arc<Session>) {
         if let Some(expected) = self.expected().as_mut() {
-            expected.admission = Some((token, session.clone()));
+            expected.admit(token, session);
         }
+    }
+
+    /// As [`Expected::let_come_again`].
+    pub fn let_come_again(&self, agreed: Agreed) {
+        if let Some(expected) = self.expected().as_mut() {
+            expected.let_come_again(agreed);
+        }
+    }
+
+    /// As [`Expected::end_coming_again`].
+    pub fn end_coming_again(&self) {
+        if let Some(expected) = self.expected().as_mut() {
+            expected.end_coming_again();
+        }
+    }
+
+    /// The connection on which the source of the migration under way has come again, if it does so within `patience`.
+    pub fn wait_for_source(&self, patience: Duration) -> Option<Arc<dyn Connection>> {
+        let none_yet = |expected: &mut Option<Expected>| {
+            (expected.as_mut()).is_some_and(|expected| !expected.has_come_again())
+        };
+        let (mut expected, _) = self
+            .came_again
+            .wait_timeout_while(self.expected(), patience, none_yet)
+            .unwrap_or_else(PoisonError::into_inner);
+        expected.as_mut()?.take_again()
     }
 
     /// Lets another migration come in.
@@ -180,7 +205,7 @@ impl<'a> Reception<'a> {
             Ok(Some(connection)) => connection,
             Ok(None) => return Ok(()),
             // Out of descriptors or memory: that may pass.
-            Err(error) if is_passing(&error) => {
+            Err(error) if os::is_passing(&error) => {
                 std::thread::sleep(SLICE);
                 return Ok(());
             }
@@ -262,6 +287,10 @@ impl<'a> Reception<'a> {
             Role::Control => self.hear_control(connection, hello.id, agreed),
             Role::Data { stream } => self.hear_data(connection, &hello, stream),
             Role::Resolve => self.hear_question(&*connection, hello.id, agreed),
+            Role::Again => self.hear_again(connection, &hello, agreed),
+            Role::Pull { .. } => Err(Error::Protocol(
+                "a pull came where a guest is received".into(),
+            )),
         }
     }
 
@@ -290,17 +319,13 @@ impl<'a> Reception<'a> {
                     "another migration is coming in here".into(),
                 );
             }
-            *expected = Some(Expected {
-                id,
-                admission: None,
-                came: 0,
-            });
+            *expected = Some(Expected::new(id));
         }
-        let _ = incoming.send(Incoming::Control {
+        let _ = incoming.send(Incoming::Control(Peer {
             connection,
             id,
             agreed,
-        });
+        }));
         Ok(())
     }
 
@@ -311,20 +336,8 @@ impl<'a> Reception<'a> {
         stream: u16,
     ) -> Result<(), Error> {
         let mut expected = self.expected();
-        let bit = 1u64.checked_shl(u32::from(stream)).unwrap_or(0);
-        let session = expected.as_mut().and_then(|expected| {
-            let (token, session) = expected.admission.as_ref()?;
-            let fits = expected.id == hello.id
-                && *token == hello.token
-                && stream < u16::from(MAX_STREAMS)
-                && session.takes_data();
-            if !fits || bit == 0 || expected.came & bit != 0 {
-                return None;
-            }
-            expected.came |= bit;
-            Some(session.clone())
-        });
-        match session {
+        let session = expected.as_mut();
+        match session.and_then(|expected| expected.data(hello, stream)) {
             Some(session) => {
                 session.note(Note::Data { stream, connection });
                 Ok(())
@@ -333,6 +346,27 @@ impl<'a> Reception<'a> {
                 "a data connection that belongs to no migration".into(),
             )),
         }
+    }
+
+    /// The source of the migration under way comes again; whoever else does is told the same, whatever it knows.
+    fn hear_again(
+        &self,
+        connection: Arc<dyn Connection>,
+        hello: &Hello,
+        agreed: Agreed,
+    ) -> Result<(), Error> {
+        let is_let_in = (self.expected().as_mut())
+            .is_some_and(|expected| expected.come_again(hello, agreed, connection.clone()));
+        if is_let_in {
+            self.came_again.notify_all();
+            return Ok(());
+        }
+        refuse(
+            &*connection,
+            self.options.io_timeout,
+            "migration.not-waiting",
+            "this host does not wait for a new link of that migration".into(),
+        )
     }
 
     fn hear_question(
@@ -391,11 +425,4 @@ fn refuse(
         .send_within(&frame, Within::time(patience))
         .map_err(Error::link("refusing a connection"))?;
     Err(Error::Peer(Box::new(observation)))
-}
-
-fn is_passing(error: &std::io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EINTR)
-    )
 }

@@ -1,11 +1,11 @@
 //! How a session at the destination ended: where the guest is then, and what is left to be done.
 
-use crate::control::Control;
 use crate::error::Error;
 use crate::id::MigrationId;
 use crate::observation::{Observation, Side};
 use crate::outcome::Outcome;
 use crate::progress::{Phase, Report};
+use crate::steering::Steering;
 
 /// How a session ended.
 pub(super) enum Taken {
@@ -57,7 +57,7 @@ pub(super) fn stopped(error: Error, fate: Fate) -> Taken {
     }))
 }
 
-pub(super) fn conclude(taken: Taken, control: &Control) -> Outcome {
+pub(super) fn conclude(taken: Taken, steering: &Steering) -> Outcome {
     let outcome = match taken {
         Taken::Completed(mut report) => {
             report.status = "completed".into();
@@ -85,7 +85,7 @@ pub(super) fn conclude(taken: Taken, control: &Control) -> Outcome {
             outcome(report)
         }
     };
-    control.end(&outcome);
+    steering.end(&outcome);
     outcome
 }
 

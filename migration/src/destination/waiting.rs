@@ -6,18 +6,18 @@ use std::time::Instant;
 use super::door::open;
 use super::options::Options;
 use super::taken::{Aftermath, Fate, Taken, conclude};
-use crate::control::Control;
 use crate::id::MigrationId;
 use crate::journal::Journal;
 use crate::outcome::Outcome;
 use crate::progress::Report;
+use crate::steering::Steering;
 use crate::transport::Listen;
 use crate::vm::DestinationVm;
 
 /// Who waits for a guest.
 pub trait Waiting {
     /// The handle of the migration that is waited for from now on.
-    fn next(&self) -> Arc<Control>;
+    fn next(&self) -> Arc<Steering>;
     /// A migration failed, as its report says, and the next is waited for.
     fn goes_on(&self, report: &Report);
 }
@@ -41,25 +41,25 @@ pub fn wait_for_guest(
         let reception = door.reception;
         let mut owed: Option<Owed> = None;
         loop {
-            let control = waiting.next();
+            let steering = waiting.next();
             owed = owed.filter(|owed| !reception.was_asked(owed.id));
             let is_over = || {
                 owed.as_ref().is_some_and(|owed| {
                     Instant::now() >= owed.until && !reception.was_asked(owed.id)
                 })
             };
-            let Some(taken) = door.take_next(vm, &control, &is_over) else {
+            let Some(taken) = door.take_next(vm, &steering, &is_over) else {
                 // Only what is owed can be over.
                 let outcome =
                     owed.map_or_else(|| Outcome::Failed(Report::default()), |o| o.outcome);
-                control.end(&outcome);
+                steering.end(&outcome);
                 return outcome;
             };
             let aftermath = match &taken {
                 Taken::Failed(failed) if failed.fate == Fate::AtSource => failed.aftermath,
                 _ => Aftermath::Shut,
             };
-            let outcome = conclude(taken, &control);
+            let outcome = conclude(taken, &steering);
             let report = outcome.report().clone();
             match aftermath {
                 Aftermath::Nothing => {}

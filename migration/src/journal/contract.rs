@@ -32,6 +32,11 @@ pub trait Journal: Send + Sync {
     /// # Errors
     /// When it is not known to be durable.
     fn answer(&self, id: MigrationId, answer: Resolution) -> Result<Resolution, JournalError>;
+    /// What was recorded that a resolve is told.
+    ///
+    /// # Errors
+    /// When the record cannot be read.
+    fn answered(&self, id: MigrationId) -> Result<Option<Resolution>, JournalError>;
     /// Notes that the source of a committed migration has let go and will not ask any more, so that
     /// the record may go one day. It stays if this note is lost.
     ///

@@ -192,6 +192,10 @@ impl Journal for FileJournal {
         write(&self.lock(&path)?, &path, answer, Standing::Keep)
     }
 
+    fn answered(&self, id: MigrationId) -> Result<Option<Resolution>, JournalError> {
+        self.find(&self.path(id, "answer"))
+    }
+
     fn finish(&self, id: MigrationId) -> Result<(), JournalError> {
         let path = self.path(id, "finished");
         OpenOptions::new()
@@ -333,6 +337,7 @@ mod tests {
                 handover,
                 destination: "unix:/x".into(),
                 host: Some(HostId([5; 16])),
+                overlay: None,
             };
             journal.record(id, &record).unwrap();
             assert_eq!(journal.recorded(id).unwrap(), Some(record));

@@ -61,6 +61,11 @@ impl Journal for MemoryJournal {
         Ok(*answers.entry(id).or_insert(answer))
     }
 
+    fn answered(&self, id: MigrationId) -> Result<Option<Resolution>, JournalError> {
+        let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(answers.get(&id).copied())
+    }
+
     fn decision(&self, id: MigrationId) -> Result<Option<Decision>, JournalError> {
         Ok(self.decisions().get(&id).copied().flatten())
     }

@@ -19,4 +19,4 @@ pub use contract::Journal;
 pub use error::JournalError;
 pub use file::FileJournal;
 pub use memory::MemoryJournal;
-pub use record::{Decision, Handover, SourceRecord};
+pub use record::{Decision, Handover, Overlay, OverlayBase, SourceRecord};

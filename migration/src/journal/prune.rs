@@ -171,6 +171,7 @@ mod tests {
                 handover,
                 destination: "unix:/x".into(),
                 host: None,
+                overlay: None,
             };
             journal.record(id(number), &record).unwrap();
         }

@@ -38,4 +38,27 @@ pub struct SourceRecord {
     /// Who listens there, where that was told: nobody else knows whether the guest ran.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<HostId>,
+    /// The overlay in which a disk goes on while it moves to another image on its host; neither the old image nor the new
+    /// one is the disk then. Only beside [`Handover::Begun`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<Overlay>,
+}
+
+/// An overlay that is a disk for now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Overlay {
+    /// Which of the overlays of the move.
+    pub number: u8,
+    /// What lies below it, perhaps with another overlay in between.
+    pub base: OverlayBase,
+}
+
+/// The image to which what is in overlays comes in the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OverlayBase {
+    /// The one that the disk had before.
+    Old,
+    /// The one that it moves to.
+    New,
 }

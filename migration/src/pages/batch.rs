@@ -83,7 +83,7 @@ impl<'a> Batch<'a> {
     /// The frame of it, as part of `pass`: plain bytes and the pieces.
     pub fn frame(&mut self, pass: u32) -> (&[u8], &[Piece<'a>]) {
         let at = self.bytes.len();
-        let header = BatchHeader::pages(pass, &self.ranges);
+        let header = BatchHeader::of(pass, &self.ranges);
         self.bytes.extend_from_slice(header.as_bytes());
         self.bytes.extend_from_slice(self.ranges.as_bytes());
         let len = self.bytes.len() - at;

@@ -34,6 +34,21 @@ impl Words {
     pub fn set(&self, at: usize, word: u64) {
         self.0[at].store(word, Ordering::Relaxed);
     }
+
+    /// Sum of all words. What was never written is looked at too, and still takes no memory.
+    pub fn sum(&self) -> u64 {
+        let words = self.0.iter().map(|word| word.load(Ordering::Relaxed));
+        words.fold(0, u64::wrapping_add)
+    }
+
+    /// Makes all words zero, and touches only those that are not.
+    pub fn clear(&self) {
+        for word in &self.0 {
+            if word.load(Ordering::Relaxed) != 0 {
+                word.store(0, Ordering::Relaxed);
+            }
+        }
+    }
 }
 
 /// The sum of the hashes of those pages of `hashes`, each as it was last sent or placed, that one stream

@@ -5,7 +5,7 @@
 //! comes to it first: a thread that goes ahead of the data, or the stream whose data arrives. Without a
 //! processor to spare nobody goes ahead: what a stream zeroed itself is in its cache when data comes.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::populate_cost::{PopulateCost, Way, thread_time};
@@ -36,7 +36,6 @@ pub(crate) struct Populate {
     run: u64,
     cost: PopulateCost,
     huge: HugePages,
-    stop: AtomicBool,
 }
 
 impl Populate {
@@ -51,13 +50,7 @@ impl Populate {
             },
             cost: PopulateCost::default(),
             huge,
-            stop: AtomicBool::new(false),
         }
-    }
-
-    /// Ends [`Populate::go_ahead`] soon.
-    pub fn stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
     }
 
     /// Makes the pages of `span`, which lies in one stripe and is about to be filled for the first
@@ -86,10 +79,11 @@ impl Populate {
         }
     }
 
-    /// Makes the announced extents, which are expected, present in the order in which data comes.
-    pub fn go_ahead(&self, ram: &Ram, extents: &[(u64, u64)]) {
+    /// Makes the announced extents, which are expected, present in the order in which data comes, until no more
+    /// `is_over`.
+    pub fn go_ahead(&self, ram: &Ram, extents: &[(u64, u64)], is_over: &dyn Fn() -> bool) {
         for piece in extents.iter().flat_map(|&extent| pieces(ram, extent)) {
-            if self.stop.load(Ordering::Relaxed) {
+            if is_over() {
                 return;
             }
             if piece == stripe_of(ram, piece) {

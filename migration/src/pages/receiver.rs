@@ -1,21 +1,16 @@
-//! A data stream of the destination: places pages and keeps the digest of what is in place.
+//! The memory's part of a data stream at the destination: places pages and keeps the digest of what is in place.
 
-use std::sync::Arc;
-
-use zerocopy::{FromZeros, IntoBytes};
-
-use super::Counters;
 use super::hashes::{PageHashes, Words};
 use super::plan::{Origin, Plan, Receipt, Step};
 use super::populate::Populate;
 use super::stripes::Owners;
 use crate::PAGE_SIZE;
 use crate::error::Error;
+use crate::frames::{Counters, PassKind};
 use crate::progress::Verify;
 use crate::raw::{HashKey, Ram, STRIPE_PAGES, Span};
-use crate::session::{Note, SLICE, Session};
 use crate::transport::Connection;
-use crate::wire::batch::{BATCH_LEN, BatchHeader, BatchKind, Encoding, MAX_RANGES, PageRange};
+use crate::wire::batch::{Encoding, PageRange};
 
 /// What a destination remembers of its pages, for all of its streams.
 pub(crate) struct Placed {
@@ -31,112 +26,56 @@ impl Placed {
             hashes: Words::of_hashes(ram, verify),
         }
     }
+
+    /// The streams of a new link carry any stripe; what those of the old one have added to the digest.
+    pub fn begin_again(&self) -> u64 {
+        self.owners.forget();
+        self.hashes.sum()
+    }
 }
 
-/// What all streams of a destination share.
-#[derive(Clone, Copy)]
-pub(crate) struct Receiving<'a> {
-    pub ram: &'a Ram,
-    pub placed: &'a Placed,
-    pub session: &'a Session,
-    pub populate: &'a Populate,
-    pub counters: &'a Counters,
+/// Where the guest's memory is placed, by all streams of a destination; it outlives each of them.
+pub(crate) struct MemoryHere {
+    pub ram: Ram,
+    pub placed: Placed,
+    pub populate: Populate,
     /// Key of the digest; `None` when the stream is not verified.
-    pub key: Option<&'a HashKey>,
+    pub key: Option<HashKey>,
 }
 
-/// One data stream.
-pub(crate) struct Receiver<'a> {
-    shared: Receiving<'a>,
+/// What one stream places of it.
+pub(crate) struct PageReceiver<'a> {
+    shared: &'a MemoryHere,
+    counters: &'a Counters,
     stream: u16,
-    connection: Arc<dyn Connection>,
     hashes: PageHashes<'a>,
-    pass: u32,
-    ranges: Vec<PageRange>,
     plan: Plan<'a>,
 }
 
-impl<'a> Receiver<'a> {
-    pub fn new(shared: Receiving<'a>, stream: u16, connection: Arc<dyn Connection>) -> Self {
+impl<'a> PageReceiver<'a> {
+    pub fn new(shared: &'a MemoryHere, stream: u16, counters: &'a Counters) -> Self {
         Self {
             hashes: PageHashes::new(&shared.placed.hashes),
-            plan: Plan::new(shared.ram),
+            plan: Plan::new(&shared.ram),
             shared,
+            counters,
             stream,
-            connection,
-            pass: 0,
-            ranges: Vec::with_capacity(MAX_RANGES),
         }
     }
 
-    /// Places batches until the session ends.
-    pub fn run(mut self) {
-        loop {
-            match self.connection.wait_readable(SLICE) {
-                // The control connection knows whether the peer lives: silence here is no failure.
-                Ok(false) if self.shared.session.is_stopped() => return,
-                Ok(false) => {}
-                Ok(true) => {
-                    if let Err(error) = self.receive() {
-                        return self.shared.session.fail(error);
-                    }
-                }
-                Err(error) => {
-                    return self
-                        .shared
-                        .session
-                        .fail(Error::link("waiting for pages")(error));
-                }
-            }
-        }
+    /// What this stream's pages add to the digest.
+    pub fn digest(&self) -> u64 {
+        self.hashes.digest()
     }
 
-    fn receive(&mut self) -> Result<(), Error> {
-        let lost = || Error::link("receiving pages");
-        let mut header = [0; BATCH_LEN];
-        self.connection.receive(&mut header).map_err(lost())?;
-        let header: BatchHeader = zerocopy::transmute!(header);
-        match header.kind()? {
-            BatchKind::PassEnd => {
-                header.verify(&[])?;
-                let may_end = self.shared.session.may_end(header.pass());
-                if header.pass() != self.pass + 1 || !may_end {
-                    return Err(Error::Protocol(format!(
-                        "pass {} ended on stream {} after pass {}",
-                        header.pass(),
-                        self.stream,
-                        self.pass
-                    )));
-                }
-                self.pass = header.pass();
-                self.shared.session.note(Note::PassDone {
-                    stream: self.stream,
-                    pass: self.pass,
-                    digest: self.hashes.digest(),
-                });
-                Ok(())
-            }
-            BatchKind::Pages { ranges, payload } => {
-                let mut table = std::mem::take(&mut self.ranges);
-                table.resize(ranges, PageRange::new_zeroed());
-                let bytes = table.as_mut_slice().as_mut_bytes();
-                let received = self.connection.receive(bytes).map_err(lost());
-                let done = received.and_then(|()| {
-                    header.verify(&table)?;
-                    self.place(&table)
-                });
-                Counters::add(
-                    &self.shared.counters.wire_bytes,
-                    (BATCH_LEN + table.as_bytes().len()) as u64 + payload,
-                );
-                self.ranges = table;
-                done
-            }
-        }
-    }
-
-    fn place(&mut self, ranges: &[PageRange]) -> Result<(), Error> {
-        let ram = self.shared.ram;
+    /// Receives the payload of `ranges`, which are of a pass of `kind`, and places them.
+    pub fn place(
+        &mut self,
+        connection: &dyn Connection,
+        kind: PassKind,
+        ranges: &[PageRange],
+    ) -> Result<(), Error> {
+        let ram = &self.shared.ram;
         self.plan.clear();
         // All ranges are checked before the first byte lands.
         for range in ranges {
@@ -150,24 +89,24 @@ impl<'a> Receiver<'a> {
                     self.stream
                 )));
             };
-            if self.pass == 0 && encoding != Encoding::Zero {
+            if kind != PassKind::Again && encoding != Encoding::Zero {
                 self.shared.populate.claim(ram, place);
             }
             self.plan.push(place, encoding, range.payload() as usize);
         }
         self.plan
-            .receive(&*self.connection)
+            .receive(connection)
             .map_err(Error::link("receiving pages"))?;
         for step in self.plan.steps() {
             self.plan.fill(step)?;
-            note_placed(self.shared, &mut self.hashes, self.pass, step);
+            note_placed((self.shared, self.counters), &mut self.hashes, kind, step);
         }
         Ok(())
     }
 
     /// Whether the pages lie in one stripe, which no other stream has carried.
     fn is_ours(&self, span: Span) -> bool {
-        let Receiving { ram, placed, .. } = self.shared;
+        let MemoryHere { ram, placed, .. } = self.shared;
         let stripe = ram.regions()[span.region].stripe_of(span.page);
         span.page % STRIPE_PAGES + span.pages <= STRIPE_PAGES
             && placed.owners.claim(stripe, self.stream)
@@ -175,8 +114,13 @@ impl<'a> Receiver<'a> {
 }
 
 /// Counts the pages of `step`, which are in place, and adds them to the digest.
-fn note_placed(shared: Receiving<'_>, hashes: &mut PageHashes<'_>, pass: u32, step: Step) {
-    let Receiving { ram, counters, .. } = shared;
+fn note_placed(
+    (shared, counters): (&MemoryHere, &Counters),
+    hashes: &mut PageHashes<'_>,
+    kind: PassKind,
+    step: Step,
+) {
+    let ram = &shared.ram;
     let Step { span, receipt, .. } = step;
     let region = &ram.regions()[span.region];
     let is_zero = matches!(receipt, Receipt::Copy(Origin::Zeroes));
@@ -185,7 +129,7 @@ fn note_placed(shared: Receiving<'_>, hashes: &mut PageHashes<'_>, pass: u32, st
         false => &counters.raw_pages,
     };
     Counters::add(counter, span.pages);
-    let Some(key) = shared.key else { return };
+    let Some(key) = &shared.key else { return };
     for page in span.page..span.page + span.pages {
         let hash = match is_zero {
             true => 0,
@@ -199,9 +143,9 @@ fn note_placed(shared: Receiving<'_>, hashes: &mut PageHashes<'_>, pass: u32, st
             }
         };
         let at = region.index(page);
-        match pass {
-            0 => hashes.note_first(at, hash),
-            _ => hashes.note_again(at, hash),
+        match kind {
+            PassKind::First => hashes.note_first(at, hash),
+            PassKind::Rest | PassKind::Again => hashes.note_again(at, hash),
         }
     }
 }

@@ -1,57 +1,30 @@
-//! A data stream of the source: clears, scans, hashes and sends its share of a pass.
+//! The memory's part of a data stream at the source: clears, scans, hashes and sends its share of a pass.
 
-use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
-use zerocopy::IntoBytes;
-
-use super::Counters;
 use super::batch::Batch;
 use super::dirty::{Bitmaps, next_run};
 use super::hashes::{PageHashes, Words};
-use super::stripes::{Lanes, Stripe};
+use super::stripes::{Dealing, Lanes, Stripe};
 use super::window::Window;
 use crate::PAGE_SIZE;
-use crate::bandwidth::Bucket;
-use crate::control::Control;
 use crate::error::Error;
+use crate::frames::{Counters, Outlet, PassKind, Trail};
 use crate::progress::Verify;
 use crate::raw::{HashKey, Ram, RamSlice, Span};
-use crate::session::{Note, Session};
-use crate::transport::Connection;
 use crate::vm::DirtyMemory;
 use crate::wire::agreed::Agreed;
-use crate::wire::batch::{BatchHeader, Encoding};
-
-/// Payload of a batch at most; half a megabyte of hashed pages is still in the cache when it is sent.
-const BATCH: usize = 512 << 10;
-/// Payload of a batch at least, when a limit makes batches smaller so that it is kept evenly.
-const MIN_BATCH: usize = 64 << 10;
-
-/// Whether the destination's memory is still as it was made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum PassKind {
-    /// Nothing was sent: holes and zero pages need not travel.
-    First,
-    /// Pages sent before are sent again.
-    Again,
-}
-
-/// A pass over the dirty pages.
-pub(crate) struct Pass {
-    pub number: u32,
-    pub kind: PassKind,
-    pub dirty: Bitmaps,
-}
+use crate::wire::batch::Encoding;
 
 /// What a source remembers of its pages, for all of its streams.
 pub(crate) struct Sent {
     lanes: Lanes,
-    /// A bit for each page that holds data at the destination.
-    placed: Words,
+    /// A bit for each page that was ever sent as data: what the destination holds of it, whichever link was lost, may be
+    /// that.
+    as_data: Words,
     hashes: Words,
+    trail: Trail,
 }
 
 impl Sent {
@@ -59,90 +32,110 @@ impl Sent {
     pub fn nothing(ram: &Ram, verify: Verify, streams: u8, agreed: Agreed) -> Self {
         Self {
             lanes: Lanes::new(ram.stripes(), u16::from(streams), agreed),
-            placed: Words::new(ram.table_len() / 64),
+            as_data: Words::new(ram.table_len() / 64),
             hashes: Words::of_hashes(ram, verify),
+            trail: Trail::new(ram.stripes()),
         }
+    }
+
+    /// Takes out of `dirty`, which `pass` sends, what is placed where so many `frames` of each stream are.
+    pub fn leave_out_placed(&self, ram: &Ram, dirty: &mut Bitmaps, pass: u32, frames: &[u32]) {
+        for number in 0..ram.stripes() {
+            if self.trail.is_placed(number, pass, frames)
+                && let Some(stripe) = Stripe::at(ram, number)
+            {
+                stripe.words_mut(&mut dirty[stripe.region]).fill(0);
+            }
+        }
+    }
+
+    /// The streams of a new link share all of it anew; what those of the old one have added to the digest.
+    pub fn begin_again(&self) -> u64 {
+        self.lanes.deal_anew();
+        self.trail.forget();
+        self.hashes.sum()
     }
 }
 
-/// What all streams of a source share.
-pub(crate) struct Sending<'a> {
-    pub memory: &'a dyn DirtyMemory,
+/// Memory that is given away, for all streams of its source.
+pub(crate) struct Memory<'a> {
+    pub marks: &'a dyn DirtyMemory,
     pub ram: Arc<Ram>,
     pub sent: Arc<Sent>,
-    pub session: Arc<Session>,
-    pub control: &'a Control,
-    pub bucket: Arc<Bucket>,
-    pub counters: Arc<Counters>,
     /// Key of the digest; `None` when the stream is not verified.
     pub key: Option<Arc<HashKey>>,
 }
 
-/// One data stream.
-pub(crate) struct Sender<'a> {
-    shared: &'a Sending<'a>,
+/// What one stream sends of it.
+pub(crate) struct PageSender<'a> {
+    shared: &'a Memory<'a>,
     stream: u16,
-    connection: Arc<dyn Connection>,
     hashes: PageHashes<'a>,
+    dealing: Dealing,
     window: Window,
     batch: Batch<'a>,
-    /// Payload of a batch at most.
-    most: usize,
 }
 
-impl<'a> Sender<'a> {
-    pub fn new(shared: &'a Sending<'a>, stream: u16, connection: Arc<dyn Connection>) -> Self {
+/// What goes before pages, whenever it has something to send.
+pub(crate) type Beside<'b> = &'b mut dyn FnMut(&mut Outlet<'_>) -> Result<(), Error>;
+
+/// A pass as one stream goes through it.
+struct Going<'p, 'o, 'a> {
+    number: u32,
+    kind: PassKind,
+    dirty: &'p Bitmaps,
+    outlet: &'o mut Outlet<'a>,
+    beside: Option<Beside<'p>>,
+}
+
+impl<'a> PageSender<'a> {
+    pub fn new(shared: &'a Memory<'a>, stream: u16) -> Self {
         Self {
             hashes: PageHashes::new(&shared.sent.hashes),
             shared,
             stream,
-            connection,
+            dealing: Dealing::Now,
             window: Window::new(),
             batch: Batch::new(),
-            most: BATCH,
         }
     }
 
-    /// Sends pass after pass until there are no more.
-    pub fn run(mut self, passes: &Receiver<Arc<Pass>>) {
-        while let Ok(pass) = passes.recv() {
-            let number = pass.number;
-            self.shared.session.pass_begins(number);
-            let sent = self.send_pass(&pass);
-            // The bitmaps are used again once nobody holds them.
-            drop(pass);
-            match sent {
-                Ok(()) => self.shared.session.note(Note::PassDone {
-                    stream: self.stream,
-                    pass: number,
-                    digest: self.hashes.digest(),
-                }),
-                Err(error) => return self.shared.session.fail(error),
-            }
-        }
+    /// What this stream's pages add to the digest.
+    pub fn digest(&self) -> u64 {
+        self.hashes.digest()
     }
 
-    fn send_pass(&mut self, pass: &Pass) -> Result<(), Error> {
+    /// Sends this stream's share of the pages that are set in `dirty`.
+    pub fn send_pass<'p>(
+        &mut self,
+        outlet: &mut Outlet<'_>,
+        (number, kind): (u32, PassKind),
+        dirty: &'p Bitmaps,
+        beside: Option<Beside<'p>>,
+    ) -> Result<(), Error> {
+        let going = &mut Going {
+            number,
+            kind,
+            dirty,
+            outlet,
+            beside,
+        };
         let lanes = &self.shared.sent.lanes;
-        match pass.kind {
-            PassKind::First => {
+        match self.dealing {
+            Dealing::Now => {
                 while let Some(stripes) = lanes.take(self.stream, self.window.limit()) {
-                    self.send_stripes(pass, stripes)?;
+                    self.send_stripes(going, stripes)?;
                 }
+                self.dealing = Dealing::Done;
             }
-            PassKind::Again => self.send_stripes(pass, lanes.carried(self.stream))?,
+            Dealing::Done => self.send_stripes(going, lanes.carried(self.stream))?,
         }
-        self.flush(pass.number)?;
-        let header = BatchHeader::pass_end(pass.number);
-        let bytes = header.as_bytes();
-        self.pace(bytes.len());
-        let sent = self.connection.send(bytes);
-        self.count(bytes.len(), sent)
+        self.flush(going)
     }
 
     fn send_stripes(
         &mut self,
-        pass: &Pass,
+        pass: &mut Going<'_, '_, '_>,
         stripes: impl Iterator<Item = u64>,
     ) -> Result<(), Error> {
         for stripe in stripes {
@@ -162,21 +155,26 @@ impl<'a> Sender<'a> {
     }
 
     /// Sends the dirty pages of the stripes in the window.
-    fn send_window(&mut self, pass: &Pass) -> Result<(), Error> {
-        let Some((region, first, marks)) = self.window.marks(&pass.dirty) else {
+    fn send_window(&mut self, pass: &mut Going<'_, '_, '_>) -> Result<(), Error> {
+        if pass.beside.is_some() {
+            // What is noted of pages counts on it that nothing goes between them and their frame.
+            self.flush(pass)?;
+        }
+        if let Some(beside) = &mut pass.beside {
+            beside(pass.outlet)?;
+        }
+        let Some((region, first, marks)) = self.window.marks(pass.dirty) else {
             return Ok(());
         };
         let began = Instant::now();
         // Marks go before the pages are read, also before the file is asked for holes: what the guest
         // writes from here on is seen in the next pass.
         self.shared
-            .memory
+            .marks
             .clear_vcpu_writes(region, first, marks)
             .map_err(Error::vm("clear dirty marks"))?;
         for index in 0..self.window.stripes().len() {
-            if self.shared.session.is_stopped() {
-                return Err(Error::Cancelled);
-            }
+            pass.outlet.check()?;
             let stripe = self.window.stripes()[index];
             let words = stripe.words(&pass.dirty[stripe.region]);
             let mut at = 0;
@@ -184,30 +182,62 @@ impl<'a> Sender<'a> {
                 at = end;
                 self.send_run(pass, stripe, stripe.first + first, stripe.first + end)?;
             }
+            let last = pass.outlet.frame_of(!self.batch.is_empty());
+            let number = self.shared.ram.regions()[stripe.region].stripe_of(stripe.first);
+            let of = (pass.number, self.stream);
+            self.shared.sent.trail.left(number, of, last);
         }
         self.window.sent(began.elapsed());
         Ok(())
     }
 
     /// Sends the dirty pages `[first, end)` of a stripe.
-    fn send_run(&mut self, pass: &Pass, stripe: Stripe, first: u64, end: u64) -> Result<(), Error> {
+    fn send_run(
+        &mut self,
+        pass: &mut Going<'_, '_, '_>,
+        stripe: Stripe,
+        first: u64,
+        end: u64,
+    ) -> Result<(), Error> {
         if pass.kind == PassKind::Again {
             return self.send_data(pass, stripe, first, end);
         }
         let region = &self.shared.ram.regions()[stripe.region];
         let mut at = first;
         while let Some((data, data_end)) = region.next_data(at, end) {
-            Counters::add(&self.shared.counters.hole_pages, data - at);
+            self.pass_hole(pass, stripe, at, data)?;
             self.send_data(pass, stripe, data, data_end)?;
             at = data_end;
         }
-        Counters::add(&self.shared.counters.hole_pages, end - at);
+        self.pass_hole(pass, stripe, at, end)
+    }
+
+    /// The pages `[first, end)` have no memory: none travels but those that held data once and may hold it there.
+    fn pass_hole(
+        &mut self,
+        pass: &mut Going<'_, '_, '_>,
+        stripe: Stripe,
+        first: u64,
+        end: u64,
+    ) -> Result<(), Error> {
+        let mut holes = end - first;
+        if pass.kind == PassKind::Rest {
+            let region = &self.shared.ram.regions()[stripe.region];
+            for page in first..end {
+                let at = region.index(page);
+                if self.shared.sent.as_data.get(at / 64) >> (at % 64) & 1 == 1 {
+                    self.send_data(pass, stripe, page, page + 1)?;
+                    holes -= 1;
+                }
+            }
+        }
+        Counters::add(&pass.outlet.counters().hole_pages, holes);
         Ok(())
     }
 
     fn send_data(
         &mut self,
-        pass: &Pass,
+        pass: &mut Going<'_, '_, '_>,
         stripe: Stripe,
         first: u64,
         end: u64,
@@ -231,13 +261,13 @@ impl<'a> Sender<'a> {
                 run = encoding.map(|encoding| (page, encoding));
             }
             let pending = run.map_or(0, |(from, _)| (page + 1 - from) * PAGE_SIZE) as usize;
-            if self.batch.payload() + pending >= self.most || self.batch.room() <= 1 {
+            if self.batch.payload() + pending >= pass.outlet.most() || self.batch.room() <= 1 {
                 self.push(stripe, run.take(), page + 1);
-                self.flush(pass.number)?;
+                self.flush(pass)?;
             }
         }
         self.push(stripe, run, end);
-        let counters = &self.shared.counters;
+        let counters = pass.outlet.counters();
         Counters::add(&counters.zero_pages, zero);
         Counters::add(&counters.raw_pages, end - first - zero);
         Ok(())
@@ -251,14 +281,13 @@ impl<'a> Sender<'a> {
         gpa: u64,
         page: RamSlice<'_>,
     ) -> Option<Encoding> {
-        let placed = &self.shared.sent.placed;
+        let as_data = &self.shared.sent.as_data;
         let (word, bit) = (at / 64, 1u64 << (at % 64));
-        let before = placed.get(word);
+        let before = as_data.get(word);
         let encoding = if !page.is_zero() {
-            placed.set(word, before | bit);
+            as_data.set(word, before | bit);
             Some(Encoding::Raw)
         } else {
-            placed.set(word, before & !bit);
             (before & bit != 0).then_some(Encoding::Zero)
         };
         if let Some(key) = &self.shared.key {
@@ -269,7 +298,7 @@ impl<'a> Sender<'a> {
             };
             match kind {
                 PassKind::First => self.hashes.note_first(at, hash),
-                PassKind::Again => self.hashes.note_again(at, hash),
+                PassKind::Rest | PassKind::Again => self.hashes.note_again(at, hash),
             }
         }
         encoding
@@ -285,39 +314,14 @@ impl<'a> Sender<'a> {
         self.batch.push(&self.shared.ram, span, encoding);
     }
 
-    fn flush(&mut self, pass: u32) -> Result<(), Error> {
+    fn flush(&mut self, pass: &mut Going<'_, '_, '_>) -> Result<(), Error> {
         if self.batch.is_empty() {
             return Ok(());
         }
-        self.pace(self.batch.len());
-        let (bytes, pieces) = self.batch.frame(pass);
-        let sent = self.connection.send_pieces(bytes, pieces);
         let length = self.batch.len();
+        let (bytes, pieces) = self.batch.frame(pass.number);
+        let sent = pass.outlet.send_pieces(bytes, pieces, length);
         self.batch.clear();
-        self.count(length, sent)
-    }
-
-    /// Waits until a frame of `length` bytes may be sent, and notes how long the next one may be.
-    fn pace(&mut self, length: usize) {
-        let Sending {
-            bucket,
-            control,
-            session,
-            ..
-        } = self.shared;
-        bucket.acquire(length, control, || session.is_stopped());
-        self.most = match control.limits().bandwidth {
-            Some(rate) => usize::try_from(rate / 50)
-                .unwrap_or(BATCH)
-                .clamp(MIN_BATCH, BATCH),
-            None => BATCH,
-        };
-    }
-
-    /// Counts a frame of `length` bytes, if it was sent.
-    fn count(&self, length: usize, sent: io::Result<()>) -> Result<(), Error> {
-        sent.map_err(Error::link("sending pages"))?;
-        Counters::add(&self.shared.counters.wire_bytes, length as u64);
-        Ok(())
+        sent
     }
 }

@@ -43,11 +43,20 @@ impl Stripe {
 
     /// Its words of a bitmap of its region.
     pub fn words<'d>(&self, region: &'d [u64]) -> &'d [u64] {
-        &region[(self.first / 64) as usize..self.end.div_ceil(64) as usize]
+        &region[self.of_words()]
+    }
+
+    /// The same, to be changed.
+    pub fn words_mut<'d>(&self, region: &'d mut [u64]) -> &'d mut [u64] {
+        &mut region[self.of_words()]
+    }
+
+    fn of_words(&self) -> Range<usize> {
+        (self.first / 64) as usize..self.end.div_ceil(64) as usize
     }
 }
 
-/// Which stream carried each stripe first.
+/// Which stream of the link carried each stripe first.
 pub(crate) struct Owners(Vec<AtomicU16>);
 
 const NOBODY: u16 = u16::MAX;
@@ -67,6 +76,18 @@ impl Owners {
             Ok(_) => true,
             Err(owner) => owner == stream,
         }
+    }
+
+    /// Nobody has carried any: those who did are gone.
+    pub fn forget(&self) {
+        let owners = self.0.iter();
+        owners.for_each(|owner| owner.store(NOBODY, Ordering::Relaxed));
+    }
+
+    /// Who has carried `stripe`, if anybody has.
+    fn owner(&self, stripe: u64) -> Option<u16> {
+        let owner = self.0.get(stripe as usize)?.load(Ordering::Relaxed);
+        (owner != NOBODY).then_some(owner)
     }
 
     fn of(&self, stream: u16) -> impl Iterator<Item = u64> {
@@ -118,28 +139,47 @@ impl Rest {
     }
 }
 
+/// Whether the streams of a link have shared the stripes out yet.
+#[derive(Clone, Copy)]
+pub(crate) enum Dealing {
+    /// In the pass that comes.
+    Now,
+    Done,
+}
+
 /// How the streams of a source share the stripes.
 pub(crate) struct Lanes {
     rests: Vec<Rest>,
     owners: Owners,
+    stripes: u64,
     takes_over: bool,
 }
 
 impl Lanes {
     /// Of `stripes` stripes for `streams` streams, as was agreed with the destination.
     pub fn new(stripes: u64, streams: u16, agreed: Agreed) -> Self {
-        let streams = u64::from(streams.max(1));
-        let length = |lane| (stripes + streams - 1 - lane) / streams;
-        Self {
-            rests: (0..streams)
-                .map(|lane| Rest(AtomicU64::new(length(lane))))
-                .collect(),
+        let streams = streams.max(1);
+        let lanes = Self {
+            rests: (0..streams).map(|_| Rest(AtomicU64::new(0))).collect(),
             owners: Owners::new(stripes),
+            stripes,
             takes_over: agreed.has(Capabilities::ANY_STRIPE),
+        };
+        lanes.deal_anew();
+        lanes
+    }
+
+    /// All stripes are to be taken again, whoever carried them; no stream takes any meanwhile.
+    pub fn deal_anew(&self) {
+        self.owners.forget();
+        let streams = self.rests.len() as u64;
+        for (rest, lane) in self.rests.iter().zip(0..) {
+            let length = (self.stripes + streams - 1 - lane) / streams;
+            rest.0.store(length, Ordering::Relaxed);
         }
     }
 
-    /// The stripes that `stream` is to carry next in the first pass, `most` at most; `None` once all
+    /// The stripes that `stream` is to carry next in the first pass of a link, `most` at most; `None` once all
     /// are taken. They lie in one lane, ascending.
     pub fn take(&self, stream: u16, most: u64) -> Option<impl Iterator<Item = u64> + use<>> {
         let own = self.rests.get(usize::from(stream))?;
@@ -167,6 +207,11 @@ impl Lanes {
                 return Some((lane, taken));
             }
         }
+    }
+
+    /// The stream that carries `stripe`, if one does by now.
+    pub fn carrier(&self, stripe: u64) -> Option<u16> {
+        self.owners.owner(stripe)
     }
 
     /// The stripes that `stream` carried in the first pass, and carries in all others, ascending.
@@ -227,6 +272,16 @@ mod tests {
             all.sort_unstable();
             assert_eq!(all, (0..stripes).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn dealt_anew_all_are_taken_again_by_whoever_comes() {
+        let lanes = Lanes::new(5, 2, with(4));
+        while lanes.take(0, 2).is_some() {}
+        lanes.deal_anew();
+        assert_eq!(lanes.carried(0).count(), 0);
+        while lanes.take(1, 1).is_some() {}
+        assert_eq!(lanes.carried(1).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::{GuestRam, PAGE_SIZE};
 /// Pages in a stripe (2 MiB): the unit in which RAM is divided among the data streams.
 pub const STRIPE_PAGES: u64 = 512;
 
-/// A run of guest memory: address and length, checked against the RAM that it borrows.
+/// A run of guest memory: address and length, checked against the RAM (or the buffer) that it borrows.
 #[derive(Clone, Copy)]
 pub struct RamSlice<'a> {
     ptr: *mut u8,
@@ -29,6 +29,15 @@ unsafe impl Send for RamSlice<'_> {}
 unsafe impl Sync for RamSlice<'_> {}
 
 impl<'a> RamSlice<'a> {
+    /// Memory of our own, as what is hashed and compared like a guest's.
+    pub fn over(bytes: &'a mut [u8]) -> Self {
+        Self {
+            ptr: bytes.as_mut_ptr(),
+            len: bytes.len(),
+            ram: PhantomData,
+        }
+    }
+
     /// Length in bytes.
     pub fn len(&self) -> usize {
         self.len

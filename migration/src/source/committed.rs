@@ -34,7 +34,7 @@ impl<'m, 's, 'a> Committed<'m, 's, 'a> {
     ) -> Self {
         warnings.truncate(MAX_WARNINGS);
         for warning in &warnings {
-            course.control.warn(warning.clone());
+            course.steering.warn(warning.clone());
         }
         course.report.warnings = warnings;
         Self {

@@ -11,6 +11,8 @@ pub(super) struct Costs {
     pub machine: Rehearsal,
     /// What is flushed when the guest stands.
     pub flush: Duration,
+    /// What the destination flushes then, of disks that travel.
+    pub their_flush: Duration,
     /// Hashing all memory, where that was asked for, on the slower side.
     pub hashing: Duration,
     /// Both records of the decision.
@@ -20,10 +22,11 @@ pub(super) struct Costs {
 }
 
 impl Costs {
-    fn parts(&self) -> [(&'static str, Duration); 5] {
+    fn parts(&self) -> [(&'static str, Duration); 6] {
         let Self {
             machine: Rehearsal { stop, save },
             flush,
+            their_flush,
             hashing,
             records,
             answers,
@@ -31,6 +34,7 @@ impl Costs {
         [
             ("stopping it, saving and loading its state", stop + save * 2),
             ("flushing its disks", flush),
+            ("flushing its disks at the destination", their_flush),
             ("hashing its memory", hashing),
             ("recording the decision on both hosts", records),
             ("answers of the destination", answers),
@@ -46,6 +50,7 @@ impl Costs {
     pub fn without_flush(self) -> Self {
         Self {
             flush: Duration::ZERO,
+            their_flush: Duration::ZERO,
             ..self
         }
     }
@@ -75,14 +80,18 @@ mod tests {
                 save: Duration::from_micros(200),
             },
             flush: Duration::from_millis(40),
+            their_flush: Duration::from_millis(60),
             hashing: Duration::from_millis(900),
             ..Costs::default()
         };
-        assert_eq!(costs.total(), Duration::from_micros(940_500));
+        assert_eq!(costs.total(), Duration::from_micros(1_000_500));
         assert_eq!(
             costs.without_flush().total(),
             Duration::from_micros(900_500)
         );
-        assert_eq!(costs.describe(), "hashing its memory 900.0 ms");
+        assert_eq!(
+            costs.describe(),
+            "hashing its memory 900.0 ms, flushing its disks at the destination 60.0 ms"
+        );
     }
 }

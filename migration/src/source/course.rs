@@ -6,20 +6,22 @@ use std::time::{Duration, Instant};
 use tracing::span::EnteredSpan;
 
 use super::options::Options;
-use super::undo::{Failures, Undo};
+use super::policy::SwitchOverPolicy;
 use crate::bandwidth::Bucket;
-use crate::control::Control;
-use crate::convergence::Deadline;
 use crate::error::Error;
+use crate::frames::Counters;
 use crate::id::HostId;
 use crate::journal::{Handover, Journal, SourceRecord};
 use crate::observation::{Observation, Side};
 use crate::outcome::Outcome;
-use crate::pages::Counters;
-use crate::progress::{Phase, Report, TimeoutAction};
+use crate::progress::{Event, Iteration, Phase, Report, TimeoutAction};
 use crate::session::{Session, Timing};
+use crate::steering::Steering;
 use crate::transport::Connect;
+use crate::undo::{Failures, Undo};
 use crate::vm::SourceVm;
+use crate::wire::agreed::Agreed;
+use crate::wire::capabilities::Capabilities;
 
 /// How the steps ended without an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,8 +50,10 @@ pub(super) struct Course<'a> {
     pub vm: &'a dyn SourceVm,
     pub to: &'a dyn Connect,
     pub options: &'a Options,
-    pub control: &'a Control,
+    pub steering: &'a Steering,
     pub journal: &'a dyn Journal,
+    /// Who decides over the switch-over.
+    pub policy: &'a dyn SwitchOverPolicy,
     pub began: Instant,
     phase: Phase,
     phase_began: Instant,
@@ -58,7 +62,9 @@ pub(super) struct Course<'a> {
     pub counters: Arc<Counters>,
     pub bucket: Arc<Bucket>,
     /// The last session, which counts what goes over its control connection.
-    pub session: Option<Arc<Session>>,
+    session: Option<Arc<Session>>,
+    /// What went over those before.
+    control_bytes: u64,
     /// Who is given the guest, once it has told.
     pub host: Option<HostId>,
     /// When the guest was stopped.
@@ -73,16 +79,18 @@ impl<'a> Course<'a> {
         vm: &'a dyn SourceVm,
         to: &'a dyn Connect,
         options: &'a Options,
-        control: &'a Control,
+        steering: &'a Steering,
         journal: &'a dyn Journal,
+        policy: &'a dyn SwitchOverPolicy,
     ) -> Self {
         let now = Instant::now();
         Self {
             vm,
             to,
             options,
-            control,
+            steering,
             journal,
+            policy,
             began: now,
             phase: Phase::Negotiate,
             phase_began: now,
@@ -91,6 +99,7 @@ impl<'a> Course<'a> {
             counters: Arc::default(),
             bucket: Arc::default(),
             session: None,
+            control_bytes: 0,
             host: None,
             stopped_at: None,
             failed_at: None,
@@ -105,16 +114,38 @@ impl<'a> Course<'a> {
         }
     }
 
-    pub fn deadline(&self) -> Deadline {
-        Deadline {
-            timeout: self.timeout(),
-            action: self.options.request.on_timeout,
-        }
+    /// A link begins with `session`: whoever steers ends that.
+    pub fn on_session(&mut self, session: &Arc<Session>) {
+        let before = self.session.replace(session.clone());
+        self.control_bytes += before.map_or(0, |it| it.control_bytes());
+        self.steering.attach(session);
+    }
+
+    /// For how long a new link is tried when one is lost while the guest is copied, as its user wants and both can.
+    pub fn reconnect_for(&self, agreed: Agreed) -> Option<Duration> {
+        let time = self.options.request.reconnect_for.0;
+        (agreed.has(Capabilities::NEW_LINK) && !time.is_zero()).then_some(time)
     }
 
     /// The total time that it may take.
-    pub fn timeout(&self) -> Option<Duration> {
-        self.options.request.timeout.map(|timeout| timeout.0)
+    fn timeout(&self) -> Option<Duration> {
+        self.options.deadline().timeout
+    }
+
+    /// The total time is over, and it ends for that.
+    pub fn timed_out(&self) -> Error {
+        Error::TimedOut(self.timeout().unwrap_or_default())
+    }
+
+    /// A pass of the running guest is over.
+    pub fn iteration_ended(&mut self, iteration: Iteration) {
+        self.report.add_iteration(iteration.clone());
+        self.steering.emit(Event::Iteration(iteration));
+    }
+
+    /// Waits until the user changes something, at most for so long.
+    pub fn wait_for_change(&self, time: Duration) {
+        self.steering.wait_for_change(time);
     }
 
     pub fn phase(&self) -> Phase {
@@ -130,7 +161,7 @@ impl<'a> Course<'a> {
         self.span = Some(tracing::info_span!("phase", name = phase.name()).entered());
         self.phase = phase;
         self.phase_began = Instant::now();
-        self.control.phase(phase);
+        self.steering.phase(phase);
     }
 
     fn end_phase(&self) {
@@ -143,6 +174,7 @@ impl<'a> Course<'a> {
             handover,
             destination: self.to.address(),
             host: self.host,
+            overlay: None,
         };
         Ok(self.journal.record(self.options.id, &record)?)
     }
@@ -152,23 +184,32 @@ impl<'a> Course<'a> {
         Undo::by(&self.failures, undo)
     }
 
-    /// Whether the total time is over.
-    pub fn is_late(&self) -> bool {
+    fn is_time_over(&self) -> bool {
         let timeout = self.timeout();
         timeout.is_some_and(|timeout| self.began.elapsed() >= timeout)
+    }
+
+    /// Whether the total time is over, and the migration to end for that one way or the other.
+    pub fn is_late(&self) -> bool {
+        self.is_time_over() && self.options.request.on_timeout != TimeoutAction::Mirror
+    }
+
+    /// Whether the total time is over, and disks to go over to mirror for that.
+    pub fn is_to_mirror(&self) -> bool {
+        self.is_time_over() && self.options.request.on_timeout == TimeoutAction::Mirror
     }
 
     /// Whether the total time is over and the migration to be given up for it.
     pub fn check_time(&self) -> Result<(), Error> {
         if self.is_late() && self.options.request.on_timeout == TimeoutAction::Cancel {
-            return Err(Error::TimedOut(self.timeout().unwrap_or_default()));
+            return Err(self.timed_out());
         }
         Ok(())
     }
 
     /// Whether the migration is still to go on: nobody ended it, and there is time.
     pub fn check_wanted(&self) -> Result<(), Error> {
-        self.control.check()?;
+        self.steering.check()?;
         self.check_time()
     }
 
@@ -180,7 +221,7 @@ impl<'a> Course<'a> {
         }
         if let Err(error) = self.record(Handover::Gone) {
             // The destination's record decides; ours only saves a question.
-            self.control.warn(error.observe(Side::Source));
+            self.steering.warn(error.observe(Side::Source));
         }
     }
 
@@ -191,9 +232,9 @@ impl<'a> Course<'a> {
 
     /// Tells how all of it ended.
     pub fn conclude(self, result: Result<End, Failed>) -> Outcome {
-        let control = self.control;
+        let steering = self.steering;
         let outcome = self.outcome(result);
-        control.end(&outcome);
+        steering.end(&outcome);
         outcome
     }
 
@@ -204,8 +245,11 @@ impl<'a> Course<'a> {
             self.report.total_ms = milliseconds(ended - self.began);
         }
         self.report.encodings = self.counters.encodings();
-        let control_bytes = self.session.as_ref().map(|it| it.control_bytes());
-        self.report.wire_bytes = self.counters.wire_bytes() + control_bytes.unwrap_or(0);
+        if let Some(disks) = &mut self.report.disks {
+            self.counters.of_disks(disks);
+        }
+        let control_bytes = self.session.as_ref().map_or(0, |it| it.control_bytes());
+        self.report.wire_bytes = self.counters.wire_bytes() + self.control_bytes + control_bytes;
         if self.stopped_at.is_none() {
             self.report.run_state = self.vm.run_state();
         }

@@ -7,9 +7,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
-use crate::control::Control;
 use crate::error::Error;
 use crate::session::Session;
+use crate::steering::Steering;
 use crate::threads::{self, ThreadKind};
 use crate::vm::SourceDisks;
 
@@ -71,7 +71,7 @@ impl<'env> Flushing<'env> {
         scope: &'scope Scope<'scope, 'env>,
         disks: &'env dyn SourceDisks,
         session: Arc<Session>,
-        control: &'env Control,
+        steering: &'env Steering,
     ) -> Result<Self, Error>
     where
         'env: 'scope,
@@ -87,7 +87,7 @@ impl<'env> Flushing<'env> {
                     let began = Instant::now();
                     let flushed = disks.flush_disks();
                     shared.ended(began);
-                    control.wake();
+                    steering.wake();
                     if let Err(observation) = flushed {
                         return session.fail(Error::vm("flush the disks")(observation));
                     }

@@ -1,16 +1,17 @@
 //! The connections to the destination and the threads on them. All of it dies with the link; what outlives one is in
 //! [`super::moving::Transfer`].
 
+use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender as PassSender, channel};
 use std::thread::{Scope, ScopedJoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::reader;
 use crate::error::Error;
 use crate::pages::processors;
-use crate::pages::sender::{Pass, Sender, Sending};
 use crate::session::{Note, Session};
+use crate::streams::sender::{Pass, Sending, StreamSender};
 use crate::threads::{self, ThreadKind};
 use crate::transport::Connection;
 use crate::wire::agreed::Agreed;
@@ -63,7 +64,7 @@ impl<'s> Link<'s> {
             session.guard(|| {
                 processors::step_back();
                 processors::spread(stream.into(), streams);
-                Sender::new(&sending, stream.into(), connection).run(&passes);
+                StreamSender::new(&sending, stream.into(), connection).run(&passes);
             });
         };
         let sends = threads::start(scope, ThreadKind::Stream, "sending pages", sends)?;
@@ -85,41 +86,58 @@ impl<'s> Link<'s> {
         }
     }
 
-    /// Waits for the next message from the destination, other notes aside, as long as `may_go_on` says so.
+    /// The next note of a thread, if one comes within `patience`.
+    pub fn next(&self, patience: Duration) -> Result<Option<Note>, Error> {
+        self.session.next(&self.notes, patience)
+    }
+
+    /// As [`Session::answer`].
     pub fn answer(
         &self,
         operation: &'static str,
         patience: Duration,
         may_go_on: impl Fn() -> Result<(), Error>,
     ) -> Result<Message, Error> {
-        let until = Instant::now() + patience;
-        loop {
-            may_go_on()?;
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(Error::NoAnswer {
-                    operation,
-                    waited: patience,
-                });
-            }
-            let slice = left.min(Duration::from_millis(100));
-            match self.session.next(&self.notes, slice)? {
-                None | Some(Note::Message(Message::PassPlaced(_))) => {}
-                Some(Note::Message(message)) => return Ok(message),
-                Some(_) => {}
-            }
-        }
+        self.session
+            .answer(&self.notes, operation, patience, may_go_on)
     }
 
-    /// Whether the link stands, as far as is known now.
+    /// Whether the link stands and the destination has not given up, as far as is known now.
     pub fn check(&self) -> Result<(), Error> {
-        while self.session.next(&self.notes, Duration::ZERO)?.is_some() {}
+        while let Some(note) = self.next(Duration::ZERO)? {
+            // That it never ran; why comes next.
+            if let Note::Message(Message::Resolution(_)) = note {
+                let ended = io::ErrorKind::ConnectionAborted.into();
+                return Err(self.explain(Error::link("waiting for the decision")(ended)));
+            }
+        }
         Ok(())
     }
 
     /// As [`Session::end_for`].
     pub fn end_for(&self, error: Error) -> Error {
         self.session.end_for(&self.notes, error)
+    }
+
+    /// Ends it for `error` without a word, and waits for its threads; the cause, which the destination may have told.
+    pub fn lose(&mut self, error: Error) -> Error {
+        let error = self.explain(error);
+        self.end();
+        error
+    }
+
+    /// Whether nothing can be said on it any more.
+    pub fn is_over(&self) -> bool {
+        self.session.has_control_ended()
+    }
+
+    fn end(&mut self) {
+        self.passes.clear();
+        self.session.close();
+        for thread in self.threads.drain(..) {
+            // A panic in it has failed the session.
+            let _ = thread.join();
+        }
     }
 
     /// The cause of `error`, if the destination tells one.
@@ -130,11 +148,6 @@ impl<'s> Link<'s> {
 
 impl Drop for Link<'_> {
     fn drop(&mut self) {
-        self.passes.clear();
-        self.session.close();
-        for thread in self.threads.drain(..) {
-            // A panic in it has failed the session.
-            let _ = thread.join();
-        }
+        self.end();
     }
 }

@@ -11,7 +11,10 @@ mod copying;
 mod costs;
 mod course;
 mod flushing;
+mod good_bye;
 mod link;
+mod measurement;
+mod mirroring;
 mod moving;
 mod negotiated;
 mod options;
@@ -21,10 +24,15 @@ mod policy;
 mod preparing;
 mod reader;
 mod ready;
+mod reconnecting;
 mod resolve;
+mod retries;
 mod stopped;
+#[cfg(test)]
+mod tests;
+mod travelling;
 mod undecided;
-mod undo;
+mod warnings;
 
 pub use crate::resolution::Resolution;
 pub use options::{Options, default_streams};
@@ -32,51 +40,51 @@ pub use resolve::{resolve, settle};
 
 use std::thread::{self, Scope};
 
-use crate::control::Control;
 use crate::journal::Journal;
 use crate::outcome::Outcome;
+use crate::steering::Steering;
 use crate::transport::Connect;
 use crate::vm::SourceVm;
 
 use course::{Course, End, Failed};
 use negotiated::Negotiated;
-use policy::{Alone, SwitchOverPolicy};
+use policy::Alone;
 
 /// Moves the guest of `vm` to the destination at `to`, and returns when it is known how that ended.
-/// Events go to `control`, the last one holds the same report as the outcome.
+/// Events go to `steering`, the last one holds the same report as the outcome.
 pub fn migrate(
     vm: &dyn SourceVm,
     to: &dyn Connect,
     options: &Options,
-    control: &Control,
+    steering: &Steering,
     journal: &dyn Journal,
 ) -> Outcome {
     let span = tracing::info_span!("migration", id = %options.id, role = "source");
     let _entered = span.enter();
-    control.set_id(options.id);
-    control.begin(options.request.limits());
-    let mut course = Course::new(vm, to, options, control, journal);
+    steering.set_id(options.id);
+    steering.begin(options.request.limits());
     let policy = Alone {
-        control,
-        deadline: course.deadline(),
+        steering,
+        deadline: options.deadline(),
     };
-    let result = thread::scope(|scope| steps(scope, &mut course, &policy));
+    let course = Course::new(vm, to, options, steering, journal, &policy);
+    run(course)
+}
+
+fn run(mut course: Course<'_>) -> Outcome {
+    let result = thread::scope(|scope| steps(scope, &mut course));
     course.conclude(result)
 }
 
-fn steps<'s, 'a>(
-    scope: &'s Scope<'s, 'a>,
-    course: &mut Course<'a>,
-    policy: &dyn SwitchOverPolicy,
-) -> Result<End, Failed> {
+fn steps<'s, 'a>(scope: &'s Scope<'s, 'a>, course: &mut Course<'a>) -> Result<End, Failed> {
     let is_plan = course.options.request.plan;
     let negotiated = Negotiated::with(scope, course)?;
     if is_plan {
         return negotiated.end_plan();
     }
     let copying = negotiated.prepare()?;
-    let stopped = copying.converge(policy)?;
+    let stopped = copying.converge()?;
     let ready = stopped.send_rest()?;
-    let committed = ready.commit(policy)?;
+    let committed = ready.commit()?;
     Ok(committed.finish())
 }

@@ -6,19 +6,30 @@ use std::time::{Duration, Instant};
 use super::costs::Costs;
 use super::course::{Course, Failed, milliseconds};
 use super::link::Link;
-use super::undo::Undo;
+use super::travelling::Travelling;
+use crate::blocks::sender::Disks;
 use crate::error::Error;
 use crate::observation::Side;
 use crate::pages::sender::Sent;
+use crate::progress::Limits;
 use crate::raw::Ram;
+use crate::session::{Digests, Note};
+use crate::undo::Undo;
 use crate::vm::RunState;
+use crate::wire::control::Message;
 
 /// What is known of the guest's transfer; it outlives a link.
 pub(super) struct Transfer {
+    /// What the first welcome gave out: digests are keyed by it, and who comes again shows it.
+    pub secret: [u8; 16],
     pub ram: Arc<Ram>,
     pub sent: Arc<Sent>,
-    /// What each stream's pages add to the digest.
-    pub digests: Vec<u64>,
+    pub disks: Travelling,
+    pub sent_blocks: Arc<Disks>,
+    /// What each stream of the link has added to the digests.
+    pub digests: Vec<Digests>,
+    /// What those of earlier links add.
+    pub digests_before: Digests,
     /// Whether the guest's user lets it run; from when it is stopped on that does not change.
     pub run_state: RunState,
     /// The last pass that the destination said it placed, and when that was heard.
@@ -40,10 +51,22 @@ pub(super) struct Holds<'a> {
     pub sharing: Option<Undo<'a>>,
     /// The dirty log is on.
     pub log: Option<Undo<'a>>,
+    /// Images of disks that travel are marked as leaving.
+    pub marks: Option<Undo<'a>>,
+    /// Changes of disks that travel are tracked.
+    pub tracking: Option<Undo<'a>>,
     /// The disks are offered to the destination.
     pub disks: Option<Undo<'a>>,
     /// The journal has a record.
     pub record: Option<Undo<'a>>,
+}
+
+impl Transfer {
+    /// What all that was sent adds to the digests.
+    pub fn digest(&self) -> Digests {
+        let streams = self.digests.iter().copied();
+        Digests::sum(streams.chain([self.digests_before]))
+    }
 }
 
 /// A guest on its way. Dropped, it is undone in the order of the fields: the guest goes on, the link ends, and then
@@ -63,19 +86,61 @@ impl Moving<'_, '_, '_> {
         self.course.failed();
         // First of all; what is slow comes later.
         self.go_on();
-        Failed::Kept(self.link.end_for(error))
+        self.leave_backlogs();
+        let error = self.link.end_for(error);
+        if self.link.is_over() {
+            self.say_good_bye(&error);
+        }
+        Failed::Kept(error)
     }
 
     /// Lets the guest go on, if it was stopped.
     pub fn go_on(&mut self) {
         if let Some(Err(failed)) = self.guest.as_mut().map(Undo::now) {
-            self.course.control.warn(failed.observe(Side::Source));
+            self.course.steering.warn(failed.observe(Side::Source));
         }
+    }
+
+    /// Whether the guest stands still, for the hand-over.
+    pub fn is_stopped(&self) -> bool {
+        self.guest.is_some()
+    }
+
+    /// Whether the total time is over.
+    pub fn is_late(&self) -> bool {
+        self.course.is_late()
+    }
+
+    /// The limits that its user has set, as of now.
+    pub fn limits(&self) -> Limits {
+        self.course.steering.limits()
+    }
+
+    /// The next note of a thread, if one comes within `patience`. The destination says nothing now but that a pass is
+    /// placed, which is kept.
+    pub fn next(&mut self, patience: Duration) -> Result<Option<Note>, Error> {
+        let note = self.link.next(patience)?;
+        match &note {
+            Some(Note::Message(Message::PassPlaced(done))) => {
+                self.transfer.heard = Some((done.pass, Instant::now()));
+                if let Some(flush) = done.flush_us {
+                    self.transfer.costs.their_flush = Duration::from_micros(flush);
+                }
+            }
+            Some(Note::Message(other)) => return Err(other.unexpected("pass-placed")),
+            Some(_) | None => {}
+        }
+        Ok(note)
+    }
+
+    /// Whether the destination has said that `pass` is placed.
+    pub fn has_placed(&self, pass: u32) -> bool {
+        self.transfer.heard.is_some_and(|(of, _)| of >= pass)
     }
 
     /// Stops the guest, unless it stands already.
     pub fn stop(&mut self) -> Result<(), Error> {
-        if self.guest.is_some() {
+        if self.is_stopped() {
             return Ok(());
         }
         let Self {

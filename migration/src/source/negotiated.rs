@@ -4,26 +4,25 @@ use std::sync::Arc;
 use std::thread::Scope;
 use std::time::Duration;
 
-use super::connect::{NO_TOKEN, connect};
+use super::connect::{Greeted, NO_TOKEN, greet};
 use super::copying::Copying;
 use super::costs::Costs;
-use super::course::{Course, End, Failed};
+use super::course::{Course, End, Failed, milliseconds};
 use super::link::Link;
 use super::moving::{Holds, Moving, Transfer};
 use super::options::default_streams;
-use super::undo::Undo;
+use super::travelling::Travelling;
 use crate::error::Error;
-use crate::observation::Side;
 use crate::pages::sender::Sent;
-use crate::progress::Phase;
+use crate::progress::{DisksReport, Phase};
 use crate::raw::Ram;
-use crate::session::Session;
+use crate::session::{Digests, Session};
+use crate::undo::Undo;
 use crate::vm::MachineDescription;
 use crate::wire::MAX_STREAMS;
 use crate::wire::agreed::Agreed;
 use crate::wire::capabilities::Capabilities;
-use crate::wire::control::{Intent, Message, Negotiate, Welcome};
-use crate::wire::conversation::Conversation;
+use crate::wire::control::{Intent, Message, Negotiate};
 use crate::wire::hello::Role;
 
 /// A destination that said it can build and run the machine; nothing is built yet.
@@ -31,6 +30,7 @@ pub(super) struct Negotiated<'m, 's, 'a> {
     link: Link<'s>,
     sharing: Option<Undo<'a>>,
     ram: Arc<Ram>,
+    disks: Travelling,
     token: [u8; 16],
     streams: u8,
     scope: &'s Scope<'s, 'a>,
@@ -45,6 +45,7 @@ impl<'m, 's, 'a> Negotiated<'m, 's, 'a> {
         let machine = vm.describe().map_err(Error::vm("describe the machine"))?;
         let ram = Arc::new(Ram::new(vm.ram(), &machine.ram)?);
         course.report.guest_bytes = ram.pages() * crate::PAGE_SIZE;
+        let disks = Travelling::of(vm, &course.options.request.disks)?;
         let (link, token) = Self::link(scope, course)?;
         let chosen = course
             .options
@@ -61,10 +62,11 @@ impl<'m, 's, 'a> Negotiated<'m, 's, 'a> {
             vm.share_processors(usize::from(streams));
             ends
         });
-        let negotiated = Self {
+        let mut negotiated = Self {
             link,
             sharing,
             ram,
+            disks,
             token,
             streams,
             scope,
@@ -80,26 +82,28 @@ impl<'m, 's, 'a> Negotiated<'m, 's, 'a> {
         scope: &'s Scope<'s, 'a>,
         course: &mut Course<'a>,
     ) -> Result<(Link<'s>, [u8; 16]), Error> {
-        let connection = connect(course, Role::Control, NO_TOKEN)?;
-        let mut conversation = Conversation::new(Side::Source);
-        let io = course.options.io_timeout;
-        let hello = Message::receive_in_turn(&*connection, io, |kind| conversation.hear(kind))?;
-        let welcome: Welcome = match hello {
-            Message::Welcome(welcome) => welcome,
-            Message::Failure(observation) => return Err(Error::Peer(observation)),
-            other => return Err(other.unexpected("welcome")),
-        };
+        let patience = course.options.io_timeout;
+        let Greeted {
+            connection,
+            conversation,
+            welcome,
+        } = greet(course, Role::Control, NO_TOKEN, patience)?;
         let agreed = Agreed::from_welcome(&welcome)?;
         course.host = welcome.host;
         let session = Session::new(conversation, connection.into(), course.timing());
-        course.session = Some(session.0.clone());
-        course.control.attach(&session.0);
+        course.on_session(&session.0);
         Ok((Link::start(scope, session, agreed)?, welcome.token))
     }
 
-    fn agree(&self, machine: MachineDescription) -> Result<(), Error> {
-        let Self { link, course, .. } = self;
+    fn agree(&mut self, machine: MachineDescription) -> Result<(), Error> {
+        let Self {
+            link,
+            disks,
+            course,
+            ..
+        } = self;
         link.session.ping()?;
+        disks.fit(link.agreed)?;
         let state = if link.agreed.has(Capabilities::STATE_FORM) {
             let offered = course.vm.offer_state();
             offered.map_err(Error::vm("describe the machine's state"))?
@@ -117,14 +121,26 @@ impl<'m, 's, 'a> Negotiated<'m, 's, 'a> {
                 Intent::Migrate
             },
             state,
+            volumes: disks.offers().to_vec(),
+            reconnect_ms: course
+                .reconnect_for(link.agreed)
+                .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
         })))?;
         match link.answer("negotiating", course.options.io_timeout, || {
             course.check_time()
         })? {
-            Message::Negotiated(chosen) => course
-                .vm
-                .agree_on_state(chosen.state.as_deref())
-                .map_err(Error::vm("save the machine's state for the destination")),
+            Message::Negotiated(chosen) => {
+                disks.keep(&chosen.volumes)?;
+                course.report.disks = (!disks.is_empty()).then(|| DisksReport {
+                    travelling: chosen.volumes,
+                    ..DisksReport::default()
+                });
+                let vm = course.vm;
+                vm.agree_on_disks(&disks.ids())
+                    .map_err(Error::vm("let the chosen disks travel"))?;
+                vm.agree_on_state(chosen.state.as_deref())
+                    .map_err(Error::vm("save the machine's state for the destination"))
+            }
             other => Err(other.unexpected("negotiated")),
         }
     }
@@ -148,6 +164,7 @@ impl<'m, 's, 'a> Negotiated<'m, 's, 'a> {
             link,
             sharing,
             ram,
+            disks,
             token,
             streams,
             scope,
@@ -156,6 +173,7 @@ impl<'m, 's, 'a> Negotiated<'m, 's, 'a> {
         course.enter(Phase::Prepare);
         let verify = course.options.request.verify;
         let sent = Sent::nothing(&ram, verify, streams, link.agreed);
+        let sent_blocks = disks.unsent(verify, streams, link.agreed);
         let mut moving = Moving {
             guest: None,
             link,
@@ -164,8 +182,11 @@ impl<'m, 's, 'a> Negotiated<'m, 's, 'a> {
                 ..Holds::default()
             },
             transfer: Transfer {
+                secret: token,
                 sent: Arc::new(sent),
-                digests: vec![0; usize::from(streams)],
+                sent_blocks: Arc::new(sent_blocks),
+                digests: vec![Digests::default(); usize::from(streams)],
+                digests_before: Digests::default(),
                 run_state: course.report.run_state,
                 heard: None,
                 costs: Costs::default(),
@@ -173,14 +194,19 @@ impl<'m, 's, 'a> Negotiated<'m, 's, 'a> {
                 hash_speeds: None,
                 doubtful_disks: Vec::new(),
                 ram,
+                disks,
             },
             course,
         };
         let prepared = moving
             .build()
-            .and_then(|()| moving.open_streams(scope, token, streams));
+            .and_then(|()| moving.mark_writes())
+            .and_then(|()| moving.open_streams(scope, token));
         match prepared {
-            Ok(()) => Ok(Copying::new(moving, scope)),
+            Ok(()) => {
+                moving.course.report.setup_ms = milliseconds(moving.course.began.elapsed());
+                Ok(Copying::new(moving, scope))
+            }
             Err(error) => Err(moving.fail(error)),
         }
     }

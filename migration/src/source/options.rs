@@ -3,6 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
+use crate::convergence::Deadline;
 use crate::id::MigrationId;
 use crate::request::MigrateRequest;
 
@@ -11,10 +12,13 @@ use crate::request::MigrateRequest;
 pub struct Options {
     /// Identifier of this migration, never used before.
     pub id: MigrationId,
-    /// What its user asks for; [`crate::control::Control::set_limits`] changes the limits later.
+    /// What its user asks for; [`crate::steering::Steering::set_limits`] changes the limits later.
     pub request: MigrateRequest,
     /// How long a transfer may stand still or an answer may take.
     pub io_timeout: Duration,
+    /// How long a data connection may stand still where disks travel: the destination reads on when its storage has taken
+    /// what came. Whether it lives is told by the control connection.
+    pub storage_timeout: Duration,
     /// How long the peer may be silent.
     pub peer_timeout: Duration,
     /// How long the destination may take to build the machine.
@@ -30,9 +34,18 @@ impl Options {
             id,
             request,
             io_timeout: Duration::from_secs(10),
+            storage_timeout: Duration::from_secs(120),
             peer_timeout: Duration::from_secs(10),
             prepare_timeout: Duration::from_secs(120),
             resolve_for: Duration::from_secs(10),
+        }
+    }
+
+    /// When all of it is to be over, and what is to be done then.
+    pub(crate) fn deadline(&self) -> Deadline {
+        Deadline {
+            timeout: self.request.timeout.map(|timeout| timeout.0),
+            action: self.request.on_timeout,
         }
     }
 }

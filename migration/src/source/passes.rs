@@ -1,18 +1,19 @@
 //! Single passes, while the guest runs and when it is stopped.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use super::course::milliseconds;
 use super::moving::Moving;
-use crate::PAGE_SIZE;
-use crate::convergence::{self, Observed};
+use crate::convergence::{self, Decision, Forecast, Observed};
 use crate::error::Error;
-use crate::pages::dirty::{self, Bitmaps};
-use crate::pages::sender::{Pass, PassKind};
-use crate::progress::{Event, TimeoutAction};
+use crate::frames::PassKind;
+use crate::pages::dirty;
+use crate::progress::{Event, Limits};
 use crate::session::Note;
-use crate::wire::control::Message;
+use crate::streams::marks::Marks;
+use crate::streams::sender::Pass;
 
 /// Assumed before anything was measured, in bytes per second.
 const FIRST_BANDWIDTH: f64 = 200e6;
@@ -21,10 +22,12 @@ const PROGRESS: Duration = Duration::from_millis(100);
 
 /// What has been measured so far.
 pub(super) struct Rates {
-    /// Guest memory that reaches the destination, bytes per second.
+    /// Of what is to be sent, bytes that reach the destination per second.
     pub bandwidth: f64,
-    /// Guest memory that is dirtied, bytes per second.
+    /// Bytes that the guest dirties per second, of memory and of disks that travel.
     pub dirty: f64,
+    /// Pages of memory among them.
+    pub dirty_pages: f64,
 }
 
 impl Default for Rates {
@@ -32,6 +35,7 @@ impl Default for Rates {
         Self {
             bandwidth: FIRST_BANDWIDTH,
             dirty: 0.0,
+            dirty_pages: 0.0,
         }
     }
 }
@@ -46,7 +50,8 @@ pub(super) enum Until {
 }
 
 impl Moving<'_, '_, '_> {
-    pub(super) fn fetch_dirty(&self) -> Result<Bitmaps, Error> {
+    /// Takes the marks of what was written since they were last taken.
+    pub(super) fn take_marks(&self) -> Result<Marks, Error> {
         let (ram, vm) = (&self.transfer.ram, self.course.vm);
         let mut dirty = dirty::none(ram);
         vm.read_vcpu_writes(&mut dirty)
@@ -59,56 +64,55 @@ impl Moving<'_, '_, '_> {
             bitmap.resize(region.pages().div_ceil(64) as usize, 0);
         }
         dirty::mask_tails(&mut dirty, ram);
-        Ok(dirty)
+        Ok(Marks {
+            pages: dirty,
+            blocks: self.transfer.sent_blocks.take_changes()?,
+        })
     }
 
-    pub(super) fn start_pass(&self, number: u32, kind: PassKind, dirty: Bitmaps) {
-        self.link.send_pass(&Arc::new(Pass {
+    /// Has the streams send `marks`, which are kept in what it returns.
+    pub(super) fn start_pass(&self, number: u32, kind: PassKind, mut marks: Marks) -> Arc<Pass> {
+        self.transfer.sent_blocks.begin_pass(&mut marks.blocks);
+        let pass = Arc::new(Pass {
             number,
             kind,
-            dirty,
-        }));
+            marks,
+            under_way: AtomicUsize::new(self.link.streams()),
+        });
+        self.link.send_pass(&pass);
+        pass
     }
 
     pub(super) fn finish_pass(
         &mut self,
         pass: u32,
-        pages: u64,
+        bytes: u64,
         rates: &Rates,
         until: Until,
     ) -> Result<(), Error> {
-        let done_before = self.course.counters.pages();
+        let done_before = self.course.counters.bytes_done();
         let mut told = (Instant::now(), self.course.counters.wire_bytes());
         let mut sending = self.link.streams();
-        let mut placed =
-            until == Until::Sent || self.transfer.heard.is_some_and(|(of, _)| of >= pass);
+        let mut placed = until == Until::Sent || self.has_placed(pass);
         // What is in the buffers of a slow network takes its time to arrive.
         let patience = self.course.options.io_timeout * 6;
         let mut sent_at = Instant::now();
         while sending > 0 || !placed {
-            self.check_stop()?;
-            let link = &self.link;
-            match link
-                .session
-                .next(&link.notes, PROGRESS.saturating_sub(told.0.elapsed()))?
-            {
+            let done = self.course.counters.bytes_done() - done_before;
+            let left_bytes = bytes.saturating_sub(done);
+            self.check_stop(&self.observed(pass, left_bytes, rates))?;
+            self.look_after_mirrors()?;
+            match self.next(PROGRESS.saturating_sub(told.0.elapsed()))? {
                 Some(Note::PassDone {
                     stream,
                     pass: of,
-                    digest,
+                    digests,
                 }) if of == pass => {
-                    self.transfer.digests[usize::from(stream)] = digest;
+                    self.transfer.digests[usize::from(stream)] = digests;
                     sending -= 1;
                     sent_at = Instant::now();
                 }
-                Some(Note::Message(Message::PassPlaced(done))) => {
-                    self.transfer.heard = Some((done.pass, Instant::now()));
-                    placed |= done.pass >= pass;
-                }
-                Some(Note::Message(other)) => {
-                    return Err(other.unexpected("pass-placed"));
-                }
-                Some(_) => {}
+                Some(_) => placed |= self.has_placed(pass),
                 None => {
                     if sending == 0 && sent_at.elapsed() >= patience {
                         return Err(Error::NoAnswer {
@@ -119,8 +123,7 @@ impl Moving<'_, '_, '_> {
                     let seconds = told.0.elapsed().as_secs_f64().max(1e-6);
                     let now = (Instant::now(), self.course.counters.wire_bytes());
                     let rate = (now.1 - told.1) as f64 / seconds;
-                    let done = self.course.counters.pages() - done_before;
-                    self.progress(pass, pages.saturating_sub(done) * PAGE_SIZE, rate, rates);
+                    self.progress(pass, left_bytes, rate, rates);
                     told = now;
                 }
             }
@@ -133,17 +136,14 @@ impl Moving<'_, '_, '_> {
         if pass == 1 {
             observed.bandwidth = rate;
         }
-        let forecast = convergence::forecast(&observed, &self.course.control.limits());
-        if self.guest.is_none() {
-            self.transfer.forecast = forecast.downtime;
-        }
-        self.course.control.emit(Event::Progress {
+        let forecast = self.forecast(&observed, &self.limits());
+        self.course.steering.emit(Event::Progress {
             phase: self.course.phase(),
             iteration: pass,
             sent_bytes: self.course.counters.wire_bytes(),
             remaining_bytes,
             mib_per_s: rate / f64::from(1 << 20),
-            dirty_pages_per_s: rates.dirty / PAGE_SIZE as f64,
+            dirty_pages_per_s: rates.dirty_pages,
             eta_ms: forecast.time_left.map(milliseconds),
             forecast_downtime_ms: milliseconds(forecast.downtime),
         });
@@ -161,15 +161,33 @@ impl Moving<'_, '_, '_> {
         }
     }
 
-    /// Acts on a time-out in the middle of a pass: gives up, or stops the guest right away.
-    pub(super) fn check_stop(&mut self) -> Result<(), Error> {
-        if self.guest.is_some() {
+    /// What is to be expected now; kept as long as the guest is not stopped.
+    pub(super) fn forecast(&mut self, observed: &Observed, limits: &Limits) -> Forecast {
+        let forecast = convergence::forecast(observed, limits);
+        if !self.is_stopped() {
+            self.transfer.forecast = forecast.downtime;
+        }
+        forecast
+    }
+
+    /// What is to come, as the policy says.
+    pub(super) fn may_stop(&self, observed: &Observed, limits: &Limits) -> Decision {
+        self.course.policy.may_stop(observed, limits)
+    }
+
+    /// Acts on a time-out in the middle of a pass: gives up, or stops the guest right away if the policy lets it.
+    pub(super) fn check_stop(&mut self, observed: &Observed) -> Result<(), Error> {
+        if self.is_stopped() {
             return Ok(());
         }
         self.course.check_time()?;
-        if self.course.is_late() && self.course.options.request.on_timeout == TimeoutAction::Stop {
-            self.stop()?;
+        if !self.is_late() {
+            return Ok(());
         }
-        Ok(())
+        match self.may_stop(observed, &self.limits()) {
+            Decision::SwitchOver => self.stop(),
+            Decision::GiveUp => Err(self.course.timed_out()),
+            Decision::Iterate(_) => Ok(()),
+        }
     }
 }

@@ -1,23 +1,25 @@
 //! When a guest may be stopped, and when its hand-over may be decided.
 
-use crate::control::Control;
 use crate::convergence::{self, Deadline, Decision, Observed};
 use crate::error::Error;
 use crate::progress::Limits;
+use crate::steering::Steering;
 
 /// Who decides over the switch-over of a guest that is being copied. Both questions come from the thread that moves
-/// the guest.
-pub(super) trait SwitchOverPolicy {
-    /// What is to come after a pass: stopping the guest, another pass, or nothing.
+/// the guest; a guest is never stopped unless its policy said so.
+pub(super) trait SwitchOverPolicy: Sync {
+    /// What is to come: stopping the guest, another pass, or nothing. Asked after each pass, and in the middle of one once
+    /// the total time is over. Asking changes nothing: it is asked too what it would say were the guest's disks flushed.
     fn may_stop(&self, observed: &Observed, limits: &Limits) -> Decision;
     /// The destination has everything: whether the decision to run it there may be recorded. From here on a cancel is
-    /// refused.
-    fn may_commit(&self) -> Result<(), Error>;
+    /// refused. Who waits for something calls `stands` now and then: the link may be lost meanwhile, and its error is what
+    /// to give back.
+    fn may_commit(&self, stands: &dyn Fn() -> Result<(), Error>) -> Result<(), Error>;
 }
 
 /// One guest, which waits for no other.
 pub(super) struct Alone<'a> {
-    pub control: &'a Control,
+    pub steering: &'a Steering,
     pub deadline: Deadline,
 }
 
@@ -26,7 +28,7 @@ impl SwitchOverPolicy for Alone<'_> {
         convergence::decide(observed, limits, self.deadline)
     }
 
-    fn may_commit(&self) -> Result<(), Error> {
-        self.control.enter_commit()
+    fn may_commit(&self, _stands: &dyn Fn() -> Result<(), Error>) -> Result<(), Error> {
+        self.steering.enter_commit()
     }
 }

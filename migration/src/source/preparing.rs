@@ -5,16 +5,18 @@ use std::thread::Scope;
 use std::time::Duration;
 
 use super::connect::connect;
-use super::course::milliseconds;
+use super::flushing::Flushing;
 use super::moving::Moving;
 use crate::error::Error;
+use crate::frames::Outgoing;
 use crate::id::{HostId, MigrationId};
 use crate::journal::{Handover, Journal, SourceRecord};
 use crate::observation::Side;
-use crate::pages::sender::Sending;
+use crate::pages::sender::Memory;
 use crate::pages::{full_digest, populate};
 use crate::progress::Verify;
 use crate::raw::HashKey;
+use crate::streams::sender::Sending;
 use crate::wire::control::{Extents, MAX_EXTENTS, Message, Prepared};
 use crate::wire::hello::Role;
 
@@ -54,13 +56,8 @@ impl<'s, 'a> Moving<'_, 's, 'a> {
         Ok(())
     }
 
-    /// Turns the dirty log on and opens the data streams.
-    pub(super) fn open_streams(
-        &mut self,
-        scope: &'s Scope<'s, 'a>,
-        token: [u8; 16],
-        streams: u8,
-    ) -> Result<(), Error> {
+    /// Turns the dirty log on, and has the changes of disks tracked.
+    pub(super) fn mark_writes(&mut self) -> Result<(), Error> {
         let Self {
             link,
             holds,
@@ -75,26 +72,68 @@ impl<'s, 'a> Moving<'_, 's, 'a> {
             .map_err(Error::vm("start the dirty log"))?;
         let extents = populate::extents(&transfer.ram, MAX_EXTENTS);
         link.session.send(&Message::Extents(Extents { extents }))?;
-        let key = Arc::new(HashKey::new(&token));
+        holds.marks = transfer.disks.mark(course)?;
+        holds.tracking = transfer.disks.start_tracking(course)?;
+        Ok(())
+    }
+
+    /// Opens the data streams of the link, which show `token`.
+    pub(super) fn open_streams(
+        &mut self,
+        scope: &'s Scope<'s, 'a>,
+        token: [u8; 16],
+    ) -> Result<(), Error> {
+        let Self {
+            link,
+            transfer,
+            course,
+            ..
+        } = self;
+        let vm = course.vm;
+        let verify = course.options.request.verify;
+        let key = Arc::new(HashKey::new(&transfer.secret));
+        let streams = transfer.digests.len() as u8;
         for stream in 0..streams {
             let role = Role::Data {
                 stream: u16::from(stream),
             };
             let sending = Sending {
-                memory: vm,
-                ram: transfer.ram.clone(),
-                sent: transfer.sent.clone(),
-                session: link.session.clone(),
-                control: course.control,
-                bucket: course.bucket.clone(),
-                counters: course.counters.clone(),
-                key: (course.options.request.verify == Verify::Stream).then(|| key.clone()),
+                memory: Memory {
+                    marks: vm,
+                    ram: transfer.ram.clone(),
+                    sent: transfer.sent.clone(),
+                    key: (verify == Verify::Stream).then(|| key.clone()),
+                },
+                disks: transfer.sent_blocks.clone(),
+                disks_key: (verify != Verify::Off).then(|| key.clone()),
+                outgoing: Outgoing {
+                    session: link.session.clone(),
+                    steering: course.steering,
+                    bucket: course.bucket.clone(),
+                    counters: course.counters.clone(),
+                },
             };
             let connection = connect(course, role, token)?;
+            if !transfer.disks.is_empty() {
+                let patience = course
+                    .options
+                    .storage_timeout
+                    .max(course.options.io_timeout);
+                connection
+                    .set_io_timeout(patience)
+                    .map_err(Error::link("setting up a connection"))?;
+            }
             link.add_stream(scope, connection, sending, [stream, streams])?;
         }
-        course.report.setup_ms = milliseconds(course.began.elapsed());
         Ok(())
+    }
+}
+
+impl<'s, 'a> Moving<'_, 's, 'a> {
+    /// Has the disks flushed beside the passes.
+    pub(super) fn start_flushing(&self, scope: &'s Scope<'s, 'a>) -> Result<Flushing<'a>, Error> {
+        let Self { link, course, .. } = self;
+        Flushing::start(scope, course.vm, link.session.clone(), course.steering)
     }
 }
 
@@ -112,6 +151,7 @@ fn record_kept(
         handover: Handover::Kept,
         destination: destination.to_owned(),
         host,
+        overlay: None,
     };
     Ok(journal.record(id, &record)?)
 }

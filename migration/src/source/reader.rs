@@ -59,6 +59,7 @@ fn take(session: &Session, stream: u16, connection: &dyn Connection) -> Result<(
     };
     match header.kind() {
         Ok(BatchKind::Pages { .. }) => Err(refused("pages")),
+        Ok(BatchKind::Blocks { .. }) => Err(refused("blocks")),
         Ok(BatchKind::PassEnd) => Err(refused("the end of a pass")),
         Err(Error::Protocol(why)) => Err(refused(&why)),
         Err(other) => Err(other),
@@ -118,7 +119,7 @@ mod tests {
     }
 
     fn frames() -> [Vec<u8>; 4] {
-        let pages = BatchHeader::pages(1, &[PageRange::new(0, 1, Encoding::Raw)]);
+        let pages = BatchHeader::of(1, &[PageRange::new(0, 1, Encoding::Raw)]);
         [
             vec![0x77; BATCH_LEN],
             pages.as_bytes().to_vec(),

@@ -5,7 +5,6 @@ use std::time::Instant;
 use super::committed::Committed;
 use super::course::Failed;
 use super::moving::Moving;
-use super::policy::SwitchOverPolicy;
 use super::undecided::Undecided;
 use crate::journal::Handover;
 use crate::progress::Phase;
@@ -19,20 +18,26 @@ pub(super) struct Ready<'m, 's, 'a> {
 impl<'m, 's, 'a> Ready<'m, 's, 'a> {
     /// As the destination has just said.
     pub fn new(moving: Moving<'m, 's, 'a>) -> Self {
+        // A destination that gives up ends them before it says so, and what it says must not be missed.
+        moving.link.session.pages_complete();
         Self {
             moving,
             since: Instant::now(),
         }
     }
 
-    /// Once `policy` allows it, records the decision, sends it, and waits until the guest runs at the destination.
-    pub fn commit(self, policy: &dyn SwitchOverPolicy) -> Result<Committed<'m, 's, 'a>, Failed> {
+    /// Once the policy allows it, records the decision, sends it, and waits until the guest runs at the destination.
+    pub fn commit(self) -> Result<Committed<'m, 's, 'a>, Failed> {
         let Self { moving, since } = self;
         moving.course.enter(Phase::Commit);
-        let decided = policy
-            .may_commit()
+        let stands = || {
+            moving.course.steering.check()?;
+            moving.link.check()
+        };
+        let decided = (moving.course.policy)
+            .may_commit(&stands)
             // While it was waited for the link may have ended: then nothing needs to be in doubt.
-            .and_then(|()| moving.link.check())
+            .and_then(|()| stands())
             .and_then(|()| moving.course.record(Handover::CommitSent));
         if let Err(error) = decided {
             return Err(moving.fail(error));

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::committed::let_go;
+use super::connect::{NO_TOKEN, say_hello};
 use crate::error::Error;
 use crate::id::{HostId, MigrationId};
 use crate::journal::{Handover, Journal, SourceRecord};
@@ -34,22 +35,11 @@ pub(super) fn resolve_within(
     expected: Option<HostId>,
     timeout: Duration,
 ) -> Result<Resolution, Error> {
-    let connection = to
-        .connect(Patience {
-            timeout,
-            give_up: &|| false,
-        })
-        .map_err(|source| Error::Connect {
-            address: to.address(),
-            source,
-        })?;
-    connection
-        .set_io_timeout(timeout)
-        .map_err(Error::link("setting up a connection"))?;
-    let hello = Hello::new(Role::Resolve, id, [0; 16]);
-    connection
-        .send(&hello.encode())
-        .map_err(Error::link("asking"))?;
+    let patience = Patience {
+        timeout,
+        give_up: &|| false,
+    };
+    let connection = say_hello(to, patience, &Hello::new(Role::Resolve, id, NO_TOKEN))?;
     let mut conversation = Conversation::of_question();
     let answer = Message::receive_in_turn(&*connection, timeout, |kind| conversation.hear(kind))?;
     match answer {
@@ -94,9 +84,21 @@ pub fn settle(
         Resolution::NeverRan => {
             let resumed = vm.resume().map_err(Error::vm("resume the guest"));
             let stopped = vm.stop_dirty_log().map_err(Error::vm("stop the dirty log"));
+            let untracked = vm
+                .untrack_disks()
+                .map_err(Error::vm("stop the tracking of disks"));
+            let unmarked = vm
+                .unmark_disks()
+                .map_err(Error::vm("take the marks of the disks away"));
             let reclaimed = vm.reclaim_disks().map_err(Error::vm("reclaim the disks"));
-            resumed.and(stopped).and(reclaimed)?;
-            record(Handover::Kept)
+            // It is here, whatever else was not undone.
+            let recorded = record(Handover::Kept);
+            resumed
+                .and(stopped)
+                .and(untracked)
+                .and(unmarked)
+                .and(reclaimed)
+                .and(recorded)
         }
     }
 }

@@ -7,10 +7,10 @@ use super::moving::Moving;
 use super::passes::{Rates, Until};
 use super::ready::Ready;
 use crate::error::Error;
-use crate::pages::dirty::{self, Bitmaps};
-use crate::pages::sender::PassKind;
+use crate::frames::PassKind;
 use crate::pages::{digest_text, full_digest};
 use crate::progress::{Phase, Verify};
+use crate::streams::marks::Marks;
 use crate::wire::MAX_STATE;
 use crate::wire::control::{LastPass, Message, Saved};
 
@@ -20,15 +20,15 @@ pub(super) struct Stopped<'m, 's, 'a> {
     /// The last pass.
     pass: u32,
     /// What was fetched after it, or was not sent in it.
-    dirty: Bitmaps,
+    marks: Marks,
 }
 
 impl<'m, 's, 'a> Stopped<'m, 's, 'a> {
-    pub fn new(moving: Moving<'m, 's, 'a>, pass: u32, dirty: Bitmaps) -> Self {
+    pub fn new(moving: Moving<'m, 's, 'a>, pass: u32, marks: Marks) -> Self {
         Self {
             moving,
             pass,
-            dirty,
+            marks,
         }
     }
 
@@ -48,14 +48,12 @@ impl<'m, 's, 'a> Stopped<'m, 's, 'a> {
         // A time-out may have stopped the guest in the middle of the pass before.
         let stopped = self.moving.course.stopped_at.unwrap_or_else(Instant::now);
         // Device marks are taken by the fetch: what was fetched before is still to be sent.
-        let mut dirty = self.moving.fetch_dirty()?;
-        for (now, known) in dirty.iter_mut().flatten().zip(self.dirty.iter().flatten()) {
-            *now |= known;
-        }
+        let mut marks = self.moving.take_marks()?;
+        marks.add(&self.marks);
         let rates = Rates::default();
         let mut pass = self.pass + 1;
-        let mut pages = dirty::count(&dirty);
-        self.moving.start_pass(pass, PassKind::Again, dirty);
+        let mut bytes = marks.bytes();
+        self.moving.start_pass(pass, PassKind::Again, marks);
         // The state is saved while the last pages travel.
         let saving = Instant::now();
         let saved = self.moving.transfer.heard.map(|(after_pass, heard)| Saved {
@@ -75,13 +73,13 @@ impl<'m, 's, 'a> Stopped<'m, 's, 'a> {
         }
         self.moving.link.session.send(&Message::State(state))?;
         let disks = self.disk_samples()?;
-        self.moving.finish_pass(pass, pages, &rates, Until::Sent)?;
+        self.moving.finish_pass(pass, bytes, &rates, Until::Sent)?;
         // Saving may have completed an access of a vCPU or a device that wrote to memory.
-        let written = self.moving.fetch_dirty()?;
-        let more = dirty::count(&written);
+        let written = self.moving.take_marks()?;
+        let more = written.bytes();
         if more > 0 {
             pass += 1;
-            pages += more;
+            bytes += more;
             self.moving.start_pass(pass, PassKind::Again, written);
             self.moving.finish_pass(pass, more, &rates, Until::Sent)?;
         }
@@ -91,7 +89,7 @@ impl<'m, 's, 'a> Stopped<'m, 's, 'a> {
             run_state: Some(self.moving.transfer.run_state),
             disks,
         }))?;
-        tracing::debug!(pages, "last pages sent");
+        tracing::debug!(bytes, "the last of it sent");
         let stop = self.moving.course.report.downtime.stop.unwrap_or_default();
         self.moving.course.report.downtime.state_save = Some(milliseconds(save));
         let copying = milliseconds(stopped.elapsed().saturating_sub(save)) - stop;
@@ -123,11 +121,10 @@ impl<'m, 's, 'a> Stopped<'m, 's, 'a> {
             ..
         } = &mut self.moving;
         let began = Instant::now();
+        let digests = transfer.digest();
         let ours = match course.options.request.verify {
             Verify::Off => None,
-            Verify::Stream => Some(digest_text(
-                transfer.digests.iter().fold(0, |a, &b| a.wrapping_add(b)),
-            )),
+            Verify::Stream => Some(digest_text(digests.pages)),
             // The destination hashes at the same time.
             Verify::Full => {
                 let session = &*link.session;
@@ -142,19 +139,26 @@ impl<'m, 's, 'a> Stopped<'m, 's, 'a> {
             Message::Ready(ready) => ready,
             other => return Err(other.unexpected("ready")),
         };
+        transfer.disks.are_whole(ready.whole_disks);
         let load = ready.load_ms.clamp(0.0, 1e9);
         course.report.downtime.state_load = load;
         course.report.downtime.state_send = Some((milliseconds(began.elapsed()) - load).max(0.0));
-        match (ours, ready.digest) {
-            (None, _) => Ok(()),
-            (Some(ours), Some(theirs)) if ours == theirs => {
-                course.report.verified = true;
-                Ok(())
-            }
-            (Some(ours), theirs) => Err(Error::DigestMismatch {
-                ours,
-                theirs: theirs.map_or_else(|| "none".into(), |t| t.chars().take(64).collect()),
-            }),
+        let Some(ours) = ours else { return Ok(()) };
+        compare(ours, ready.digest)?;
+        if !transfer.disks.is_empty() {
+            compare(digest_text(digests.blocks), ready.disks_digest)?;
         }
+        course.report.verified = true;
+        Ok(())
     }
+}
+
+fn compare(ours: String, theirs: Option<String>) -> Result<(), Error> {
+    if theirs.as_ref() == Some(&ours) {
+        return Ok(());
+    }
+    Err(Error::DigestMismatch {
+        ours,
+        theirs: theirs.map_or_else(|| "none".into(), |t| t.chars().take(64).collect()),
+    })
 }

@@ -1,6 +1,5 @@
 //! The commit is sent, and it is not known yet what became of it.
 
-use std::mem::ManuallyDrop;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,10 +8,11 @@ use super::course::{Course, Failed, milliseconds};
 use super::link::Link;
 use super::moving::{Holds, Moving, Transfer};
 use super::resolve::resolve_within;
-use super::undo::Undo;
 use crate::error::Error;
 use crate::observation::{Observation, Side};
 use crate::resolution::Resolution;
+use crate::session::EXPLANATION;
+use crate::undo::{Undo, Withheld};
 use crate::wire::control::{Answer, Message};
 
 /// Between two attempts to ask a destination that did not answer.
@@ -28,7 +28,7 @@ enum Decided {
 pub(super) struct Undecided<'m, 's, 'a> {
     /// When the destination was ready.
     ready: Instant,
-    withheld: Withheld<'a>,
+    withheld: Withheld<(Option<Undo<'a>>, Holds<'a>)>,
     link: Link<'s>,
     transfer: Transfer,
     course: &'m mut Course<'a>,
@@ -46,7 +46,7 @@ impl<'m, 's, 'a> Undecided<'m, 's, 'a> {
         } = moving;
         Self {
             ready,
-            withheld: Withheld::new(guest, holds),
+            withheld: Withheld::new((guest, holds)),
             link,
             transfer,
             course,
@@ -61,7 +61,7 @@ impl<'m, 's, 'a> Undecided<'m, 's, 'a> {
         };
         match decided {
             Decided::Runs { warnings } => {
-                told_gone(self.course, self.ready);
+                told_gone(self.course, &self.transfer, self.ready);
                 Ok(Committed::with(self.link, self.course, warnings))
             }
             Decided::Stays => {
@@ -89,10 +89,19 @@ impl<'m, 's, 'a> Undecided<'m, 's, 'a> {
 
     fn send_commit(&self) -> Result<Decided, Error> {
         let Self { link, course, .. } = self;
-        let patience = course.options.io_timeout;
-        link.session.pages_complete();
-        link.session.send(&Message::Commit)?;
-        match link.answer("committing", patience, || Ok(()))? {
+        let sent = link.session.send(&Message::Commit);
+        // Also where it did not get out: a destination that gave up has said so before it ended.
+        let patience = match sent {
+            Ok(()) => course.options.io_timeout,
+            Err(_) => EXPLANATION,
+        };
+        let answer = link.answer("committing", patience, || Ok(()));
+        let answer = match (answer, sent) {
+            (Err(Error::Peer(why)), _) => return Err(Error::Peer(why)),
+            (Err(_), Err(lost)) => return Err(lost),
+            (answer, _) => answer?,
+        };
+        match answer {
             Message::Committed(committed) => Ok(Decided::Runs {
                 warnings: committed.warnings,
             }),
@@ -111,12 +120,12 @@ impl<'m, 's, 'a> Undecided<'m, 's, 'a> {
             ready,
             withheld,
             link,
+            transfer,
             course,
-            ..
         } = self;
         let mut error = link.explain(lost);
         drop(link);
-        course.control.warn(
+        course.steering.warn(
             Observation::new(
                 Side::Source,
                 "migration.answer-lost",
@@ -130,7 +139,7 @@ impl<'m, 's, 'a> Undecided<'m, 's, 'a> {
         loop {
             match resolve_within(course.to, options.id, course.host, options.io_timeout) {
                 Ok(Resolution::Ran) => {
-                    told_gone(course, ready);
+                    told_gone(course, &transfer, ready);
                     return Ok(Committed::without_link(course));
                 }
                 Ok(Resolution::NeverRan) => {
@@ -154,22 +163,11 @@ impl<'m, 's, 'a> Undecided<'m, 's, 'a> {
 }
 
 /// The guest runs at the destination, which was `ready`.
-fn told_gone(course: &mut Course<'_>, ready: Instant) {
+fn told_gone(course: &mut Course<'_>, transfer: &Transfer, ready: Instant) {
     let now = Instant::now();
+    if let Some(disks) = &mut course.report.disks {
+        disks.left = transfer.disks.left();
+    }
     course.report.downtime.commit = milliseconds(now - ready);
     course.gone(now);
-}
-
-/// What would be undone of a guest whose owner is not decided: it is neither undone nor final, also if this is dropped.
-struct Withheld<'a>(ManuallyDrop<(Option<Undo<'a>>, Holds<'a>)>);
-
-impl<'a> Withheld<'a> {
-    fn new(guest: Option<Undo<'a>>, holds: Holds<'a>) -> Self {
-        Self(ManuallyDrop::new((guest, holds)))
-    }
-
-    /// It is decided that the guest stays.
-    fn returned(self) -> (Option<Undo<'a>>, Holds<'a>) {
-        ManuallyDrop::into_inner(self.0)
-    }
 }

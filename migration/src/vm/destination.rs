@@ -1,10 +1,12 @@
 //! The VM that is taken in.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::terms::{HugePages, MachineDescription, VmResult};
-use crate::GuestRam;
-use crate::observation::Observation;
+use super::volume::{DestinationVolume, TravellingDisk, VolumeOffer};
+use crate::observation::{Observation, Side};
+use crate::{GuestRam, MigrationId};
 
 /// All of a VM as it is taken in. Calls come from the engine's coordinating thread.
 pub trait DestinationVm: DestinationMachine + DestinationMemory + DestinationDisks {}
@@ -68,6 +70,27 @@ pub trait DestinationMemory: Send {
 
 /// The guest's disks, as this host has opened them.
 pub trait DestinationDisks: Send {
+    /// Learns which disks travel as blocks, before the machine is negotiated, and whether this host takes them:
+    /// there is a place for each, and room in it. Nothing is made yet. What is made later is of migration `_id`, by which
+    /// its journal tells what became of it.
+    fn expect_volumes(&mut self, _id: MigrationId, offered: &[VolumeOffer]) -> VmResult<()> {
+        match offered.first() {
+            None => Ok(()),
+            Some(disk) => Err(Observation::new(
+                Side::Destination,
+                "negotiate.disk",
+                format!("this VM takes no disk that travels, as {} does", disk.id),
+            )),
+        }
+    }
+    /// Which of them travel, in the order of the offers; asked once the machine is negotiated.
+    fn travelling_disks(&self) -> Vec<TravellingDisk> {
+        Vec::new()
+    }
+    /// Where the blocks of those go, in the same order; asked once the machine is prepared.
+    fn volumes(&self) -> VmResult<Vec<Arc<dyn DestinationVolume>>> {
+        Ok(Vec::new())
+    }
     /// Disks of which only samples of their content can tell whether they are the guest's; asked once the
     /// machine is prepared.
     fn doubtful_disks(&self) -> Vec<String> {

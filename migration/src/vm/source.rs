@@ -1,7 +1,10 @@
 //! The VM that is given away.
 
+use std::sync::Arc;
+
 use super::terms::{MachineDescription, Rehearsal, RunState, VmResult};
-use crate::GuestRam;
+use super::volume::SourceVolume;
+use crate::{GuestRam, MigrationId};
 
 /// All of a VM as the source of a migration.
 ///
@@ -85,8 +88,34 @@ pub trait DirtyMemory: Send + Sync {
     fn release_memory(&self) {}
 }
 
-/// The guest's disks, as far as they are not moved but opened by the destination as well.
+/// The guest's disks: those that are opened by the destination as well, and those that travel.
 pub trait SourceDisks: Send + Sync {
+    /// The disks that travel as blocks, or may ([`super::Wish`]); asked once, first of all. The others the destination
+    /// opens where they lie.
+    fn volumes(&self) -> VmResult<Vec<Arc<dyn SourceVolume>>> {
+        Ok(Vec::new())
+    }
+    /// Learns which disks travel, of those that were offered, before anything is done with them.
+    fn agree_on_disks(&self, _travelling: &[String]) -> VmResult<()> {
+        Ok(())
+    }
+    /// Marks the images of the disks that travel as leaving for `destination`, in migration `id`: from here on, whoever
+    /// finds one after a crash has to ask the journal. They stay marked when the guest has gone.
+    fn mark_disks(&self, _id: MigrationId, _destination: &str) -> VmResult<()> {
+        Ok(())
+    }
+    /// The guest stays: takes the marks of its disks' images away. Idempotent.
+    fn unmark_disks(&self) -> VmResult<()> {
+        Ok(())
+    }
+    /// Has changes of the disks that travel marked from here on; nothing is marked yet, and everything is to be sent.
+    fn track_disks(&self) -> VmResult<()> {
+        Ok(())
+    }
+    /// Changes of disks are not marked any more, whoever had them marked. Idempotent.
+    fn untrack_disks(&self) -> VmResult<()> {
+        Ok(())
+    }
     /// Gives up the exclusive claim on the disks as far as a successor needs it, before the
     /// destination opens them; the source keeps its right to write.
     fn offer_disks(&self) -> VmResult<()>;

@@ -94,6 +94,7 @@ mod tests {
             token: [0; 16],
             host: Some(HostId([2; 16])),
             capabilities: agreed.told(),
+            placed: None,
         }
     }
 

@@ -1,8 +1,9 @@
-//! Page batches on data connections: a header, page ranges, then the payload of the raw ranges.
+//! Batches on data connections: a header, ranges of guest memory or of disks, then the payload of the raw ranges.
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use super::blocks::BlockRange;
 use super::check;
 use crate::PAGE_SIZE;
 use crate::error::Error;
@@ -33,6 +34,7 @@ const RAW: u16 = 1;
 const FILLED: u16 = 0xffff;
 const PAGES: u16 = 1;
 const PASS_END: u16 = 2;
+const BLOCKS: u16 = 3;
 
 /// Header of a batch.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, Debug)]
@@ -136,23 +138,55 @@ pub enum BatchKind {
         /// Bytes of payload after them.
         payload: u64,
     },
-    /// All pages of the pass that travel on this stream have been sent.
+    /// All of the pass that travels on this stream has been sent.
     PassEnd,
+    /// Blocks of disks ([`super::blocks`]): so many ranges and so many bytes of payload follow.
+    Blocks {
+        /// Number of ranges.
+        ranges: usize,
+        /// Bytes of payload after them.
+        payload: u64,
+    },
+}
+
+/// A range of a batch, of whatever kind: what its header is made and checked from.
+pub trait BatchRange: FromBytes + IntoBytes + Immutable + KnownLayout + Copy {
+    /// Number of the kind of batches that have such ranges.
+    #[doc(hidden)]
+    const KIND: u16;
+
+    /// Bytes of payload.
+    fn payload(&self) -> u64;
+}
+
+impl BatchRange for PageRange {
+    const KIND: u16 = PAGES;
+
+    fn payload(&self) -> u64 {
+        self.payload()
+    }
+}
+
+impl BatchRange for BlockRange {
+    const KIND: u16 = BLOCKS;
+
+    fn payload(&self) -> u64 {
+        self.payload()
+    }
 }
 
 impl BatchHeader {
     /// Header of a batch of `ranges` in pass `pass`.
-    pub fn pages(pass: u32, ranges: &[PageRange]) -> Self {
-        let payload = ranges.iter().map(PageRange::payload).sum::<u64>();
-        Self::new(PAGES, pass, ranges, payload)
+    pub fn of<R: BatchRange>(pass: u32, ranges: &[R]) -> Self {
+        Self::new(R::KIND, pass, ranges, payload_of(ranges))
     }
 
     /// Marks the end of pass `pass`.
     pub fn pass_end(pass: u32) -> Self {
-        Self::new(PASS_END, pass, &[], 0)
+        Self::new::<PageRange>(PASS_END, pass, &[], 0)
     }
 
-    fn new(kind: u16, pass: u32, ranges: &[PageRange], payload: u64) -> Self {
+    fn new<R: BatchRange>(kind: u16, pass: u32, ranges: &[R], payload: u64) -> Self {
         let mut header = Self {
             magic: BATCH_MAGIC.into(),
             kind: kind.into(),
@@ -166,7 +200,7 @@ impl BatchHeader {
         header
     }
 
-    fn check_with(mut self, ranges: &[PageRange]) -> u64 {
+    fn check_with<R: BatchRange>(mut self, ranges: &[R]) -> u64 {
         self.check = 0.into();
         check(&[self.as_bytes(), ranges.as_bytes()])
     }
@@ -182,16 +216,17 @@ impl BatchHeader {
     /// [`Error::Protocol`] when it is no batch or exceeds the limits.
     pub fn kind(&self) -> Result<BatchKind, Error> {
         if self.magic.get() != BATCH_MAGIC {
-            return Err(Error::Protocol("data stream holds no page batch".into()));
+            return Err(Error::Protocol("data stream holds no batch".into()));
         }
         let (ranges, payload) = (self.ranges.get() as usize, self.payload.get());
         if ranges > MAX_RANGES || payload > MAX_PAYLOAD || self.flags.get() != 0 {
             return Err(Error::Protocol(format!(
-                "page batch of {ranges} ranges and {payload} bytes exceeds the limits"
+                "batch of {ranges} ranges and {payload} bytes exceeds the limits"
             )));
         }
         match self.kind.get() {
             PAGES if ranges > 0 => Ok(BatchKind::Pages { ranges, payload }),
+            BLOCKS if ranges > 0 => Ok(BatchKind::Blocks { ranges, payload }),
             PASS_END if ranges == 0 && payload == 0 => Ok(BatchKind::PassEnd),
             other => Err(Error::Protocol(format!(
                 "data frame of unknown kind {other}"
@@ -204,17 +239,21 @@ impl BatchHeader {
     ///
     /// # Errors
     /// [`Error::Protocol`] when they do not fit.
-    pub fn verify(&self, ranges: &[PageRange]) -> Result<(), Error> {
+    pub fn verify<R: BatchRange>(&self, ranges: &[R]) -> Result<(), Error> {
         if self.check_with(ranges) != self.check.get() {
-            return Err(Error::Protocol("page batch is damaged".into()));
+            return Err(Error::Protocol("batch is damaged".into()));
         }
-        if ranges.iter().map(PageRange::payload).sum::<u64>() != self.payload.get() {
+        if payload_of(ranges) != self.payload.get() {
             return Err(Error::Protocol(
-                "page batch has another length than its ranges".into(),
+                "batch has another length than its ranges".into(),
             ));
         }
         Ok(())
     }
+}
+
+fn payload_of<R: BatchRange>(ranges: &[R]) -> u64 {
+    ranges.iter().map(R::payload).sum()
 }
 
 #[cfg(test)]

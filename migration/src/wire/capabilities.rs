@@ -18,9 +18,21 @@ impl Capabilities {
     pub const FORWARDED_PACKETS: Self = Self(1 << 2);
     /// Both agree on how the machine's state is written.
     pub const STATE_FORM: Self = Self(1 << 3);
+    /// A destination takes disks as blocks.
+    pub const VOLUMES: Self = Self(1 << 4);
+    /// A source may come again with a new link, and the destination tells what is placed.
+    pub const NEW_LINK: Self = Self(1 << 5);
+    /// A destination makes of a disk the format that its source asks for, and says which disks it holds whole and durable.
+    pub const DISK_TERMS: Self = Self(1 << 8);
     /// What this engine can do.
     pub const OURS: Self = Self(
-        Self::NAMES_HOST.0 | Self::ANY_STRIPE.0 | Self::FORWARDED_PACKETS.0 | Self::STATE_FORM.0,
+        Self::NAMES_HOST.0
+            | Self::ANY_STRIPE.0
+            | Self::FORWARDED_PACKETS.0
+            | Self::STATE_FORM.0
+            | Self::VOLUMES.0
+            | Self::NEW_LINK.0
+            | Self::DISK_TERMS.0,
     );
 
     /// As they travel.

@@ -3,21 +3,21 @@
 use std::io;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Serialize, de::DeserializeOwned};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+pub use super::body::{
+    Answer, Committed, Extents, Intent, LastPass, MAX_EXTENTS, MAX_WARNINGS, Negotiate, Negotiated,
+    PassPlaced, PlacedSoFar, Prepared, Ready, Saved, WHOLE_PASS, Welcome,
+};
 use super::check;
 use super::kind::Kind;
 pub use super::kind::MAX_FORWARDED;
-use crate::PAGE_SIZE;
 use crate::error::Error;
-use crate::id::HostId;
 use crate::observation::Observation;
-use crate::progress::Verify;
 pub use crate::resolution::Resolution;
 use crate::transport::{Connection, Within};
-use crate::vm::{MachineDescription, RunState};
 
 /// First bytes of a control frame.
 pub const CONTROL_MAGIC: u32 = u32::from_le_bytes(*b"vmmC");
@@ -39,203 +39,6 @@ pub const CONTROL_LEN: usize = size_of::<ControlHeader>();
 
 /// A body is read in pieces of this size, so that a header alone never makes us allocate its length.
 const PIECE: usize = 1 << 20;
-
-/// Most extents that are announced.
-pub const MAX_EXTENTS: usize = 16 << 10;
-
-/// Most warnings that are told with the commit.
-pub const MAX_WARNINGS: usize = 16;
-
-/// Destination to source: go on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Welcome {
-    /// Version that both sides will speak.
-    pub version: u16,
-    /// Secret of this migration, 16 bytes: data connections show it, the digest is keyed by it.
-    pub token: [u8; 16],
-    /// Who will answer whether the guest ran there; told from version 2 on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub host: Option<HostId>,
-    /// What both can do, of what the hello told ([`super::capabilities::Capabilities`]); told from version 4 on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub capabilities: Option<u64>,
-}
-
-/// Whether the guest is to be moved, or only the question asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Intent {
-    /// Move it.
-    Migrate,
-    /// Only say whether it would work.
-    Plan,
-}
-
-/// Source to destination: what is to come.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Negotiate {
-    /// The machine.
-    pub machine: MachineDescription,
-    /// Whether it runs.
-    pub run_state: RunState,
-    /// Number of data connections.
-    pub streams: u8,
-    /// How memory is verified.
-    pub verify: Verify,
-    /// What for.
-    pub intent: Intent,
-    /// How its state can be written, for the destination to choose; told from version 4 on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub state: Option<String>,
-}
-
-/// Destination to source: this host can build and run the machine. No body where nothing is told.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Negotiated {
-    /// How the state is to be written, where [`Negotiate`] left the choice.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub state: Option<String>,
-}
-
-/// Destination to source: the machine is built.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Prepared {
-    /// How long recording a decision takes there, in milliseconds.
-    pub journal_ms: f64,
-    /// Bytes that it hashes per second, where all memory is to be hashed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hash_bytes_per_s: Option<f64>,
-    /// Disks of which it wants samples with the last pass.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub disks: Vec<String>,
-}
-
-/// Source to destination: stretches of guest memory that hold data, as `(gpa, length)`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Extents {
-    /// Ascending, page-aligned, at most [`MAX_EXTENTS`].
-    pub extents: Vec<(u64, u64)>,
-}
-
-impl Extents {
-    /// Work is done for each: none may be named twice, and they may not be too many.
-    fn check(&self) -> Result<(), Error> {
-        let wrong = |what: String| Err(Error::Protocol(what));
-        if self.extents.len() > MAX_EXTENTS {
-            return wrong(format!("it announces {} extents", self.extents.len()));
-        }
-        let mut end = 0;
-        for &(gpa, len) in &self.extents {
-            let aligned = gpa % PAGE_SIZE == 0 && len % PAGE_SIZE == 0;
-            match gpa.checked_add(len) {
-                Some(next) if aligned && gpa >= end => end = next,
-                _ => {
-                    return wrong(format!(
-                        "it announces an extent of {len:#x} bytes at {gpa:#x}"
-                    ));
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Destination to source: all pages of a pass are in place.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PassPlaced {
-    /// The pass.
-    pub pass: u32,
-}
-
-/// Source to destination: after this pass no page follows.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LastPass {
-    /// The pass.
-    pub pass: u32,
-    /// When the state was saved; where absent, nothing is known of that.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub saved: Option<Saved>,
-    /// Whether the guest ran when it was stopped; where absent, as it was negotiated.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub run_state: Option<RunState>,
-    /// Samples of what the disks hold that [`Prepared`] named; absent where it named none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub disks: Option<String>,
-}
-
-/// When the source saved the state, told by what it had heard before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Saved {
-    /// The last pass of which it had heard that it was placed.
-    pub after_pass: u32,
-    /// How long after it had heard so it began to save, in microseconds.
-    pub after_us: u64,
-}
-
-/// Destination to source: everything is loaded.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Ready {
-    /// Digest of the memory as asked for in [`Negotiate`], hexadecimal.
-    pub digest: Option<String>,
-    /// How long loading the state took, in milliseconds.
-    pub load_ms: f64,
-}
-
-/// Destination to source: the guest runs.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Committed {
-    /// Recording the decision, in milliseconds.
-    pub journal_ms: f64,
-    /// Starting the guest, in milliseconds.
-    pub start_ms: f64,
-    /// What went wrong without keeping the guest from running, at most [`MAX_WARNINGS`].
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub warnings: Vec<Observation>,
-}
-
-/// Destination's answer to a resolve. In version 1 it was the bare [`Resolution`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "AnswerBody", into = "AnswerBody")]
-pub struct Answer {
-    /// What became of the guest.
-    pub resolution: Resolution,
-    /// Who says so; told from version 2 on.
-    pub host: Option<HostId>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(untagged)]
-enum AnswerBody {
-    Bare(Resolution),
-    Signed {
-        resolution: Resolution,
-        host: HostId,
-    },
-}
-
-impl From<AnswerBody> for Answer {
-    fn from(body: AnswerBody) -> Self {
-        match body {
-            AnswerBody::Bare(resolution) => Self {
-                resolution,
-                host: None,
-            },
-            AnswerBody::Signed { resolution, host } => Self {
-                resolution,
-                host: Some(host),
-            },
-        }
-    }
-}
-
-impl From<Answer> for AnswerBody {
-    fn from(Answer { resolution, host }: Answer) -> Self {
-        match host {
-            None => Self::Bare(resolution),
-            Some(host) => Self::Signed { resolution, host },
-        }
-    }
-}
 
 /// A control frame.
 #[derive(Debug, Clone, PartialEq)]

@@ -40,6 +40,22 @@ impl Conversation {
         this
     }
 
+    /// On a new link everything up to the pages was said before, and `placed` passes are placed.
+    pub fn goes_on(&mut self, placed: u32) {
+        for kind in [
+            Kind::Welcome,
+            Kind::Negotiate,
+            Kind::Negotiated,
+            Kind::Prepare,
+            Kind::Prepared,
+            Kind::Extents,
+        ] {
+            self.pass(kind);
+        }
+        self.passed[Kind::PassPlaced.index()] = placed;
+        self.pass_begins(placed);
+    }
+
     pub fn us(&self) -> Side {
         self.us
     }
@@ -47,6 +63,11 @@ impl Conversation {
     /// Whether a frame of `kind` has passed.
     pub fn has(&self, kind: Kind) -> bool {
         self.passed[kind.index()] > 0
+    }
+
+    /// How many passes were said to be placed.
+    pub fn placed(&self) -> u32 {
+        self.passed[Kind::PassPlaced.index()]
     }
 
     /// The source begins `pass`.
@@ -208,6 +229,31 @@ mod tests {
         assert!(conversation.hear(Kind::PassPlaced).is_err());
         conversation.pass_begins(3);
         conversation.hear(Kind::PassPlaced).unwrap();
+        conversation.hear(Kind::PassPlaced).unwrap();
+        assert!(conversation.hear(Kind::PassPlaced).is_err());
+    }
+
+    #[test]
+    fn on_a_new_link_it_goes_on_where_pages_come() {
+        let may_come = |us, placed| {
+            let goes_on = || {
+                let mut conversation = Conversation::new(us);
+                conversation.goes_on(placed);
+                conversation
+            };
+            let kinds = every_kind().filter(move |&kind| goes_on().hear(kind).is_ok());
+            kinds.map(Kind::name).collect::<Vec<_>>()
+        };
+        for placed in [0, 7] {
+            assert_eq!(
+                may_come(Side::Destination, placed),
+                ["state", "failure", "ping", "pong", "plan-end"]
+            );
+            assert_eq!(may_come(Side::Source, placed), ["failure", "ping", "pong"]);
+        }
+        let mut conversation = Conversation::new(Side::Source);
+        conversation.goes_on(7);
+        conversation.pass_begins(8);
         conversation.hear(Kind::PassPlaced).unwrap();
         assert!(conversation.hear(Kind::PassPlaced).is_err());
     }

@@ -23,12 +23,21 @@ pub enum Role {
     },
     /// Asks whether the migration was committed.
     Resolve,
+    /// The control connection of a new link, of a migration whose old one was lost.
+    Again,
+    /// Pulls what has not come yet ([`super::pull`]).
+    Pull {
+        /// Which of its client's connections it is, from 0.
+        lane: u16,
+    },
 }
 
 const CONTROL: u16 = 1;
 const DATA: u16 = 2;
 const RESOLVE: u16 = 3;
 // 4 is kept for the urgent connection of post-copy.
+const AGAIN: u16 = 5;
+const PULL: u16 = 6;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
 #[repr(C)]
@@ -59,7 +68,8 @@ pub struct Hello {
     pub role: Role,
     /// The migration.
     pub id: MigrationId,
-    /// The secret that the destination gave to the control connection; zero on others.
+    /// The secret that the destination gave to the control connection: on data connections that of their link, on one
+    /// that comes again that of the first; that of what is pulled on its connections; zero on others.
     pub token: [u8; 16],
     /// What the sender can do; nothing before version 4, where it follows from the version.
     pub capabilities: Capabilities,
@@ -90,6 +100,8 @@ impl Hello {
             Role::Control => (CONTROL, 0),
             Role::Data { stream } => (DATA, stream),
             Role::Resolve => (RESOLVE, 0),
+            Role::Again => (AGAIN, 0),
+            Role::Pull { lane } => (PULL, lane),
         };
         let mut header = HelloHeader {
             magic: HELLO_MAGIC,
@@ -127,6 +139,10 @@ impl Hello {
                 stream: header.stream.get(),
             },
             RESOLVE => Role::Resolve,
+            AGAIN => Role::Again,
+            PULL => Role::Pull {
+                lane: header.stream.get(),
+            },
             other => return Err(Error::Protocol(format!("hello of unknown role {other}"))),
         };
         Ok(Self {

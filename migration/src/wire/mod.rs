@@ -1,15 +1,18 @@
-//! What travels: the hello of each connection, control frames and page batches.
+//! What travels: the hello of each connection, control frames, batches of pages and blocks, and frames of a pull.
 //!
 //! Headers are little-endian structs of fixed length that carry a magic number, a kind, a bounded
 //! length and a check over themselves and their descriptive part. `docs/protocol.md` has the tables.
 
 pub mod agreed;
 pub mod batch;
+pub mod blocks;
+mod body;
 pub mod capabilities;
 pub mod control;
 pub(crate) mod conversation;
 pub mod hello;
 pub mod kind;
+pub mod pull;
 
 /// Version of the protocol that this engine speaks.
 pub const VERSION: u16 = 4;
@@ -24,6 +27,8 @@ pub(crate) const MAX_PASSES_AHEAD: u32 = 4;
 pub const MAX_REGIONS: usize = 64;
 /// Most data streams.
 pub const MAX_STREAMS: u8 = 16;
+/// Most disks that travel with a guest.
+pub const MAX_VOLUMES: usize = 64;
 /// Longest machine state.
 pub const MAX_STATE: usize = 64 << 20;
 

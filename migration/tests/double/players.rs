@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use migration::control::Control;
 use migration::journal::MemoryJournal;
 use migration::observation::{Observation, Side};
 use migration::progress::Verify;
+use migration::request::MigrateRequest;
+use migration::steering::Steering;
 use migration::transport::memory::{self, MemoryConnect, MemoryListen};
 use migration::transport::{Connect, Connection, Listen, Patience};
 use migration::vm::{MachineDescription, RunState};
@@ -26,6 +27,15 @@ pub const PATIENCE: Patience<'static> = Patience {
     timeout: Duration::from_secs(5),
     give_up: &|| false,
 };
+
+/// A migration that a played destination can follow: it has one stream, and nobody compares digests.
+pub fn one_stream_unverified() -> MigrateRequest {
+    MigrateRequest {
+        streams: Some(1),
+        verify: Verify::Off,
+        ..MigrateRequest::new("unix:/there")
+    }
+}
 
 /// Says `message`; whether it could be sent. The peer may have hung up, which is what tests are about.
 pub fn say(connection: &dyn Connection, message: &Message) -> bool {
@@ -79,7 +89,10 @@ pub fn message_of(kind: Kind) -> Message {
         Kind::Extents => Message::Extents(Extents {
             extents: vec![(0, 8192)],
         }),
-        Kind::PassPlaced => Message::PassPlaced(PassPlaced { pass: 1 }),
+        Kind::PassPlaced => Message::PassPlaced(PassPlaced {
+            pass: 1,
+            flush_us: None,
+        }),
         Kind::LastPass => Message::LastPass(LastPass {
             pass: 1,
             saved: None,
@@ -89,6 +102,8 @@ pub fn message_of(kind: Kind) -> Message {
         Kind::State => Message::State(vec![1; 100]),
         Kind::Ready => Message::Ready(Ready {
             digest: None,
+            disks_digest: None,
+            whole_disks: Vec::new(),
             load_ms: 1.0,
         }),
         Kind::Commit => Message::Commit,
@@ -117,7 +132,10 @@ pub fn welcome(version: u16) -> Welcome {
     Welcome {
         version,
         token: [9; 16],
-        capabilities: (version >= 4).then(|| Capabilities::OURS.bits()),
+        // It is played once, on one link.
+        capabilities: (version >= 4)
+            .then(|| Capabilities::OURS.bits() & !Capabilities::NEW_LINK.bits()),
+        placed: None,
         host: (version > 1).then_some(migration::HostId([3; 16])),
     }
 }
@@ -135,6 +153,8 @@ pub fn wanted() -> Negotiate {
         verify: Verify::Stream,
         intent: Intent::Migrate,
         state: None,
+        volumes: Vec::new(),
+        reconnect_ms: None,
     }
 }
 
@@ -209,17 +229,27 @@ impl PlayedSource {
             this.say(&message_of(Kind::State));
         }
         if point >= Point::Loaded {
-            for data in &this.data {
-                let end = BatchHeader::pass_end(1);
-                data.send(end.as_bytes()).unwrap();
-            }
-            this.say(&message_of(Kind::LastPass));
-            let placed = hear(&*this.control);
-            assert!(matches!(placed, Some(Message::PassPlaced(_))), "{placed:?}");
-            let ready = hear(&*this.control);
-            assert!(matches!(ready, Some(Message::Ready(_))), "{ready:?}");
+            this.end_pass();
         }
         Some(this)
+    }
+
+    /// Goes from [`Point::Prepared`] to [`Point::Loaded`].
+    pub fn load(&self) {
+        self.say(&message_of(Kind::State));
+        self.end_pass();
+    }
+
+    fn end_pass(&self) {
+        for data in &self.data {
+            let end = BatchHeader::pass_end(1);
+            data.send(end.as_bytes()).unwrap();
+        }
+        self.say(&message_of(Kind::LastPass));
+        let placed = hear(&*self.control);
+        assert!(matches!(placed, Some(Message::PassPlaced(_))), "{placed:?}");
+        let ready = hear(&*self.control);
+        assert!(matches!(ready, Some(Message::Ready(_))), "{ready:?}");
     }
 
     pub fn say(&self, message: &Message) -> bool {
@@ -282,14 +312,76 @@ pub fn take_pages(data: &dyn Connection, control: &dyn Connection) {
         match header.kind().unwrap() {
             BatchKind::PassEnd => {
                 let pass = header.pass();
-                say(control, &Message::PassPlaced(PassPlaced { pass }));
+                say(
+                    control,
+                    &Message::PassPlaced(PassPlaced {
+                        pass,
+                        flush_us: None,
+                    }),
+                );
             }
-            BatchKind::Pages { ranges, payload } => {
+            BatchKind::Pages { ranges, payload } | BatchKind::Blocks { ranges, payload } => {
                 let mut rest = vec![0; ranges * RANGE_LEN + payload as usize];
                 if data.receive(&mut rest).is_err() {
                     return;
                 }
             }
+        }
+    }
+}
+
+/// Stands between a source with one stream and a destination: passes on what either says, and what the destination says
+/// on the control connection as `alter` makes it.
+pub fn relay(
+    listen: &MemoryListen,
+    connect: &MemoryConnect,
+    alter: &(dyn Fn(Message) -> Message + Sync),
+) {
+    let next = || {
+        let here = listen.accept(PATIENCE.timeout).ok()??;
+        let mut hello = [0; HELLO_LEN];
+        here.receive(&mut hello).ok()?;
+        let there = connect.connect(PATIENCE).ok()?;
+        there.send(&hello).ok()?;
+        Some((here, there))
+    };
+    let Some(control) = next() else { return };
+    thread::scope(|scope| {
+        scope.spawn(|| pass_messages(&*control.0, &*control.1, &|message| message));
+        scope.spawn(|| pass_messages(&*control.1, &*control.0, alter));
+        let Some((here, there)) = next() else { return };
+        pass_batches(&*here, &*there);
+        here.shutdown();
+        there.shutdown();
+    });
+}
+
+fn pass_messages(from: &dyn Connection, to: &dyn Connection, alter: &dyn Fn(Message) -> Message) {
+    while let Ok(message) = Message::receive(from) {
+        if !say(to, &alter(message)) {
+            break;
+        }
+    }
+    from.shutdown();
+    to.shutdown();
+}
+
+fn pass_batches(from: &dyn Connection, to: &dyn Connection) {
+    let mut header = [0; BATCH_LEN];
+    while from.receive(&mut header).is_ok() {
+        let mut bytes = header.to_vec();
+        let header = BatchHeader::read_from_bytes(&header).unwrap();
+        if let BatchKind::Pages { ranges, payload } | BatchKind::Blocks { ranges, payload } =
+            header.kind().unwrap()
+        {
+            let mut rest = vec![0; ranges * RANGE_LEN + payload as usize];
+            if from.receive(&mut rest).is_err() {
+                return;
+            }
+            bytes.extend(rest);
+        }
+        if to.send(&bytes).is_err() {
+            return;
         }
     }
 }
@@ -324,7 +416,7 @@ pub fn receive_from(
     thread::scope(|scope| {
         let there = scope.spawn(|| {
             let journal = MemoryJournal::default();
-            destination::receive(&listen, &mut into, options, &Control::new(), &journal)
+            destination::receive(&listen, &mut into, options, &Steering::new(), &journal)
         });
         let source = PlayedSource::at(&connect, negotiate, point).unwrap();
         play(&source);

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use migration::control::{Control, Events};
 use migration::journal::MemoryJournal;
 use migration::progress::Limits;
 use migration::request::MigrateRequest;
+use migration::steering::{Events, Steering};
 use migration::transport::memory;
 use migration::units::{Rate, Span};
 use migration::{MigrationId, Outcome, destination, source};
@@ -57,17 +57,17 @@ impl Scene {
     }
 
     /// Runs the migration while `steer` watches its events.
-    pub fn run(&mut self, steer: impl FnOnce(&Control, Events) + Send) -> [Outcome; 2] {
-        self.run_with(|_, control, events| steer(control, events))
+    pub fn run(&mut self, steer: impl FnOnce(&Steering, Events) + Send) -> [Outcome; 2] {
+        self.run_with(|_, steering, events| steer(steering, events))
     }
 
     /// As [`Scene::run`], where the guest's user does something too.
     pub fn run_with(
         &mut self,
-        steer: impl FnOnce(&Source, &Control, Events) + Send,
+        steer: impl FnOnce(&Source, &Steering, Events) + Send,
     ) -> [Outcome; 2] {
         let (connect, listen) = memory::network(&[]);
-        let (control, receiving) = (Control::new(), Control::new());
+        let (steering, receiving) = (Steering::new(), Steering::new());
         let Self {
             vm,
             into,
@@ -80,14 +80,14 @@ impl Scene {
                 let options = destination::Options::default();
                 destination::receive(&listen, into, &options, &receiving, journal)
             });
-            let events = control.subscribe();
-            let handle = control.clone();
+            let events = steering.subscribe();
+            let handle = steering.clone();
             let vm = &*vm;
             scope.spawn(move || {
                 let _fails = CancelsOnPanic(&handle);
                 steer(vm, &handle, events);
             });
-            let here = source::migrate(vm, &connect, options, &control, &MemoryJournal::default());
+            let here = source::migrate(vm, &connect, options, &steering, &MemoryJournal::default());
             // A destination that nobody came to, or that was only asked, waits for the next.
             ends_within(&there, Duration::from_millis(500));
             receiving.cancel();
@@ -106,7 +106,7 @@ impl Scene {
 }
 
 /// Whoever steers and fails ends the migration too, which may wait for what does not come then.
-struct CancelsOnPanic<'a>(&'a Control);
+struct CancelsOnPanic<'a>(&'a Steering);
 
 impl Drop for CancelsOnPanic<'_> {
     fn drop(&mut self) {
@@ -116,4 +116,4 @@ impl Drop for CancelsOnPanic<'_> {
     }
 }
 
-pub fn ignore(_: &Control, _: Events) {}
+pub fn ignore(_: &Steering, _: Events) {}

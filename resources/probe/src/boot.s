@@ -59,7 +59,7 @@ idt: .skip 0x42 * 16
 tss: .skip 16 * 128
 kernel_stacks: .skip 16 * 1024
     .balign 4096
-user_stacks: .skip 16 * 16384
+user_stacks: .skip 16 * 32768
 emergency_stack: .skip 8192
 emergency_top:
 
@@ -125,8 +125,8 @@ long64:
     addl $0x30, %ecx
     ltr %cx
     movl %ebx, %eax
-    shll $14, %eax
-    leaq user_stacks + 16384 - 8(%rax), %rax
+    shll $15, %eax
+    leaq user_stacks + 32768 - 8(%rax), %rax
     movl %ebx, %edi
     pushq $0x1b
     pushq %rax

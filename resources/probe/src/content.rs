@@ -1,5 +1,7 @@
 //! Content of filled memory: a pure function of kind, seed and page number.
 
+use crate::units::mix;
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Fill {
     None,
@@ -58,14 +60,6 @@ static WORDS: [&[u8; 8]; 32] = [
     b" before ",
     b"the end.",
 ];
-
-/// A well-mixed word of two.
-pub fn mix(a: u64, b: u64) -> u64 {
-    let mut x = a ^ b.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
-}
 
 /// Words of one page, four at a time.
 struct Words {

@@ -8,10 +8,10 @@
 use core::mem::offset_of;
 
 use crate::clock::{Clock, peek, poke, tsc};
-use crate::content::mix;
 use crate::options::{Block, Options};
 use crate::serial::Serial;
 use crate::shared::fault;
+use crate::units::mix;
 use crate::virtio::{Buffer, Device, QueueMemory};
 
 const MAGIC: u64 = 0x4b4c_4245_424f_5250;

@@ -6,10 +6,11 @@
 //! have stands in a table elsewhere.
 
 use crate::clock::{peek, poke};
-use crate::content::{self, Fill, mix};
+use crate::content::{self, Fill};
 use crate::gate::{self, DirtyWrite};
 use crate::memory::PAGE;
 use crate::shared::fault;
+use crate::units::mix;
 
 /// One CPU's stripe.
 pub struct Ledger {

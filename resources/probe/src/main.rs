@@ -9,16 +9,21 @@ mod extras;
 mod gate;
 mod lapic;
 mod ledger;
+mod lines;
+mod load;
 mod memory;
 mod net;
 mod options;
 mod packet;
+mod places;
 mod power;
+mod ring;
 mod runtime;
 mod serial;
 mod shared;
 mod tcp;
 mod timer;
+mod units;
 mod virtio;
 mod worker;
 
@@ -31,10 +36,14 @@ use extras::{Console, Rng};
 use memory::{BootInfo, MAX_RANGES, PAGE, Range};
 use net::Net;
 use options::{Block, Crash, Options};
+use places::Places;
 use serial::Serial;
-use shared::{CPUS, FAULTS, GO, MAX_CPUS, next_fault, sum, take_gap};
+use shared::{CPUS, FAULTS, Fault, GO, MAX_CPUS, next_fault, sum, take_gap};
 use timer::Timer;
 use worker::{Plan, Worker};
+
+/// How long requests in flight may take at the end.
+const LAST_REQUESTS_US: u64 = 5_000_000;
 
 static mut PLAN: Option<Plan> = None;
 
@@ -60,7 +69,8 @@ extern "C" fn cpu_main(index: usize) -> ! {
     CPUS[index].ready.store(true, Ordering::Release);
     loop {
         worker.pass();
-        worker.wait(false);
+        let loaded = load::poll(index);
+        worker.wait(loaded);
     }
 }
 
@@ -136,16 +146,31 @@ struct Devices {
     console: Option<Console>,
 }
 
-fn find_devices(options: &Options, clock: &Clock) -> Devices {
+/// Sets up the loads of disks; where devices are that are nobody's yet.
+// Its frame is large, and would stay on the stack for ever within that of `boot_cpu`.
+#[inline(never)]
+fn set_up_loads(options: &Options, info: &mut BootInfo, clock: &Clock, cpus: usize) -> Places {
+    let mut places = Places::of(options);
+    if options.loads.iter().all(Option::is_none) {
+        return places;
+    }
+    let disks = places.disks();
+    let taken = load::set_up(&options.loads, disks.all(), options.seed, info, clock, cpus);
+    for (i, &disk) in disks.all().iter().enumerate() {
+        if taken & 1 << i != 0 {
+            places.take(disk);
+        }
+    }
+    places
+}
+
+fn find_devices(options: &Options, clock: &Clock, places: &Places) -> Devices {
     let mut devices = Devices::default();
     let wants_disk = options.block != Block::Off;
     if !(wants_disk || options.net.is_some() || options.rng || options.console) {
         return devices;
     }
-    let named = options.windows[..options.window_count].iter().copied();
-    let ours = (0..17u64).map(|i| 0xd000_0000 + i * 0x1000);
-    let qemu = (0..24u64).map(|i| 0xfeb0_0000 + i * 0x200);
-    for base in named.chain(ours).chain(qemu) {
+    for &base in places.all() {
         match virtio::probe(base) {
             Some(virtio::BLOCK) if wants_disk && devices.disk.is_none() => {
                 devices.disk = Disk::new(base, options, clock);
@@ -196,12 +221,13 @@ fn boot_cpu() -> ! {
     }
     let cpus = start_cpus(&info, &options, &clock);
     info.map_high();
+    let places = set_up_loads(&options, &mut info, &clock, cpus);
     let plan = plan(&mut info, &options, clock, cpus as u64);
     // SAFETY: the other CPUs read it after GO.
     unsafe { (&raw mut PLAN).write(Some(plan)) };
     GO.store(true, Ordering::Release);
     let worker = Worker::new(plan, 0);
-    let mut devices = find_devices(&options, &clock);
+    let mut devices = find_devices(&options, &clock, &places);
     for cpu in &CPUS[1..cpus] {
         while !cpu.ready.load(Ordering::Acquire) {
             core::hint::spin_loop();
@@ -301,6 +327,7 @@ fn run(
         if let Some(disk) = &mut devices.disk {
             disk.poll(out);
         }
+        let loaded = load::poll(0);
         if let Some(net) = &mut devices.net {
             net.poll();
         }
@@ -341,6 +368,7 @@ fn run(
                 Some(b'q') => reason = Some("asked"),
                 Some(b'r') => crash(Crash::Reset, clock, out),
                 Some(b't') => crash(Crash::Triple, clock, out),
+                Some(b'v') => load::verify(),
                 Some(b'g') => {
                     take_gap();
                     gaps = Gaps::default();
@@ -348,14 +376,7 @@ fn run(
                 _ => {}
             }
         }
-        while out.has_room()
-            && let Some(found) = next_fault()
-        {
-            out.line(format_args!(
-                "fault kind={} gpa={:#x} expected={:#x} found={:#x}",
-                found.kind, found.gpa, found.expected, found.found
-            ));
-        }
+        print_queued(out);
         if tick && out.has_room() {
             n += 1;
             print_tick(n, clock, devices, &mut gaps, last_mono, out);
@@ -372,14 +393,50 @@ fn run(
             reason = reason.or(Some("exit_after"));
         }
         if let Some(reason) = reason {
+            end_loads(clock, out);
             out.line(format_args!("bye reason={reason}"));
             out.flush();
             power::off(clock);
         }
         if !out.pending() {
-            worker.wait(devices.disk.is_some() || devices.net.is_some());
+            worker.wait(loaded || devices.disk.is_some() || devices.net.is_some());
         }
     }
+}
+
+/// Prints faults, and lines of all CPUs, as far as there is room.
+fn print_queued(out: &mut Serial) {
+    while out.has_room()
+        && let Some(found) = next_fault()
+    {
+        let Fault {
+            kind,
+            gpa,
+            expected,
+            found,
+            disk,
+        } = found;
+        let fields =
+            format_args!("fault kind={kind} gpa={gpa:#x} expected={expected:#x} found={found:#x}");
+        match disk {
+            Some(disk) => out.line(format_args!("{fields} disk={disk}")),
+            None => out.line(fields),
+        }
+    }
+    while out.has_room() && lines::send(|line| out.line(format_args!("{line}"))) {}
+}
+
+/// Has the loads end and tell what they did, unless their disks stand still.
+fn end_loads(clock: &Clock, out: &mut Serial) {
+    load::stop();
+    let from = tsc();
+    let patience = clock.cycles_of_us(LAST_REQUESTS_US);
+    while !load::ended() && tsc() - from < patience {
+        load::poll(0);
+        print_queued(out);
+        out.pump();
+    }
+    print_queued(out);
 }
 
 fn print_clock(clock: &Clock, timer: Option<&Timer>, out: &mut Serial) {
@@ -410,6 +467,8 @@ fn print_tick(
         .disk
         .as_ref()
         .map_or((0, 0), |disk| (disk.written, disk.verified));
+    let written = written + sum(|cpu| &cpu.units_written);
+    let verified = verified + sum(|cpu| &cpu.units_verified);
     // SAFETY: set before the other CPUs began.
     let pages = unsafe { (&raw const PLAN).read() }.map_or(0, |plan| plan.ledger_pages);
     out.line(format_args!(

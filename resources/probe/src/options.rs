@@ -1,6 +1,7 @@
 //! The kernel command line.
 
 use crate::content::Fill;
+use crate::load::{LoadOptions, MAX_LOADS};
 use crate::serial::Serial;
 use crate::timer::Mode;
 
@@ -64,6 +65,7 @@ pub struct Options {
     pub block: Block,
     pub block_size: u64,
     pub block_rate: u64,
+    pub loads: [Option<LoadOptions>; MAX_LOADS],
     pub net: Option<Address>,
     pub rng: bool,
     pub console: bool,
@@ -123,6 +125,7 @@ impl Options {
             block: Block::Off,
             block_size: 16 << 20,
             block_rate: 50,
+            loads: [None; MAX_LOADS],
             net: None,
             rng: false,
             console: false,
@@ -196,6 +199,10 @@ impl Options {
             }
             "block_rate" => {
                 self.block_rate = number(value).filter(|n| (1..=1_000_000).contains(n))?;
+            }
+            "disk" => {
+                let load = LoadOptions::parse(value)?;
+                *self.loads.iter_mut().find(|load| load.is_none())? = Some(load);
             }
             "net" => self.net = Some(Address::parse(value)?),
             "rng" if value == "read" => self.rng = true,

@@ -4,6 +4,7 @@
 use core::fmt::{self, Write};
 
 use crate::gate;
+use crate::lines::Line;
 
 const SIZE: usize = 16384;
 
@@ -14,23 +15,6 @@ pub struct Serial {
     head: usize,
     tail: usize,
     console_head: Option<usize>,
-}
-
-struct Line {
-    bytes: [u8; 512],
-    len: usize,
-}
-
-impl Write for Line {
-    fn write_str(&mut self, s: &str) -> fmt::Result {
-        for &byte in s.as_bytes() {
-            if self.len < self.bytes.len() - 1 {
-                self.bytes[self.len] = byte;
-                self.len += 1;
-            }
-        }
-        Ok(())
-    }
 }
 
 fn queue(i: usize) -> *mut u8 {
@@ -61,20 +45,16 @@ impl Serial {
 
     /// Queues a line; where the queue is full it first sends what is in it.
     pub fn line(&mut self, arguments: fmt::Arguments<'_>) {
-        let mut line = Line {
-            bytes: [0; 512],
-            len: 0,
-        };
+        let mut line = Line::NEW;
         let _ = line.write_str("PROBE ");
         let _ = line.write_fmt(arguments);
-        line.bytes[line.len] = b'\n';
-        line.len += 1;
-        if self.tail - self.oldest() + line.len > SIZE {
+        let bytes = line.ended();
+        if self.tail - self.oldest() + bytes.len() > SIZE {
             self.flush();
             // A console that nobody reads does not stop the serial port.
             self.console_head = self.console_head.map(|_| self.head);
         }
-        for &byte in &line.bytes[..line.len] {
+        for &byte in bytes {
             // SAFETY: see `queue`; only CPU 0 prints.
             unsafe { queue(self.tail).write(byte) };
             self.tail += 1;

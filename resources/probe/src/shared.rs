@@ -13,6 +13,8 @@ pub struct Cpu {
     pub dirtied: AtomicU64,
     pub ledger_verified: AtomicU64,
     pub fill_verified: AtomicU64,
+    pub units_written: AtomicU64,
+    pub units_verified: AtomicU64,
 }
 
 pub static CPUS: [Cpu; MAX_CPUS] = [const {
@@ -23,6 +25,8 @@ pub static CPUS: [Cpu; MAX_CPUS] = [const {
         dirtied: AtomicU64::new(0),
         ledger_verified: AtomicU64::new(0),
         fill_verified: AtomicU64::new(0),
+        units_written: AtomicU64::new(0),
+        units_verified: AtomicU64::new(0),
     }
 }; MAX_CPUS];
 
@@ -39,6 +43,8 @@ pub struct Fault {
     pub gpa: u64,
     pub expected: u64,
     pub found: u64,
+    /// The disk, where it is of one under load.
+    pub disk: Option<usize>,
 }
 
 const QUEUE: usize = 64;
@@ -50,10 +56,22 @@ static mut FAULT_QUEUE: [Fault; QUEUE] = [Fault {
     gpa: 0,
     expected: 0,
     found: 0,
+    disk: None,
 }; QUEUE];
 
 /// Counts a fault and queues it for printing; when the queue is full it is only counted.
 pub fn fault(kind: &'static str, gpa: u64, expected: u64, found: u64) {
+    report(Fault {
+        kind,
+        gpa,
+        expected,
+        found,
+        disk: None,
+    });
+}
+
+/// As [`fault`], for one that is made elsewhere.
+pub fn report(fault: Fault) {
     FAULTS.fetch_add(1, Ordering::Relaxed);
     while LOCK.swap(true, Ordering::Acquire) {
         core::hint::spin_loop();
@@ -62,12 +80,7 @@ pub fn fault(kind: &'static str, gpa: u64, expected: u64, found: u64) {
     if tail - HEAD.load(Ordering::Acquire) < QUEUE {
         // SAFETY: the lock is held, and CPU 0 reads only entries before TAIL.
         unsafe {
-            (&raw mut FAULT_QUEUE[tail % QUEUE]).write(Fault {
-                kind,
-                gpa,
-                expected,
-                found,
-            });
+            (&raw mut FAULT_QUEUE[tail % QUEUE]).write(fault);
         }
         TAIL.store(tail + 1, Ordering::Release);
     }

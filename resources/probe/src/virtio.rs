@@ -1,5 +1,5 @@
 //! virtio-mmio (version 2) with split queues, polled: bringing a device up, and driving one queue with
-//! one request at a time.
+//! one request at a time. `ring.rs` drives one with many.
 
 use core::sync::atomic::{Ordering, fence};
 
@@ -72,24 +72,50 @@ pub fn begin(base: u64, features: u32) -> Option<u32> {
 /// Sets up a queue of `size` entries, at most 64, in a page of memory: descriptors, then the available
 /// ring, then the used ring.
 pub fn set_up(base: u64, queue: u32, size: u16, memory: u64) -> Option<()> {
-    poke(base + 0x30, queue);
-    if peek::<u32>(base + 0x34) < u32::from(size) {
+    if offered(base, queue) < u32::from(size) {
         return None;
     }
+    enable(base, size, [memory, memory + AVAILABLE, memory + USED]);
+    Some(())
+}
+
+/// Selects a queue; most entries that it can have, 0 when there is none.
+pub fn offered(base: u64, queue: u32) -> u32 {
+    poke(base + 0x30, queue);
+    peek(base + 0x34)
+}
+
+/// Gives the selected queue its size and its descriptors, available ring and used ring.
+pub fn enable(base: u64, size: u16, parts: [u64; 3]) {
     poke(base + 0x38, u32::from(size));
-    let parts = [
-        (0x80, memory),
-        (0x90, memory + AVAILABLE),
-        (0xa0, memory + USED),
-    ];
-    for (register, address) in parts {
+    for (register, address) in [0x80, 0x90, 0xa0].into_iter().zip(parts) {
         poke(base + register, address as u32);
         poke(base + register + 4, (address >> 32) as u32);
     }
     // We poll: no interrupts (VIRTQ_AVAIL_F_NO_INTERRUPT).
-    poke(memory + AVAILABLE, 1u16);
+    poke(parts[1], 1u16);
     poke(base + 0x44, 1u32);
-    Some(())
+}
+
+/// Writes the descriptors of a request one behind the other, from number `first` of the table on.
+pub fn describe(table: u64, first: u16, buffers: &[Buffer]) {
+    for (i, buffer) in (first..).zip(buffers) {
+        let descriptor = table + u64::from(i) * 16;
+        let more = usize::from(i - first) + 1 < buffers.len();
+        poke(descriptor, buffer.address);
+        poke(descriptor + 8, buffer.len);
+        poke(
+            descriptor + 12,
+            u16::from(more) | u16::from(buffer.device_writes) << 1,
+        );
+        poke(descriptor + 14, i + 1);
+    }
+}
+
+/// A 64-bit field of the configuration space.
+pub fn config_u64(base: u64, offset: u64) -> u64 {
+    let at = base + 0x100 + offset;
+    u64::from(peek::<u32>(at)) | u64::from(peek::<u32>(at + 4)) << 32
 }
 
 /// The driver is ready.
@@ -115,23 +141,12 @@ impl Device {
 
     /// A 64-bit field of the configuration space.
     pub fn config_u64(&self, offset: u64) -> u64 {
-        let at = self.base + 0x100 + offset;
-        u64::from(peek::<u32>(at)) | u64::from(peek::<u32>(at + 4)) << 32
+        config_u64(self.base, offset)
     }
 
     /// Hands over a request of at most four buffers; only when none is under way.
     pub fn submit(&mut self, buffers: &[Buffer]) {
-        for (i, buffer) in buffers.iter().enumerate() {
-            let descriptor = self.memory + i as u64 * 16;
-            let more = i + 1 < buffers.len();
-            poke(descriptor, buffer.address);
-            poke(descriptor + 8, buffer.len);
-            poke(
-                descriptor + 12,
-                u16::from(more) | u16::from(buffer.device_writes) << 1,
-            );
-            poke(descriptor + 14, i as u16 + 1);
-        }
+        describe(self.memory, 0, buffers);
         let slot = u64::from(self.submitted % SIZE);
         poke(self.memory + AVAILABLE + 4 + slot * 2, 0u16);
         fence(Ordering::SeqCst);

@@ -183,7 +183,10 @@ impl Console {
     pub fn is_unharmed(&mut self) {
         let told = |line: &Line| {
             let kind = line.fields.get("kind").map(String::as_str);
-            matches!(kind, Some("block-write" | "block-flush"))
+            matches!(
+                kind,
+                Some("block-write" | "block-flush" | "disk-write-error" | "disk-flush-error")
+            )
         };
         let disk_failed = self.disk_failed;
         let faults: Vec<_> = self

@@ -95,10 +95,24 @@ impl Guest {
 
     /// With a disk on which it writes and verifies blocks.
     #[must_use]
-    pub fn disk(mut self, path: &Path) -> Self {
+    pub fn disk(self, path: &Path) -> Self {
+        self.disk_with(path, "id=data", "block=verify,size=4M block_rate=200")
+    }
+
+    /// With a disk of these options, with which it does as these words of the kernel command line say.
+    #[must_use]
+    pub fn disk_with(mut self, path: &Path, options: &str, words: &str) -> Self {
+        self.more.push("--disk".into());
+        self.more.push(format!("{},{options}", path.display()));
+        self.and(words)
+    }
+
+    /// With a disk under a load with these options (docs/probe.md), as `depth=32,start=fill`.
+    #[must_use]
+    pub fn disk_load(mut self, path: &Path, options: &str) -> Self {
         self.more.push("--disk".into());
         self.more.push(format!("{},id=data", path.display()));
-        self.and("block=verify,size=4M block_rate=200")
+        self.and(&format!("disk=data,{options}"))
     }
 
     /// With a network interface on a tap, where it echoes UDP and TCP at `address`, as `10.0.0.2/24`.

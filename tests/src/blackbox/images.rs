@@ -85,3 +85,8 @@ pub fn sparse(dir: &Path, name: &str, length: u64) -> PathBuf {
         .expect("sparse file");
     path
 }
+
+/// The file that tells what the image lacks, where one is begun with before it is whole.
+pub fn map_of(image: &Path) -> PathBuf {
+    PathBuf::from(format!("{}.vmm-map", image.display()))
+}

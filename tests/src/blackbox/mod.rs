@@ -3,11 +3,15 @@
 
 pub mod clock_ledger;
 pub mod console;
+pub mod disk_load;
 pub mod guest;
 pub mod guest_lock;
 pub mod images;
 pub mod leftovers;
 pub mod migration;
+pub mod mounted;
+pub mod moving_disk;
+pub mod moving_load;
 pub mod pair;
 pub mod passing;
 pub mod relay;
@@ -21,6 +25,7 @@ pub use console::Console;
 pub use guest::Guest;
 pub use guest_lock::{GuestLock, guest_lock};
 pub use migration::{Ended, Migration};
+pub use mounted::Mounted;
 pub use pair::Pair;
 pub use vms::{Vms, error_text, fails, kill, one_json, signal};
 pub use wait::{eventually, holds};

@@ -358,7 +358,8 @@ impl Shared {
         let back = Outlet::new(back_to, delay(Toward::Source));
         let mut hello = [0; HELLO_LEN];
         source.read_exact(&mut hello)?;
-        let carries = if role_of(&hello) == Some(1) {
+        // A control connection, or that of a new link.
+        let carries = if matches!(role_of(&hello), Some(1 | 5)) {
             Carries::Control
         } else {
             Carries::Pages

@@ -18,6 +18,9 @@ fn orders(files: &tempfile::TempDir) -> PathBuf {
     files.path().join("orders")
 }
 
+/// For how long a link that is lost is tried anew.
+pub const RECONNECT: &str = "--reconnect-for";
+
 /// Set-up that a fault needs before the migration begins.
 #[derive(Default)]
 pub struct SetUp {
@@ -25,6 +28,8 @@ pub struct SetUp {
     pub receive: Vec<String>,
     /// More arguments of `vmm migrate`.
     pub migrate: Vec<String>,
+    /// Where the disk travels to; the hosts share it otherwise.
+    pub travels_to: Option<PathBuf>,
     /// Makes another command of the one that receives.
     pub around_receiver: Option<Box<dyn FnOnce(Command) -> Command>>,
 }
@@ -35,8 +40,10 @@ pub struct Scene {
     pub pair: Pair,
     /// Holds the disk.
     pub files: tempfile::TempDir,
-    /// The guest's disk, which both hosts reach.
+    /// The guest's disk, which both hosts reach unless it travels.
     pub disk: PathBuf,
+    /// Where it travels to, if it does.
+    pub travels_to: Option<PathBuf>,
     /// The guest's console, where it ran first.
     pub console: Console,
     /// The link.
@@ -62,10 +69,16 @@ impl Scene {
         let files = tempfile::tempdir().expect("folder for the disk");
         let disk = images::sparse(files.path(), "data.raw", 4 << 20);
         let SetUp {
-            receive,
+            mut receive,
             mut migrate,
+            travels_to,
             around_receiver,
         } = set_up(&pair, &files);
+        if let Some(path) = &travels_to {
+            let place = format!("data={},create", path.display());
+            receive.extend(["--disk".to_owned(), place]);
+            migrate.extend(["--disks", "precopy"].map(str::to_owned));
+        }
         let guest = Guest::small().disk(&disk);
         let orders = orders(&files);
         File::create(&orders).expect("orders of faults");
@@ -100,6 +113,10 @@ impl Scene {
         if phase == Phase::Precopy {
             migrate.extend(["--bandwidth", "1MiB/s"].map(str::to_owned));
         }
+        if !migrate.iter().any(|option| option == RECONNECT) {
+            // A row that does not say otherwise is about what a loss ends.
+            migrate.extend([RECONNECT, "0s"].map(str::to_owned));
+        }
         let migrate: Vec<&str> = migrate.iter().map(String::as_str).collect();
         let mut migration = Migration::start(&pair.source, NAME, &relay.address(), &migrate);
         migration.wait_phase(phase.as_source_tells());
@@ -115,6 +132,7 @@ impl Scene {
             pair,
             files,
             disk,
+            travels_to,
             console,
             relay,
             address,

@@ -1,9 +1,12 @@
 //! Checks what became of a migration: the reports of both sides, the guest, and what is left.
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use super::scene::{NAME, Scene};
 use super::{End, Receiver, Whereabouts, standing};
+use crate::Host;
 use crate::blackbox::wait::PATIENCE;
 use crate::blackbox::{Vms, holds, leftovers};
 use crate::process::Outcome;
@@ -18,10 +21,42 @@ pub fn check(mut scene: Scene, end: &End) {
     let mut scene = received(scene, end);
     lives(&mut scene, end.guest);
     scene.pair.is_clean();
-    // A process is gone before the kernel has closed its locks.
-    holds("nobody claims the disk any more", || {
-        !leftovers::is_locked(&scene.disk)
-    });
+    let images = std::iter::once(&scene.disk).chain(&scene.travels_to);
+    for image in images.filter(|image| image.exists()) {
+        // A process is gone before the kernel has closed its locks.
+        holds("nobody claims the disk any more", || {
+            !leftovers::is_locked(image)
+        });
+    }
+    if let Some(there) = &scene.travels_to {
+        images_tell(&scene, there, end.guest);
+    }
+}
+
+/// Checks that of the two images of a disk that travelled the one is used that the guest had, and the other is not.
+fn images_tell(scene: &Scene, there: &Path, guest: Whereabouts) {
+    let pair = &scene.pair;
+    let [here, there] = [(&pair.source, &*scene.disk), (&pair.destination, there)];
+    let (had, other) = match guest {
+        Whereabouts::Source | Whereabouts::UnknownNever | Whereabouts::Nowhere => (here, there),
+        Whereabouts::Destination
+        | Whereabouts::PausedThere
+        | Whereabouts::UnknownRan
+        | Whereabouts::UnknownRanAndKilled => (there, here),
+    };
+    let run = |(host, image): (&Host, &Path)| {
+        let disk = image.display().to_string();
+        host.vmm(["run", "after", "--detach", "--disk", &disk])
+    };
+    // Where nobody was killed, what was made for a guest that did not come is gone.
+    if other.1.exists() {
+        crate::blackbox::fails(run(other), 1, &["--use-stale"]);
+    } else {
+        assert_eq!(other.1, there.1, "the image at the source is gone");
+    }
+    let _ = run(had).success();
+    had.0.stop("after");
+    pair.is_clean();
 }
 
 /// Identifiers of an error and of all that explains it, outermost first.
@@ -212,6 +247,7 @@ fn lives(scene: &mut Scene, guest: Whereabouts) {
         source_killed,
         before,
         disk,
+        travels_to,
         ..
     } = scene;
     let there = match guest {
@@ -235,6 +271,7 @@ fn lives(scene: &mut Scene, guest: Whereabouts) {
             assert_eq!(there.status(NAME)["state"], "paused");
             let _ = there.vmm(["resume", NAME]).success();
         }
+        let disk = travels_to.as_ref().unwrap_or(disk);
         standing::settles(there, disk, None);
         standing::is_remembered(&there.status(NAME), None);
     } else {

@@ -13,8 +13,8 @@ use super::rig::Rig;
 use super::run::{Run, tail};
 use crate::eventually;
 
-/// Modules of the KVM host: kvm itself, taps and the bridge between them.
-const MODULES: &[&str] = &["kvm-amd", "tun", "bridge"];
+/// Modules of the KVM host: kvm itself, taps and the bridge between them, and file systems in files for disks.
+const MODULES: &[&str] = &["kvm-amd", "tun", "bridge", "loop", "crc32c_generic", "ext4"];
 
 /// The CPU of level 1: AMD's, with SVM. Without AVX2, because QEMU 10.0 reads 32 bytes for the 16 of
 /// a VINSERTI128 or VINSERTF128 from memory (fixed there by commit feea87cd6b): a program that uses it at

@@ -28,6 +28,9 @@ const MODULES: &[&str] = &[
 /// network finds its address behind it: `network=ADDRESS/BITS`.
 pub const CMDLINE: &str = "console=ttyS0 quiet panic=-1";
 
+/// What a transaction is, for the guest that commits them and the host that reads its disk.
+pub const TRANSACTIONS: &[u8] = include_bytes!("guest/transactions.sh");
+
 /// Size of the disk; sparse.
 pub const DISK_SIZE: &str = "160M";
 
@@ -78,6 +81,9 @@ pub fn root_tree(witness: &Path) -> Result<Vec<Node>> {
     let mut files = image::program_files("usr/bin/witness", witness)?;
     files.push(("bin/busybox".into(), image::busybox()?));
     files.push(("sbin/init".into(), workload));
+    let transactions = include_bytes!("guest/transactions-init.sh").to_vec();
+    files.push(("sbin/transactions".into(), transactions));
+    files.push(("transactions.sh".into(), TRANSACTIONS.to_vec()));
     let directories = ["dev", "proc", "sys", "tmp", "data"].map(Node::Directory);
     let programs = files
         .into_iter()

@@ -73,6 +73,25 @@ pub fn check_cache(told: &str, cached: u64) {
     assert!(wire <= distinct * MOST_OF_DISTINCT, "{report}");
 }
 
+/// Checks a move that was told as `disk: NAME JSON`: the disk, with at least `cold` bytes that nobody writes to, went
+/// along, and what the guest wrote meanwhile followed.
+///
+/// # Panics
+/// With what does not hold.
+pub fn check_disk(told: &str, cold: u64) {
+    let (name, report) = told.split_once(' ').expect("a name and a report");
+    let report = parsed(report);
+    assert_eq!(report["event"], "completed", "{report}");
+    assert_eq!(report["verified"], true, "{report}");
+    let passes = report["iterations"].as_array().expect("passes");
+    let sent = passes.iter().map(|pass| number(pass, "/disk_bytes"));
+    let sent: Vec<_> = sent.collect();
+    println!("disk {name}: sent in passes {sent:?}");
+    let (first, rest) = sent.split_first().expect("a first pass");
+    assert!(*first >= cold as f64, "{report}");
+    assert!(rest.iter().sum::<f64>() > 0.0, "{report}");
+}
+
 /// What one scenario told: a kernel, a number of vCPUs and, unless it is the host's, the model of their CPU,
 /// written `stock-2` or `stock-2-x86-64-v2`.
 #[derive(Debug)]

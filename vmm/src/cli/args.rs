@@ -8,12 +8,14 @@ use control::instance::VmState;
 use control::runtime_dir::Log;
 use control::units::{ByteSize, Rate, Span};
 use machine::config::{
-    CpuModel, DiskArg, NetArg, PageBacking, RunOptions, parse_disk_override, parse_net_override,
-    set_once,
+    CpuModel, DiskArg, IncomingDisk, NetArg, PageBacking, RunOptions, StaleDisks,
+    parse_net_override,
 };
 use migration::progress::LimitChange;
 use migration::request::MigrateRequest;
 
+use super::disk::DiskArgs;
+use super::limits::parse_limits;
 use crate::logging::{LogFormat, LogOptions};
 use crate::sandbox::Sandbox;
 
@@ -132,6 +134,8 @@ pub enum Command {
         /// Name of the VM.
         name: String,
     },
+    /// Look at, check, make and resize disk images, without a VM; move the disks of one that runs.
+    Disk(DiskArgs),
     /// A guest, a live migration and its report, on this machine.
     Demo(DemoArgs),
     /// Measure migration and start on this host, next to what the host can do at most.
@@ -208,9 +212,15 @@ pub struct RunArgs {
     /// [default: host].
     #[arg(long, value_name = "MODEL")]
     cpu: Option<CpuModel>,
-    /// A raw disk: PATH[,format=raw][,readonly][,id=ID]; may be repeated.
+    /// A disk: PATH[,format=raw|qcow2][,readonly][,cache=writeback|none][,id=ID]; may be repeated.
     #[arg(long = "disk", value_name = "DISK")]
     disks: Vec<DiskArg>,
+    /// Folder in which files below a disk's image may lie, besides the image's own; may be repeated.
+    #[arg(long, value_name = "DIR")]
+    allow_backing: Vec<PathBuf>,
+    /// Use disks whose guest has gone to another host, or may have.
+    #[arg(long)]
+    use_stale: bool,
     /// A network interface: tap=IF[,mac=MAC][,queues=N][,id=ID]; may be repeated.
     #[arg(long = "net", value_name = "NET")]
     nets: Vec<NetArg>,
@@ -252,6 +262,8 @@ impl RunArgs {
             pages,
             cpu,
             disks,
+            allow_backing,
+            use_stale,
             nets,
             config: _,
             confinement: _,
@@ -268,6 +280,11 @@ impl RunArgs {
             pages,
             cpu,
             disks,
+            allow_backing,
+            stale_disks: match use_stale {
+                true => StaleDisks::Used,
+                false => StaleDisks::Refused,
+            },
             nets,
         }
     }
@@ -283,9 +300,17 @@ pub struct ReceiveArgs {
     /// with its own.
     #[arg(long)]
     pub(super) name: Option<String>,
-    /// Path on this host of the disk with this id at the source: ID=PATH; may be repeated.
-    #[arg(long = "disk", value_name = "ID=PATH", value_parser = parse_disk_override)]
-    pub(super) disks: Vec<(String, PathBuf)>,
+    /// Where the disk with this id is on this host: ID=PATH where both hosts share it, ID=PATH,create where it travels
+    /// and its image is made, ID=PATH,existing where that is written over; ,cache=none: past this host's page cache; may
+    /// be repeated.
+    #[arg(long = "disk", value_name = "ID=PATH")]
+    pub(super) disks: Vec<IncomingDisk>,
+    /// Folder for the images of disks that travel and are not named.
+    #[arg(long, value_name = "FOLDER")]
+    pub(super) disk_dir: Option<PathBuf>,
+    /// Folder in which files below a disk's image may lie, besides the image's own; may be repeated.
+    #[arg(long, value_name = "DIR")]
+    pub(super) allow_backing: Vec<PathBuf>,
     /// Tap on this host of the network interface with this id at the source: ID=TAP; may be repeated.
     /// One that is not named is on the tap of the same name here.
     #[arg(long = "net", value_name = "ID=TAP", value_parser = parse_net_override)]
@@ -294,6 +319,9 @@ pub struct ReceiveArgs {
     /// it does not need is freed; what it needs more is allocated as it comes.
     #[arg(long, value_name = "SIZE")]
     pub(super) reserve: Option<ByteSize>,
+    /// Most that comes in, as in 200MiB/s, whatever the source would send.
+    #[arg(long, value_name = "RATE", default_value_t = Rate::default())]
+    pub(super) max_inbound: Rate,
     #[command(flatten)]
     pub(super) confinement: Confinement,
     /// Return when it listens.
@@ -338,10 +366,19 @@ pub struct JobsArgs {
     /// Cancel it.
     #[arg(long, requires = "id")]
     pub(super) cancel: bool,
+    /// Have it wait until it is told to go on; not a migration.
+    #[arg(long, requires = "id", conflicts_with_all = ["cancel", "set"])]
+    pub(super) pause: bool,
+    /// Let it go on.
+    #[arg(long, requires = "id", conflicts_with_all = ["cancel", "set", "pause"])]
+    pub(super) resume: bool,
     /// Change its limits: downtime-limit=TIME,bandwidth=RATE.
     #[arg(long, value_name = "LIMITS", value_parser = parse_limits, requires = "id",
         conflicts_with = "cancel")]
     pub(super) set: Option<LimitChange>,
+    /// Tell how far it is until it is over; the exit code tells how it ended. Ctrl-C ends the telling, not the job.
+    #[arg(long, requires = "id", conflicts_with_all = ["cancel", "set", "pause", "resume"])]
+    pub(super) follow: bool,
 }
 
 /// Options of `demo`.
@@ -353,6 +390,9 @@ pub struct DemoArgs {
     /// RAM of the guest.
     #[arg(long, value_name = "SIZE", default_value = "512MiB")]
     pub(crate) memory: ByteSize,
+    /// Give the guest a disk that only its first host has, which moves with it.
+    #[arg(long)]
+    pub(crate) disks: bool,
 }
 
 /// The one way in which memory moves; asking for another is an error, not a wish.
@@ -372,28 +412,6 @@ fn parse_state(text: &str) -> Result<VmState, String> {
          failed"
             .into()
     })
-}
-
-fn parse_limits(text: &str) -> Result<LimitChange, String> {
-    let mut change = LimitChange::default();
-    for part in text.split(',') {
-        match part.split_once('=') {
-            Some(("downtime-limit", time)) => {
-                let time: Span = time.parse().map_err(|e| format!("downtime-limit: {e}"))?;
-                set_once(&mut change.downtime_limit, "downtime-limit", time)?;
-            }
-            Some(("bandwidth", rate)) => {
-                let rate: Rate = rate.parse().map_err(|e| format!("bandwidth: {e}"))?;
-                set_once(&mut change.bandwidth, "bandwidth", rate)?;
-            }
-            _ => {
-                return Err(format!(
-                    "{part:?} is not a limit: downtime-limit=TIME and bandwidth=RATE are"
-                ));
-            }
-        }
-    }
-    Ok(change)
 }
 
 #[cfg(test)]

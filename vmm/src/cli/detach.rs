@@ -67,10 +67,13 @@ pub(super) fn start_detached() -> Result<VmStatus, Observation> {
     }
 }
 
-/// The child's first step: a session of its own, so that the terminal's signals do not reach it.
+/// The child's first step, once all paths that it was told are known from anywhere: a session of its own, so that the
+/// terminal's signals do not reach it, and a folder that keeps no file system from being unmounted.
 pub(super) fn leave_session() {
     // Fails only where it already leads a session, which is as good.
     let _ = rustix::process::setsid();
+    // Where even that folder cannot be entered it stays where it is.
+    let _ = rustix::process::chdir("/");
 }
 
 /// Says that the VM is up, and lets go of the parent's files; messages go to the log from here on.

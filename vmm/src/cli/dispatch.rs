@@ -11,7 +11,7 @@ use migration::observation::Observation;
 
 use super::args::{Cli, Command};
 use super::launcher::Launcher;
-use super::{bench, console, generate, jobs, list, logs, migrate, receive, run, vm, wait};
+use super::{bench, console, disk, generate, jobs, list, logs, migrate, receive, run, vm, wait};
 use crate::{demo, logging};
 use control::output::{self, Output};
 
@@ -57,6 +57,10 @@ fn dispatch(cli: Cli, output: Output, launcher: &dyn Launcher) -> Result<Exit, O
     match cli.command {
         Command::Completions { shell } => return generate::completions(shell),
         Command::Man { dir } => return generate::man_pages(&dir),
+        Command::Disk(args) => {
+            let _ = logging::init(log, None);
+            return disk::run(&args, output);
+        }
         _ => {}
     }
     let runtime = RuntimeDir::of_environment()?;
@@ -100,6 +104,6 @@ fn dispatch(cli: Cli, output: Output, launcher: &dyn Launcher) -> Result<Exit, O
         Command::Forget { name } => vm::forget(&name, &runtime, output),
         Command::Demo(args) => demo::run(&args, output, launcher),
         Command::Bench { args } => match bench::run(args, output)? {},
-        Command::Completions { .. } | Command::Man { .. } => Ok(Exit::Done),
+        Command::Disk(_) | Command::Completions { .. } | Command::Man { .. } => Ok(Exit::Done),
     }
 }

@@ -16,7 +16,7 @@ use super::event_loop::block_on;
 use super::outcome::Asked;
 use super::progress::{Progress, await_interrupt};
 use super::wording::state_name;
-use super::{names, report};
+use super::{left_images, names, report};
 use control::output::Output;
 
 /// How long the source's process may take to go away after the guest left.
@@ -48,6 +48,7 @@ pub(super) fn run(
     let to = &request.to;
     let request = MigrateRequest {
         addresses: names::of_destination(to)?,
+        to: names::from_anywhere(to).into_owned(),
         ..request.clone()
     };
     let process = match runtime.find(name)? {
@@ -64,6 +65,7 @@ pub(super) fn run(
             tokio::select! {
                 event = events.next() => match event {
                     Ok(Some(event)) => {
+                        let event = tidied(event, &request, runtime, &mut progress);
                         progress.show(&event);
                         if let Some(end) = last(event) {
                             return Ok(end);
@@ -83,6 +85,7 @@ pub(super) fn run(
             to,
         };
         let end = asked.learn(runtime, broken, &mut interrupts).await?;
+        let end = tidied(end, &request, runtime, &mut progress);
         progress.show(&end);
         last(end).ok_or_else(|| ended_early(name))
     });
@@ -137,6 +140,23 @@ pub(super) fn last(event: Event) -> Option<Report> {
         Event::Completed(report) | Event::Failed(report) | Event::Cancelled(report) => Some(report),
         _ => None,
     }
+}
+
+/// After a migration that completed, images go that were to; what came of that is told before its end is.
+fn tidied(
+    event: Event,
+    request: &MigrateRequest,
+    runtime: &RuntimeDir,
+    progress: &mut Progress,
+) -> Event {
+    let Event::Completed(mut report) = event else {
+        return event;
+    };
+    for observation in left_images::remove(&mut report, request, runtime) {
+        report.warnings.push(observation.clone());
+        progress.show(&Event::Warning { observation });
+    }
+    Event::Completed(report)
 }
 
 async fn cancel(client: &Client, progress: &Progress) {

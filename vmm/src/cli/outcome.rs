@@ -147,6 +147,7 @@ mod tests {
                     handover,
                     destination: "unix:/there".into(),
                     host: None,
+                    overlay: None,
                 };
                 journal.record(id, &record).unwrap();
             }

@@ -71,6 +71,9 @@ impl Progress {
             (Some(bar), Event::Completed(_) | Event::Failed(_) | Event::Cancelled(_)) => {
                 bar.finish_and_clear();
             }
+            (Some(bar), Event::LinkLost { .. } | Event::Reconnected { .. }) => {
+                bar.suspend(|| eprintln!("{}", describe_event(event)));
+            }
             (Some(_), Event::Iteration(_)) => {}
             (None, Event::Progress { .. }) => {
                 if self.last_line.is_none_or(|at| at.elapsed() >= LINE_EVERY) {
@@ -81,7 +84,13 @@ impl Progress {
             (None, Event::Warning { observation }) => {
                 self.line(&format!("warning: {}", explain(observation).trim_end()));
             }
-            (None, Event::Phase { .. } | Event::Iteration(_)) => self.line(&describe_event(event)),
+            (
+                None,
+                Event::Phase { .. }
+                | Event::Iteration(_)
+                | Event::LinkLost { .. }
+                | Event::Reconnected { .. },
+            ) => self.line(&describe_event(event)),
             (None, Event::Completed(_) | Event::Failed(_) | Event::Cancelled(_)) => {}
         }
     }
@@ -165,6 +174,15 @@ pub(super) fn describe_event(event: &Event) -> String {
             describe_progress(event)
         ),
         Event::Warning { observation } => format!("warning: {observation}"),
+        Event::LinkLost { observation } => {
+            format!("the link is lost, a new one is tried: {observation}")
+        }
+        Event::Reconnected { reconnects, ms } => {
+            format!(
+                "link made anew after {}, number {reconnects}",
+                human_ms(*ms)
+            )
+        }
         Event::Completed(report) | Event::Failed(report) | Event::Cancelled(report) => {
             report.status.clone()
         }

@@ -64,11 +64,17 @@ pub(super) fn run(
 }
 
 fn prepare(args: ReceiveArgs, runtime: &RuntimeDir) -> Result<(VmDir, ReceiveConfig), Observation> {
-    let config = {
-        let reserve = args.reserve.map(|size| size.0);
-        let listen = names::to_listen_at(&args.listen)?;
-        ReceiveConfig::new(listen, args.name, args.disks, args.nets, reserve)?
+    let config = ReceiveConfig {
+        listen: names::to_listen_at(&args.listen)?,
+        name: args.name,
+        disks: args.disks,
+        disk_dir: args.disk_dir,
+        allow_backing: args.allow_backing,
+        nets: args.nets,
+        reserve: args.reserve.map(|size| size.0),
+        max_inbound: args.max_inbound,
     };
+    let config = config.checked()?;
     let dir = runtime.create(config.name.as_deref(), NAMELESS)?;
     Ok((dir, config))
 }

@@ -40,6 +40,7 @@ pub(super) fn print_completed(name: &str, to: &str, report: &Report, output: Out
         iterations: _,
         iterations_omitted: _,
         encodings,
+        disks,
         wire_bytes,
         guest_bytes,
         throttle_max,
@@ -48,6 +49,7 @@ pub(super) fn print_completed(name: &str, to: &str, report: &Report, output: Out
         status: _,
         migration_id: _,
         run_state,
+        reconnects,
         // Told as they came.
         warnings: _,
         error: _,
@@ -86,11 +88,33 @@ pub(super) fn print_completed(name: &str, to: &str, report: &Report, output: Out
             human_bytes(count.bytes as f64)
         ));
     }
+    if let Some(disks) = disks {
+        output.line(format!(
+            "  disks     {} of that, {} of zeroes did not travel",
+            human_bytes(disks.bytes as f64),
+            human_bytes(disks.zero_bytes as f64)
+        ));
+        for disk in &disks.travelling {
+            let why = disk.why.as_deref().unwrap_or("as asked for");
+            output.line(format!("    {:10}  copied: {why}", disk.id));
+        }
+        for left in &disks.left {
+            let path = left.path.as_deref().unwrap_or("its image here");
+            let fate = match left.removed {
+                true => "removed",
+                false => "kept, marked as one whose disk has moved away",
+            };
+            output.line(format!("    {:10}  {path}: {fate}", left.id));
+        }
+    }
     if let Some(percent @ 1..) = *throttle_max {
         output.line(format!(
             "  throttled to {} % of its CPU at most",
             100 - percent.min(100)
         ));
+    }
+    if let times @ 1.. = *reconnects {
+        output.line(format!("  link      lost and made anew, {times} times"));
     }
     output.line(format!(
         "  verified  {}",

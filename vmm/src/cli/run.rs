@@ -1,8 +1,11 @@
 //! `vmm run`.
 
+use std::path::Path;
+
 use control::exit::{Exit, exit_of};
-use control::runtime_dir::RuntimeDir;
-use machine::config::RunOptions;
+use control::runtime_dir::{RuntimeDir, VmDir};
+use machine::config::{RunConfig, RunOptions, StaleDisks};
+use machine::{remove_left_overlays, settle};
 use migration::observation::Observation;
 
 use super::args::RunArgs;
@@ -61,10 +64,7 @@ pub(super) fn run(
     )
 }
 
-fn prepare(
-    args: RunArgs,
-    runtime: &RuntimeDir,
-) -> Result<(control::runtime_dir::VmDir, machine::config::RunConfig), Observation> {
+fn prepare(args: RunArgs, runtime: &RuntimeDir) -> Result<(VmDir, RunConfig), Observation> {
     let file = match &args.config {
         Some(path) => RunOptions::from_file(path)?,
         None => RunOptions::default(),
@@ -72,5 +72,25 @@ fn prepare(
     let options = args.into_options().or(file);
     let dir = runtime.create(options.name.as_deref(), "vm")?;
     let config = options.into_config(dir.name())?;
+    bring_together(&config, &dir.migrations())?;
     Ok((dir, config))
+}
+
+/// Ends moves of the guest's disks that were cut short while these were in overlays.
+fn bring_together(config: &RunConfig, journal: &Path) -> Result<(), Observation> {
+    if config.stale_disks == StaleDisks::Used {
+        // As they are.
+        return Ok(());
+    }
+    for disk in config.disks.iter().filter(|disk| !disk.readonly) {
+        if let Some(at) = settle(&disk.path, journal, &config.allow_backing)? {
+            eprintln!(
+                "vmm: a move of disk {} was cut short; what was in its overlays is at {}",
+                disk.id,
+                at.display()
+            );
+        }
+        remove_left_overlays(&disk.path, journal);
+    }
+    Ok(())
 }

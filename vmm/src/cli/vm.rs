@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use control::api::client::Client;
+use control::disk_move::ImageFormat;
 use control::exit::{Exit, local};
 use control::instance::{MigrationStatus, Requester, StopMode, VmEnd, VmState, VmStatus};
 use control::runtime_dir::{Entry, Forgotten, RuntimeDir, VmProcess};
@@ -47,6 +48,7 @@ fn describe(status: &VmStatus, output: Output) {
         pid,
         cpus,
         memory_bytes,
+        disks,
         uptime_ms,
         listen,
         migration,
@@ -73,6 +75,18 @@ fn describe(status: &VmStatus, output: Output) {
         output.line(format!(
             "machine    {cpus} CPUs, {}",
             ByteSize(*memory_bytes)
+        ));
+    }
+    for disk in disks {
+        let format = match disk.format {
+            ImageFormat::Raw => "raw",
+            ImageFormat::Qcow2 => "qcow2",
+        };
+        let size = ByteSize(disk.size_bytes);
+        let only = if disk.read_only { ", read-only" } else { "" };
+        output.line(format!(
+            "disk       {} at {} ({format}, {size}{only})",
+            disk.id, disk.path
         ));
     }
     if let Some(listen) = listen {
@@ -124,7 +138,9 @@ fn told_id(last: &Event) -> Option<&str> {
         Event::Phase { .. }
         | Event::Iteration(_)
         | Event::Progress { .. }
-        | Event::Warning { .. } => None,
+        | Event::Warning { .. }
+        | Event::LinkLost { .. }
+        | Event::Reconnected { .. } => None,
     }
 }
 

@@ -99,13 +99,15 @@ impl<'a> Guest<'a> {
         .await
     }
 
-    /// Waits until every page of the ledger was verified once more on this host.
-    pub async fn verified_again(&self, limit: Duration) -> Result<Tick, Observation> {
-        self.until("verify its ledger", limit, |lines| {
+    /// Waits until every page of the ledger, and so many blocks of its disk, were verified once more on this host.
+    pub async fn verified_again(&self, blocks: u64, limit: Duration) -> Result<Tick, Observation> {
+        self.until("verify its ledger and disk", limit, |lines| {
             let ticks = ticks(lines);
             let (first, last) = (ticks.first()?, ticks.last()?);
-            let verified = last.ledger_verified - first.ledger_verified.min(last.ledger_verified);
-            (verified >= last.ledger_pages && ticks.len() > 2).then_some(*last)
+            let pages = last.ledger_verified.saturating_sub(first.ledger_verified);
+            let of_disk = last.blocks_verified.saturating_sub(first.blocks_verified);
+            let all = pages >= last.ledger_pages && of_disk >= blocks;
+            (all && ticks.len() > 2).then_some(*last)
         })
         .await
     }

@@ -92,6 +92,11 @@ impl Hosts {
         }
     }
 
+    /// Where both of them lie; for what they share.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Ends whatever runs on either host.
     pub async fn clean(&self) {
         self.source.clean().await;

@@ -1,5 +1,6 @@
 //! `vmm demo`: two hosts on this machine, a busy guest, and its move from one to the other.
 
+mod disk;
 mod guest;
 mod hosts;
 mod summary;
@@ -10,11 +11,13 @@ use std::time::Duration;
 use control::exit::{Exit, exit_of_report, local};
 use control::output::Output;
 use control::units::{ByteSize, Span};
+use migration::disk_modes::{DiskChoice, DiskMode};
 use migration::observation::Observation;
 use migration::progress::{Event, Report};
 use migration::request::MigrateRequest;
 
 use crate::cli::{DemoArgs, Interrupts, Launcher, Progress, await_interrupt, block_on};
+use disk::LocalDisk;
 use guest::Guest;
 use hosts::Hosts;
 use summary::Summary;
@@ -25,6 +28,10 @@ const LEAST_MEMORY: u64 = 64 << 20;
 const DIRTY_RATE: u32 = 2000;
 /// Pages of the working set that it dirties.
 const DIRTY_SET: ByteSize = ByteSize(16 << 20);
+/// Requests to its disk per second, if it has one.
+const BLOCK_RATE: u32 = 500;
+/// Blocks that it verifies again after the move.
+const BLOCKS_VERIFIED: u64 = 100;
 /// Memory whose every page the guest keeps checking.
 const LEDGER: ByteSize = ByteSize(8 << 20);
 /// What of the RAM stays untouched: it need not travel.
@@ -59,7 +66,7 @@ pub(crate) fn run(
         let mut interrupts =
             await_interrupt().map_err(|e| local("host.resources", format!("hear signals: {e}")))?;
         let shown = tokio::select! {
-            shown = show(args.memory, &hosts, output) => shown,
+            shown = show(args, &hosts, output) => shown,
             () = interrupts.next() => {
                 if !output.is_json() {
                     eprintln!("\nvmm: interrupted; removing both guests");
@@ -91,28 +98,50 @@ async fn clean(hosts: &Hosts, interrupts: &mut Interrupts) {
     }
 }
 
-async fn show(memory: ByteSize, hosts: &Hosts, output: Output) -> Result<Exit, Observation> {
+async fn show(args: &DemoArgs, hosts: &Hosts, output: Output) -> Result<Exit, Observation> {
+    let memory = args.memory;
+    let disk = match args.disks {
+        true => Some(LocalDisk::make(hosts.folder())?),
+        false => None,
+    };
     let fill = ByteSize((memory.0 - memory.0 / UNTOUCHED_SHARE) >> 20 << 20);
     output.line(format!(
         "starting a guest with {memory}: {fill} random, {DIRTY_RATE} pages dirtied per second"
     ));
-    let cmdline = format!(
+    let mut cmdline = format!(
         "fill=random fill_size={fill} ledger={LEDGER} dirty_rate={DIRTY_RATE} \
          dirty_set={DIRTY_SET} tick_ms=100"
     );
     let memory_text = memory.to_string();
-    hosts
-        .source
-        .command(&[
-            "run",
-            NAME,
-            "--detach",
-            "--memory",
-            &memory_text,
-            "--cmdline",
-            &cmdline,
-        ])
-        .await?;
+    let mut run = vec!["run", NAME, "--detach", "--memory", &memory_text];
+    let mut receive = vec![
+        "receive",
+        "--listen",
+        "127.0.0.1:0",
+        "--name",
+        NAME,
+        "--detach",
+    ];
+    let placed;
+    if let Some(disk) = &disk {
+        output.line(format!(
+            "it has a disk of {} on its host, {} of them data, and writes to it",
+            ByteSize(disk::SIZE),
+            ByteSize(disk::CONTENT)
+        ));
+        let written = ByteSize(disk::WRITTEN);
+        cmdline.push_str(&format!(
+            " block=verify,size={written} block_rate={BLOCK_RATE}"
+        ));
+        placed = [
+            format!("{},id={}", disk.at_source.display(), disk::ID),
+            format!("{}={},create", disk::ID, disk.at_destination.display()),
+        ];
+        run.extend(["--disk", &placed[0]]);
+        receive.extend(["--disk", &placed[1]]);
+    }
+    run.extend(["--cmdline", &cmdline]);
+    hosts.source.command(&run).await?;
     let source = Guest::new(&hosts.source, NAME);
     let ready = source.ready(FILL_LIMIT).await?;
     source.ticks(2, VERIFY_LIMIT).await?;
@@ -121,17 +150,7 @@ async fn show(memory: ByteSize, hosts: &Hosts, output: Output) -> Result<Exit, O
         ready.up_ms
     ));
 
-    let status = hosts
-        .destination
-        .command(&[
-            "receive",
-            "--listen",
-            "127.0.0.1:0",
-            "--name",
-            NAME,
-            "--detach",
-        ])
-        .await?;
+    let status = hosts.destination.command(&receive).await?;
     let to = status
         .listen
         .ok_or_else(|| local("demo.listen", "receive tells no address"))?;
@@ -141,7 +160,11 @@ async fn show(memory: ByteSize, hosts: &Hosts, output: Output) -> Result<Exit, O
     // One tick until it has forgotten, and some to see what is usual for it (it prints, for one).
     let usual = source.ticks(4, VERIFY_LIMIT).await?;
     output.line(format!("moving it to {to}"));
-    let report = migrate(hosts, &to, output).await?;
+    let travelling = disk
+        .iter()
+        .map(|_| DiskChoice::new(None, DiskMode::Precopy));
+    let travelling = travelling.collect();
+    let report = migrate(hosts, &to, travelling, output).await?;
     if report.status != "completed" {
         return Err(report
             .error
@@ -149,11 +172,15 @@ async fn show(memory: ByteSize, hosts: &Hosts, output: Output) -> Result<Exit, O
             .unwrap_or_else(|| local("demo.migration", format!("it ended as {}", report.status))));
     }
     let destination = Guest::new(&hosts.destination, NAME);
-    let after = destination.verified_again(VERIFY_LIMIT).await?;
+    let blocks = disk.as_ref().map_or(0, |_| BLOCKS_VERIFIED);
+    let after = destination.verified_again(blocks, VERIFY_LIMIT).await?;
+    let disk = disk.map(|disk| disk.is_alike()).transpose();
+    let disk = disk.map_err(|e| local("demo.disk", format!("compare the images: {e}")))?;
     let summary = Summary {
         report: &report,
         guest: after,
         usual_gap_us: usual.max_gap_us,
+        disk_is_alike: disk,
     };
     summary.print(output);
     if summary.is_sound() {
@@ -163,9 +190,15 @@ async fn show(memory: ByteSize, hosts: &Hosts, output: Output) -> Result<Exit, O
     }
 }
 
-async fn migrate(hosts: &Hosts, to: &str, output: Output) -> Result<Report, Observation> {
+async fn migrate(
+    hosts: &Hosts,
+    to: &str,
+    disks: Vec<DiskChoice>,
+    output: Output,
+) -> Result<Report, Observation> {
     let request = MigrateRequest {
         downtime_limit: DOWNTIME_LIMIT,
+        disks,
         ..MigrateRequest::new(to)
     };
     let mut progress = Progress::new(output);

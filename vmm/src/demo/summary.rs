@@ -15,12 +15,14 @@ pub(super) struct Summary<'a> {
     pub guest: Tick,
     /// Its largest gap before the move: what it sees anyway.
     pub usual_gap_us: u64,
+    /// Where it had a disk: whether both images hold the same of what the guest did not write.
+    pub disk_is_alike: Option<bool>,
 }
 
 impl Summary<'_> {
     /// Whether nothing was lost.
     pub fn is_sound(&self) -> bool {
-        self.report.verified && self.guest.faults == 0
+        self.report.verified && self.guest.faults == 0 && self.disk_is_alike != Some(false)
     }
 
     pub fn print(&self, output: Output) {
@@ -28,6 +30,7 @@ impl Summary<'_> {
             report,
             guest,
             usual_gap_us,
+            disk_is_alike,
         } = self;
         output.object(&json!({
             "event": "demo",
@@ -41,6 +44,9 @@ impl Summary<'_> {
             "fill_verified": guest.fill_verified,
             "faults": guest.faults,
             "verified": report.verified,
+            "disks": report.disks,
+            "blocks_verified": guest.blocks_verified,
+            "disk_is_alike": disk_is_alike,
         }));
         if output.is_json() {
             return;
@@ -92,6 +98,17 @@ impl Summary<'_> {
                 &format!("{} pages", count.pages),
             );
         }
+        if let Some(disks) = &report.disks {
+            row(
+                output,
+                "  disk",
+                &human_bytes(disks.bytes as f64),
+                &format!(
+                    "{} of zeroes did not travel",
+                    human_bytes(disks.zero_bytes as f64)
+                ),
+            );
+        }
         row(
             output,
             "digests",
@@ -111,6 +128,17 @@ impl Summary<'_> {
                 guest.ledger_pages, guest.faults
             ),
         );
+        if let Some(is_alike) = disk_is_alike {
+            row(
+                output,
+                "disk",
+                if *is_alike { "intact" } else { "DAMAGED" },
+                &format!(
+                    "{} blocks verified by the guest, the rest is the same in both images",
+                    guest.blocks_verified
+                ),
+            );
+        }
     }
 }
 

@@ -145,7 +145,7 @@ pub(super) const FILES: Group = Group {
 
 pub(super) const DISK: Group = Group {
     name: "disk",
-    why: "requests of the guest to an open image",
+    why: "requests of the guest to an open image, and of a migration to one that travels",
     calls: calls![
         SYS_preadv,
         SYS_pwritev,
@@ -159,10 +159,33 @@ pub(super) const DISK: Group = Group {
     ],
 };
 
+pub(super) const RING: Group = Group {
+    name: "ring",
+    why: "hand requests of the guest to the kernel, by a ring that takes no others",
+    calls: calls![SYS_io_uring_enter],
+};
+
+pub(super) const MAKE_RING: Group = Group {
+    name: "make-ring",
+    why: "make the ring of a disk and limit it, before the guest begins",
+    calls: calls![
+        SYS_io_uring_setup,
+        SYS_io_uring_register where &[
+            &[is(1, 2)],  // REGISTER_FILES
+            &[is(1, 8)],  // REGISTER_PROBE
+            &[is(1, 11)], // REGISTER_RESTRICTIONS
+            &[is(1, 12)], // REGISTER_ENABLE_RINGS
+        ],
+    ],
+};
+
 pub(super) const CLAIMS: Group = Group {
     name: "claims",
-    why: "hand the lock of an open image over, flush it",
+    why: "hand the lock of an open image over, flush it, mark it as leaving",
     calls: calls![
+        SYS_fgetxattr,
+        SYS_fsetxattr,
+        SYS_fremovexattr,
         SYS_fcntl where &[&[is(1, libc::F_OFD_SETLK as u32)], &[is(1, libc::F_OFD_GETLK as u32)]],
         SYS_fdatasync,
         SYS_fsync,

@@ -129,7 +129,7 @@ fn running_a_vcpu_costs_few_steps() {
 /// arguments, so that the kernel does not run the filters.
 #[test]
 fn hot_calls_are_allowed_by_their_number_alone() {
-    let hot: [(Kind, &[libc::c_long]); 6] = [
+    let hot: [(Kind, &[libc::c_long]); 7] = [
         (
             Kind::Vcpu,
             &[libc::SYS_read, libc::SYS_write, libc::SYS_futex],
@@ -144,6 +144,10 @@ fn hot_calls_are_allowed_by_their_number_alone() {
                 libc::SYS_write,
                 libc::SYS_futex,
             ],
+        ),
+        (
+            Kind::Ring,
+            &[libc::SYS_io_uring_enter, libc::SYS_write, libc::SYS_futex],
         ),
         (
             Kind::Net,

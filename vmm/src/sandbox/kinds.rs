@@ -3,8 +3,8 @@
 use super::call::Group;
 use super::calls::{
     ACCEPT, API, BUILD, CANCEL, CLAIMS, CONNECT, DIRTY_LOG, DISK, EVENTS, FILES, GUEST_RAM,
-    MACHINE_STATE, OPEN_TAP, PACE, PAGES, REOPEN, RUN_VCPU, SPAWN, START, TAP, TERMINAL, THREAD,
-    TIME_SLICE, TRANSFER,
+    MACHINE_STATE, MAKE_RING, OPEN_TAP, PACE, PAGES, REOPEN, RING, RUN_VCPU, SPAWN, START, TAP,
+    TERMINAL, THREAD, TIME_SLICE, TRANSFER,
 };
 
 /// A kind of thread in the process of a VM.
@@ -14,6 +14,8 @@ pub enum Kind {
     Vcpu,
     /// Serves a queue of a disk, carries its requests out, or flushes it.
     Disk,
+    /// Uses the ring of a disk, which it has made before it is kept to this.
+    Ring,
     /// Serves a queue of a network interface.
     Net,
     /// Serves a queue of the console or the entropy device.
@@ -32,6 +34,8 @@ pub enum Kind {
     Control,
     /// Coordinates a migration at the source.
     Migration,
+    /// Moves a disk to another image on this host.
+    DiskMove,
     /// Waits for a guest, builds its machine, and answers for it afterwards.
     Incoming,
     /// Takes connections of a migration in.
@@ -46,6 +50,10 @@ pub enum Kind {
     Hash,
     /// Has the disks of a guest flushed that is being moved.
     Flush,
+    /// Serves a disk whose guest is elsewhere: all threads of the process that does it.
+    Serving,
+    /// Asks another host for what a disk lacks, writes it, and says when that is all.
+    Pull,
     /// The main thread, once the VM is up.
     Main,
     /// The main thread before that; what it allows bounds every other.
@@ -54,9 +62,10 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub(super) const ALL: [Self; 20] = [
+    pub(super) const ALL: [Self; 24] = [
         Self::Vcpu,
         Self::Disk,
+        Self::Ring,
         Self::Net,
         Self::Queue,
         Self::Helper,
@@ -66,6 +75,7 @@ impl Kind {
         Self::Holder,
         Self::Control,
         Self::Migration,
+        Self::DiskMove,
         Self::Incoming,
         Self::Reception,
         Self::Link,
@@ -73,6 +83,8 @@ impl Kind {
         Self::Reader,
         Self::Hash,
         Self::Flush,
+        Self::Serving,
+        Self::Pull,
         Self::Main,
         Self::Process,
     ];
@@ -82,6 +94,7 @@ impl Kind {
         match self {
             Self::Vcpu => "vcpu",
             Self::Disk => "disk",
+            Self::Ring => "ring",
             Self::Net => "net",
             Self::Queue => "queue",
             Self::Helper => "helper",
@@ -91,6 +104,7 @@ impl Kind {
             Self::Holder => "holder",
             Self::Control => "control",
             Self::Migration => "migration",
+            Self::DiskMove => "disk-move",
             Self::Incoming => "incoming",
             Self::Reception => "reception",
             Self::Link => "link",
@@ -98,6 +112,8 @@ impl Kind {
             Self::Reader => "reader",
             Self::Hash => "hash",
             Self::Flush => "flush",
+            Self::Serving => "serving",
+            Self::Pull => "pull",
             Self::Main => "main",
             Self::Process => "process",
         }
@@ -108,6 +124,7 @@ impl Kind {
         match self {
             Self::Vcpu => &[&RUN_VCPU, &TIME_SLICE, &EVENTS, &TAP],
             Self::Disk => &[&DISK, &EVENTS],
+            Self::Ring => &[&RING, &EVENTS],
             Self::Net => &[&EVENTS, &TAP],
             Self::Queue | Self::Helper | Self::Hash => &[&EVENTS],
             Self::Console | Self::Holder => &[&EVENTS, &ACCEPT, &TRANSFER],
@@ -125,6 +142,7 @@ impl Kind {
                 &DIRTY_LOG,
                 &TAP,
             ],
+            Self::DiskMove => &[&EVENTS, &SPAWN, &FILES, &CLAIMS, &DISK],
             Self::Incoming => &[
                 &EVENTS,
                 &SPAWN,
@@ -134,22 +152,28 @@ impl Kind {
                 &TRANSFER,
                 &MACHINE_STATE,
                 &BUILD,
+                &MAKE_RING,
             ],
             Self::Reception => &[&EVENTS, &SPAWN, &FILES, &ACCEPT, &TRANSFER],
             Self::Link | Self::Reader => &[&EVENTS, &TRANSFER],
-            Self::Stream => &[&EVENTS, &TRANSFER, &PAGES, &PACE, &DIRTY_LOG, &GUEST_RAM],
+            // Disks that travel are read and written as pages are.
+            Self::Stream => &[
+                &EVENTS, &TRANSFER, &PAGES, &PACE, &DIRTY_LOG, &GUEST_RAM, &DISK,
+            ],
             Self::Flush => &[&EVENTS, &SPAWN, &CANCEL],
+            Self::Serving => &[&EVENTS, &SPAWN, &FILES, &CLAIMS, &ACCEPT, &TRANSFER, &DISK],
+            Self::Pull => &[&EVENTS, &CONNECT, &TRANSFER, &DISK, &CLAIMS],
             Self::Main => &[&EVENTS, &FILES, &TERMINAL, &CLAIMS],
-            Self::Process => &[&EVENTS, &START, &OPEN_TAP],
+            Self::Process => &[&EVENTS, &START, &OPEN_TAP, &MAKE_RING],
         }
     }
 
     /// Kinds of threads that it starts: a thread can never do more than the one that started it.
     pub(super) fn starts(self) -> &'static [Self] {
         match self {
-            Self::Control => &[Self::Migration, Self::Disk, Self::Helper],
+            Self::Control => &[Self::Migration, Self::DiskMove, Self::Disk, Self::Helper],
             // Whoever stops the machine flushes its disks.
-            Self::Caretaker | Self::Flush => &[Self::Disk],
+            Self::Caretaker | Self::Flush | Self::DiskMove => &[Self::Disk],
             Self::Migration => &[
                 Self::Link,
                 Self::Stream,
@@ -163,6 +187,7 @@ impl Kind {
             Self::Incoming => &[
                 Self::Vcpu,
                 Self::Disk,
+                Self::Ring,
                 Self::Net,
                 Self::Queue,
                 Self::Helper,
@@ -176,6 +201,7 @@ impl Kind {
             Self::Process => &[
                 Self::Vcpu,
                 Self::Disk,
+                Self::Ring,
                 Self::Net,
                 Self::Queue,
                 Self::Helper,
@@ -185,10 +211,12 @@ impl Kind {
                 Self::Holder,
                 Self::Control,
                 Self::Incoming,
+                Self::Pull,
                 Self::Main,
             ],
             Self::Vcpu
             | Self::Disk
+            | Self::Ring
             | Self::Net
             | Self::Queue
             | Self::Helper
@@ -200,6 +228,8 @@ impl Kind {
             | Self::Stream
             | Self::Reader
             | Self::Hash
+            | Self::Serving
+            | Self::Pull
             | Self::Main => &[],
         }
     }

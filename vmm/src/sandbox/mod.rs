@@ -68,28 +68,11 @@ pub fn enter(
     dir: &VmDir,
     places: Places<'_>,
 ) -> Result<Vec<&'static str>, Observation> {
-    let consequence = match sandbox {
-        Sandbox::Off => return Ok(Vec::new()),
-        Sandbox::On => Consequence::Fails,
-        Sandbox::Strict => Consequence::EndsProcess,
+    let Some(consequence) = consequence(sandbox) else {
+        return Ok(Vec::new());
     };
     prepare_records(dir);
-    filter::settle_allocator();
-    refused::handle(consequence).map_err(|e| failed("handle refused system calls", &e))?;
-    filter::no_new_privileges().map_err(|e| failed("give up new privileges", &e))?;
-    let mut missing = Vec::new();
-    let filters = filter::of_all().map_err(|e| broken(&e))?;
-    let whole = filter::of_kind(Kind::Process).map_err(|e| broken(&e))?;
-    let installed = filter::install_all(&filters).and_then(|()| filter::install_all(whole));
-    match installed {
-        Ok(()) => {
-            let _ = CONFINED.set(sandbox);
-        }
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
-            missing.push("which system calls may be made (seccomp filters)");
-        }
-        Err(e) => return Err(failed("limit system calls", &e)),
-    }
+    let mut missing = limit_calls(sandbox, consequence, Kind::Process)?;
     opener::start().map_err(|e| failed("start a thread", &e))?;
     let status = files::limit(&grants(dir, places)).map_err(|e| failed("limit files", &e))?;
     missing.extend(files::missing(status));
@@ -103,6 +86,74 @@ pub fn enter(
     });
     tracing::info!(?sandbox, ?missing, "the process is confined");
     Ok(missing)
+}
+
+/// Confines this process, whose only thread is the calling one and which serves a disk: it opens nothing but its records in
+/// `records`, and at `socket` removes what it listens at.
+///
+/// Returns what this kernel cannot enforce, to be told to the user.
+///
+/// # Errors
+/// As [`enter`].
+pub fn enter_serving(
+    sandbox: Sandbox,
+    records: &Path,
+    socket: Option<&Path>,
+) -> Result<Vec<&'static str>, Observation> {
+    let Some(consequence) = consequence(sandbox) else {
+        return Ok(Vec::new());
+    };
+    let mut granted: Vec<Grant> = COMMON
+        .iter()
+        .filter(|(_, what, _)| *what == Use::Read)
+        .map(|&(path, what, _)| grant(path, what))
+        .collect();
+    granted.push(grant(records, Use::Folder));
+    granted.extend(socket.map(of_socket));
+    // First, as it takes calls that a thread which serves never makes.
+    let status = files::limit(&granted).map_err(|e| failed("limit files", &e))?;
+    let mut missing = limit_calls(sandbox, consequence, Kind::Serving)?;
+    missing.extend(files::missing(status));
+    refused::this_thread_is(Kind::Serving);
+    migration::os::on_denial(refused::latest);
+    migration::threads::STARTED.set(|kind| inherit(kind.into()));
+    machine::threads::STARTED.set(|kind| inherit(kind.into()));
+    tracing::info!(?sandbox, ?missing, "the process is confined");
+    Ok(missing)
+}
+
+/// What a refused call does; `None` where none is.
+fn consequence(sandbox: Sandbox) -> Option<Consequence> {
+    match sandbox {
+        Sandbox::Off => None,
+        Sandbox::On => Some(Consequence::Fails),
+        Sandbox::Strict => Some(Consequence::EndsProcess),
+    }
+}
+
+/// Limits the system calls of this thread, and of those that it starts later, to what `kind` needs; what this kernel cannot
+/// enforce.
+fn limit_calls(
+    sandbox: Sandbox,
+    consequence: Consequence,
+    kind: Kind,
+) -> Result<Vec<&'static str>, Observation> {
+    filter::settle_allocator();
+    refused::handle(consequence).map_err(|e| failed("handle refused system calls", &e))?;
+    filter::no_new_privileges().map_err(|e| failed("give up new privileges", &e))?;
+    let filters = filter::of_all().map_err(|e| broken(&e))?;
+    let whole = filter::of_kind(kind).map_err(|e| broken(&e))?;
+    let installed = filter::install_all(&filters).and_then(|()| filter::install_all(whole));
+    match installed {
+        Ok(()) => {
+            let _ = CONFINED.set(sandbox);
+            Ok(Vec::new())
+        }
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+            Ok(vec!["which system calls may be made (seccomp filters)"])
+        }
+        Err(e) => Err(failed("limit system calls", &e)),
+    }
 }
 
 /// Keeps the calling thread to what `kind` needs, for the rest of its life; does nothing in a process
@@ -142,15 +193,16 @@ fn grants(dir: &VmDir, Places { socket }: Places<'_>) -> Vec<Grant> {
     grants.push(grant(dir.migrations(), Use::Folder));
     grants.push(grant(root, Use::RemoveFolders));
     grants.push(grant(dir.runtime().lock_file(), Use::ReadWrite));
-    if let Some(folder) = socket.and_then(Path::parent) {
-        let folder = if folder.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            folder
-        };
-        grants.push(grant(folder, Use::RemoveFiles));
-    }
+    grants.extend(socket.map(of_socket));
     grants
+}
+
+/// The removal of a socket file that is listened at.
+fn of_socket(socket: &Path) -> Grant {
+    let folder = socket
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    grant(folder.unwrap_or(Path::new(".")), Use::RemoveFiles)
 }
 
 /// Makes the identity of this host's records while the folders above them, which may be as new, can
@@ -196,6 +248,8 @@ impl From<migration::threads::ThreadKind> for Kind {
             ThreadKind::Hash => Self::Hash,
             ThreadKind::Flush => Self::Flush,
             ThreadKind::Reception => Self::Reception,
+            ThreadKind::Serve => Self::Serving,
+            ThreadKind::Pull => Self::Pull,
         }
     }
 }
@@ -205,6 +259,7 @@ impl From<devices::threads::ThreadKind> for Kind {
         use devices::threads::ThreadKind;
         match kind {
             ThreadKind::Disk => Self::Disk,
+            ThreadKind::Ring => Self::Ring,
             ThreadKind::Net => Self::Net,
             ThreadKind::Queue => Self::Queue,
             ThreadKind::Helper => Self::Helper,
@@ -223,6 +278,9 @@ impl From<machine::threads::ThreadKind> for Kind {
             ThreadKind::Caretaker => Self::Caretaker,
             ThreadKind::Holder => Self::Holder,
             ThreadKind::Migration => Self::Migration,
+            ThreadKind::DiskMove => Self::DiskMove,
+            ThreadKind::Serving => Self::Serving,
+            ThreadKind::Pull => Self::Pull,
             ThreadKind::Incoming => Self::Incoming,
         }
     }

@@ -167,12 +167,14 @@ fn particular(kind: Kind) {
     let exec = (libc::PROT_READ | libc::PROT_EXEC) as u64;
     let private = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
     let coordinators = [Caretaker, Control, Migration, Incoming, Process];
-    let openers = [Control, Migration, Incoming, Reception, Main, Process];
-    let connectors = [Control, Migration, Process];
+    let openers = [
+        Control, Migration, DiskMove, Incoming, Reception, Serving, Main, Process,
+    ];
+    let connectors = [Control, Migration, Pull, Process];
     let stream = libc::SOCK_STREAM as u64;
     let packets = libc::SOCK_SEQPACKET as u64;
     let socket = |domain: i32| (libc::SYS_socket, [domain as u64, stream, u64::MAX, 0]);
-    let cases: [Case<'_>; 18] = [
+    let cases: [Case<'_>; 22] = [
         (
             "open a file",
             (libc::SYS_openat, [NO_FD, 0, 0, 0]),
@@ -201,7 +203,9 @@ fn particular(kind: Kind) {
         (
             "accept",
             (libc::SYS_accept4, [NO_FD, 0, 0, 0]),
-            &[Console, Holder, Control, Incoming, Reception, Process],
+            &[
+                Console, Holder, Control, Incoming, Reception, Serving, Process,
+            ],
         ),
         ("make code", (libc::SYS_mprotect, [1, 4096, exec, 0]), &[]),
         ("map code", (libc::SYS_mmap, [0, 4096, exec, private]), &[]),
@@ -219,6 +223,27 @@ fn particular(kind: Kind) {
             "type into a terminal",
             (libc::SYS_ioctl, [NO_FD, libc::TIOCSTI, 0, 0]),
             &[],
+        ),
+        (
+            "make a ring",
+            (libc::SYS_io_uring_setup, [0; 4]),
+            &[Incoming, Process],
+        ),
+        (
+            "limit a ring",
+            (libc::SYS_io_uring_register, [NO_FD, 11, 0, 0]),
+            &[Incoming, Process],
+        ),
+        // A ring of a personality other than its own, say.
+        (
+            "do more with a ring",
+            (libc::SYS_io_uring_register, [NO_FD, 9, 0, 0]),
+            &[],
+        ),
+        (
+            "use a ring",
+            (libc::SYS_io_uring_enter, [NO_FD, 0, 0, 0]),
+            &[Ring, Incoming, Process],
         ),
         (
             "run a vCPU",
@@ -252,7 +277,8 @@ fn particular(kind: Kind) {
     }
     let before = refused::count();
     let thread = std::thread::Builder::new().spawn(|| ());
-    let may_start = coordinators.contains(&kind) || matches!(kind, Reception | Flush);
+    let may_start =
+        coordinators.contains(&kind) || matches!(kind, Reception | Flush | DiskMove | Serving);
     assert_eq!(thread.is_ok(), may_start, "start a thread");
     assert_eq!(refused::count(), before, "start a thread");
     println!("as listed");

@@ -2,26 +2,28 @@
 //!
 //! It echoes what is typed on its console; the lines `poweroff` and `crash` end it. Its migrations go
 //! to `unix:/ok`, `unix:/fail`, `unix:/unknown`, `unix:/slow` (until cancelled), `unix:/long` (as ok, with an
-//! event that is very long) or `unix:/mute` (as ok, but its events break off before the last).
+//! event that is very long) or `unix:/mute` (as ok, but its events break off before the last). Its disk `data` moves
+//! until that is cancelled.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use control::disk_move::{DiskMoveFiles, DiskMoveRequest};
 use control::instance::{
     Ending, Instance, MigrationStatus, Requester, StopMode, VmEnd, VmState, VmStatus,
 };
-use control::job::{Job, JobState, Jobs};
+use control::job::{Job, JobKind, JobOutcome, JobProgress, JobResult, JobState, Jobs};
 use control::runtime_dir::VmDir;
 use machine::config::{ReceiveConfig, RunConfig};
 use machine::console::ConsoleHub;
 use machine::memory::RamFile;
-use migration::control::{EventSender, Events};
 use migration::observation::{Observation, Side};
 use migration::progress::{
     DowntimeParts, EncodingCount, Event, Iteration, LimitChange, Phase, Report,
 };
 use migration::request::MigrateRequest;
+use migration::steering::{EventSender, Events};
 use migration::vm::RunState;
 use vmm::cli::Launcher;
 
@@ -41,6 +43,7 @@ struct Inner {
     followers: Vec<EventSender>,
     limits: Option<LimitChange>,
     request: Option<MigrateRequest>,
+    disk_move: Option<Job>,
 }
 
 /// A VM that only has a state.
@@ -74,6 +77,7 @@ impl Fake {
                 followers: Vec::new(),
                 limits: None,
                 request: None,
+                disk_move: None,
             }),
             changed: Condvar::new(),
         }
@@ -105,6 +109,7 @@ impl Fake {
             pid: std::process::id(),
             cpus: self.cpus,
             memory_bytes: self.memory,
+            disks: Vec::new(),
             uptime_ms: self.began.elapsed().as_millis() as u64,
             listen: self.listen.clone(),
             migration: inner.events.as_ref().map(|events| MigrationStatus {
@@ -156,6 +161,23 @@ fn has_ended(events: &[Event]) -> bool {
     )
 }
 
+/// Its migration as a job.
+fn job_of(inner: &Inner) -> Option<Job> {
+    let events = inner.events.as_ref()?;
+    let request = inner.request.as_ref().expect("asked for");
+    let limits = request.limits().changed(inner.limits.unwrap_or_default());
+    Some(Job {
+        to: Some(request.to.clone()),
+        limits: Some(limits.into()),
+        ..Job::of_migration(ID.into(), events)
+    })
+}
+
+fn jobs_of(inner: &Inner) -> Vec<Job> {
+    let jobs = job_of(inner).into_iter().chain(inner.disk_move.clone());
+    jobs.collect()
+}
+
 fn report(status: &str) -> Report {
     Report {
         status: status.into(),
@@ -171,12 +193,14 @@ fn report(status: &str) -> Report {
             commit: 1.0,
         },
         setup_ms: 3.0,
+        reconnects: 0,
         iterations_omitted: None,
         iterations: Some(vec![Iteration {
             n: 1,
             pages: 10,
             ..Iteration::default()
         }]),
+        disks: None,
         encodings: [(
             "raw".to_owned(),
             EncodingCount {
@@ -316,6 +340,7 @@ impl Instance for Fake {
         for follower in inner.followers.drain(..) {
             follower.tell(last.clone());
         }
+        self.changed.notify_all();
         Ok(())
     }
 
@@ -326,28 +351,74 @@ impl Instance for Fake {
 
     fn jobs(&self) -> Jobs {
         let inner = self.told();
-        let job = inner.events.as_ref().map(|events| {
-            let request = inner.request.as_ref().expect("asked for");
-            let limits = request.limits().changed(inner.limits.unwrap_or_default());
-            Job {
-                to: Some(request.to.clone()),
-                limits: Some(limits.into()),
-                ..Job::of_migration(ID.into(), events)
-            }
-        });
         Jobs {
-            jobs: job.into_iter().collect(),
+            jobs: jobs_of(&inner),
         }
+    }
+
+    fn wait_job(&self, id: &str, seen: JobState, timeout: Duration) -> Result<Job, Observation> {
+        let inner = self.inner.lock().unwrap();
+        let is_as_seen = |inner: &mut Inner| {
+            let jobs = jobs_of(inner);
+            jobs.iter().any(|job| job.id == id && job.state == seen)
+        };
+        let waited = self.changed.wait_timeout_while(inner, timeout, is_as_seen);
+        drop(waited.unwrap());
+        self.jobs().find(id)
     }
 
     fn cancel_job(&self, id: &str) -> Result<(), Observation> {
         self.steered(id)?;
+        let mut inner = self.inner.lock().unwrap();
+        if let Some(job) = inner.disk_move.as_mut().filter(|job| job.id == id) {
+            let why = observed("job.cancelled", "as asked");
+            job.state = JobState::Concluded;
+            job.result = Some(JobResult::without_report(JobOutcome::Cancelled, why));
+            self.changed.notify_all();
+            return Ok(());
+        }
+        drop(inner);
         self.cancel_migration()
     }
 
     fn set_job_limits(&self, id: &str, change: LimitChange) -> Result<(), Observation> {
         self.steered(id)?;
         self.set_limits(change)
+    }
+
+    fn pause_job(&self, id: &str) -> Result<(), Observation> {
+        self.steered(id)
+    }
+
+    fn resume_job(&self, id: &str) -> Result<(), Observation> {
+        self.steered(id)
+    }
+
+    fn move_disk(
+        &self,
+        id: &str,
+        request: DiskMoveRequest,
+        files: DiskMoveFiles,
+    ) -> Result<(), Observation> {
+        if id != "data" {
+            return Err(observed("disk.unknown", &format!("there is no disk {id}")));
+        }
+        assert_eq!(files.image.note.name, request.path);
+        self.inner.lock().unwrap().disk_move = Some(Job {
+            id: request.id,
+            kind: JobKind::DiskMove,
+            state: JobState::Running,
+            to: Some(request.path),
+            disk: Some(id.into()),
+            progress: JobProgress::default(),
+            limits: Some(LimitChange {
+                downtime_limit: Some(request.downtime_limit),
+                bandwidth: Some(request.bandwidth),
+            }),
+            held_up_by: None,
+            result: None,
+        });
+        Ok(())
     }
 
     fn resolve(&self, _: Vec<SocketAddr>) -> Result<VmState, Observation> {

@@ -47,6 +47,12 @@ impl Host {
 
     /// Sends raw bytes and returns status code and body.
     pub fn raw(&self, request: &str) -> (u16, String) {
+        let (status, _, body) = self.answer(request);
+        (status, body)
+    }
+
+    /// Sends raw bytes and returns status code, head and body.
+    pub fn answer(&self, request: &str) -> (u16, String, String) {
         let mut stream = self.runtime.connect_control("a").unwrap();
         stream
             .set_read_timeout(Some(Duration::from_secs(20)))
@@ -57,7 +63,8 @@ impl Host {
         let _ = stream.read_to_end(&mut answer);
         let answer = String::from_utf8(answer).unwrap();
         let status = answer.split(' ').nth(1).expect(&answer).parse().unwrap();
-        (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (status, format!("{head}\r\n"), body.to_owned())
     }
 
     pub fn post(&self, method: &str, path: &str, body: &str) -> (u16, String) {

@@ -2,14 +2,16 @@
 
 mod config;
 mod requests;
+mod ring;
 pub(super) mod state;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-use block::{Backend, BlockDevice, Pool, SECTOR_SIZE};
+use block::{Backend, BlockDevice, Pool, RawImage, RingDisk, SECTOR_SIZE};
 use virtio_bindings::virtio_blk::*;
 
+use super::backing::Backing;
 use super::device::read_config_space;
 use super::disk_requests::DiskRequests;
 use super::{DeviceKind, DeviceStateV1, VirtioDevice};
@@ -38,7 +40,7 @@ pub struct BlockConfig {
 
 /// A disk: multi-queue, with flush, discard and write-zeroes.
 pub struct Block {
-    backend: Arc<dyn Backend>,
+    backing: Backing,
     serial: String,
     queue_sizes: Vec<u16>,
     config: [u8; LEN],
@@ -56,7 +58,7 @@ impl Block {
         Self {
             config: config_space(backend.disk().size() / SECTOR_SIZE, queues),
             queue_sizes: vec![QUEUE_SIZE; usize::from(queues)],
-            backend,
+            backing: Backing::new(backend),
             serial,
             complaints: AtomicU32::new(0),
         }
@@ -67,13 +69,26 @@ impl Block {
     /// # Errors
     /// When the threads cannot be started.
     pub fn over(disk: Arc<dyn BlockDevice>, config: BlockConfig) -> Result<Self> {
-        let pool = Pool::new(disk, || threads::begin(ThreadKind::Disk));
-        let pool = pool.map_err(|source| Error::Disk { source })?;
-        Ok(Self::new(Arc::new(pool), config))
+        Ok(Self::new(Self::backend_over(disk)?, config))
     }
 
-    fn disk(&self) -> &dyn BlockDevice {
-        self.backend.disk()
+    /// The ring of a raw image, by which [`block::Uring`] carries out its requests past the page cache: to be made before
+    /// the guest begins, and kept. None where this host has none, which is said once in the log.
+    ///
+    /// # Errors
+    /// When the image cannot be used past the page cache, or its threads cannot be started.
+    pub fn ring_of(image: &Arc<RawImage>) -> Result<Option<Arc<RingDisk>>> {
+        ring::of(image).map_err(|source| Error::Disk { source })
+    }
+
+    /// What carries out the requests to `disk`, for a new device or a [pivot](super::MmioTransport::pivot).
+    ///
+    /// # Errors
+    /// When its threads cannot be started.
+    pub fn backend_over(disk: Arc<dyn BlockDevice>) -> Result<Arc<dyn Backend>> {
+        let pool = Pool::new(disk, || threads::begin(ThreadKind::Disk));
+        let pool = pool.map_err(|source| Error::Disk { source })?;
+        Ok(Arc::new(pool))
     }
 }
 
@@ -89,7 +104,7 @@ impl VirtioDevice for Block {
             | (1 << VIRTIO_BLK_F_FLUSH)
             | (1 << VIRTIO_BLK_F_MQ);
         common
-            | if self.disk().read_only() {
+            | if self.backing.read_only() {
                 1 << VIRTIO_BLK_F_RO
             } else {
                 (1 << VIRTIO_BLK_F_DISCARD) | (1 << VIRTIO_BLK_F_WRITE_ZEROES)
@@ -109,25 +124,26 @@ impl VirtioDevice for Block {
     }
 
     fn has_unflushed_writes(&self) -> bool {
-        self.disk().has_unflushed_writes()
+        self.backing.current().disk().has_unflushed_writes()
     }
 
     fn flush(&self) -> Result<()> {
-        self.disk().flush().map_err(|source| Error::Flush {
-            disk: self.disk().identity().to_string(),
+        let backend = self.backing.current();
+        backend.disk().flush().map_err(|source| Error::Flush {
+            disk: backend.disk().identity().to_string(),
             source,
         })
     }
 
     fn storage(&self) -> Option<String> {
-        Some(format!("disk {}", self.disk().identity()))
+        Some(format!("disk {}", self.backing.current().disk().identity()))
     }
 
     fn save(&self) -> DeviceStateV1 {
         DeviceStateV1::Block(BlockStateV1 {
-            capacity_sectors: self.disk().size() / SECTOR_SIZE,
+            capacity_sectors: self.backing.size() / SECTOR_SIZE,
             serial: self.serial.clone(),
-            read_only: self.disk().read_only(),
+            read_only: self.backing.read_only(),
         })
     }
 
@@ -144,9 +160,10 @@ impl VirtioDevice for Block {
         else {
             return Err(bad("it is of another kind of device".into()));
         };
-        let sectors = self.disk().size() / SECTOR_SIZE;
+        let sectors = self.backing.size() / SECTOR_SIZE;
         if capacity_sectors != sectors {
-            let disk = self.disk().identity();
+            let backend = self.backing.current();
+            let disk = backend.disk().identity();
             return Err(bad(format!(
                 "the guest's disk has {capacity_sectors} sectors, and {disk} has {sectors}"
             )));
@@ -157,7 +174,7 @@ impl VirtioDevice for Block {
                 self.serial
             )));
         }
-        if read_only != self.disk().read_only() {
+        if read_only != self.backing.read_only() {
             return Err(bad(
                 "only one of the guest's disk and this is read-only".into()
             ));

@@ -2,11 +2,12 @@
 
 use std::sync::atomic::Ordering;
 
-use block::{Action, Backend, Durability, SECTOR_SIZE, ZeroMode};
+use block::{Action, Durability, SECTOR_SIZE, ZeroMode};
 use virtio_bindings::virtio_blk::*;
 
 use super::config::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_ZERO_SECTORS};
 use super::{Block, ID, MOST_COMPLAINTS};
+use crate::virtio::backing::Backing;
 use crate::virtio::chain::{BadRequest, Chain};
 use crate::virtio::disk_requests::{Asked, DiskRequests, Next};
 
@@ -80,7 +81,7 @@ impl Block {
     /// First byte of a sector, when `len` bytes from there on are on the disk.
     fn range(&self, sector: u64, len: u64) -> Option<u64> {
         let offset = sector.checked_mul(SECTOR_SIZE)?;
-        (offset.checked_add(len)? <= self.disk().size()).then_some(offset)
+        (offset.checked_add(len)? <= self.backing.size()).then_some(offset)
     }
 
     /// As [`Block::range`], for whole sectors only.
@@ -160,8 +161,8 @@ impl Block {
 }
 
 impl DiskRequests for Block {
-    fn backend(&self) -> &dyn Backend {
-        &*self.backend
+    fn backing(&self) -> &Backing {
+        &self.backing
     }
 
     fn begin(&self, chain: &mut Chain<'_>, features: u64) -> Result<(Asked, Next), BadRequest> {
@@ -189,7 +190,7 @@ impl DiskRequests for Block {
         let step = match request {
             VIRTIO_BLK_T_IN => self.read(chain, sector, room),
             VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES
-                if self.disk().read_only() =>
+                if self.backing.read_only() =>
             {
                 refused(Status::IoError)
             }

@@ -24,7 +24,7 @@ const SILENCE: Duration = Duration::from_secs(60);
 const SLOW_NS: u64 = 250_000_000;
 /// Slow answers that are told of a stage.
 const MOST_SLOW: usize = 16;
-/// Extension of the file, beside that of the stage, with the last stage in which there was an answer.
+/// Extension of the file, beside that of the stage, with the last stage in which all sessions went on.
 const HEARD: &str = "heard";
 /// Content of the stage file that ends the sessions.
 const END: &str = "end";
@@ -39,10 +39,14 @@ pub struct Stage {
     slow: Vec<(u64, u64)>,
     monotonic: Bounds,
     wall: Bounds,
+    /// Bytes of the bulk sessions when it began.
+    before: [u64; 2],
+    /// That all sessions have gone on in it has been told.
+    is_heard: bool,
 }
 
 impl Stage {
-    fn new(name: String) -> Self {
+    fn new(name: String, bulk: &Bulk) -> Self {
         Self {
             name,
             requests: 0,
@@ -50,7 +54,15 @@ impl Stage {
             slow: Vec::new(),
             monotonic: Bounds::default(),
             wall: Bounds::default(),
+            before: bulk.bytes(),
+            is_heard: false,
         }
+    }
+
+    /// Whether all sessions have gone on in it: there was an answer, and bytes went both ways.
+    fn has_gone_on(&self, bulk: &Bulk) -> bool {
+        let mut bytes = self.before.iter().zip(bulk.bytes());
+        self.requests > 0 && bytes.all(|(before, now)| *before < now)
     }
 
     /// The fields: requests answered, the longest wait for an answer, slow answers, and between which bounds the
@@ -82,6 +94,12 @@ struct Bulk {
     largest: Largest,
     announced: AtomicU64,
     enough: AtomicBool,
+}
+
+impl Bulk {
+    fn bytes(&self) -> [u64; 2] {
+        [self.to_guest.load(Relaxed), self.from_guest.load(Relaxed)]
+    }
 }
 
 /// Holds an interactive session and a bulk session in each direction, until the file `stage` says that
@@ -159,7 +177,7 @@ fn told(error: io::Error) -> String {
 
 fn ask(address: &str, stage: &Path, bulk: &Bulk) -> Result<(), String> {
     let mut stream = connect(address, Kind::Interactive).map_err(told)?;
-    let mut seen = Stage::new(String::new());
+    let mut seen = Stage::new(String::new(), bulk);
     let mut padding = Pattern::new(Kind::Interactive.seed());
     for number in 0_u64.. {
         let name = fs::read_to_string(stage).unwrap_or_default();
@@ -168,7 +186,7 @@ fn ask(address: &str, stage: &Path, bulk: &Bulk) -> Result<(), String> {
             if seen.requests > 0 {
                 seen.tell(bulk);
             }
-            seen = Stage::new(name.to_owned());
+            seen = Stage::new(name.to_owned(), bulk);
         }
         if name == END || bulk.enough.load(Relaxed) {
             break;
@@ -178,7 +196,8 @@ fn ask(address: &str, stage: &Path, bulk: &Bulk) -> Result<(), String> {
         request[8..].copy_from_slice(padding.next(REQUEST - 8));
         padding.advance(REQUEST - 8);
         round_trip(&mut stream, &request, &mut seen)?;
-        if seen.requests == 1 {
+        if !seen.is_heard && seen.has_gone_on(bulk) {
+            seen.is_heard = true;
             fs::write(stage.with_extension(HEARD), &seen.name).map_err(told)?;
         }
         thread::sleep(BETWEEN_REQUESTS);

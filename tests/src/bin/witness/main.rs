@@ -7,7 +7,7 @@
 //! witness sessions ADDRESS STAGE TAP...
 //!                                    in level 1: holds sessions with ADDRESS, which pass these taps,
 //!                                    until the file STAGE says `end`; STAGE.heard is the last stage in
-//!                                    which there was an answer
+//!                                    which all of them went on
 //! ```
 //!
 //! A fault is told by a line that begins with `guest: FAILED:` or `session: FAILED:` the moment it is

@@ -5,6 +5,7 @@ pub mod disk;
 pub mod guest;
 pub mod host;
 pub mod peer;
+pub mod travelling;
 pub mod user;
 
 pub use definition::Fault;
@@ -15,6 +16,7 @@ pub const ONLY_VARIABLE: &str = "VMM_TEST_FAULT";
 /// All faults, unless [`ONLY_VARIABLE`] asks for some.
 pub fn all() -> Vec<Fault> {
     let mut all = peer::all();
+    all.extend(travelling::all());
     all.extend(host::all());
     all.extend(disk::all());
     all.extend(guest::all());

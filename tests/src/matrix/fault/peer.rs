@@ -2,7 +2,7 @@
 
 use super::Fault;
 use crate::blackbox::{Vms, kill};
-use crate::matrix::scene::{NAME, SetUp};
+use crate::matrix::scene::{NAME, RECONNECT, SetUp};
 use crate::matrix::{Cell, Phase, Receiver, Scene, Whereabouts};
 
 /// How each side sees that the other's connection is gone.
@@ -85,6 +85,16 @@ pub fn all() -> Vec<Fault> {
         }),
         Fault {
             set_up: |_, _| SetUp {
+                migrate: [RECONNECT, "30s"].map(str::to_owned).to_vec(),
+                ..SetUp::default()
+            },
+            ..Fault::new("link cut, made anew", cut_and_go_on, |phase| match phase {
+                Phase::Precopy | Phase::Finish => Cell::completes(Whereabouts::Destination),
+                _ => Cell::fails(LOST, left(phase, LOST), Whereabouts::Source),
+            })
+        },
+        Fault {
+            set_up: |_, _| SetUp {
                 migrate: ["--downtime-limit", "30s"].map(str::to_owned).to_vec(),
                 ..SetUp::default()
             },
@@ -131,6 +141,12 @@ fn cut(scene: &mut Scene) {
 fn cut_briefly(scene: &mut Scene) {
     scene.relay.cut();
     scene.relay.go_on();
+    scene.ended();
+}
+
+fn cut_and_go_on(scene: &mut Scene) {
+    scene.relay.cut();
+    scene.go_on();
     scene.ended();
 }
 

@@ -24,12 +24,10 @@ cache() {
     eventually "the guest to read its disk twice" times_read $from 2
     hand_over $from $to
     echo "cache: $name $report"
-    # Ends with the VM.
-    echo "read it again" | VMM_RUNTIME_DIR=$to timeout $long vmm console guest >$work/output/console 2>&1 &
-    console=$!
+    tell $to "read it again"
     eventually "the guest to read its disk where it is now" times_read $to 1
     on $to stop guest --force || fail "$name: vmm stop: $(cat $output.errors)"
-    wait $console || fail "$name: vmm console ended with $?: $(cat $work/output/console)"
+    told_all
     rm -f $cached $work/socket
     say "cache $name: $(($(cut -d. -f1 /proc/uptime) - began)) s"
 }

@@ -47,19 +47,30 @@ eventually() {
     done
 }
 
-# hand_over FROM TO OPTIONS...: live migration of the guest to a host that receives with the options; $report tells
-# of it.
+# hand_over FROM TO OPTIONS...: live migration of the guest to a host that receives with the options, with those of
+# $moving at the source; $report tells of it.
+moving=
 hand_over() {
     leaves=$1
     comes=$2
     shift 2
     on "$comes" receive --listen "unix:$work/socket" --name guest "$@" --detach || fail "vmm receive: $(cat $output.errors)"
-    on "$leaves" migrate guest --to "unix:$work/socket" --downtime-limit 20s --timeout 200s --on-timeout stop --json ||
+    # shellcheck disable=SC2086 # a list of options
+    on "$leaves" migrate guest --to "unix:$work/socket" --downtime-limit 20s --timeout 200s --on-timeout stop $moving --json ||
         fail "vmm migrate ended with $?: $(cat $output $output.errors)"
     report=$(tail -n 1 $output)
 }
 
 serial() { cat "$1/guest/serial.log" 2>/dev/null; }
+
+# tell HOST LINE: types it at the guest's console, which is then held until the VM ends.
+tell() {
+    echo "$2" | VMM_RUNTIME_DIR=$1 timeout $long vmm console guest >$work/output/console 2>&1 &
+    console=$!
+}
+
+# After the VM that was told something has ended.
+told_all() { wait $console || fail "$name: vmm console ended with $?: $(cat $work/output/console)"; }
 
 # has_ended HOST: whether the guest's VM has, or there is none; its last status tells how it ended.
 has_ended() { ! on "$1" status guest --json || grep -q '"end":{' "$output"; }

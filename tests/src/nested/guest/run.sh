@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs the scenarios, resets and caches of ./settings on a host with hardware virtualization, be that level 1 of the
+# Runs the scenarios, resets, caches and disks of ./settings on a host with hardware virtualization, be that level 1 of the
 # rig or the machine that the tests run on, by the tools of busybox and the programs in $PROGRAMS. It does so in
 # namespaces of its own: networks, mounts, files and processes go with them, also when it is killed.
 
@@ -18,6 +18,7 @@ export VMM_SANDBOX="$SANDBOX"
 . ./scenario.sh
 . ./reset.sh
 . ./cache.sh
+. ./disks.sh
 say "on $(ls -d /sys/module/kvm_* | tr '\n' ' ')of Linux $(uname -r), $(nproc) CPUs"
 make_bridge
 for each in $SCENARIOS; do
@@ -32,3 +33,7 @@ for each in $RESETS; do
     reset_by "$each" "${each%%-*}" "${rest%-*}" "${rest##*-}"
 done
 for each in $CACHES; do cache "$each"; done
+for each in $DISKS; do
+    rest=${each#*-}
+    local_disk "$each" "${each%%-*}" "${rest%-*}" "${rest##*-}"
+done

@@ -48,7 +48,7 @@ remove_taps() { for tap in $tap_a $tap_b; do ip link delete $tap; done; }
 
 is_heard() { [ "$(cat $work/stage.heard 2>/dev/null)" = "$(cat $work/stage)" ]; }
 
-# The sessions tell what they saw since they were last told a stage; nothing where there was no answer in it,
+# The sessions tell what they saw since they were last told a stage; nothing where one of them did not go on in it,
 # so that is waited for.
 stage() {
     [ ! -e $work/stage ] || eventually "an answer of the guest" is_heard

@@ -2,6 +2,8 @@ use std::time::Duration;
 
 use clap::CommandFactory;
 
+use control::units::Rate;
+
 use super::*;
 
 fn parse(line: &str) -> Result<Cli, clap::Error> {
@@ -38,6 +40,14 @@ fn lines_of_the_contract_are_understood() {
         "vmm jobs a 7 --json",
         "vmm jobs a 7 --cancel",
         "vmm jobs a 7 --set downtime-limit=1s,bandwidth=unlimited",
+        "vmm run --disk d.qcow2,format=qcow2 --allow-backing /a --allow-backing /b",
+        "vmm receive --listen unix:/s --allow-backing /a",
+        "vmm disk info d --json",
+        "vmm disk info d --format raw --allow-backing /a",
+        "vmm disk check d --json",
+        "vmm disk create d --size 1GiB",
+        "vmm disk create d --size 1GiB --format qcow2 --cluster-size 64KiB --backing b --backing-format raw",
+        "vmm disk resize d --size 1GiB --shrink --format qcow2",
         "vmm list --json",
         "vmm status a",
         "vmm console a",
@@ -85,7 +95,15 @@ fn wrong_lines_are_usage_errors() {
         "vmm run --net mac=52:54:00:00:00:01",
         "vmm receive --listen h:1 --net net0",
         "vmm receive --listen h:1 --net net0=a/b",
-        "vmm run --disk d.img,format=qcow2",
+        "vmm run --disk d.img,format=vmdk",
+        "vmm disk",
+        "vmm disk create d",
+        "vmm disk create d --size 1GiB --format vdi",
+        "vmm disk create d --size 1GiB --cluster-size 3KiB",
+        "vmm disk create d --size 1GiB --format qcow2 --cluster-size 4MiB",
+        "vmm disk create d --size 1GiB --format qcow2 --backing b",
+        "vmm disk resize d",
+        "vmm disk move a",
         "vmm receive",
         "vmm migrate a",
         "vmm migrate a --to nowhere",

@@ -1,0 +1,123 @@
+//! A disk that a guest uses before all of it is here: what another host serves of it comes meanwhile.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread::Builder;
+use std::time::Duration;
+
+use block::copy::Steering;
+use block::image::Image;
+use block::on_demand::{OnDemand, Policy};
+use migration::address::Address;
+use migration::endpoint::Endpoint;
+use migration::transport::socket::SocketConnect;
+
+use crate::disks::Disk;
+use crate::disks::in_part::Absent;
+use crate::disks::lacking;
+use crate::disks::marks;
+use crate::error::MachineError;
+use crate::serving::here::Here;
+use crate::serving::origin::PulledOrigin;
+use crate::threads::{self, ThreadKind};
+
+/// How often it is looked whether the disk is whole, or gone.
+const LOOK: Duration = Duration::from_millis(500);
+/// How long who serves it has to record that it is needed no more, until it is told again.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Has what is served of `disk`, which no device uses yet, come, and says so then to who serves it.
+///
+/// # Errors
+/// When threads cannot be started, or the address cannot be used.
+pub(super) fn lay(disk: &Disk, absent: Absent) -> Result<(), MachineError> {
+    let Absent {
+        by,
+        id: secret_of,
+        map,
+    } = absent;
+    let failed = |error: io::Error| MachineError::Build("have the rest of a disk come", error);
+    let address: Result<Address, _> = by.served_at.parse();
+    let endpoint = address.ok().and_then(Endpoint::numeric);
+    let endpoint = endpoint.ok_or_else(|| {
+        let why = format!("{} is no address that needs no look-up", by.served_at);
+        failed(io::Error::other(why))
+    })?;
+    let connect = SocketConnect::new(endpoint).map_err(failed)?;
+    let here = Here::as_in(map.present());
+    let size = map.about().disk;
+    let origin = PulledOrigin::new(
+        Box::new(connect),
+        (secret_of, by.secret),
+        &by.disk,
+        size,
+        here.clone(),
+    );
+    let origin = Arc::new(origin.map_err(|e| failed(io::Error::other(e)))?);
+    let steering = Arc::new(Steering::new(None, Duration::ZERO));
+    let pull = (Policy::default(), &steering);
+    let layer = lacking::lay(disk, map, origin.clone(), pull, || {
+        threads::begin(ThreadKind::Pull);
+    })?;
+    here.is(&layer);
+    disk.served.store(true, Ordering::Release);
+    let completion = Completion {
+        id: disk.id.clone(),
+        layer: Arc::downgrade(&layer),
+        origin: Arc::downgrade(&origin),
+        image: disk.image.clone(),
+        missing: disk.served.clone(),
+    };
+    let thread = Builder::new().name("disk-whole".into());
+    let started = thread.spawn(move || {
+        threads::begin(ThreadKind::Pull);
+        completion.wait();
+    });
+    started.map(drop).map_err(failed)
+}
+
+/// Waits until a disk is whole, and says so.
+struct Completion {
+    id: String,
+    layer: Weak<OnDemand>,
+    origin: Weak<PulledOrigin>,
+    image: Image,
+    missing: Arc<AtomicBool>,
+}
+
+impl Completion {
+    fn wait(self) {
+        loop {
+            match self.layer.upgrade() {
+                // The guest has ended before.
+                None => return,
+                Some(layer) if layer.wait_whole(LOOK) => match self.complete(&layer) {
+                    Ok(()) => break,
+                    Err(error) => {
+                        tracing::warn!(disk = %self.id, %error, "the disk is here, and that is not durable yet");
+                    }
+                },
+                Some(_) => continue,
+            }
+            std::thread::sleep(LOOK);
+        }
+        // Until then its server serves for nobody, which does no harm.
+        while let Some(origin) = self.origin.upgrade() {
+            match origin.finish(PATIENCE) {
+                Ok(()) => return,
+                Err(error) => {
+                    tracing::warn!(disk = %self.id, %error, "who served the disk is not told yet that it is whole");
+                }
+            }
+        }
+    }
+
+    fn complete(&self, layer: &OnDemand) -> block::Result<()> {
+        layer.finish()?;
+        marks::remove(self.image.file())?;
+        self.missing.store(false, Ordering::Release);
+        tracing::info!(disk = %self.id, "all of the disk is here");
+        Ok(())
+    }
+}

@@ -1,0 +1,204 @@
+//! The disks of an incoming guest: which of them travel, and what is made for those.
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use migration::MigrationId;
+use migration::journal::{FileJournal, Journal};
+use migration::observation::{Observation, Side};
+use migration::vm::{DestinationVolume, TravellingDisk, VmResult, VolumeOffer, Wish};
+
+use crate::build::spec::MachineSpec;
+use crate::config::DiskTarget;
+use crate::disks::incoming::{self, DiskPaths, IncomingVolume, Made, Placement, Places};
+use crate::disks::marks::{self, Mark};
+use crate::disks::places::DiskPlaces;
+use crate::disks::{self, DiskClaim, DiskSource, Disks};
+use crate::error::MachineError;
+use crate::opener;
+
+/// Where this host puts or finds disks.
+pub(super) struct Here<'a> {
+    pub(super) places: &'a Places,
+    pub(super) paths: DiskPaths,
+    /// Folder of this host's journal.
+    pub(super) journal: PathBuf,
+}
+
+/// Disks of one migration. Dropped, what was made for them stays, unless it was [abandoned](Self::abandon) before: nobody
+/// may know yet whether the guest came.
+#[derive(Default)]
+pub(super) struct ArrivingDisks {
+    migration: Option<MigrationId>,
+    /// Those that travel or may, as their source tells of them; once chosen, those that do.
+    offered: Vec<VolumeOffer>,
+    /// The same that do, in the same order, and why.
+    travelling: Vec<TravellingDisk>,
+    placements: Vec<Placement>,
+    /// What says of their images that they are coming.
+    mark: Option<Mark>,
+    made: Made,
+    volumes: Vec<Arc<dyn DestinationVolume>>,
+}
+
+impl ArrivingDisks {
+    /// Of migration `id`, whose source offers these.
+    pub(super) fn of(id: MigrationId, offered: &[VolumeOffer]) -> Self {
+        Self {
+            migration: Some(id),
+            offered: offered.to_vec(),
+            ..Self::default()
+        }
+    }
+
+    /// Which of them travel.
+    pub(super) fn travelling(&self) -> &[TravellingDisk] {
+        &self.travelling
+    }
+
+    /// Where the blocks of those go.
+    pub(super) fn volumes(&self) -> &[Arc<dyn DestinationVolume>] {
+        &self.volumes
+    }
+
+    /// Where disk `id` is put, if it travels.
+    pub(super) fn placement(&self, id: &str) -> Option<&Placement> {
+        self.placements.iter().find(|placed| placed.id == id)
+    }
+
+    /// Leaves out those that need not travel, as this host reaches them where they lie, which is `shared`, or was not told
+    /// where to put them.
+    pub(super) fn choose(
+        &mut self,
+        here: &Here<'_>,
+        shared: &[DiskSource],
+        told: Option<&DiskPlaces>,
+    ) {
+        self.travelling.clear();
+        for offer in std::mem::take(&mut self.offered) {
+            let why = match offer.wish {
+                Wish::Travels => None,
+                Wish::MayTravel => {
+                    let disk = shared.iter().find(|disk| disk.id == offer.id);
+                    match disk.and_then(|disk| here.why_it_travels(disk, told)) {
+                        Some(why) => Some(why),
+                        None => continue,
+                    }
+                }
+            };
+            let id = offer.id.clone();
+            self.travelling.push(TravellingDisk { id, why });
+            self.offered.push(offer);
+        }
+    }
+
+    /// Says where each goes that travels with guest `name`; nothing is made yet.
+    ///
+    /// # Errors
+    /// When one cannot be put anywhere, as far as that can be told before.
+    pub(super) fn place(
+        &mut self,
+        here: &Here<'_>,
+        name: &str,
+        spec: &MachineSpec,
+    ) -> VmResult<()> {
+        let placements = here.places.placements(name, spec, &self.offered)?;
+        self.placements = match placements.is_empty() {
+            true => placements,
+            false => incoming::check(&placements, here.journal.clone())?,
+        };
+        Ok(())
+    }
+
+    /// Makes the images that are to be made, each marked as one that is coming.
+    ///
+    /// # Errors
+    /// When one cannot be made; none is left then.
+    pub(super) fn make(&mut self, here: &Here<'_>) -> VmResult<()> {
+        let (Some(id), false) = (self.migration, self.placements.is_empty()) else {
+            return Ok(());
+        };
+        let journal = here.journal.clone();
+        let journal = opener::outside(move || {
+            FileJournal::open(journal)
+                .map_err(|e| Observation::from_error(Side::Destination, "migration.journal", &e))
+        })?;
+        let mark = self.mark.insert(Mark::new(id, journal.identity(), None));
+        self.made = Made::make(&self.placements, mark, journal)?;
+        Ok(())
+    }
+
+    /// Takes the images that `disks` has opened, empty.
+    ///
+    /// # Errors
+    /// When one cannot be emptied.
+    pub(super) fn opened(&mut self, disks: &Disks) -> VmResult<()> {
+        for (placement, mark) in self.placements.iter().zip(self.mark.iter().cycle()) {
+            let id = &placement.id;
+            let disk = disks.find(id).ok_or_else(|| {
+                let message = format!("disk {id} was not built");
+                Observation::new(Side::Destination, "machine.build", message)
+            })?;
+            if !self.made.is_still(placement, disk.image().file()) {
+                let message = format!("somebody else replaced what was made for disk {id}");
+                return Err(Observation::new(
+                    Side::Destination,
+                    "machine.build",
+                    message,
+                ));
+            }
+            let volume = IncomingVolume::empty(placement, (disk.image(), disk.device()), mark)?;
+            self.volumes.push(Arc::new(volume));
+        }
+        Ok(())
+    }
+
+    /// The guest is here: the images are its own.
+    pub(super) fn arrived(&mut self, disks: &Disks) {
+        for placement in &self.placements {
+            let image = disks.image(&placement.id);
+            if let Some(Err(error)) = image.map(|image| marks::remove(image.file())) {
+                tracing::warn!(disk = %placement.id, %error, "its image stays marked as one that is coming");
+            }
+        }
+    }
+
+    /// The guest never was here and does not come: what was made for it goes, now that nobody has it open.
+    pub(super) fn abandon(self) {
+        self.made.discard();
+    }
+}
+
+impl Here<'_> {
+    /// Why a disk that need not travel does, if it does.
+    fn why_it_travels(&self, disk: &DiskSource, told: Option<&DiskPlaces>) -> Option<String> {
+        match self.places.of(&disk.id) {
+            Some(named) if named.target == DiskTarget::Shared => None,
+            Some(named) => Some(format!(
+                "the destination was told to put it at {}",
+                named.path.display()
+            )),
+            // There is no place for it.
+            None if self.places.folder.is_none() => None,
+            None if self.paths == DiskPaths::GivenHere => Some(
+                "the destination listens on the network, where no source says which file it opens"
+                    .into(),
+            ),
+            None => disks::check(disk, DiskClaim::Successor(told))
+                .err()
+                .map(|why| format!("the destination does not reach it: {}", explained(&why))),
+        }
+    }
+}
+
+/// An error and its causes, in one line.
+fn explained(error: &MachineError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,126 @@
+//! Disks whose content leaves with their guest.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use block::layer::backlog::Backlog;
+use block::layer::tracker::{BLOCK, Generation};
+use migration::observation::{Observation, Side};
+use migration::vm::{BLOCK_SIZE, SourceVolume, VmResult, VolumeOffer, Wish};
+
+use crate::disks::content::DiskContent;
+use crate::machine::Machine;
+
+const _: () = assert!(BLOCK == BLOCK_SIZE);
+
+/// A disk of a machine as the source of its content.
+pub(crate) struct OutgoingVolume {
+    wish: Wish,
+    machine: Arc<Machine>,
+    /// The disk as the guest's requests find it without tracking.
+    content: DiskContent,
+    /// What changed from here on was not asked for yet.
+    since: Mutex<Generation>,
+}
+
+impl OutgoingVolume {
+    /// Disk `id` of the machine; `None` when there is none.
+    pub(crate) fn of(machine: &Arc<Machine>, id: &str, wish: Wish) -> Option<Self> {
+        let disk = machine.devices().disks.find(id)?.device();
+        Some(Self {
+            wish,
+            machine: machine.clone(),
+            content: DiskContent {
+                id: id.to_owned(),
+                disk,
+                uncached: machine.devices().disks.bare_image(id),
+            },
+            since: Mutex::new(Generation::FIRST),
+        })
+    }
+}
+
+impl OutgoingVolume {
+    fn backlog(&self) -> Option<Arc<Backlog>> {
+        let disks = &self.machine.devices().disks;
+        disks.tracked().backlog(&self.content.id)
+    }
+}
+
+impl SourceVolume for OutgoingVolume {
+    fn offer(&self) -> VolumeOffer {
+        VolumeOffer {
+            id: self.content.id.clone(),
+            size: self.content.disk.size(),
+            allocated: self.content.allocated(),
+            wish: self.wish,
+            // What its user says of that is no matter of its own.
+            format: None,
+        }
+    }
+
+    fn image(&self) -> Option<String> {
+        let image = self.machine.devices().disks.image(&self.content.id)?;
+        Some(image.file().path().display().to_string())
+    }
+
+    fn take_changes(&self, changed: &mut [u64]) -> VmResult<()> {
+        let Some(changes) = self.machine.devices().disks.changes(&self.content.id) else {
+            let message = format!("changes of disk {} are not tracked", self.content.id);
+            return Err(Observation::new(Side::Source, "disk.tracking", message));
+        };
+        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = changes.begin_generation();
+        for range in changes.changed_since(*since) {
+            for block in range.start / BLOCK..range.end.div_ceil(BLOCK) {
+                if let Some(word) = changed.get_mut((block / 64) as usize) {
+                    *word |= 1 << (block % 64);
+                }
+            }
+        }
+        *since = next;
+        Ok(())
+    }
+
+    fn has_changed(&self, block: u64) -> bool {
+        let since = *self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        let changes = self.machine.devices().disks.changes(&self.content.id);
+        changes.is_some_and(|changes| changes.has_changed(block * BLOCK, since))
+    }
+
+    fn bound_backlog(&self, most: Option<u64>) -> VmResult<()> {
+        let backlog = match (self.backlog(), most) {
+            (Some(backlog), _) => backlog,
+            (None, None) => return Ok(()),
+            (None, Some(_)) => {
+                let laid = self.machine.devices().bound_backlog(&self.content.id);
+                laid.map_err(|e| e.observed(Side::Source))?
+            }
+        };
+        backlog.bound(most);
+        Ok(())
+    }
+
+    fn let_in(&self) -> u64 {
+        self.backlog().map_or(0, |backlog| backlog.let_in())
+    }
+
+    fn carried(&self, let_in: u64) {
+        if let Some(backlog) = self.backlog() {
+            backlog.carried(let_in);
+        }
+    }
+
+    fn waits_for(&self) -> Option<Duration> {
+        self.backlog()?.waits_for()
+    }
+
+    fn data(&self, range: Range<u64>) -> VmResult<Vec<Range<u64>>> {
+        self.content.data(range)
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) -> VmResult<()> {
+        self.content.read(offset, into)
+    }
+}

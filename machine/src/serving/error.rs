@@ -1,0 +1,77 @@
+//! What can go wrong with a disk that is served.
+
+use std::io;
+use std::path::PathBuf;
+
+use migration::observation::{Observation, Side};
+use thiserror::Error;
+
+/// An operation on a disk that is served, or on its record, that failed.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// The image cannot be used.
+    #[error("cannot serve the image")]
+    Image(#[source] block::Error),
+    /// A record cannot be read or written.
+    #[error("cannot {operation} the record {}", path.display())]
+    Record {
+        /// What was to be done.
+        operation: &'static str,
+        /// Where it lies.
+        path: PathBuf,
+        /// Why it cannot be done.
+        source: io::Error,
+    },
+    /// The image is not what its record says.
+    #[error("{} is served as disk {disk} of {size} bytes, and is another now: {what}", path.display())]
+    Another {
+        /// The image.
+        path: PathBuf,
+        /// The disk of the record.
+        disk: String,
+        /// Its size in bytes.
+        size: u64,
+        /// What differs.
+        what: String,
+    },
+    /// A process serves it.
+    #[error("{} is served by process {pid} already", path.display())]
+    Served {
+        /// The image.
+        path: PathBuf,
+        /// Who serves it.
+        pid: u32,
+    },
+    /// There is no record.
+    #[error("{} is not served, and was not", path.display())]
+    NoRecord {
+        /// The image.
+        path: PathBuf,
+    },
+    /// The server cannot go on.
+    #[error("cannot serve the disk any more")]
+    Server(#[source] Box<Observation>),
+}
+
+impl ServeError {
+    /// Stable identifier of the condition.
+    pub fn id(&self) -> &'static str {
+        match self {
+            Self::Image(_) => "disk.open",
+            Self::Record { .. } => "serve.record",
+            Self::Another { .. } => "serve.another",
+            Self::Served { .. } => "serve.in-use",
+            Self::NoRecord { .. } => "serve.no-record",
+            Self::Server(_) => "serve.failed",
+        }
+    }
+
+    /// The error and what explains it.
+    pub fn observe(&self) -> Observation {
+        match self {
+            Self::Server(cause) => Observation::new(Side::Client, self.id(), self.to_string())
+                .caused_by((**cause).clone()),
+            _ => Observation::from_error(Side::Client, self.id(), self),
+        }
+    }
+}

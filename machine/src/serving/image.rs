@@ -1,0 +1,108 @@
+//! An image that nobody changes any more, as a server of a pull reads it.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use block::image::qcow2::BackingRules;
+use block::image::{Format, Image};
+use block::{Access, Claim, Content};
+use migration::pull::{PullSource, PulledVolume};
+use migration::vm::{BLOCK_SIZE, VmResult};
+
+use super::error::ServeError;
+use super::record::{Progress, ServingRecord};
+use super::records::Held;
+use crate::disks::content::DiskContent;
+
+/// An image that is open for reading, claimed with other readers, and recorded.
+pub struct ServedImage {
+    content: DiskContent,
+    /// Keeps every writer away.
+    _claim: Claim,
+    record: Mutex<(ServingRecord, Held)>,
+}
+
+/// Opens an image to be served, and claims it: nobody can change it meanwhile.
+///
+/// # Errors
+/// When it cannot be opened so, or somebody writes it.
+pub(super) fn open(
+    path: &Path,
+    format: Format,
+    rules: &BackingRules,
+) -> Result<(Image, Claim), ServeError> {
+    let image = Image::open(path, Access::ReadOnly, format, Content::Raw, rules);
+    let image = image.map_err(ServeError::Image)?;
+    let claim = image.claim().map_err(ServeError::Image)?;
+    image.begin_use().map_err(ServeError::Image)?;
+    Ok((image, claim))
+}
+
+impl ServedImage {
+    pub(super) fn new((image, claim): (Image, Claim), record: ServingRecord, held: Held) -> Self {
+        Self {
+            content: DiskContent {
+                id: record.disk.clone(),
+                disk: image.device(),
+                uncached: match &image {
+                    Image::Raw(image) => Some(image.clone()),
+                    Image::Qcow2(_) => None,
+                },
+            },
+            _claim: claim,
+            record: Mutex::new((record, held)),
+        }
+    }
+
+    /// What is recorded of it.
+    pub fn record(&self) -> ServingRecord {
+        let record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        record.0.clone()
+    }
+
+    /// Records how far the client has come, unless it is whole or nothing is new.
+    ///
+    /// # Errors
+    /// [`ServeError::Record`].
+    pub fn note(&self, progress: Progress) -> Result<(), ServeError> {
+        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        let (stands, held) = &mut *record;
+        if stands.progress == Progress::Released || stands.progress == progress {
+            return Ok(());
+        }
+        let new = ServingRecord {
+            progress,
+            ..stands.clone()
+        };
+        held.write(&new)?;
+        *stands = new;
+        Ok(())
+    }
+}
+
+impl PullSource for ServedImage {
+    fn volume(&self) -> PulledVolume {
+        PulledVolume {
+            id: self.content.id.clone(),
+            size: self.content.disk.size(),
+            unit: BLOCK_SIZE as u32,
+        }
+    }
+
+    fn data(&self, range: Range<u64>) -> VmResult<Vec<Range<u64>>> {
+        self.content.data(range)
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) -> VmResult<()> {
+        self.content.read(offset, into)
+    }
+
+    fn release(&self) -> VmResult<()> {
+        self.note(Progress::Released).map_err(|e| e.observe())
+    }
+
+    fn is_released(&self) -> bool {
+        self.record().progress == Progress::Released
+    }
+}

@@ -1,0 +1,18 @@
+//! A disk whose guest is elsewhere and has not got all of it: served here by a process of its own, asked for there.
+
+mod error;
+pub(crate) mod here;
+mod image;
+pub(crate) mod origin;
+mod pulling;
+mod record;
+mod records;
+mod serve;
+
+pub use error::ServeError;
+pub use image::ServedImage;
+pub use origin::PulledOrigin;
+pub use pulling::{Pulled, ToPull, begin, complete};
+pub use record::{Progress, ServingRecord};
+pub use records::{Held, Listed, Records, given};
+pub use serve::{ToServe, open, serve};

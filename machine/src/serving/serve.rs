@@ -1,0 +1,171 @@
+//! Serves an image until its client is whole and durable.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread::Builder;
+use std::time::Duration;
+
+use block::image::Format;
+use block::image::qcow2::BackingRules;
+use migration::MigrationId;
+use migration::observation::{Observation, Side};
+use migration::os;
+use migration::pull::server::Options;
+use migration::pull::{PullServer, PullSource, Served};
+use migration::transport::Listen;
+
+use super::error::ServeError;
+use super::image::{self, ServedImage};
+use super::record::{Progress, ServingRecord};
+use super::records::{Held, Records};
+use crate::threads::{self, ThreadKind};
+
+/// How often it is recorded what the client lacks.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What is to be served.
+#[derive(Debug)]
+pub struct ToServe<'a> {
+    /// The image, as an absolute path without links.
+    pub image: &'a Path,
+    /// Its format.
+    pub format: Format,
+    /// Where files below it may lie.
+    pub rules: &'a BackingRules,
+    /// Identity of the disk.
+    pub disk: &'a str,
+    /// Where it is served.
+    pub listen: &'a str,
+    /// Who depends on it, for people.
+    pub client: Option<&'a str>,
+}
+
+/// Opens and claims an image, and makes its record, or finds that of an earlier process.
+///
+/// # Errors
+/// When another process serves it, or writes it, or it is not what is recorded.
+pub fn open(records: &Records, what: &ToServe<'_>) -> Result<ServedImage, ServeError> {
+    let opened = image::open(what.image, what.format, what.rules)?;
+    let size = opened.0.device().size();
+    let (record, held) = match records.find(what.image)? {
+        Some(found) => go_on(records, found, what, size)?,
+        None => begin(records, what, size)?,
+    };
+    held.write(&record)?;
+    Ok(ServedImage::new(opened, record, held))
+}
+
+fn begin(
+    records: &Records,
+    what: &ToServe<'_>,
+    size: u64,
+) -> Result<(ServingRecord, Held), ServeError> {
+    let record = ServingRecord::new(
+        what.image.to_owned(),
+        what.format,
+        size,
+        what.disk.to_owned(),
+        what.listen.to_owned(),
+        what.client.map(str::to_owned),
+    );
+    let record = record.map_err(|source| ServeError::Record {
+        operation: "draw an identifier for",
+        path: records.folder().to_owned(),
+        source,
+    })?;
+    let held = records.hold(&record)?;
+    Ok((record, held))
+}
+
+fn go_on(
+    records: &Records,
+    found: ServingRecord,
+    what: &ToServe<'_>,
+    size: u64,
+) -> Result<(ServingRecord, Held), ServeError> {
+    let held = records.hold(&found)?;
+    let differs = [
+        (found.size != size, format!("it has {size} bytes")),
+        (
+            found.disk != what.disk,
+            format!("it was to be disk {}", what.disk),
+        ),
+        (
+            found.format != what.format.name(),
+            format!("it was to be {}", what.format),
+        ),
+    ];
+    if let Some((_, what)) = differs.into_iter().find(|(differs, _)| *differs) {
+        return Err(ServeError::Another {
+            path: found.image,
+            disk: found.disk,
+            size: found.size,
+            what,
+        });
+    }
+    let record = ServingRecord {
+        listen: what.listen.to_owned(),
+        client: what.client.map(str::to_owned).or(found.client.clone()),
+        ..found
+    };
+    Ok((record, held))
+}
+
+/// Serves an image at `listen` to its client alone, until that is whole and durable; at most at `rate` bytes a second what nobody
+/// waits for.
+///
+/// # Errors
+/// When no connection can ever come again.
+pub fn serve(
+    image: &Arc<ServedImage>,
+    listen: &dyn Listen,
+    rate: Option<u64>,
+) -> Result<Served, ServeError> {
+    let record = image.record();
+    let id = record.id().unwrap_or(MigrationId([0; 16]));
+    let options = Options {
+        rate,
+        ..Options::default()
+    };
+    let source: Arc<dyn PullSource> = image.clone();
+    let server = PullServer::new(vec![source], id, record.secret, options);
+    let served = std::thread::scope(|scope| {
+        let (ended, ends) = channel::<()>();
+        let server = &server;
+        let notes = move || {
+            threads::begin(ThreadKind::Serving);
+            while let Err(RecvTimeoutError::Timeout) = ends.recv_timeout(LOOK) {
+                note(image, server);
+            }
+        };
+        let started = Builder::new().spawn_scoped(scope, notes);
+        if let Err(error) = started {
+            let error = os::no_thread(error);
+            tracing::warn!(%error, "what the client lacks is not recorded");
+        }
+        let served = server.serve(listen);
+        drop(ended);
+        served
+    });
+    let served = served.map_err(|e| ServeError::Server(Box::new(e.observe(Side::Source))));
+    note(image, &server);
+    served
+}
+
+fn note(image: &ServedImage, server: &PullServer) {
+    if server.connections() == 0 {
+        // Nobody has told this process anything yet; what is recorded is better.
+        return;
+    }
+    for volume in server.status() {
+        if volume.is_released {
+            continue;
+        }
+        let missing = volume.missing;
+        if let Err(error) = image.note(Progress::Serving { missing }) {
+            let error: Observation = error.observe();
+            tracing::warn!("{error}");
+        }
+    }
+}

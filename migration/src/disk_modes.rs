@@ -1,0 +1,344 @@
+//! How disks move with their guest, as their user says.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::observation::{Observation, Side};
+
+/// How a disk moves.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskMode {
+    /// The destination opens it where it lies, if it reaches it, and else takes it in where it was told to.
+    #[default]
+    Auto,
+    /// It does not: the destination opens it where it lies.
+    Shared,
+    /// It is copied while the guest runs; what is written meanwhile is copied again, until the rest fits the downtime.
+    Precopy,
+    /// It is copied while the guest runs, and what is written meanwhile goes along with that; the guest's writes wait for the
+    /// link, so that it ends however much is written.
+    Mirror,
+}
+
+/// Format of an image.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskFormat {
+    /// Its bytes are those of the disk.
+    Raw,
+    /// QEMU's format.
+    Qcow2,
+}
+
+/// What becomes of the image at the source of a disk that has travelled.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AfterMove {
+    /// It stays, marked as one whose disk has moved away.
+    #[default]
+    Keep,
+    /// Whoever asked for the migration removes it, once the destination has said that it holds the disk whole and
+    /// durable, and the guest runs there.
+    Delete,
+}
+
+impl AfterMove {
+    fn is_keep(&self) -> bool {
+        *self == Self::Keep
+    }
+}
+
+/// What is chosen for one disk, or for all.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskChoice {
+    /// Identity of the disk; absent for all that are not named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// How it moves.
+    pub mode: DiskMode,
+    /// Format of the image that the destination makes, or writes over, if it travels; absent where that is left to the
+    /// destination.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<DiskFormat>,
+    /// What becomes of its image at the source, if it travels.
+    #[serde(default, skip_serializing_if = "AfterMove::is_keep")]
+    pub after: AfterMove,
+}
+
+/// Options of a disk in ways to move that are not there yet.
+const NOT_YET: &[&str] = &[
+    "log",
+    "before",
+    "across",
+    "after",
+    "overlay",
+    "keep-chain",
+    "bandwidth",
+    "writes",
+];
+
+impl DiskChoice {
+    /// That `mode` is how all disks move, or disk `id`, and nothing else is said.
+    pub fn new(id: Option<String>, mode: DiskMode) -> Self {
+        Self {
+            id,
+            mode,
+            format: None,
+            after: AfterMove::default(),
+        }
+    }
+
+    /// Whether what is said goes together.
+    fn check(&self) -> Result<(), String> {
+        let said = match (self.format, self.after) {
+            (Some(_), _) => "format=",
+            (None, AfterMove::Delete) => "after=delete",
+            (None, AfterMove::Keep) => return Ok(()),
+        };
+        match self.mode {
+            DiskMode::Shared => Err(format!(
+                "{said} is for a disk that travels, and a shared one keeps its image"
+            )),
+            DiskMode::Auto | DiskMode::Precopy | DiskMode::Mirror => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for DiskFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        })
+    }
+}
+
+impl FromStr for DiskFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "raw" => Ok(Self::Raw),
+            "qcow2" => Ok(Self::Qcow2),
+            _ => Err(format!(
+                "{text:?} is no format that an image can be made in: raw and qcow2 are"
+            )),
+        }
+    }
+}
+
+impl FromStr for AfterMove {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "keep" => Ok(Self::Keep),
+            "delete" => Ok(Self::Delete),
+            "mirror" => Err("after=mirror is not in this version: keep and delete are".into()),
+            _ => Err(format!(
+                "{text:?} is nothing that can become of an image: keep and delete are"
+            )),
+        }
+    }
+}
+
+impl FromStr for DiskMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "shared" => Ok(Self::Shared),
+            "precopy" => Ok(Self::Precopy),
+            "mirror" => Ok(Self::Mirror),
+            "snapshot" | "on-demand" => Err(format!(
+                "disks do not move by {text} in this version: auto, shared, precopy and mirror are there"
+            )),
+            _ => Err(format!(
+                "{text:?} is no way for disks to move: auto, shared, precopy and mirror are"
+            )),
+        }
+    }
+}
+
+impl FromStr for DiskChoice {
+    type Err = String;
+
+    /// Reads `[ID=]MODE[,format=raw|qcow2][,after=keep|delete]`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = text.split(',');
+        let what = parts.next().unwrap_or_default();
+        let (id, mode) = match what.split_once('=') {
+            Some((id, mode)) => (Some(id.to_owned()), mode),
+            None => (None, what),
+        };
+        if id.as_deref() == Some("") {
+            return Err("write MODE, or ID=MODE with the id of a disk".into());
+        }
+        let mode = mode.parse()?;
+        let (mut format, mut after) = (None, None);
+        for part in parts {
+            let again = match part.split_once('=') {
+                Some(("format", name)) => format.replace(name.parse()?).is_some(),
+                Some(("after", name)) => after.replace(name.parse()?).is_some(),
+                _ => {
+                    let key = part.split_once('=').map_or(part, |(key, _)| key);
+                    return Err(match NOT_YET.contains(&key) {
+                        true => format!(
+                            "{part:?} is an option of a way to move disks that is not in this version"
+                        ),
+                        false => format!(
+                            "{part:?} is no option of a disk that moves: format=raw|qcow2 and after=keep|delete are"
+                        ),
+                    });
+                }
+            };
+            if again {
+                return Err(format!("{part:?}: that is said twice"));
+            }
+        }
+        let choice = Self {
+            id,
+            mode,
+            format,
+            after: after.unwrap_or_default(),
+        };
+        choice.check().map(|()| choice)
+    }
+}
+
+/// How each disk of a guest moves, by its identity.
+pub type DiskModes = Vec<(String, DiskMode)>;
+
+/// How each of the disks `all` moves, of what is chosen; in the order of `all`.
+///
+/// # Errors
+/// `usage.disks` when a disk is chosen for that is not among them, or twice.
+pub fn modes<'d>(
+    choices: &[DiskChoice],
+    all: impl Iterator<Item = &'d str> + Clone,
+) -> Result<DiskModes, Observation> {
+    let wrong = |what: String| Err(Observation::new(Side::Client, "usage.disks", what));
+    for (number, choice) in choices.iter().enumerate() {
+        if let Err(what) = choice.check() {
+            return wrong(what);
+        }
+        if choices[..number].iter().any(|other| other.id == choice.id) {
+            return wrong(match &choice.id {
+                Some(id) => format!("it is said twice how disk {id} moves"),
+                None => "it is said twice how disks move".into(),
+            });
+        }
+        if let Some(id) = &choice.id
+            && !all.clone().any(|disk| disk == id)
+        {
+            let all: Vec<_> = all.collect();
+            return wrong(match all.is_empty() {
+                true => format!("the guest has no disk {id}, and no others"),
+                false => format!("the guest has no disk {id}: it has {}", all.join(", ")),
+            });
+        }
+    }
+    let mode = |disk: &str| chosen(choices, disk).map_or(DiskMode::Auto, |choice| choice.mode);
+    Ok(all.map(|disk| (disk.to_owned(), mode(disk))).collect())
+}
+
+/// What is chosen for `disk`: what names it goes before what is said of all.
+pub fn chosen<'c>(choices: &'c [DiskChoice], disk: &str) -> Option<&'c DiskChoice> {
+    let named = |choice: &&DiskChoice| choice.id.as_deref() == Some(disk);
+    let of_all = |choice: &&DiskChoice| choice.id.is_none();
+    choices.iter().find(named).or(choices.iter().find(of_all))
+}
+
+#[cfg(test)]
+mod tests {
+    use DiskMode::{Auto, Mirror, Precopy, Shared};
+
+    use super::*;
+
+    fn modes_of(choices: &[&str]) -> Result<[DiskMode; 2], String> {
+        let choices: Vec<DiskChoice> = choices.iter().map(|text| text.parse().unwrap()).collect();
+        let all = ["root", "data"];
+        let modes = modes(&choices, all.into_iter()).map_err(|why| why.message)?;
+        assert_eq!([&*modes[0].0, &*modes[1].0], all);
+        Ok([modes[0].1, modes[1].1])
+    }
+
+    #[test]
+    fn what_is_said_of_one_disk_goes_before_what_is_said_of_all() {
+        for (choices, expected) in [
+            (&[][..], [Auto, Auto]),
+            (&["shared"], [Shared, Shared]),
+            (&["precopy"], [Precopy, Precopy]),
+            (&["data=precopy"], [Auto, Precopy]),
+            (&["precopy", "root=shared"], [Shared, Precopy]),
+            (&["root=auto", "precopy"], [Auto, Precopy]),
+            (&["precopy", "data=mirror"], [Precopy, Mirror]),
+        ] {
+            assert_eq!(modes_of(choices), Ok(expected), "{choices:?}");
+        }
+    }
+
+    #[test]
+    fn disks_that_are_not_there_or_named_twice_are_refused() {
+        let refused = modes_of(&["other=precopy"]).unwrap_err();
+        assert!(refused.contains("it has root, data"), "{refused}");
+        modes_of(&["root=precopy", "root=shared"]).unwrap_err();
+        modes_of(&["precopy", "shared"]).unwrap_err();
+        for text in [
+            "",
+            "=precopy",
+            "copy",
+            "data=",
+            "snapshot",
+            "data=on-demand",
+        ] {
+            text.parse::<DiskChoice>().unwrap_err();
+        }
+    }
+
+    #[test]
+    fn options_follow_the_mode_and_are_those_of_the_disk() {
+        let read = |text: &str| text.parse::<DiskChoice>();
+        let all = read("precopy,after=delete").unwrap();
+        let data = read("data=auto,format=qcow2").unwrap();
+        assert_eq!((all.format, all.after), (None, AfterMove::Delete));
+        assert_eq!(data.format, Some(DiskFormat::Qcow2));
+        // What names a disk is all that is said of it.
+        let choices = [all.clone(), data.clone()];
+        assert_eq!(chosen(&choices, "data"), Some(&data));
+        assert_eq!(chosen(&choices, "root"), Some(&all));
+        assert_eq!(chosen(&choices[1..], "root"), None);
+        for (text, named) in [
+            ("precopy,size=7", "size=7"),
+            ("precopy,", "\"\""),
+            ("data=precopy,log=mirror", "not in this version"),
+            ("data=precopy,before", "not in this version"),
+            ("data=precopy,after=mirror", "after=mirror"),
+            ("data=precopy,after=burn", "burn"),
+            ("data=precopy,format=vmdk", "vmdk"),
+            ("data=precopy,format=raw,format=raw", "twice"),
+            ("shared,format=raw", "format="),
+            ("shared,after=delete", "after=delete"),
+        ] {
+            let refused = read(text).unwrap_err();
+            assert!(refused.contains(named), "{text}: {refused}");
+        }
+        read("shared,after=keep").unwrap();
+        // As a program says it.
+        let shared = DiskChoice {
+            after: AfterMove::Delete,
+            ..DiskChoice::new(None, Shared)
+        };
+        let refused = modes(&[shared], ["data"].into_iter()).unwrap_err();
+        assert_eq!(refused.id, "usage.disks");
+    }
+}

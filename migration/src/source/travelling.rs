@@ -1,0 +1,222 @@
+//! The disks that travel with a guest, at its source.
+
+use std::sync::Arc;
+
+use super::course::Course;
+use crate::blocks::MAX_SIZE;
+use crate::blocks::sender::Disks;
+use crate::disk_modes::{self, AfterMove, DiskChoice, DiskMode};
+use crate::error::Error;
+use crate::progress::{LeftImage, Verify};
+use crate::undo::Undo;
+use crate::vm::{SourceVm, SourceVolume, TravellingDisk, VolumeOffer, Wish};
+use crate::wire::MAX_VOLUMES;
+use crate::wire::agreed::Agreed;
+use crate::wire::blocks::SECTOR;
+use crate::wire::capabilities::Capabilities;
+
+/// How a disk moves.
+struct Chosen {
+    mode: DiskMode,
+    /// What becomes of its image.
+    after: AfterMove,
+}
+
+/// They, and what was said of each.
+pub(super) struct Travelling {
+    volumes: Vec<Arc<dyn SourceVolume>>,
+    offers: Vec<VolumeOffer>,
+    /// What its user has chosen for each, in the same order.
+    chosen: Vec<Chosen>,
+    /// Those that the destination says it holds whole and durable.
+    whole: Vec<String>,
+}
+
+impl Travelling {
+    /// Those of `vm`, of which its user has chosen that.
+    pub fn of(vm: &dyn SourceVm, choices: &[DiskChoice]) -> Result<Self, Error> {
+        let volumes = vm.volumes().map_err(Error::vm("tell which disks travel"))?;
+        let offer = |volume: &Arc<dyn SourceVolume>| {
+            let offer = volume.offer();
+            let chosen = disk_modes::chosen(choices, &offer.id);
+            VolumeOffer {
+                format: chosen.and_then(|choice| choice.format),
+                ..offer
+            }
+        };
+        let offers: Vec<_> = volumes.iter().map(offer).collect();
+        let chosen = |offer: &VolumeOffer| {
+            let choice = disk_modes::chosen(choices, &offer.id);
+            Chosen {
+                mode: choice.map(|choice| choice.mode).unwrap_or_default(),
+                after: choice.map(|choice| choice.after).unwrap_or_default(),
+            }
+        };
+        let chosen = offers.iter().map(chosen).collect();
+        let fits =
+            |offer: &VolumeOffer| offer.size <= MAX_SIZE && offer.size.is_multiple_of(SECTOR);
+        match offers.len() <= MAX_VOLUMES && offers.iter().all(fits) {
+            true => Ok(Self {
+                volumes,
+                offers,
+                chosen,
+                whole: Vec::new(),
+            }),
+            false => Err(Error::Volumes),
+        }
+    }
+
+    /// Leaves out what a destination with which that was agreed on does not take: none, if it is older.
+    ///
+    /// # Errors
+    /// When one has to travel all the same.
+    pub fn fit(&mut self, agreed: Agreed) -> Result<(), Error> {
+        if agreed.has(Capabilities::VOLUMES) {
+            return self.fit_terms(agreed);
+        }
+        match self
+            .offers
+            .iter()
+            .all(|offer| offer.wish == Wish::MayTravel)
+        {
+            true => {
+                self.keep(&[])?;
+                Ok(())
+            }
+            false => Err(Error::NoVolumes),
+        }
+    }
+
+    /// That the destination understands what is said of them.
+    fn fit_terms(&self, agreed: Agreed) -> Result<(), Error> {
+        if agreed.has(Capabilities::DISK_TERMS) {
+            return Ok(());
+        }
+        let wanted = |(offer, chosen): (&VolumeOffer, &Chosen)| match (offer.format, chosen.after) {
+            (Some(_), _) => Some((offer.id.clone(), "format=")),
+            (None, AfterMove::Delete) => Some((offer.id.clone(), "after=delete")),
+            (None, AfterMove::Keep) => None,
+        };
+        match self.offers.iter().zip(&self.chosen).find_map(wanted) {
+            Some((id, wanted)) => Err(Error::NoDiskTerms { id, wanted }),
+            None => Ok(()),
+        }
+    }
+
+    /// Leaves out what does not travel, as the destination has chosen.
+    ///
+    /// # Errors
+    /// When it has chosen what was not offered, or not what has to travel.
+    pub fn keep(&mut self, chosen: &[TravellingDisk]) -> Result<(), Error> {
+        let is_chosen = |offer: &VolumeOffer| chosen.iter().any(|disk| disk.id == offer.id);
+        let kept: Vec<_> = self.offers.iter().map(is_chosen).collect();
+        let is_left_out =
+            |(offer, kept): (&VolumeOffer, &bool)| offer.wish == Wish::Travels && !kept;
+        let mut kept_ids = self.offers.iter().filter(|offer| is_chosen(offer));
+        let in_order = chosen
+            .iter()
+            .all(|disk| kept_ids.next().is_some_and(|offer| offer.id == disk.id));
+        if !in_order || self.offers.iter().zip(&kept).any(is_left_out) {
+            return Err(Error::Volumes);
+        }
+        let mut keep = kept.iter();
+        self.offers
+            .retain(|_| keep.next().copied().unwrap_or(false));
+        let mut keep = kept.iter();
+        self.volumes
+            .retain(|_| keep.next().copied().unwrap_or(false));
+        let mut keep = kept.iter();
+        self.chosen
+            .retain(|_| keep.next().copied().unwrap_or(false));
+        Ok(())
+    }
+
+    /// The destination says that it holds these whole and durable.
+    pub fn are_whole(&mut self, ids: Vec<String>) {
+        self.whole = ids;
+    }
+
+    /// What is left of them here, now that they are the destination's.
+    pub fn left(&self) -> Vec<LeftImage> {
+        let all = self.volumes.iter().zip(&self.offers).zip(&self.chosen);
+        let left = all.map(|((volume, offer), chosen)| LeftImage {
+            id: offer.id.clone(),
+            path: volume.image(),
+            after: chosen.after,
+            whole: self.whole.contains(&offer.id),
+            removed: false,
+        });
+        left.collect()
+    }
+
+    /// Their identities.
+    pub fn ids(&self) -> Vec<String> {
+        self.offers.iter().map(|offer| offer.id.clone()).collect()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.offers.is_empty()
+    }
+
+    /// What the destination is told of them.
+    pub fn offers(&self) -> &[VolumeOffer] {
+        &self.offers
+    }
+
+    /// Has their changes marked from here on; that is undone with what it returns.
+    pub fn start_tracking<'a>(&self, course: &Course<'a>) -> Result<Option<Undo<'a>>, Error> {
+        if self.is_empty() {
+            return Ok(None);
+        }
+        let vm = course.vm;
+        let stop = move || {
+            vm.untrack_disks()
+                .map_err(Error::vm("stop the tracking of disks"))
+        };
+        let undo = course.undone_by(stop);
+        vm.track_disks()
+            .map_err(Error::vm("track the changes of disks"))?;
+        Ok(Some(undo))
+    }
+
+    /// Has their images marked as leaving; that is undone with what it returns.
+    pub fn mark<'a>(&self, course: &Course<'a>) -> Result<Option<Undo<'a>>, Error> {
+        if self.is_empty() {
+            return Ok(None);
+        }
+        let vm = course.vm;
+        let unmark = move || {
+            vm.unmark_disks()
+                .map_err(Error::vm("take the marks of the disks away"))
+        };
+        let undo = course.undone_by(unmark);
+        vm.mark_disks(course.options.id, &course.to.address())
+            .map_err(Error::vm("mark the disks as leaving"))?;
+        Ok(Some(undo))
+    }
+
+    /// All of them are mirrored from here on; whether that is news of any.
+    pub fn mirror_all(&mut self, sent: &Disks) -> bool {
+        let mut is_news = false;
+        for (number, chosen) in self.chosen.iter_mut().enumerate() {
+            is_news |= std::mem::replace(&mut chosen.mode, DiskMode::Mirror) != DiskMode::Mirror;
+            sent.mirror(number);
+        }
+        is_news
+    }
+
+    /// Those that are mirrored.
+    pub fn mirrored(&self) -> impl Iterator<Item = &Arc<dyn SourceVolume>> {
+        let all = self.volumes.iter().zip(&self.chosen);
+        all.filter_map(|(volume, chosen)| (chosen.mode == DiskMode::Mirror).then_some(volume))
+    }
+
+    /// Nothing of them was sent to who agreed on that.
+    pub fn unsent(&self, verify: Verify, streams: u8, agreed: Agreed) -> Disks {
+        let disks = Disks::unsent(&self.volumes, &self.offers, verify, streams, agreed);
+        let all = self.chosen.iter().enumerate();
+        let mirrored = all.filter(|(_, chosen)| chosen.mode == DiskMode::Mirror);
+        mirrored.for_each(|(number, _)| disks.mirror(number));
+        disks
+    }
+}

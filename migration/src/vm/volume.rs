@@ -1,0 +1,122 @@
+//! A disk that travels with its guest: a volume as memory is one, whose units are blocks.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::terms::VmResult;
+use crate::disk_modes::DiskFormat;
+
+/// Bytes in a block, the unit in which a disk's changes are marked and sent again.
+pub const BLOCK_SIZE: u64 = 64 << 10;
+
+/// A disk that is to travel, as its source tells of it before anything is built.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeOffer {
+    /// Identity of the disk.
+    pub id: String,
+    /// Its size in bytes, as the guest sees it: a multiple of 512.
+    pub size: u64,
+    /// Bytes of it that hold data, as far as its storage tells; where it does not, all.
+    pub allocated: u64,
+    /// Whether it travels in any case.
+    #[serde(default, skip_serializing_if = "Wish::is_travels")]
+    pub wish: Wish,
+    /// Format of the image that is made of it, or written over; absent where that is left to the destination.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<DiskFormat>,
+}
+
+/// What a source wants of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Wish {
+    /// It travels.
+    #[default]
+    Travels,
+    /// It travels if the destination does not reach it where it lies.
+    MayTravel,
+}
+
+impl Wish {
+    fn is_travels(&self) -> bool {
+        *self == Self::Travels
+    }
+}
+
+/// A disk that is going to travel, as its destination has chosen.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TravellingDisk {
+    /// Identity of the disk.
+    pub id: String,
+    /// Why it does; absent where its source wants it so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
+impl VolumeOffer {
+    /// Blocks that it has, the last of which may be short.
+    pub fn blocks(&self) -> u64 {
+        self.size.div_ceil(BLOCK_SIZE)
+    }
+}
+
+/// A disk that is given away.
+///
+/// # Who marks blocks
+/// From [`super::SourceDisks::track_disks`] on, a block is marked before the guest's change of it begins. Whoever takes the
+/// marks before it reads misses nothing: a change that is under way then is seen by the read, or marks the block
+/// again for the next.
+///
+/// Calls come from the engine's coordinating thread, those that read from every data stream.
+pub trait SourceVolume: Send + Sync {
+    /// What the destination is told of it.
+    fn offer(&self) -> VolumeOffer;
+    /// Path of its image, for the report; `None` where it has none.
+    fn image(&self) -> Option<String> {
+        None
+    }
+    /// Adds the blocks to `changed` that were marked since this was last called, and forgets their marks; one bit for
+    /// each block, in words of 64. With the guest stopped, what it adds is all that there will be.
+    fn take_changes(&self, changed: &mut [u64]) -> VmResult<()>;
+    /// Whether `block` was marked since marks were last taken, so that it is going to be sent again whatever is read of it
+    /// now. Asked often, and answered at once.
+    fn has_changed(&self, _block: u64) -> bool {
+        false
+    }
+    /// Has the guest's changes wait while blocks of more than `most` bytes are marked and not told as [carried](Self::carried)
+    /// away, from the next one on; `None`: they wait no more. A disk that never was bound need not count them.
+    fn bound_backlog(&self, _most: Option<u64>) -> VmResult<()> {
+        Ok(())
+    }
+    /// Bytes of blocks that the guest was let in to change while that was counted: it only grows. Asked before marks are
+    /// taken.
+    fn let_in(&self) -> u64 {
+        0
+    }
+    /// What was let in when the count was `let_in` has left.
+    fn carried(&self, _let_in: u64) {}
+    /// For how long changes have waited while nothing was carried away, if any wait.
+    fn waits_for(&self) -> Option<Duration> {
+        None
+    }
+    /// Which of the bytes of `range` hold data, ascending, in sectors; all others read as zeroes.
+    fn data(&self, range: Range<u64>) -> VmResult<Vec<Range<u64>>>;
+    /// Fills `into` from byte `offset` on; both in sectors.
+    fn read(&self, offset: u64, into: &mut [u8]) -> VmResult<()>;
+}
+
+/// A disk that comes in; it reads as zeroes when it is there. Calls come from every data stream, those for one block
+/// from one at a time.
+pub trait DestinationVolume: Send + Sync {
+    /// Its size in bytes.
+    fn size(&self) -> u64;
+    /// Writes `bytes` from byte `offset` on; both in sectors. They are nobody else's meanwhile, and stay as they are.
+    fn write(&self, offset: u64, bytes: &mut [u8]) -> VmResult<()>;
+    /// Makes `range`, in sectors, read as zeroes, and gives its storage back.
+    fn write_zeroes(&self, range: Range<u64>) -> VmResult<()>;
+    /// Makes durable all that was written.
+    fn flush(&self) -> VmResult<()>;
+}

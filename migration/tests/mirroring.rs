@@ -1,0 +1,196 @@
+//! Mirrored disks: a guest that writes faster than the link carries waits for it, and moves; whatever becomes of the link, what
+//! it wrote last is where it runs.
+
+mod double;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::TryRecvError;
+use std::time::Duration;
+
+use double::disks::MemoryDisk;
+use double::scene::Scene;
+use double::{Guest, Source};
+use migration::Outcome;
+use migration::disk_modes::{DiskChoice, DiskMode};
+use migration::progress::{Event, Limits, Report, TimeoutAction};
+use migration::steering::Events;
+use migration::units::Span;
+
+const BLOCK: usize = 64 << 10;
+const BLOCKS: usize = 256;
+/// Longer than any test takes.
+const LONG: Duration = Duration::from_secs(60);
+
+/// A full disk of a guest that may be down for `downtime`, over a link of 16 MiB/s.
+fn scene(mode: DiskMode, streams: u8, downtime: Duration) -> Scene {
+    let mut scene = Scene::new(Guest::Idle);
+    scene.vm.disks = vec![MemoryDisk::new("disk0", BLOCKS * BLOCK)];
+    scene.vm.disks[0].guest_writes(0, &vec![7; BLOCKS * BLOCK]);
+    scene.options.request.disks = vec![DiskChoice::new(None, mode)];
+    scene.options.request.streams = Some(streams);
+    scene.limit(Limits {
+        downtime,
+        bandwidth: Some(16 << 20),
+    });
+    scene
+}
+
+/// Writes all over the disk as fast as it is let, until the guest has gone or `over` says so; how many blocks.
+fn writes_on(vm: &Source, over: &AtomicBool) -> u64 {
+    let mut written = 0_u64;
+    let mut random = 1_u64;
+    while !over.load(Ordering::SeqCst) {
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        let offset = (random >> 33) as usize % BLOCKS * BLOCK;
+        let bytes: Vec<u8> = random.to_le_bytes().repeat(BLOCK / 8);
+        let mut was_let_in = false;
+        let runs = vm.with_disk(0, |disk| {
+            was_let_in = disk.guest_writes_in_turn(offset, &bytes, Duration::ZERO);
+        });
+        if !runs {
+            break;
+        }
+        match was_let_in {
+            true => written += 1,
+            false => std::thread::yield_now(),
+        }
+    }
+    written
+}
+
+/// A guest that never stops to write, while `watch` sees the events.
+fn run(scene: &mut Scene, watch: impl FnOnce(&Events) + Send) -> ([Outcome; 2], u64) {
+    let mut written = 0;
+    let over = AtomicBool::new(false);
+    let outcomes = scene.run_with(|vm, _, events| {
+        std::thread::scope(|scope| {
+            let writing = scope.spawn(|| writes_on(vm, &over));
+            watch(&events);
+            // Until the migration has ended, whatever came of it.
+            events.iter().for_each(drop);
+            over.store(true, Ordering::SeqCst);
+            written = writing.join().unwrap();
+        });
+    });
+    (outcomes, written)
+}
+
+#[track_caller]
+fn moved(scene: &Scene, [here, there]: &[Outcome; 2]) -> Report {
+    let (Outcome::Completed(report), Outcome::Completed(_)) = (here, there) else {
+        panic!("{here:?} {there:?}")
+    };
+    assert_eq!(scene.witness.running(), (false, true));
+    let (ours, theirs) = (&scene.vm.disks[0], &scene.into.disks[0]);
+    assert!(ours.bytes() == theirs.bytes(), "the disk differs");
+    assert!(theirs.is_flushed());
+    assert!(report.verified);
+    report.clone()
+}
+
+#[test]
+fn a_guest_that_writes_faster_than_the_link_carries_moves_with_a_mirrored_disk() {
+    for streams in [1, 3] {
+        let mut scene = scene(DiskMode::Mirror, streams, Duration::from_millis(400));
+        let (outcomes, written) = run(&mut scene, |_| {});
+        let report = moved(&scene, &outcomes);
+        assert!(written > 16, "the guest was not let in");
+        let disks = report.disks.unwrap();
+        assert!(disks.mirrored_bytes > 0, "{disks:?}");
+        // What was left when it was stopped is a part of what it may be down for.
+        let bounds = scene.vm.disks[0].bounds();
+        let most = bounds.iter().flatten().max().unwrap();
+        assert!((1..=2 << 20).contains(most), "{bounds:?}");
+    }
+}
+
+#[test]
+fn a_disk_that_passes_do_not_get_away_goes_over_to_mirror_when_its_time_is_over() {
+    let mut scene = scene(DiskMode::Precopy, 2, Duration::from_millis(400));
+    scene.options.request.timeout = Some(Span(Duration::from_secs(3)));
+    scene.options.request.on_timeout = TimeoutAction::Mirror;
+    let mut told = 0;
+    let (outcomes, _) = run(&mut scene, |events| {
+        let warned = events.iter().filter_map(|event| match event {
+            Event::Warning { observation } => Some(observation.id),
+            _ => None,
+        });
+        told = warned.filter(|id| id == "migration.over-to-mirror").count();
+    });
+    let report = moved(&scene, &outcomes);
+    assert_eq!(told, 1);
+    assert!(report.iterations.unwrap().len() > 1);
+    assert!(report.disks.unwrap().mirrored_bytes > 0);
+    let bounds = scene.vm.disks[0].bounds();
+    assert!(bounds.iter().any(Option::is_some), "{bounds:?}");
+}
+
+#[test]
+fn a_cancel_lets_a_guest_go_on_that_waits_for_the_link() {
+    let mut scene = scene(DiskMode::Mirror, 2, Duration::from_millis(100));
+    scene.limit(Limits {
+        downtime: Duration::from_millis(100),
+        // So slow that it waits nearly all of the time.
+        bandwidth: Some(256 << 10),
+    });
+    let outcomes = scene.run_with(|vm, steering, events| {
+        let disk = &vm.disks[0];
+        let block = vec![9; BLOCK];
+        // Until one is not let in at once.
+        while disk.guest_writes_in_turn(0, &block, Duration::ZERO) {
+            let ended = events.iter().next().is_none();
+            assert!(!ended, "it ended before");
+        }
+        steering.cancel();
+        assert!(
+            disk.guest_writes_in_turn(BLOCK, &block, LONG),
+            "it waits on"
+        );
+    });
+    assert!(
+        matches!(&outcomes[0], Outcome::Cancelled(_)),
+        "{outcomes:?}"
+    );
+    scene.assert_kept();
+    assert_eq!(scene.vm.disks[0].bounds().last(), Some(&None));
+}
+
+/// It waits for as long as a peer may take, and no longer.
+#[test]
+fn a_link_that_stands_still_does_not_hold_the_guest_up_for_ever() {
+    let mut scene = scene(DiskMode::Mirror, 2, Duration::from_millis(100));
+    scene.options.io_timeout = Duration::from_millis(700);
+    scene.limit(Limits {
+        downtime: Duration::from_millis(100),
+        bandwidth: Some(1),
+    });
+    let outcomes = scene.run_with(|vm, steering, events| {
+        let disk = &vm.disks[0];
+        let block = vec![9; BLOCK];
+        // What was let in before the link stood still may have left; so it writes on, until it has had to wait.
+        for written in 0.. {
+            let offset = written % BLOCKS * BLOCK;
+            assert!(
+                disk.guest_writes_in_turn(offset, &block, LONG),
+                "it waits on"
+            );
+            match events.try_recv() {
+                Ok(Event::Warning { observation })
+                    if observation.id == "migration.mirror-stalled" =>
+                {
+                    break;
+                }
+                Ok(_) | Err(TryRecvError::Empty) => std::thread::yield_now(),
+                Err(TryRecvError::Disconnected) => panic!("it ended before"),
+            }
+        }
+        steering.cancel();
+    });
+    assert!(
+        matches!(&outcomes[0], Outcome::Cancelled(_)),
+        "{outcomes:?}"
+    );
+    scene.assert_kept();
+}

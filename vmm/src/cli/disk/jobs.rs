@@ -1,0 +1,77 @@
+//! `vmm disk jobs`.
+
+use control::api::client::Client;
+use control::exit::{Exit, local};
+use control::job::{Job, JobKind, JobState};
+use control::output::Output;
+use control::runtime_dir::RuntimeDir;
+use migration::observation::Observation;
+
+use super::super::event_loop::block_on;
+use super::super::job_row::{row, show};
+use super::super::limits::DiskLimits;
+use super::args::DiskJobsArgs;
+use super::wrong::usage;
+
+pub(super) fn run(
+    args: &DiskJobsArgs,
+    runtime: &RuntimeDir,
+    output: Output,
+) -> Result<Exit, Observation> {
+    let DiskJobsArgs {
+        name,
+        set,
+        cancel,
+        pause,
+        resume,
+        job,
+    } = args;
+    let client = Client::new(runtime, name);
+    let moves = || {
+        let jobs = block_on(client.jobs())?.jobs;
+        let moves = jobs.into_iter().filter(|job| job.kind == JobKind::DiskMove);
+        Ok::<Vec<Job>, Observation>(moves.collect())
+    };
+    let job = match (set, cancel, pause, resume) {
+        (Some(DiskLimits { disk, limits }), ..) => {
+            let id = match (job, disk) {
+                (Some(_), Some(_)) => {
+                    return Err(usage("either --job or a disk says whose limits change"));
+                }
+                (Some(id), None) => id.clone(),
+                (None, disk) => the_one_that_runs(moves()?, disk.as_deref())?,
+            };
+            block_on(client.set_job_limits(&id, limits))?
+        }
+        (_, Some(id), ..) => block_on(client.cancel_job(id))?,
+        (_, _, Some(id), _) => block_on(client.pause_job(id))?,
+        (.., Some(id)) => block_on(client.resume_job(id))?,
+        (None, None, None, None) => {
+            for job in moves()? {
+                output.either(&job, row(&job));
+            }
+            return Ok(Exit::Done);
+        }
+    };
+    show(&job, output);
+    Ok(Exit::Done)
+}
+
+/// The job that moves a disk: the one of `disk`, where it is named.
+fn the_one_that_runs(moves: Vec<Job>, disk: Option<&str>) -> Result<String, Observation> {
+    let mut running = moves.into_iter().filter(|job| {
+        let is_named = disk.is_none_or(|disk| job.disk.as_deref() == Some(disk));
+        is_named && job.state != JobState::Concluded
+    });
+    match (running.next(), running.next(), disk) {
+        (Some(job), None, _) => Ok(job.id),
+        (None, _, Some(disk)) => {
+            let message = format!("disk {disk} of the VM is not being moved");
+            Err(local("job.not-found", message))
+        }
+        (None, _, None) => Err(local("job.not-found", "no disk of the VM is being moved")),
+        (Some(_), Some(_), _) => Err(usage(
+            "more than one disk is being moved: say which, as in --set ID,LIMITS, or with --job",
+        )),
+    }
+}

@@ -1,0 +1,198 @@
+//! `vmm disk serve`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use block::image::qcow2::BackingRules;
+use control::exit::{Exit, local};
+use control::output::Output;
+use control::runtime_dir::RuntimeDir;
+use control::units::human_bytes;
+use machine::serving::{self, Listed, Progress, Records, ServeError, ServingRecord, ToServe};
+use migration::address::Address;
+use migration::observation::{Observation, Side};
+use migration::pull::Served;
+use migration::transport::Listen;
+use migration::transport::socket::SocketListen;
+use serde::Serialize;
+
+use super::super::names;
+use super::args::ServeArgs;
+use super::wrong::usage;
+use crate::sandbox::{self, Sandbox};
+
+/// What is told of an image that is served: all of its record but the secret.
+#[derive(Debug, Serialize)]
+struct Told<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event: Option<&'static str>,
+    image: &'a Path,
+    format: &'a str,
+    disk: &'a str,
+    size: u64,
+    migration: &'a str,
+    listen: &'a str,
+    client: Option<&'a str>,
+    released: bool,
+    /// Bytes that the client lacks, as far as it has told.
+    missing: u64,
+    /// The process that serves it.
+    pid: Option<u32>,
+    /// Where the record lies, which has the secret for the client.
+    record: PathBuf,
+}
+
+impl<'a> Told<'a> {
+    fn new(record: &'a ServingRecord, records: &Records, pid: Option<u32>) -> Self {
+        let file = format!("{}.json", record.migration);
+        let (released, missing) = match record.progress {
+            Progress::Serving { missing } => (false, missing),
+            Progress::Released => (true, 0),
+        };
+        Self {
+            event: None,
+            image: &record.image,
+            format: &record.format,
+            disk: &record.disk,
+            size: record.size,
+            migration: &record.migration,
+            listen: &record.listen,
+            client: record.client.as_deref(),
+            released,
+            missing,
+            pid,
+            record: records.folder().join(file),
+        }
+    }
+
+    fn line(&self) -> String {
+        let state = match (self.released, self.pid) {
+            (true, _) => "released: its client is whole".to_owned(),
+            (false, Some(pid)) => format!("served by process {pid}"),
+            (false, None) => "not served now: run the same command again".to_owned(),
+        };
+        let client = self.client.unwrap_or("a client without a name");
+        format!(
+            "{}  disk {}  {client} lacks {} of {}  at {}  {state}",
+            self.image.display(),
+            self.disk,
+            human_bytes(self.missing as f64),
+            human_bytes(self.size as f64),
+            self.listen,
+        )
+    }
+}
+
+fn wrong(error: &ServeError) -> Observation {
+    error.observe()
+}
+
+pub(super) fn run(
+    args: &ServeArgs,
+    runtime: &RuntimeDir,
+    output: Output,
+) -> Result<Exit, Observation> {
+    let records = Records::at(runtime.serving()?);
+    if args.list {
+        for Listed { record, pid } in records.list().map_err(|e| wrong(&e))? {
+            let told = Told::new(&record, &records, pid);
+            output.either(&told, told.line());
+        }
+        return Ok(Exit::Done);
+    }
+    let path = args.path.as_deref().ok_or_else(|| usage("name an image"))?;
+    let image = path.canonicalize().map_err(|e| {
+        let what = format!("cannot find {}: {e}", path.display());
+        local("disk.open", what)
+    })?;
+    match &args.listen {
+        Some(listen) if !args.forget => serve(args, &image, listen, &records, output),
+        _ => forget(&image, &records, output),
+    }
+}
+
+fn forget(image: &Path, records: &Records, output: Output) -> Result<Exit, Observation> {
+    let found = records.find(image).map_err(|e| wrong(&e))?;
+    let path = image.to_owned();
+    let record = found.ok_or(ServeError::NoRecord { path });
+    let record = record.map_err(|e| wrong(&e))?;
+    let held = records.hold(&record).map_err(|e| wrong(&e))?;
+    held.remove().map_err(|e| wrong(&e))?;
+    output.line(format!("{} is not served any more", image.display()));
+    Ok(Exit::Done)
+}
+
+fn serve(
+    args: &ServeArgs,
+    image: &Path,
+    listen: &str,
+    records: &Records,
+    output: Output,
+) -> Result<Exit, Observation> {
+    let at = names::to_listen_at(listen)?;
+    let socket = match at.address() {
+        Address::Unix(path) => Some(path.clone()),
+        Address::Tcp { port: 0, .. } => {
+            return Err(usage(
+                "a port that is found anew each time is of no use to a client: give one",
+            ));
+        }
+        Address::Tcp { .. } => None,
+        Address::Fd(_) => {
+            return Err(usage(
+                "an inherited socket is gone after a crash: give an address",
+            ));
+        }
+    };
+    let rules = BackingRules {
+        permitted: args.allow_backing.clone(),
+    };
+    let what = ToServe {
+        image,
+        format: args.format,
+        rules: &rules,
+        disk: &args.id,
+        listen,
+        client: args.client.as_deref(),
+    };
+    let served = Arc::new(serving::open(records, &what).map_err(|e| wrong(&e))?);
+    let record = served.record();
+    let pid = Some(std::process::id());
+    let mut told = Told::new(&record, records, pid);
+    if told.released {
+        output.either(&told, told.line());
+        return Ok(Exit::Done);
+    }
+    let listener = SocketListen::bind(&at).map_err(|e| {
+        let why = Observation::from_error(Side::Client, "receive.listen", &e);
+        local("receive.listen", format!("cannot listen at {listen}")).caused_by(why)
+    })?;
+    let address = listener.address();
+    if args.sandbox == Sandbox::Off {
+        eprintln!("vmm: warning: the process is not confined (--sandbox off)");
+    }
+    let missing = sandbox::enter_serving(args.sandbox, records.folder(), socket.as_deref())?;
+    if !missing.is_empty() {
+        let missing = missing.join("; ");
+        eprintln!("vmm: warning: this kernel cannot limit: {missing} [sandbox.partial]");
+    }
+    told.event = Some("serving");
+    told.listen = &address;
+    output.either(
+        &told,
+        format!(
+            "{}\nthe secret is in {}",
+            told.line(),
+            told.record.display()
+        ),
+    );
+    let ended = serving::serve(&served, &listener, args.bandwidth.0).map_err(|e| wrong(&e))?;
+    let record = served.record();
+    let mut told = Told::new(&record, records, pid);
+    told.event = Some(match ended {
+        Served::Released => "released",
+        Served::Stopped => "stopped",
+    });
+    output.either(&told, told.line());
+    Ok(Exit::Done)
+}

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use tests::blackbox::disk_load::{counts, goes_on, printed, ready};
+use tests::blackbox::migration::number;
 use tests::blackbox::storage::qemu_program;
 use tests::blackbox::wait::eventually;
 use tests::blackbox::{Console, Guest, Migration, Pair, Vms, guest_lock};
@@ -128,12 +129,10 @@ fn moves(
         .finish()
         .completed();
     assert_eq!(report["verified"], true, "{report:#}");
-    let passes = report["iterations"].as_array().expect("passes");
-    let again: f64 = passes[1..]
-        .iter()
-        .filter_map(|pass| pass["disk_bytes"].as_f64())
-        .sum();
-    assert!(again > 0.0, "the load wrote nothing meanwhile: {report:#}");
+    // Again in a later pass, or while the guest stood still: which, is the engine's choice.
+    let first = number(&report["iterations"][0], "disk_bytes");
+    let all = number(&report["disks"], "bytes");
+    assert!(all > first, "the load wrote nothing meanwhile: {report:#}");
     console.moves_to(to, there);
     goes_on(console, 0, 50);
     console.verifies_ledger();

@@ -239,8 +239,9 @@ fn collect(observation: &Value, into: &mut String) {
     }
 }
 
+/// The number that a report has at `field`, the names on the way to it joined by dots.
 #[track_caller]
-fn number(report: &Value, field: &str) -> f64 {
+pub fn number(report: &Value, field: &str) -> f64 {
     let value = field.split('.').fold(report, |value, key| &value[key]);
     let number = value
         .as_f64()

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use tests::blackbox::guest_lock;
+use tests::blackbox::machine_lock;
 use tests::process::Process;
 
 use tests::{binary, eventually};
@@ -53,7 +53,7 @@ fn are_measured(contender: &Value, columns: &[&str]) {
 
 #[test]
 fn every_contender_is_measured_by_the_same_columns() {
-    let Some(_lock) = guest_lock() else { return };
+    let Some(_lock) = machine_lock() else { return };
     let dir = tempfile::tempdir().unwrap();
     let page = dir.path().join("figures.md");
     std::fs::write(&page, "# Figures\n\nwritten by hand\n").unwrap();
@@ -119,7 +119,7 @@ fn every_contender_is_measured_by_the_same_columns() {
 
 #[test]
 fn requests_of_disks_are_measured_at_every_depth_and_recorded_by_themselves() {
-    let Some(_lock) = guest_lock() else { return };
+    let Some(_lock) = machine_lock() else { return };
     let dir = tempfile::tempdir().unwrap();
     let page = dir.path().join("figures.md");
     std::fs::write(&page, "# Figures\n\nwritten by hand\n").unwrap();
@@ -180,7 +180,7 @@ fn requests_of_disks_are_measured_at_every_depth_and_recorded_by_themselves() {
 
 #[test]
 fn a_disk_that_moves_is_measured_beside_mirrors_and_the_plain_copy() {
-    let Some(_lock) = guest_lock() else { return };
+    let Some(_lock) = machine_lock() else { return };
     let dir = tempfile::tempdir().unwrap();
     let images = tempfile::tempdir().unwrap();
     let page = dir.path().join("figures.md");
@@ -283,7 +283,7 @@ fn a_disk_that_moves_is_measured_beside_mirrors_and_the_plain_copy() {
 
 #[test]
 fn what_disks_add_pause_send_again_and_cost_is_measured() {
-    let Some(_lock) = guest_lock() else { return };
+    let Some(_lock) = machine_lock() else { return };
     let dir = tempfile::tempdir().unwrap();
     let scenarios = ["disk-downtime", "disk-local", "disk-busy"];
     let mut arguments = vec!["--runs", "1", "--memory", "8MiB", "--no-qemu", "--json"];
@@ -345,7 +345,7 @@ fn images_in_memory_are_refused_before_anything_is_started() {
 
 #[test]
 fn an_interrupted_or_killed_benchmark_leaves_no_process() {
-    let Some(_lock) = guest_lock() else { return };
+    let Some(_lock) = machine_lock() else { return };
     for (signal, scenario) in [
         (Signal::TERM, "idle"),
         (Signal::KILL, "idle"),

@@ -244,8 +244,9 @@ fn what_was_loaded_into_the_guest_travels_once() {
     };
     let passes = report["iterations"].as_array().expect("iterations");
     assert!(sum(&passes[..1], "bytes") > INITRD, "{report:#}");
-    // What the guest itself writes while it is idle.
-    assert!(sum(&passes[1..], "pages") < 256, "{report:#}");
+    // What the guest itself writes while it is idle. KVM takes pages for written that are only read, if their neighbours in
+    // the same two mebibytes of the guest's page tables are written.
+    assert!(sum(&passes[1..], "pages") < 2 * 512, "{report:#}");
     let raw = report["encodings"]["raw"]["bytes"].as_u64().expect("raw");
     let distinct = sum(&passes[..1], "bytes");
     assert!(

@@ -23,7 +23,7 @@ pub mod wire;
 
 pub use console::Console;
 pub use guest::Guest;
-pub use guest_lock::{GuestLock, guest_lock};
+pub use guest_lock::{GuestLock, guest_lock, machine_lock};
 pub use migration::{Ended, Migration};
 pub use mounted::Mounted;
 pub use pair::Pair;

@@ -16,6 +16,9 @@ use tests::skip;
 const EXISTING: &[&str] = &["--existing"];
 const MIRROR: &[&str] = &["--existing", "--mode", "mirror"];
 
+/// What a device begins with that is not whole.
+const SEALED: &[u8] = b"vmm: a disk was being moved";
+
 /// A block device of `size` that is full of something.
 fn device(host: &Host, name: &str, size: u64) -> Result<Loop, String> {
     let file = images::sparse(host.path(), name, size);
@@ -126,7 +129,7 @@ fn whatever_ends_a_move_early_the_device_is_no_disk_and_the_next_move_works_at_o
         let slow = [mode, SLOW].concat();
         let (running, id) = scene.begins(&path, &slow);
         // What the guest writes does not reach the beginning, and nobody takes it for a disk.
-        assert!(beginning(&path).starts_with(b"vmm: a disk was being moved"));
+        assert!(beginning(&path).starts_with(SEALED));
         let _ = scene.disk_jobs(&["--cancel", &id]);
         let _ = running.finish(PATIENCE).expect("it ends").expect_code(4);
         assert!(is_free(&path));
@@ -259,11 +262,19 @@ fn a_guest_leaves_the_device_that_its_disk_has_moved_to_and_travels_to_another()
     assert!(report.to_string().contains("disk.hold"), "{report:#}");
     scene.console.moves_to(&scene.pair.destination, "there");
     scene.goes_on();
-    // And with its content, to a device that is full of something.
+    // And with its content, to a device that is full of something; the first time it does not come.
     let place = format!("data={},existing", two.path().display());
     let (a, b) = (&scene.pair.source, &scene.pair.destination);
-    let address = a.receive_with("guest", "127.0.0.1:0", &["--disk", &place]);
-    let _ = Migration::start(b, "there", &address, &["--disks", "mirror"])
+    let receive = || a.receive_with("guest", "127.0.0.1:0", &["--disk", &place]);
+    let slow = ["--disks", "precopy", "--bandwidth", "8MiB/s"];
+    let mut cancelled = Migration::start(b, "there", &receive(), &slow);
+    cancelled.wait_progress();
+    assert!(beginning(two.path()).starts_with(SEALED));
+    let _ = b.vmm(["migrate", "there", "--cancel"]).success();
+    let _ = cancelled.finish();
+    holds("the device is let go", || is_free(two.path()));
+    scene.is_refused(two.path(), "for a guest that did not come");
+    let _ = Migration::start(b, "there", &receive(), &["--disks", "mirror"])
         .finish()
         .completed();
     scene.console.moves_to(a, "guest");

@@ -42,6 +42,19 @@ fn split(offset: u64, len: u64) -> (u64, u64) {
     (kept, len - kept)
 }
 
+/// The first `len` bytes of `buffers`, and what is behind them.
+fn parted<'b>(buffers: &[Buffer<'b>], len: usize) -> (Vec<Buffer<'b>>, Vec<Buffer<'b>>) {
+    let (mut here, mut behind, mut left) = (Vec::new(), Vec::new(), len);
+    for buffer in buffers {
+        let part = buffer.take(left);
+        left -= part.len();
+        let rest = buffer.skip(part.len());
+        here.extend((!part.is_empty()).then_some(part));
+        behind.extend((!rest.is_empty()).then_some(rest));
+    }
+    (here, behind)
+}
+
 impl Sealed {
     /// Seals `inner`, whose content is given up, with `value`; durable when this returns. What is kept are zeroes.
     ///
@@ -135,14 +148,13 @@ impl Layer for Sealed {
         if len == 0 {
             return self.inner.write(buffers, offset, durability);
         }
-        // What is written may change meanwhile: it is one copy that is split.
-        let mut bytes = Buffer::copied(buffers);
-        let (here, rest) = bytes.split_at_mut(len as usize);
+        // Not copied for what is behind: its memory may have to lie as it does.
+        let (here, rest) = parted(buffers, len as usize);
         if behind > 0 {
-            let rest = [Buffer::new(rest)];
             self.inner.write(&rest, offset + len, durability)?;
         }
-        self.keep(offset, len, |kept| kept.copy_from_slice(here))
+        let bytes = Buffer::copied(&here);
+        self.keep(offset, len, |kept| kept.copy_from_slice(&bytes))
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<Discarded> {

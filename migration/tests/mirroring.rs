@@ -107,6 +107,22 @@ fn a_guest_that_writes_faster_than_the_link_carries_moves_with_a_mirrored_disk()
 }
 
 #[test]
+fn a_guest_is_ahead_of_the_link_by_no_more_than_its_user_says() {
+    for said in [0, 64 << 10, 1 << 40] {
+        let mut scene = scene(DiskMode::Mirror, 2, Duration::from_millis(400));
+        scene.options.request.disks[0].backlog = Some(said);
+        let (outcomes, written) = run(&mut scene, |_| {});
+        let _ = moved(&scene, &outcomes);
+        assert!(written > 0, "the guest was not let in");
+        // By what the downtime asks for where that is less.
+        let bounds = scene.vm.disks[0].bounds();
+        let most = bounds.iter().flatten().max().unwrap();
+        assert!(*most <= said.min(2 << 20), "{said}: {bounds:?}");
+        assert_eq!(*most == 0, said == 0, "{said}: {bounds:?}");
+    }
+}
+
+#[test]
 fn a_disk_that_passes_do_not_get_away_goes_over_to_mirror_when_its_time_is_over() {
     let mut scene = scene(DiskMode::Precopy, 2, Duration::from_millis(400));
     scene.options.request.timeout = Some(Span(Duration::from_secs(3)));

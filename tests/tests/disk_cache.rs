@@ -1,6 +1,7 @@
 //! A disk past the page cache of its host: who serves it, also where the kernel has no io_uring, and that it moves.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -137,6 +138,10 @@ fn it_moves_on_its_host_and_stays_past_the_page_cache_whatever_blocks_its_storag
     let pair = Pair::new();
     let host = &pair.source;
     let disk = images::sparse(host.path(), "data.raw", 16 << 20);
+    let content = OpenOptions::new().write(true).open(&disk).expect("image");
+    content
+        .write_all_at(&[0xc7; 8 << 20], 8 << 20)
+        .expect("content");
     let mut args = guest(&disk).run_args("guest");
     args.extend(["--sandbox".to_owned(), "strict".to_owned()]);
     let _ = host.vmm(args).success();

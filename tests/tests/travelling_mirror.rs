@@ -60,7 +60,8 @@ impl Scene {
 fn a_guest_that_writes_faster_than_the_link_carries_moves_with_a_mirrored_disk() {
     let Some(_lock) = guest_lock() else { return };
     let scene = Scene::begin();
-    let report = scene.leaves(&["--disks", "data=mirror"]).finish();
+    let report = scene.leaves(&["--disks", "data=mirror,backlog=256KiB"]);
+    let report = report.finish();
     let report = report.completed();
     scene.has_moved(&report);
 }

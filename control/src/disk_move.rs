@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+pub use migration::disk_bytes::ClassBytes;
 use migration::units::{Rate, Span};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -314,15 +315,6 @@ impl DiskMoveRequest {
             on_target_error: self.on_target_error,
         }
     }
-}
-
-/// Bytes that went to a new image, by why they did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct ClassBytes {
-    /// The guest wrote them meanwhile.
-    pub write: u64,
-    /// They were copied.
-    pub background: u64,
 }
 
 /// The files that are passed with a block device.

@@ -11,6 +11,7 @@ use double::disks::MemoryDisk;
 use double::scene::Scene;
 use double::{Guest, Source};
 use migration::Outcome;
+use migration::disk_bytes::ClassBytes;
 use migration::disk_modes::{DiskChoice, DiskMode};
 use migration::progress::{Event, Limits, Report, TimeoutAction};
 use migration::steering::Events;
@@ -99,6 +100,15 @@ fn a_guest_that_writes_faster_than_the_link_carries_moves_with_a_mirrored_disk()
         assert!(written > 16, "the guest was not let in");
         let disks = report.disks.unwrap();
         assert!(disks.mirrored_bytes > 0, "{disks:?}");
+        let [of_one] = &disks.by_disk[..] else {
+            panic!("{disks:?}")
+        };
+        let ClassBytes { write, background } = of_one.class_bytes;
+        assert_eq!(of_one.id, "disk0");
+        assert_eq!(write + background, disks.bytes, "{disks:?}");
+        // All blocks hold data, so each travels as a whole.
+        assert_eq!(write, disks.mirrored_bytes, "{disks:?}");
+        assert!(background > 0, "{disks:?}");
         // What was left when it was stopped is a part of what it may be down for.
         let bounds = scene.vm.disks[0].bounds();
         let most = bounds.iter().flatten().max().unwrap();

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::sync::Arc;
 
+use block::recorder::Recorder;
 use block::sealed::Sealed;
 use block::{
     Access, BlockDevice, Buffer, Content, Discarded, Durability, Error, ExtentKind, RawImage,
@@ -106,4 +107,51 @@ fn what_has_no_room_for_a_seal_is_left_as_it_is() {
     assert_eq!(fs::read(&path).unwrap(), [7; 3584]);
     let refused = Sealed::new(image(&dir.path().join("other")), &[0; 5000]);
     assert!(matches!(refused, Err(Error::Size { .. })));
+}
+
+#[test]
+fn wherever_the_power_is_cut_it_is_sealed_or_whole() {
+    let dir = TempDir::new().unwrap();
+    let recorder = Arc::new(Recorder::in_memory(
+        image(&dir.path().join("disk")),
+        64 << 20,
+    ));
+    let disk = Sealed::new(recorder.clone(), b"of a move").unwrap();
+    let sealed = recorder.point();
+    let mut expected = vec![0; SIZE as usize];
+    for round in 0..40_u64 {
+        let (byte, sector) = (round as u8 + 1, round * 37 % 120);
+        write(&disk, &[byte; 2048], sector * 512);
+        expected[sector as usize * 512..][..2048].fill(byte);
+        if round % 7 == 6 {
+            disk.flush().unwrap();
+        }
+    }
+    // As a move does: all else is durable when it is opened.
+    disk.flush().unwrap();
+    let opens = recorder.point();
+    disk.open().unwrap();
+    let opened = recorder.point();
+    disk.close().unwrap();
+    let closed = recorder.point();
+    let recording = recorder.recording();
+    let path = dir.path().join("after");
+    let (mut seals, mut wholes) = (0, 0);
+    for point in sealed..=recording.points() {
+        recording
+            .cut_power(point, point as u64, &*image(&path))
+            .unwrap();
+        let after = fs::read(&path).unwrap();
+        let is_sealed = after.starts_with(SAYS);
+        assert!(is_sealed || after == expected, "neither at {point}");
+        if point <= opens || point >= closed {
+            assert!(is_sealed, "not sealed at {point}");
+        }
+        if point == opened {
+            assert!(!is_sealed, "not open at {point}");
+        }
+        seals += u32::from(is_sealed);
+        wholes += u32::from(!is_sealed);
+    }
+    assert!(seals > 30 && wholes > 0, "{seals} {wholes}");
 }

@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::pass_on::Layer;
 use crate::image::seal::{SEAL, encode};
 use crate::{
-    BlockDevice, Buffer, Discarded, Durability, Error, Extent, ExtentKind, Result, ZeroMode,
+    BlockDevice, Buffer, Discarded, Durability, Error, Extent, ExtentKind, Result, SECTOR_SIZE,
+    ZeroMode,
 };
 
 /// As whatever is written past the page cache lies in memory.
@@ -75,7 +76,7 @@ impl Sealed {
                 standing: Standing::Sealed,
             }),
         };
-        sealed.put(&mut Page(*sealed.seal))?;
+        sealed.put(&mut Page(*sealed.seal), Standing::Sealed)?;
         Ok(sealed)
     }
 
@@ -83,9 +84,28 @@ impl Sealed {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn put(&self, page: &mut Page) -> Result<()> {
-        let buffers = [Buffer::new(&mut page.0)];
-        self.inner.write(&buffers, 0, Durability::Immediate)
+    /// Has the device begin with `page`, durably, of which the first sector says whether it is sealed: a power cut may leave any
+    /// sectors of a write, and it never leaves one that says otherwise than the rest.
+    fn put(&self, page: &mut Page, becomes: Standing) -> Result<()> {
+        let (first, rest) = page.0.split_at_mut(SECTOR_SIZE as usize);
+        let first = ([Buffer::new(first)], 0);
+        let rest = ([Buffer::new(rest)], SECTOR_SIZE);
+        let in_turn = match becomes {
+            Standing::Sealed => [first, rest],
+            Standing::Open => [rest, first],
+        };
+        let mut parts = in_turn.iter();
+        let written = parts.try_for_each(|(buffers, offset)| {
+            self.inner.write(buffers, *offset, Durability::Immediate)
+        });
+        match written {
+            // Its storage takes larger blocks, and writes all of one or nothing.
+            Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => {
+                let buffers = [Buffer::new(&mut page.0)];
+                self.inner.write(&buffers, 0, Durability::Immediate)
+            }
+            written => written,
+        }
     }
 
     /// Puts what was kept in its place, durably. All else is to be durable by then.
@@ -95,7 +115,7 @@ impl Sealed {
     pub fn open(&self) -> Result<()> {
         let mut kept = self.kept();
         kept.standing = Standing::Open;
-        self.put(&mut kept.page)
+        self.put(&mut kept.page, Standing::Open)
     }
 
     /// Seals it again, durably.
@@ -105,7 +125,7 @@ impl Sealed {
     pub fn close(&self) -> Result<()> {
         let mut kept = self.kept();
         kept.standing = Standing::Sealed;
-        self.put(&mut Page(*self.seal))
+        self.put(&mut Page(*self.seal), Standing::Sealed)
     }
 
     /// Changes what is kept of `offset` and `len` as `change` does, and the device too where it is open.
@@ -115,7 +135,7 @@ impl Sealed {
         change(&mut kept.page.0[offset as usize..(offset + len) as usize]);
         match kept.standing {
             Standing::Sealed => Ok(()),
-            Standing::Open => self.put(&mut kept.page),
+            Standing::Open => self.put(&mut kept.page, Standing::Open),
         }
     }
 }

@@ -32,11 +32,11 @@ pub use device::{
     ZeroMode,
 };
 pub use error::{Error, Result};
-pub use image::raw::{Content, ImageKind, RawImage, Reach};
+pub use image::raw::{Below, Content, ImageKind, RawImage, Reach};
 pub use image::{raw, samples};
 pub use layer::pass_on::Layer;
 pub use layer::{
-    backlog, control_file, fault, mirror, on_demand, recorder, room, throttle, tracker,
+    backlog, control_file, fault, mirror, on_demand, recorder, room, sealed, throttle, tracker,
 };
 pub use requests::pool::Pool;
 pub use requests::request::{Action, Backend, Job, Submitter};

@@ -5,7 +5,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use block::{Access, BlockDevice, Content, Error, ImageKind, RawImage};
+use block::{
+    Access, BlockDevice, Buffer, Content, Discarded, Durability, Error, ImageKind, RawImage,
+    ZeroMode,
+};
 use tempfile::TempDir;
 
 /// A loop device over a file; it goes when this is dropped.
@@ -188,4 +191,40 @@ fn a_mounted_device_cannot_be_opened_exclusively() {
         "{refused}"
     );
     assert!(refused.to_string().contains("mounted"), "{refused}");
+}
+
+#[test]
+fn a_held_device_reads_zeroes_wherever_they_were_written_over_what_is_not_stored_yet() {
+    let dir = TempDir::new().unwrap();
+    let path = image(&dir);
+    let Some(device) = Loop::over(&path, &[]) else {
+        return;
+    };
+    let image = device.open();
+    let _held = image.open_exclusively().unwrap().unwrap();
+    let mut bytes = vec![7; 64 << 10];
+    let whole = 0..bytes.len() as u64;
+    for mode in [ZeroMode::MayUnmap, ZeroMode::KeepAllocated] {
+        bytes.fill(7);
+        let buffers = [Buffer::new(&mut bytes)];
+        image.write(&buffers, 0, Durability::Flushed).unwrap();
+        image.write_zeroes(512, whole.end - 1024, mode).unwrap();
+        image.read(&buffers, 0).unwrap();
+        assert_eq!(bytes[..512], [7; 512]);
+        assert!(
+            bytes[512..whole.end as usize - 512]
+                .iter()
+                .all(|byte| *byte == 0)
+        );
+        assert_eq!(bytes[whole.end as usize - 512..], [7; 512]);
+    }
+    bytes.fill(8);
+    let buffers = [Buffer::new(&mut bytes)];
+    image.write(&buffers, 0, Durability::Flushed).unwrap();
+    let expected = match image.discard(0, whole.end).unwrap() {
+        Discarded::Zero => 0,
+        Discarded::Kept => 8,
+    };
+    image.read(&buffers, 0).unwrap();
+    assert!(bytes.iter().all(|byte| *byte == expected));
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+pub use migration::disk_bytes::ClassBytes;
 use migration::units::{Rate, Span};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -232,15 +233,37 @@ pub struct OverlayRequest {
     pub end: OverlayEnd,
 }
 
+/// What is passed with a block device that a disk is to move to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceRequest {
+    /// The device once more, open exclusively (`O_EXCL`), to be read: as long as a VM has that nobody mounts it.
+    #[schema(value_type = String)]
+    pub exclusive: FileId,
+    /// The file that it shows from beginning to end, if it is a loop device and that can be opened, to be read and written: it
+    /// is locked with the device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub below: Option<FileId>,
+}
+
 /// A move of a disk as its user asks for it; as JSON, the body of `POST /vm/disks/ID/move`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DiskMoveRequest {
     /// Identifier of the move, 32 hexadecimal digits that nobody has used: the one with which the image is marked.
     pub id: String,
-    /// The image, as it was passed: a regular file, open to be read and written.
+    /// The image, as it was passed: a regular file or block device, open to be read and written.
     #[schema(value_type = String)]
     pub file: FileId,
+    /// The same raw image once more, open past the page cache (`O_DIRECT`), to be read and written; a disk that does without the
+    /// page cache needs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub direct: Option<FileId>,
+    /// What is passed with a block device; absent for a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceRequest>,
     /// Absolute path of the image.
     pub path: String,
     /// Its format.
@@ -294,13 +317,13 @@ impl DiskMoveRequest {
     }
 }
 
-/// Bytes that went to a new image, by why they did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct ClassBytes {
-    /// The guest wrote them meanwhile.
-    pub write: u64,
-    /// They were copied.
-    pub background: u64,
+/// The files that are passed with a block device.
+#[derive(Debug)]
+pub struct DeviceFiles {
+    /// Its exclusive open.
+    pub exclusive: PassedFile,
+    /// The file that it shows.
+    pub below: Option<PassedFile>,
 }
 
 /// The files of a move, as they were passed.
@@ -308,6 +331,10 @@ pub struct ClassBytes {
 pub struct DiskMoveFiles {
     /// The new image.
     pub image: PassedFile,
+    /// The same past the page cache.
+    pub direct: Option<PassedFile>,
+    /// What is passed with a block device.
+    pub device: Option<DeviceFiles>,
     /// Its presence map, where it gets one.
     pub map: Option<PassedFile>,
     /// The overlays, in their order.

@@ -1,5 +1,6 @@
 //! Work that the process of a VM does beside running its guest and that takes its time, told alike whatever it is.
 
+use migration::disk_bytes::DiskBytes;
 use migration::observation::{Observation, Side};
 use migration::progress::{Event, LimitChange, Phase, Report};
 use migration::wire::control::Resolution;
@@ -113,6 +114,9 @@ pub struct Job {
     pub disk: Option<String>,
     /// How much is done.
     pub progress: JobProgress,
+    /// What has gone of each disk that moves, by why it did, as far as this side counts it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskBytes>,
     /// The limits in force; absent where somebody else has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<LimitChange>,
@@ -247,6 +251,7 @@ impl Job {
             to: None,
             disk: None,
             progress,
+            disks: Vec::new(),
             limits: None,
             held_up_by: None,
             result,

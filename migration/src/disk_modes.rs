@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::observation::{Observation, Side};
+use crate::units::ByteSize;
 
 /// How a disk moves.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -71,6 +72,14 @@ pub struct DiskChoice {
     /// What becomes of its image at the source, if it travels.
     #[serde(default, skip_serializing_if = "AfterMove::is_keep")]
     pub after: AfterMove,
+    /// Bytes that the guest may be ahead of the link at most before its changes wait, if the disk is mirrored; absent where only
+    /// the downtime limit says so.
+    #[serde(
+        rename = "backlog_bytes",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub backlog: Option<u64>,
 }
 
 /// Options of a disk in ways to move that are not there yet.
@@ -93,11 +102,15 @@ impl DiskChoice {
             mode,
             format: None,
             after: AfterMove::default(),
+            backlog: None,
         }
     }
 
     /// Whether what is said goes together.
     fn check(&self) -> Result<(), String> {
+        if self.backlog.is_some() && self.mode != DiskMode::Mirror {
+            return Err("backlog= is for a disk that is mirrored".into());
+        }
         let said = match (self.format, self.after) {
             (Some(_), _) => "format=",
             (None, AfterMove::Delete) => "after=delete",
@@ -172,7 +185,7 @@ impl FromStr for DiskMode {
 impl FromStr for DiskChoice {
     type Err = String;
 
-    /// Reads `[ID=]MODE[,format=raw|qcow2][,after=keep|delete]`.
+    /// Reads `[ID=]MODE[,format=raw|qcow2][,after=keep|delete][,backlog=BYTES]`.
     fn from_str(text: &str) -> Result<Self, String> {
         let mut parts = text.split(',');
         let what = parts.next().unwrap_or_default();
@@ -184,11 +197,15 @@ impl FromStr for DiskChoice {
             return Err("write MODE, or ID=MODE with the id of a disk".into());
         }
         let mode = mode.parse()?;
-        let (mut format, mut after) = (None, None);
+        let (mut format, mut after, mut backlog) = (None, None, None);
         for part in parts {
             let again = match part.split_once('=') {
                 Some(("format", name)) => format.replace(name.parse()?).is_some(),
                 Some(("after", name)) => after.replace(name.parse()?).is_some(),
+                Some(("backlog", size)) => {
+                    let size = size.parse::<ByteSize>().map_err(|e| e.to_string())?;
+                    backlog.replace(size.0).is_some()
+                }
                 _ => {
                     let key = part.split_once('=').map_or(part, |(key, _)| key);
                     return Err(match NOT_YET.contains(&key) {
@@ -196,7 +213,7 @@ impl FromStr for DiskChoice {
                             "{part:?} is an option of a way to move disks that is not in this version"
                         ),
                         false => format!(
-                            "{part:?} is no option of a disk that moves: format=raw|qcow2 and after=keep|delete are"
+                            "{part:?} is no option of a disk that moves: format=raw|qcow2, after=keep|delete and backlog=BYTES are"
                         ),
                     });
                 }
@@ -210,6 +227,7 @@ impl FromStr for DiskChoice {
             mode,
             format,
             after: after.unwrap_or_default(),
+            backlog,
         };
         choice.check().map(|()| choice)
     }
@@ -328,11 +346,17 @@ mod tests {
             ("data=precopy,format=raw,format=raw", "twice"),
             ("shared,format=raw", "format="),
             ("shared,after=delete", "after=delete"),
+            ("precopy,backlog=1MiB", "mirrored"),
+            ("mirror,backlog=much", "much"),
         ] {
             let refused = read(text).unwrap_err();
             assert!(refused.contains(named), "{text}: {refused}");
         }
         read("shared,after=keep").unwrap();
+        for (text, backlog) in [("0", 0), ("4MiB", 4 << 20)] {
+            let choice = read(&format!("data=mirror,backlog={text}")).unwrap();
+            assert_eq!(choice.backlog, Some(backlog));
+        }
         // As a program says it.
         let shared = DiskChoice {
             after: AfterMove::Delete,

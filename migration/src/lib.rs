@@ -13,6 +13,7 @@ pub mod bandwidth;
 mod blocks;
 pub mod convergence;
 pub mod destination;
+pub mod disk_bytes;
 pub mod disk_modes;
 pub mod endpoint;
 pub mod error;

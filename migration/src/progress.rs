@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::disk_bytes::DiskBytes;
 use crate::disk_modes::AfterMove;
 use crate::id::MigrationId;
 use crate::observation::Observation;
@@ -236,6 +237,9 @@ pub struct DisksReport {
     /// Bytes of blocks of mirrored disks that were sent as the guest wrote them, among those that travelled.
     #[serde(default, skip_serializing_if = "is_none")]
     pub mirrored_bytes: u64,
+    /// What travelled of each, by why it did: all together it is `bytes`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub by_disk: Vec<DiskBytes>,
     /// Their images at the source, once the guest has gone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left: Vec<LeftImage>,

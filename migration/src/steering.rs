@@ -4,12 +4,13 @@ mod events;
 mod history;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use events::{EventSender, Events};
 
 use history::History;
 
+use crate::disk_bytes::{ClassBytes, ClassMeter, DiskBytes};
 use crate::error::Error;
 use crate::id::MigrationId;
 use crate::observation::Observation;
@@ -53,6 +54,7 @@ struct State {
     /// The last event was told.
     told: bool,
     settle: Option<Settle>,
+    disks: Vec<(DiskBytes, ClassMeter)>,
 }
 
 /// Shared handle of one migration.
@@ -192,6 +194,33 @@ impl Steering {
     /// Events from the beginning to this moment, as far as they are kept; the last one also before it is told.
     pub fn past(&self) -> Vec<Event> {
         self.lock().history.iter().cloned().collect()
+    }
+
+    /// What has gone of each disk that travels, as far as this side counts it.
+    pub fn disk_bytes(&self) -> Vec<DiskBytes> {
+        let state = self.lock();
+        let disks = state.disks.iter().map(|(bytes, _)| DiskBytes {
+            class_bytes_per_s: bytes.class_bytes_per_s.filter(|_| !state.ended),
+            ..bytes.clone()
+        });
+        disks.collect()
+    }
+
+    /// So much has gone of these disks, which are always told of in one order.
+    pub(crate) fn tell_disks(&self, told: impl Iterator<Item = (String, ClassBytes)>) {
+        let now = Instant::now();
+        let mut state = self.lock();
+        for (number, (id, class_bytes)) in told.enumerate() {
+            if state.disks.len() <= number {
+                state.disks.push(Default::default());
+            }
+            let (bytes, meter) = &mut state.disks[number];
+            *bytes = DiskBytes {
+                id,
+                class_bytes,
+                class_bytes_per_s: Some(meter.measure(now, class_bytes)),
+            };
+        }
     }
 
     /// The newest event.

@@ -11,6 +11,7 @@ use double::disks::MemoryDisk;
 use double::scene::Scene;
 use double::{Guest, Source};
 use migration::Outcome;
+use migration::disk_bytes::ClassBytes;
 use migration::disk_modes::{DiskChoice, DiskMode};
 use migration::progress::{Event, Limits, Report, TimeoutAction};
 use migration::steering::Events;
@@ -99,10 +100,35 @@ fn a_guest_that_writes_faster_than_the_link_carries_moves_with_a_mirrored_disk()
         assert!(written > 16, "the guest was not let in");
         let disks = report.disks.unwrap();
         assert!(disks.mirrored_bytes > 0, "{disks:?}");
+        let [of_one] = &disks.by_disk[..] else {
+            panic!("{disks:?}")
+        };
+        let ClassBytes { write, background } = of_one.class_bytes;
+        assert_eq!(of_one.id, "disk0");
+        assert_eq!(write + background, disks.bytes, "{disks:?}");
+        // All blocks hold data, so each travels as a whole.
+        assert_eq!(write, disks.mirrored_bytes, "{disks:?}");
+        assert!(background > 0, "{disks:?}");
         // What was left when it was stopped is a part of what it may be down for.
         let bounds = scene.vm.disks[0].bounds();
         let most = bounds.iter().flatten().max().unwrap();
         assert!((1..=2 << 20).contains(most), "{bounds:?}");
+    }
+}
+
+#[test]
+fn a_guest_is_ahead_of_the_link_by_no_more_than_its_user_says() {
+    for said in [0, 64 << 10, 1 << 40] {
+        let mut scene = scene(DiskMode::Mirror, 2, Duration::from_millis(400));
+        scene.options.request.disks[0].backlog = Some(said);
+        let (outcomes, written) = run(&mut scene, |_| {});
+        let _ = moved(&scene, &outcomes);
+        assert!(written > 0, "the guest was not let in");
+        // By what the downtime asks for where that is less.
+        let bounds = scene.vm.disks[0].bounds();
+        let most = bounds.iter().flatten().max().unwrap();
+        assert!(*most <= said.min(2 << 20), "{said}: {bounds:?}");
+        assert_eq!(*most == 0, said == 0, "{said}: {bounds:?}");
     }
 }
 

@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -200,8 +201,9 @@ impl Judge {
     }
 
     fn contents(&self, image: &Path) -> Result<Vec<Content>> {
-        let file = File::open(image).with_context(|| image.display().to_string())?;
-        let length = file.metadata()?.len();
+        let mut file = File::open(image).with_context(|| image.display().to_string())?;
+        // Also of a block device.
+        let length = file.seek(SeekFrom::End(0))?;
         let end = self.script.units.checked_mul(self.unit);
         let end = end.and_then(|bytes| bytes.checked_add(self.offset_of(0)));
         ensure!(

@@ -1,11 +1,15 @@
 //! A disk past the page cache of its host: who serves it, also where the kernel has no io_uring, and that it moves.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::Command;
 
+use tests::blackbox::moving_disk::move_args;
+use tests::blackbox::storage::Loop;
 use tests::blackbox::wait::{PATIENCE, eventually};
 use tests::blackbox::{Console, Guest, Migration, Pair, Vms, fails, guest_lock, images};
-use tests::kernel;
+use tests::{kernel, skip};
 
 const LOAD: &str = "block=verify,size=4M block_rate=200";
 
@@ -117,6 +121,61 @@ fn it_travels_with_its_guest_and_its_ring_marks_what_changes() {
     let names = threads(b.pid("guest"));
     assert!(names.iter().any(|name| name == "disk-ring"), "{names:?}");
     b.stop("guest");
+    pair.is_clean();
+}
+
+/// Bytes of a file that the page cache has, if a program here tells.
+fn cached(path: &Path) -> Option<u64> {
+    let mut fincore = Command::new("fincore");
+    fincore.args(["--noheadings", "--bytes", "--output", "RES"]);
+    let output = fincore.arg(path).output().ok()?;
+    String::from_utf8(output.stdout).ok()?.trim().parse().ok()
+}
+
+#[test]
+fn it_moves_on_its_host_and_stays_past_the_page_cache_whatever_blocks_its_storage_takes() {
+    let Some(_lock) = guest_lock() else { return };
+    let pair = Pair::new();
+    let host = &pair.source;
+    let disk = images::sparse(host.path(), "data.raw", 16 << 20);
+    let content = OpenOptions::new().write(true).open(&disk).expect("image");
+    content
+        .write_all_at(&[0xc7; 8 << 20], 8 << 20)
+        .expect("content");
+    let mut args = guest(&disk).run_args("guest");
+    args.extend(["--sandbox".to_owned(), "strict".to_owned()]);
+    let _ = host.vmm(args).success();
+    let mut console = Console::of(host, "guest");
+    console.wait_ready();
+    goes_on_verifying(&mut console);
+    let container = host.path().join("there.qcow2");
+    let args = move_args("guest:data", &container, &["--format", "qcow2"]);
+    fails(host.vmm(args), 1, &["cache=none", "qcow2"]);
+    assert!(!container.exists());
+
+    let there = host.path().join("there.raw");
+    for (to, more) in [
+        (&there, &[][..]),
+        (&disk, &["--existing", "--mode", "mirror"]),
+    ] {
+        let _ = host.vmm(move_args("guest:data", to, more)).success();
+        goes_on_verifying(&mut console);
+        // A request may be on its way through it that the storage could not take.
+        assert!(cached(to).is_none_or(|bytes| bytes < 1 << 20), "{to:?}");
+    }
+    let blocks = images::sparse(host.path(), "blocks.img", 16 << 20);
+    match Loop::of_blocks(&blocks, 4096) {
+        Ok(device) => {
+            let args = move_args("guest:data", device.path(), &["--existing"]);
+            let _ = host.vmm(args).success();
+            goes_on_verifying(&mut console);
+            host.stop("guest");
+        }
+        Err(why) => {
+            println!("{}", skip::line(format_args!("{why}")));
+            host.stop("guest");
+        }
+    }
     pair.is_clean();
 }
 

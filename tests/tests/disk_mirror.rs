@@ -34,6 +34,10 @@ fn a_disk_is_mirrored_from_format_to_format_and_nothing_of_the_old_image_is_open
     let class = |name: &str| report["class_bytes"][name].as_u64().expect("bytes");
     assert!(class("background") >= 24 << 20, "{job:#}");
     assert!(class("write") > 0, "{job:#}");
+    assert_eq!(
+        job["disks"][0]["class_bytes"], report["class_bytes"],
+        "{job:#}"
+    );
     assert_eq!(report["last_bytes"], 0, "{job:#}");
     scene.goes_on();
     scene.is_at(&second);
@@ -105,7 +109,13 @@ fn whatever_ends_a_mirror_early_leaves_the_old_image_whole_and_the_next_one_work
     let (first, there) = (scene.disk.clone(), scene.path("there.raw"));
     let slow = with(&[MIRROR, SLOW]);
 
-    let (running, id) = scene.begins(&there, &slow);
+    let slower = with(&[MIRROR, &["--bandwidth", "1MiB/s"]]);
+    let (running, id) = scene.begins(&there, &slower);
+    holds("it is told how fast each class goes", || {
+        let rate = &scene.job(&id)["disks"][0]["class_bytes_per_s"];
+        let goes = |class: &str| rate[class].as_u64() > Some(0);
+        goes("write") && goes("background")
+    });
     let told = scene.disk_jobs(&["--pause", &id]);
     assert_eq!(told[0]["state"], "paused", "{told:?}");
     scene.goes_on();

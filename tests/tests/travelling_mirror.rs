@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 use tests::blackbox::moving_disk::Load;
+use tests::blackbox::wait::eventually;
 use tests::blackbox::{Guest, Migration, Pair, Vms, guest_lock, images, kill};
 
 /// Writes without end all over the disk, of which a part is flushed.
@@ -60,8 +61,21 @@ impl Scene {
 fn a_guest_that_writes_faster_than_the_link_carries_moves_with_a_mirrored_disk() {
     let Some(_lock) = guest_lock() else { return };
     let scene = Scene::begin();
-    let report = scene.leaves(&["--disks", "data=mirror"]).finish();
-    let report = report.completed();
+    let leaving = scene.leaves(&["--disks", "data=mirror,backlog=256KiB"]);
+    let told = eventually("both classes go", || {
+        let jobs = scene.pair.source.vmm(["disk", "jobs", "guest", "--json"]);
+        let job = jobs.success().json_lines().pop()?;
+        let disk = &job["disks"][0];
+        let goes = |class: &str| disk["class_bytes_per_s"][class].as_u64() > Some(0);
+        (goes("write") && goes("background")).then(|| disk.clone())
+    });
+    assert_eq!(told["id"], "data", "{told:#}");
+    let report = leaving.finish().completed();
+    let of_disk = &report["disks"]["by_disk"][0];
+    let bytes = |class: &str| of_disk["class_bytes"][class].as_u64().expect("bytes");
+    assert!(bytes("write") >= told["class_bytes"]["write"].as_u64().expect("bytes"));
+    let all = report["disks"]["bytes"].as_u64().expect("bytes");
+    assert_eq!(bytes("write") + bytes("background"), all, "{report:#}");
     scene.has_moved(&report);
 }
 

@@ -241,6 +241,8 @@ fn a_disk_moves_by_a_job_that_names_it() {
             request: DiskMoveRequest {
                 id: "ab".repeat(16),
                 file,
+                direct: None,
+                device: None,
                 path: name.clone(),
                 format: ImageFormat::Raw,
                 content: TargetContent::Anything,

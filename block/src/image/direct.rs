@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, StatxFlags};
+use rustix::fs::{AtFlags, OFlags, StatxFlags};
 
 use super::open::{self, Caching};
 use crate::{Access, Buffer};
@@ -31,9 +31,25 @@ impl Direct {
     /// Opens the file at `path`, which `opened` is; fails where there is no such access, or it is another by now.
     pub(crate) fn open(opened: &File, path: &Path, access: Access) -> io::Result<Self> {
         let file = open::file(path, access, Caching::Never)?;
+        Self::of(file, opened, "another file has taken its path")
+    }
+
+    /// As [`Direct::open`], of a `file` that somebody else has opened so.
+    pub(crate) fn passed(opened: &File, file: File) -> io::Result<Self> {
+        let flags = rustix::fs::fcntl_getfl(&file)?;
+        if !flags.contains(OFlags::DIRECT | OFlags::RDWR) {
+            return Err(io::Error::other(
+                "what was passed is not open past the page cache, to be read and written",
+            ));
+        }
+        Self::of(file, opened, "what was passed is another file")
+    }
+
+    /// `file`, which `opened` is too; else `another`.
+    fn of(file: File, opened: &File, another: &str) -> io::Result<Self> {
         let (there, here) = (file.metadata()?, opened.metadata()?);
         if (there.dev(), there.ino(), there.rdev()) != (here.dev(), here.ino(), here.rdev()) {
-            return Err(io::Error::other("another file has taken its path"));
+            return Err(io::Error::other(another.to_owned()));
         }
         let asked = StatxFlags::BASIC_STATS | StatxFlags::DIOALIGN;
         let told = rustix::fs::statx(&file, "", AtFlags::EMPTY_PATH, asked)?;
@@ -58,6 +74,11 @@ impl Direct {
 
     pub(crate) fn file(&self) -> &File {
         &self.file
+    }
+
+    /// What offsets and lengths are multiples of.
+    pub(crate) fn storage(&self) -> u64 {
+        self.storage
     }
 
     /// Whether the storage can move `buffers` at `offset` as they are.

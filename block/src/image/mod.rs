@@ -10,7 +10,9 @@ mod place;
 pub mod qcow2;
 pub mod raw;
 pub mod samples;
+pub mod seal;
 pub(crate) mod sys;
+pub mod uncached;
 pub(crate) mod unflushed;
 
 pub use any::Image;

@@ -7,11 +7,13 @@ use std::path::PathBuf;
 use super::sys::{self, LoopStatus};
 use crate::Access;
 
-/// The file that a loop device shows whole.
+/// The file that a loop device shows whole, open as the device is.
 #[derive(Debug)]
-pub(crate) struct Below {
-    pub(crate) file: File,
-    pub(crate) path: PathBuf,
+pub struct Below {
+    /// The file.
+    pub file: File,
+    /// Its path.
+    pub path: PathBuf,
 }
 
 /// Device and inode number by which the image that `metadata` tells of is known; a block device is known

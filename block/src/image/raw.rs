@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use rustix::fs::{FallocateFlags, OFlags};
 
 use super::direct::Direct;
-use super::place::{self, Below};
+use super::place;
+pub use super::place::Below;
 use super::samples::{self, LastWrites};
 use super::sys::{self, Direction};
 use super::unflushed::Unflushed;
@@ -85,6 +86,9 @@ pub struct RawImage {
     direct: OnceLock<Direct>,
 }
 
+/// What making zeroes is called in an error.
+const ZEROING: &str = "write zeroes to";
+
 /// As whatever is written beside the page cache has to lie in memory.
 #[repr(align(4096))]
 struct Zeroes([u8; 64 << 10]);
@@ -93,6 +97,11 @@ impl RawImage {
     /// Path that it was opened by.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The file that it shows, if it is a loop device that shows all of it.
+    pub fn below(&self) -> Option<&Below> {
+        self.below.as_ref()
     }
 
     /// What kind of file it is.
@@ -221,7 +230,7 @@ impl RawImage {
     /// As [`BlockDevice::read`].
     pub fn read_uncached(&self, buffers: &[Buffer<'_>], offset: u64) -> Result<()> {
         self.check_range(offset, Buffer::total_len(buffers))?;
-        match &self.uncached {
+        match self.uncached.as_ref().or(self.direct.get()) {
             Some(uncached) if uncached.fits(buffers, offset) => {
                 self.transfer(uncached.file(), Direction::Read, buffers, offset)
             }
@@ -299,6 +308,20 @@ impl RawImage {
         Ok(())
     }
 
+    /// As [`RawImage::open_direct`], with what somebody else has opened so.
+    ///
+    /// # Errors
+    /// [`Error::NotDirect`] where it is another file, or not open so.
+    pub fn pass_direct(&self, file: File) -> Result<()> {
+        let direct = Direct::passed(&self.file, file);
+        let direct = direct.map_err(|source| Error::NotDirect {
+            path: self.path.clone(),
+            source,
+        })?;
+        let _ = self.direct.set(direct);
+        Ok(())
+    }
+
     /// The file past the page cache, if it was opened so.
     pub(crate) fn direct(&self) -> Option<&Direct> {
         self.direct.get()
@@ -350,17 +373,22 @@ impl RawImage {
         self.check_range(offset, len)
     }
 
-    /// Zeroes a range that is not empty.
-    pub(crate) fn zero(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
-        const OPERATION: &str = "write zeroes to";
+    /// Has the storage zero a range that is not empty; whether it has. A block device does so by a discard only where it
+    /// says that this reads as zeroes (`fallocate`, in the kernel's block/fops.c).
+    pub(crate) fn zero_by_storage(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<bool> {
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         if mode == ZeroMode::MayUnmap
-            && self.allocate(&self.can_punch, punch, OPERATION, offset, len)?
+            && self.allocate(&self.can_punch, punch, ZEROING, offset, len)?
         {
-            return Ok(());
+            return Ok(true);
         }
         let zero = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-        if self.allocate(&self.can_zero, zero, OPERATION, offset, len)? {
+        self.allocate(&self.can_zero, zero, ZEROING, offset, len)
+    }
+
+    /// Zeroes a range that is not empty.
+    pub(crate) fn zero(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
+        if self.zero_by_storage(offset, len, mode)? {
             return Ok(());
         }
         static ZEROES: Zeroes = Zeroes([0; 64 << 10]);
@@ -371,7 +399,7 @@ impl RawImage {
             self.file
                 // At most the length of the array.
                 .write_all_at(&zeroes[..piece as usize], offset + done)
-                .map_err(|e| self.io_error(OPERATION, offset + done, piece, e))?;
+                .map_err(|e| self.io_error(ZEROING, offset + done, piece, e))?;
             done += piece;
         }
         Ok(())
@@ -474,8 +502,9 @@ impl RawImage {
                     supported.store(false, Ordering::Relaxed);
                     return Ok(false);
                 }
-                // A block device refuses ranges that do not fit its own sectors.
-                Err(rustix::io::Errno::INVAL) => return Ok(false),
+                // A block device refuses ranges that do not fit its own sectors; and those of which the page cache has
+                // what is not stored yet, while it is open exclusively.
+                Err(rustix::io::Errno::INVAL | rustix::io::Errno::BUSY) => return Ok(false),
                 Err(errno) => return Err(self.io_error(operation, offset, len, errno.into())),
             }
         }

@@ -8,5 +8,6 @@ pub mod on_demand;
 pub mod pass_on;
 pub mod recorder;
 pub mod room;
+pub mod sealed;
 pub mod throttle;
 pub mod tracker;

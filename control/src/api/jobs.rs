@@ -9,6 +9,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use migration::observation::Observation;
 use migration::progress::LimitChange;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -16,7 +17,7 @@ use super::body::{DiskMoveJob, JobRequest};
 use super::error::ApiError;
 use super::served::{Answer, Vm, body};
 use super::streams::{self, Next, wants_lines};
-use crate::disk_move::{DiskMoveFiles, DiskMoveRequest};
+use crate::disk_move::{DeviceFiles, DeviceRequest, DiskMoveFiles, DiskMoveRequest};
 use crate::instance::Instance;
 use crate::job::{Job, JobState, Jobs};
 use crate::passed::{FileAccess, FileKind};
@@ -84,10 +85,19 @@ async fn begin_disk_move(vm: &Vm, disk: String, request: DiskMoveRequest) -> Res
     let files = Arc::clone(&vm.files);
     let begun = move |vm: &dyn Instance| {
         let job = request.id.clone();
-        let claim = |file| files.claim(file, FileKind::Disk, FileAccess::ReadWrite);
+        let claim_for = |file, access| files.claim(file, FileKind::Disk, access);
+        let claim = |file| claim_for(file, FileAccess::ReadWrite);
+        let device = |of: DeviceRequest| {
+            Ok::<_, Observation>(DeviceFiles {
+                exclusive: claim_for(of.exclusive, FileAccess::Read)?,
+                below: of.below.map(claim).transpose()?,
+            })
+        };
         let overlays = request.overlays.iter().flat_map(|of| &of.files);
         let passed = DiskMoveFiles {
             image: claim(request.file)?,
+            direct: request.direct.map(claim).transpose()?,
+            device: request.device.map(device).transpose()?,
             map: request.map.map(claim).transpose()?,
             overlays: overlays.map(|id| claim(*id)).collect::<Result<_, _>>()?,
         };

@@ -1,17 +1,19 @@
 //! A disk that is open: its image, its claim, and the layers between that and the guest.
 
-use std::fs::File;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use block::image::uncached::Uncached;
 use block::image::{Format, Image};
-use block::{Backend, BlockDevice, Claim, ExclusiveOpen, Reach, Stack};
+use block::sealed::Sealed;
+use block::{Backend, BlockDevice, Claim, ExclusiveOpen, ImageKind, Stack};
 use devices::virtio::Block;
 
 use crate::config::DiskCache;
 use crate::debug::DebugLayers;
+use crate::disks::marks::Mark;
+use crate::disks::opened_image::OpenedImage;
 use crate::disks::pivots::{self, Current};
 use crate::error::MachineError;
 
@@ -35,55 +37,91 @@ pub(crate) struct Disk {
     pub(crate) current: Current,
     /// Whether a part of it is served and not here, or the mark on its image says so.
     pub(super) served: Arc<AtomicBool>,
+    /// What is over its image while the content of the disk comes there, where that can have no marks.
+    pub(super) sealed: Option<Arc<Sealed>>,
 }
 
 impl Disk {
-    /// Disk `id` at an image of `format` that somebody else has opened, who says that it lies at `path` and who can reach
-    /// it; claimed.
+    /// The disk `before` at an image that somebody else has opened; claimed.
     ///
     /// # Errors
-    /// When it is no such image, or somebody uses it.
-    pub(crate) fn from_opened(
-        before: &Self,
-        file: File,
-        path: &Path,
-        format: Format,
-        reach: Reach,
-    ) -> Result<Self, MachineError> {
+    /// When it is no such image, cannot be used as that of `before` is, or somebody uses it.
+    pub(crate) fn from_opened(before: &Self, opened: OpenedImage) -> Result<Self, MachineError> {
         let id = before.id.clone();
+        let (path, format) = (opened.path.clone(), opened.format);
         let failed = |source| MachineError::Disk {
             id: id.clone(),
-            path: path.to_owned(),
+            path: path.clone(),
             source,
         };
-        if before.cache == DiskCache::None {
-            return Err(failed(block::Error::NotDirect {
-                path: path.to_owned(),
-                source: io::Error::other(
-                    "a disk that does without the page cache stays at its image while it is in use",
-                ),
-            }));
-        }
-        let image = Image::from_opened(file, path.to_owned(), format, reach).map_err(failed)?;
+        let (image, exclusive) = opened.image(before.cache).map_err(failed)?;
         let claim = image.claim().map_err(|source| MachineError::Claim {
             id: id.clone(),
             source,
         })?;
         image.begin_use().map_err(failed)?;
+        let mut stack = first_stack(&id, &before.debug, format, &image);
+        if let (DiskCache::None, Image::Raw(image)) = (before.cache, &image) {
+            let uncached = Uncached::new(image.clone()).map_err(failed)?;
+            stack = Stack::over(Arc::new(uncached), format.name());
+            before.debug.lay(&id, &mut stack);
+        }
         Ok(Self {
             claim: Arc::new(claim),
-            exclusive: None,
+            exclusive,
             doubtful: false,
             not_exclusive: false,
             has_moved: true,
             cache: before.cache,
-            current: Current::new(first_stack(&id, &before.debug, format, &image)),
+            current: Current::new(stack),
             debug: before.debug.clone(),
             served: Arc::default(),
+            sealed: None,
             _keeps: None,
             image,
             id,
         })
+    }
+
+    /// Gives up what the image holds, if that is a block device, and says there that it is `mark`ed as one of a disk that comes:
+    /// until it is [whole](Self::unseal), and for whoever finds it after a crash.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn seal(&mut self, mark: &Mark) -> block::Result<()> {
+        if self.image.file().kind() == ImageKind::BlockDevice {
+            let sealed = Sealed::new(self.device(), &mark.encode())?;
+            self.sealed = Some(Arc::new(sealed));
+        }
+        Ok(())
+    }
+
+    /// What the content of a disk that comes is written to.
+    pub(crate) fn target(&self) -> Arc<dyn BlockDevice> {
+        match &self.sealed {
+            Some(sealed) => sealed.clone(),
+            None => self.device(),
+        }
+    }
+
+    /// All that comes is there, and durable: it is the disk, unless that is taken back.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn unseal(&self) -> block::Result<()> {
+        self.sealed.as_ref().map_or(Ok(()), |sealed| sealed.open())
+    }
+
+    /// Takes that back.
+    pub(crate) fn seal_again(&self) {
+        if let Some(Err(error)) = self.sealed.as_ref().map(|sealed| sealed.close()) {
+            tracing::error!(disk = %self.id, %error, "nothing on the block device says that it is not the disk");
+        }
+    }
+
+    /// The exclusive open of the block device that it is, which is somebody else's to keep from here on.
+    pub(crate) fn take_exclusive(&mut self) -> Option<ExclusiveOpen> {
+        self.exclusive.take()
     }
 
     /// The disk `before` as it goes on in an overlay, claimed by `claim`, which `lay` lays layers over; `keeps` is what has
@@ -115,6 +153,7 @@ impl Disk {
             current: Current::new(stack),
             debug: before.debug.clone(),
             served: Arc::default(),
+            sealed: None,
             _keeps: Some(keeps),
             image,
             id,

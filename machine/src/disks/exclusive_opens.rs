@@ -102,6 +102,11 @@ impl ExclusiveOpens {
         self.lock().offered = false;
     }
 
+    /// Keeps one more, of a block device that becomes a disk of the machine.
+    pub(crate) fn keep(&self, open: ExclusiveOpen) {
+        self.lock().opens.push(open);
+    }
+
     /// Lets go: the devices are a successor's, or nobody's.
     pub(crate) fn release(&self) {
         *self.lock() = Kept::default();

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use block::image::qcow2::BackingRules;
 use block::image::qcow2::create::{self, DEFAULT_CLUSTER_BITS, NewImage};
 use block::image::{Format, Image};
-use block::{Access, BlockDevice, Buffer, Durability, RawImage, ZeroMode};
+use block::sealed::Sealed;
+use block::{Access, BlockDevice, Buffer, Durability, ImageKind, RawImage, ZeroMode};
 use control::runtime_dir::check_name;
 use migration::disk_modes::DiskFormat;
 use migration::journal::{FileJournal, Journal};
@@ -379,6 +380,8 @@ impl Made {
 pub(crate) struct IncomingVolume {
     id: String,
     disk: Arc<dyn BlockDevice>,
+    /// The same, where that is a block device, which can have no mark.
+    sealed: Option<Arc<Sealed>>,
 }
 
 impl IncomingVolume {
@@ -392,10 +395,17 @@ impl IncomingVolume {
         (image, disk): (&Image, Arc<dyn BlockDevice>),
         mark: &Mark,
     ) -> VmResult<Self> {
-        let volume = Self {
+        let mut volume = Self {
             id: placement.id.clone(),
             disk,
+            sealed: None,
         };
+        if image.file().kind() == ImageKind::BlockDevice {
+            let sealed = Sealed::new(volume.disk.clone(), &mark.encode());
+            let sealed = Arc::new(sealed.map_err(|e| volume.failed(&e))?);
+            volume.disk = sealed.clone();
+            volume.sealed = Some(sealed);
+        }
         if placement.target == DiskTarget::Existing {
             // It may have no marks, as one that is made.
             volume.done(mark.set_arriving(image.file()))?;
@@ -404,12 +414,30 @@ impl IncomingVolume {
         Ok(volume)
     }
 
+    /// All of it is here, and durable: whoever finds it finds a disk, unless that is taken back.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub(crate) fn unseal(&self) -> VmResult<()> {
+        let opened = self.sealed.as_ref().map_or(Ok(()), |sealed| sealed.open());
+        self.done(opened)
+    }
+
+    /// Takes that back: its guest does not come.
+    pub(crate) fn seal_again(&self) {
+        if let Some(Err(error)) = self.sealed.as_ref().map(|sealed| sealed.close()) {
+            tracing::warn!(disk = %self.id, %error, "nothing on the block device says that its guest did not come");
+        }
+    }
+
     fn done<T>(&self, done: block::Result<T>) -> VmResult<()> {
-        done.map(drop).map_err(|e| {
-            let message = format!("disk {} cannot be written", self.id);
-            Observation::new(Side::Destination, "disk.write", message)
-                .caused_by(Observation::from_error(Side::Destination, "disk.io", &e))
-        })
+        done.map(drop).map_err(|e| self.failed(&e))
+    }
+
+    fn failed(&self, error: &block::Error) -> Observation {
+        let message = format!("disk {} cannot be written", self.id);
+        Observation::new(Side::Destination, "disk.write", message)
+            .caused_by(Observation::from_error(Side::Destination, "disk.io", error))
     }
 }
 

@@ -9,6 +9,7 @@ pub mod in_part;
 pub(crate) mod incoming;
 pub(crate) mod lacking;
 pub(crate) mod marks;
+pub(crate) mod opened_image;
 mod opening;
 pub mod overlay_target;
 pub(crate) mod pivots;

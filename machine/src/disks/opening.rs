@@ -213,6 +213,7 @@ pub(super) fn open(
                 _keeps: None,
                 current,
                 served: Arc::default(),
+                sealed: None,
             }
         }
         DiskClaim::Successor(told) => {
@@ -235,6 +236,7 @@ pub(super) fn open(
                 _keeps: None,
                 current,
                 served: Arc::default(),
+                sealed: None,
             }
         }
     };
@@ -243,10 +245,12 @@ pub(super) fn open(
         match opened.image.open_exclusively() {
             Ok(exclusive) => opened.exclusive = exclusive,
             Err(error @ block::Error::OpenedExclusively { .. }) => {
-                // By the source, which alone can pass it on, or by somebody else.
-                let name = source.and_then(|source| source.holds.as_deref());
-                let name = name.ok_or_else(|| failed(error))?;
-                opened.exclusive = passed_on(name, opened.image.file().identity().device);
+                // By the source, which alone can pass it on, or by somebody else. A source whose disk has moved to the device
+                // may not be able to.
+                let source = source.ok_or_else(|| failed(error))?;
+                let device = opened.image.file().identity().device;
+                let holds = source.holds.as_deref();
+                opened.exclusive = holds.and_then(|name| passed_on(name, device));
                 opened.not_exclusive = opened.exclusive.is_none();
             }
             Err(error) => return Err(failed(error)),

@@ -5,13 +5,13 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use block::image::qcow2::BackingRules;
 use block::image::qcow2::create::{self, DEFAULT_CLUSTER_BITS, NewImage};
 use block::image::{Format, Image};
-use block::{Access, BlockDevice, Content, ImageKind, RawImage, Reach};
+use block::{Access, Below, BlockDevice, Content, ExclusiveOpen, ImageKind, RawImage, Reach};
 use migration::MigrationId;
 use migration::journal::{Handover, Journal};
 use migration::observation::{Observation, Side};
@@ -54,8 +54,43 @@ pub struct Target {
     path: PathBuf,
     id: MigrationId,
     file: File,
+    /// The same past the page cache, where its storage can do without.
+    direct: Option<File>,
+    device: Option<Device>,
+    reach: Reach,
     made: Made,
     mark: Mark,
+}
+
+/// What is open beside a block device.
+#[derive(Debug)]
+pub struct Device {
+    /// Its exclusive open.
+    pub exclusive: ExclusiveOpen,
+    /// The file that it shows, if it is a loop device.
+    pub below: Option<Below>,
+}
+
+impl Device {
+    fn of(image: &Image) -> block::Result<Self> {
+        let file = image.file();
+        let exclusive = image.open_exclusively()?;
+        let exclusive = exclusive.ok_or_else(|| block::Error::NotAnImage {
+            path: file.path().to_owned(),
+            kind: "file by now",
+        })?;
+        let below = file.below().map(|below| {
+            Ok(Below {
+                file: open(&below.path)?,
+                path: below.path.clone(),
+            })
+        });
+        let below = below.transpose().map_err(|source| block::Error::Open {
+            path: file.path().to_owned(),
+            source,
+        })?;
+        Ok(Self { exclusive, below })
+    }
 }
 
 /// Whether it was there before.
@@ -123,7 +158,7 @@ impl Target {
             Err(e) => return Err(failed("look at", path, &e)),
         }
         check_room(wanted)?;
-        Self::marked(path, wanted.id, mark, |nameless| match wanted.format {
+        let made = Self::marked(path, wanted.id, mark, |nameless| match wanted.format {
             Format::Raw => create::create_raw(nameless, wanted.size),
             Format::Qcow2 => {
                 let image = NewImage {
@@ -133,6 +168,10 @@ impl Target {
                 };
                 create::create(nameless, &image)
             }
+        })?;
+        Ok(Self {
+            direct: direct(wanted.format, path),
+            ..made
         })
     }
 
@@ -169,6 +208,9 @@ impl Target {
         let file = made?;
         removed.map_err(|e| failed("remove", &nameless, &e))?;
         Ok(Self {
+            reach: Reach::of(&file),
+            direct: None,
+            device: None,
             path: path.to_owned(),
             id,
             file,
@@ -208,13 +250,7 @@ impl Target {
         let rules = BackingRules::default();
         let image = Image::open(path, Access::ReadWrite, wanted.format, Content::Raw, &rules)
             .map_err(|e| failed("use", path, &e))?;
-        if image.file().kind() == ImageKind::BlockDevice {
-            let message = format!(
-                "{} is a block device: disks of a running guest move to image files only",
-                path.display()
-            );
-            return Err(refuse("disk.target", message));
-        }
+        let is_device = image.file().kind() == ImageKind::BlockDevice;
         let found = image.device().size();
         if found != wanted.size {
             let message = format!(
@@ -232,8 +268,13 @@ impl Target {
             return Err(refuse("disk.target", message));
         }
         let mark = wanted.mark(journal);
-        let marked = mark.set_arriving(image.file());
-        if !marked.map_err(|e| failed("mark", path, &e))? {
+        let device = match is_device {
+            true => Some(Device::of(&image).map_err(|e| failed("use", path, &e))?),
+            false => None,
+        };
+        // A device is sealed by the VM when it begins.
+        let marked = is_device || set_arriving(&mark, &image, path)?;
+        if !marked {
             tracing::warn!(
                 path = %path.display(),
                 "the storage has no marks: should the move be cut short, nothing will tell that the image holds a part of a disk"
@@ -241,10 +282,17 @@ impl Target {
         }
         drop(claim);
         let file = open(path).map_err(|e| failed("use", path, &e))?;
+        let reach = match image.file().identity().is_local {
+            true => Reach::ThisHost,
+            false => Reach::OtherHosts,
+        };
         Ok(Self {
+            direct: direct(wanted.format, path),
             path: path.to_owned(),
             id: wanted.id,
             file,
+            device,
+            reach,
             made: Made::Before,
             mark,
         })
@@ -260,9 +308,19 @@ impl Target {
         &self.file
     }
 
+    /// The same, open past the page cache, where it can be.
+    pub fn direct(&self) -> Option<&File> {
+        self.direct.as_ref()
+    }
+
+    /// What is open beside it, if it is a block device.
+    pub fn device(&self) -> Option<&Device> {
+        self.device.as_ref()
+    }
+
     /// Who can reach its storage.
     pub fn reach(&self) -> Reach {
-        Reach::of(&self.file)
+        self.reach
     }
 
     /// The VM has the file: what is left is to give the image up, should the move come to nothing.
@@ -273,6 +331,9 @@ impl Target {
             made,
             mark,
             file: _,
+            direct: _,
+            device: _,
+            reach: _,
         } = self;
         Passed {
             path,
@@ -343,6 +404,19 @@ pub fn remove_old(path: &Path, id: MigrationId, journal: &dyn Journal) -> Result
             "nothing on it says that its disk has moved away in {id}"
         ))),
     }
+}
+
+/// Marks an image that is there as one to which a disk comes; whether it can have marks.
+fn set_arriving(mark: &Mark, image: &Image, path: &Path) -> Result<bool, Observation> {
+    let marked = mark.set_arriving(image.file());
+    marked.map_err(|e| failed("mark", path, &e))
+}
+
+/// A raw image once more, past the page cache, where its storage can do without.
+fn direct(format: Format, path: &Path) -> Option<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(libc::O_DIRECT);
+    (format == Format::Raw).then(|| options.open(path).ok())?
 }
 
 fn open(path: &Path) -> io::Result<File> {

@@ -4,13 +4,14 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use block::{Access, BlockDevice, Content, RawImage, Reach};
-use control::disk_move::{DiskMoveMode, DiskMoveRequest, StorageReach, TargetContent};
+use block::{Access, Below, BlockDevice, Content, ImageKind, RawImage, Reach};
+use control::disk_move::{DeviceFiles, DiskMoveMode, DiskMoveRequest, StorageReach, TargetContent};
 use control::passed::PassedFile;
 use migration::observation::{Observation, Side};
 
 use crate::disks::Disk;
 use crate::disks::marks::Mark;
+use crate::disks::opened_image::OpenedAs;
 use crate::instance::vm::refuse;
 use crate::moving::disk_move::Mode;
 use crate::moving::disk_move::snapshot::files::OverlayFiles;
@@ -20,6 +21,17 @@ pub(super) fn reached(reach: StorageReach) -> Reach {
     match reach {
         StorageReach::ThisHost => Reach::ThisHost,
         StorageReach::OtherHosts => Reach::OtherHosts,
+    }
+}
+
+/// What was passed with a block device, as the disk takes it.
+pub(super) fn opened_as(device: DeviceFiles) -> OpenedAs {
+    OpenedAs::Device {
+        exclusive: device.exclusive.descriptor,
+        below: device.below.map(|below| Below {
+            file: File::from(below.descriptor),
+            path: PathBuf::from(below.note.name),
+        }),
     }
 }
 
@@ -34,6 +46,17 @@ pub(super) fn mode_of(
     mark: &Mark,
 ) -> Result<Mode, Observation> {
     let no_map = |what: &str| Err(refuse("usage.disk-map", what));
+    if let (true, DiskMoveMode::Snapshot | DiskMoveMode::OnDemand) = (
+        next.image().file().kind() == ImageKind::BlockDevice,
+        request.mode,
+    ) {
+        let message = format!(
+            "a disk moves to a block device by mode precopy or mirror, which keep it whole on one of the two at any moment; \
+             the mode is {}",
+            request.mode
+        );
+        return Err(refuse("usage.disk", message));
+    }
     match (request.mode, map, &request.overlays) {
         (DiskMoveMode::Precopy, None, None) => Ok(Mode::Precopy),
         (DiskMoveMode::Mirror, None, None) => Ok(Mode::Mirror),

@@ -23,7 +23,8 @@ use migration::observation::{Observation, Side};
 
 use crate::disks::Disk;
 use crate::disks::marks::Mark;
-use crate::instance::disk_move_mode::{checked_path, mode_of, reached};
+use crate::disks::opened_image::{OpenedAs, OpenedImage};
+use crate::instance::disk_move_mode::{checked_path, mode_of, opened_as, reached};
 use crate::instance::running_move::{RunningMove, Watched};
 use crate::instance::vm::{Core, VmInstance, refuse, wrong_state};
 use crate::machine::Machine;
@@ -246,12 +247,20 @@ impl VmInstance {
         };
         let DiskMoveFiles {
             image,
+            direct,
+            device,
             map,
             overlays,
         } = files;
-        let file = File::from(image.descriptor);
-        let next = Disk::from_opened(&before, file, &path, format, reached(request.reach))
-            .map_err(|e| e.observed(Side::Source))?;
+        let opened = OpenedImage {
+            file: File::from(image.descriptor),
+            path: path.clone(),
+            format,
+            reach: reached(request.reach),
+            direct: direct.map(|direct| File::from(direct.descriptor)),
+            lies: device.map_or(OpenedAs::File, opened_as),
+        };
+        let next = Disk::from_opened(&before, opened).map_err(|e| e.observed(Side::Source))?;
         let (here, there) = (before.device().size(), next.device().size());
         if here != there {
             let message = format!(

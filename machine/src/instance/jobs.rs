@@ -70,6 +70,7 @@ impl Core {
         } = migration;
         let id = id.or_else(|| steering.id())?;
         let mut job = Job::of_migration(id.to_string(), &steering.past());
+        job.disks = steering.disk_bytes();
         if let Some(why) = broken {
             job.state = JobState::Concluded;
             job.result = Some(JobResult::without_report(JobOutcome::Failed, why.clone()));

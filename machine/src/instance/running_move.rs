@@ -6,6 +6,7 @@ use block::copy::{Standing, Steering};
 use control::disk_move::{ClassBytes, DiskMoveReport};
 use control::job::{Job, JobKind, JobOutcome, JobProgress, JobResult, JobState};
 use migration::MigrationId;
+use migration::disk_bytes::DiskBytes;
 use migration::observation::{Observation, Side};
 use migration::progress::LimitChange;
 use migration::units::{Rate, Span};
@@ -84,6 +85,10 @@ impl RunningMove {
     /// As it is told.
     pub(super) fn told(&self) -> Job {
         let progress = self.watched.steering.progress();
+        let class_bytes = ClassBytes {
+            write: self.watched.told.written(),
+            background: progress.done,
+        };
         Job {
             id: self.job.to_string(),
             kind: JobKind::DiskMove,
@@ -101,12 +106,14 @@ impl RunningMove {
                 done_bytes: Some(progress.done),
                 total_bytes: Some(progress.total),
                 eta_ms: progress.left().map(|left| left.as_secs_f64() * 1e3),
-                class_bytes: Some(ClassBytes {
-                    write: self.watched.told.written(),
-                    background: progress.done,
-                }),
+                class_bytes: Some(class_bytes),
                 ..JobProgress::default()
             },
+            disks: vec![DiskBytes {
+                id: self.disk.clone(),
+                class_bytes,
+                class_bytes_per_s: Some(self.watched.told.rate(class_bytes)),
+            }],
             limits: Some(LimitChange {
                 downtime_limit: Some(Span(self.watched.steering.limit())),
                 bandwidth: Some(Rate(self.watched.steering.bandwidth())),
@@ -130,6 +137,11 @@ impl RunningMove {
         job.progress.pass = Some(report.passes);
         job.progress.eta_ms = None;
         job.progress.class_bytes = Some(report.class_bytes);
+        job.disks = vec![DiskBytes {
+            id: self.disk.clone(),
+            class_bytes: report.class_bytes,
+            class_bytes_per_s: None,
+        }];
         job.held_up_by = None;
         if outcome == JobOutcome::Completed {
             job.progress.total_bytes = job.progress.done_bytes;

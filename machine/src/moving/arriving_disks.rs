@@ -39,7 +39,7 @@ pub(super) struct ArrivingDisks {
     /// What says of their images that they are coming.
     mark: Option<Mark>,
     made: Made,
-    volumes: Vec<Arc<dyn DestinationVolume>>,
+    volumes: Vec<Arc<IncomingVolume>>,
 }
 
 impl ArrivingDisks {
@@ -58,8 +58,9 @@ impl ArrivingDisks {
     }
 
     /// Where the blocks of those go.
-    pub(super) fn volumes(&self) -> &[Arc<dyn DestinationVolume>] {
-        &self.volumes
+    pub(super) fn volumes(&self) -> impl Iterator<Item = Arc<dyn DestinationVolume>> {
+        let volumes = self.volumes.iter().cloned();
+        volumes.map(|volume| volume as Arc<dyn DestinationVolume>)
     }
 
     /// Where disk `id` is put, if it travels.
@@ -154,6 +155,14 @@ impl ArrivingDisks {
         Ok(())
     }
 
+    /// All of them is here, and durable.
+    ///
+    /// # Errors
+    /// When a block device cannot be told from one that is not whole.
+    pub(super) fn are_whole(&self) -> VmResult<()> {
+        self.volumes.iter().try_for_each(|volume| volume.unseal())
+    }
+
     /// The guest is here: the images are its own.
     pub(super) fn arrived(&mut self, disks: &Disks) {
         for placement in &self.placements {
@@ -167,6 +176,13 @@ impl ArrivingDisks {
     /// The guest never was here and does not come: what was made for it goes, now that nobody has it open.
     pub(super) fn abandon(self) {
         self.made.discard();
+    }
+
+    /// As that, while they are still open: what was told as whole is not.
+    pub(super) fn give_up(&self) {
+        for volume in &self.volumes {
+            volume.seal_again();
+        }
     }
 }
 

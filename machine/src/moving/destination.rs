@@ -335,6 +335,7 @@ impl DestinationMachine for MachineDestination {
         // Flushed before the state was saved. Not later: once the source has let go, nothing may fail.
         let disks = &self.built()?.devices().disks;
         disks.take_over().map_err(|e| observed(&e))?;
+        self.arriving.are_whole()?;
         self.run = self
             .built()?
             .load_saved(state, self.saved)
@@ -387,6 +388,7 @@ impl DestinationMachine for MachineDestination {
     fn abandon(&mut self) {
         self.completion = None;
         let arriving = std::mem::take(&mut self.arriving);
+        arriving.give_up();
         self.machine = None;
         // Once nobody has its images open.
         arriving.abandon();
@@ -421,7 +423,7 @@ impl DestinationDisks for MachineDestination {
     }
 
     fn volumes(&self) -> VmResult<Vec<Arc<dyn DestinationVolume>>> {
-        Ok(self.arriving.volumes().to_vec())
+        Ok(self.arriving.volumes().collect())
     }
 
     fn doubtful_disks(&self) -> Vec<String> {

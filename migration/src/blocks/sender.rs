@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use zerocopy::IntoBytes;
 
@@ -11,6 +12,7 @@ use super::echo::Echo;
 use super::sums::BlockSums;
 use super::{STRIPE, STRIPE_BLOCKS, stripes, widened};
 use crate::PAGE_SIZE;
+use crate::disk_bytes::ClassBytes;
 use crate::error::Error;
 use crate::frames::{Counters, Outlet, PassKind, Trail};
 use crate::pages::hashes::Words;
@@ -41,6 +43,26 @@ struct Disk {
     trail: Trail,
     /// What changes of it while it is mirrored.
     echo: Echo,
+    /// Bytes that travelled beside a pass, and in passes.
+    echoed: AtomicU64,
+    passed: AtomicU64,
+}
+
+/// A range is sent as a part of this.
+#[derive(Clone, Copy)]
+struct Turn {
+    pass: u32,
+    kind: PassKind,
+    class: Class,
+}
+
+/// Why a range is sent.
+#[derive(Clone, Copy)]
+enum Class {
+    /// The guest has written it.
+    Write,
+    /// It is its turn in the pass.
+    Background,
 }
 
 impl Disks {
@@ -63,6 +85,8 @@ impl Disks {
             }),
             trail: Trail::new(stripes(offer.size)),
             echo: Echo::off(offer.blocks()),
+            echoed: AtomicU64::new(0),
+            passed: AtomicU64::new(0),
         });
         Self { all: all.collect() }
     }
@@ -72,6 +96,17 @@ impl Disks {
         if let Some(disk) = self.all.get(number) {
             disk.echo.turn_on();
         }
+    }
+
+    /// What has travelled of each, with its identity.
+    pub fn class_bytes(&self) -> impl Iterator<Item = (String, ClassBytes)> {
+        self.all.iter().map(|disk| {
+            let bytes = ClassBytes {
+                write: disk.echoed.load(Ordering::Relaxed),
+                background: disk.passed.load(Ordering::Relaxed),
+            };
+            (disk.offer.id.clone(), bytes)
+        })
     }
 
     /// Whether any is mirrored.
@@ -172,7 +207,12 @@ impl<'a> BlockSender<'a> {
                 let mut runs = changes::runs(bits & !put_off);
                 runs.try_for_each(|run| {
                     let range = disk.bytes(stripe, run);
-                    self.send_range(outlet, (pass, kind), number, range)
+                    let turn = Turn {
+                        pass,
+                        kind,
+                        class: Class::Background,
+                    };
+                    self.send_range(outlet, turn, number, range)
                 })?;
                 let last = outlet.frame_of(!self.batch.ranges.is_empty());
                 disk.trail.left(stripe, (pass, self.stream), last);
@@ -236,7 +276,12 @@ impl<'a> BlockSender<'a> {
             let range = disk.bytes(stripe, run);
             let counters = outlet.counters();
             Counters::add(&counters.echoed_bytes, range.end - range.start);
-            self.send_range(outlet, (pass, PassKind::Again), number, range)?;
+            let turn = Turn {
+                pass,
+                kind: PassKind::Again,
+                class: Class::Write,
+            };
+            self.send_range(outlet, turn, number, range)?;
         }
         Ok(disk.echo.sent(stripe))
     }
@@ -245,7 +290,7 @@ impl<'a> BlockSender<'a> {
     fn send_range(
         &mut self,
         outlet: &mut Outlet<'_>,
-        pass: (u32, PassKind),
+        turn: Turn,
         number: usize,
         range: Range<u64>,
     ) -> Result<(), Error> {
@@ -259,17 +304,17 @@ impl<'a> BlockSender<'a> {
             if from >= data.end {
                 continue;
             }
-            self.zeroes(outlet, pass.1, number, at..from);
+            self.zeroes(outlet, turn.kind, number, at..from);
             at = from;
             while at < data.end {
                 let most = MOST.min(outlet.most()) as u64 / PAGE_SIZE * PAGE_SIZE;
                 let end = data.end.min(at + most);
-                self.data(outlet, pass, number, at..end)?;
+                self.data(outlet, turn, number, at..end)?;
                 at = end;
             }
         }
-        self.zeroes(outlet, pass.1, number, at..range.end);
-        self.make_room(outlet, pass.0)
+        self.zeroes(outlet, turn.kind, number, at..range.end);
+        self.make_room(outlet, turn.pass)
     }
 
     /// Sees to it that the batch has room for the ranges of one more payload, and one of zeroes on either side.
@@ -299,13 +344,13 @@ impl<'a> BlockSender<'a> {
     fn data(
         &mut self,
         outlet: &mut Outlet<'_>,
-        pass: (u32, PassKind),
+        turn: Turn,
         number: usize,
         range: Range<u64>,
     ) -> Result<(), Error> {
         let len = (range.end - range.start) as usize;
         if self.batch.used + len > MOST.min(outlet.most().max(len)) {
-            self.flush(outlet, pass.0)?;
+            self.flush(outlet, turn.pass)?;
         }
         let into = self.batch.room(len);
         let read = self.disks.all[number].volume.read(range.start, into);
@@ -321,14 +366,15 @@ impl<'a> BlockSender<'a> {
             let end = end.min(len);
             let bytes = range.start + at as u64..range.start + end as u64;
             if is_zero {
-                self.zeroes(outlet, pass.1, number, bytes);
+                self.zeroes(outlet, turn.kind, number, bytes);
             } else {
+                self.disks.all[number].count(turn.class, end as u64 - at as u64);
                 self.raw(outlet, number, at, bytes);
             }
             at = end;
         }
         self.batch.keep(len);
-        self.make_room(outlet, pass.0)
+        self.make_room(outlet, turn.pass)
     }
 
     /// `range` was read to byte `at` of the batch's room, and is no zeroes.
@@ -347,6 +393,14 @@ impl<'a> BlockSender<'a> {
 }
 
 impl Disk {
+    fn count(&self, class: Class, bytes: u64) {
+        let counter = match class {
+            Class::Write => &self.echoed,
+            Class::Background => &self.passed,
+        };
+        Counters::add(counter, bytes);
+    }
+
     /// Which of the blocks `bits` of a stripe have changed since their marks were taken.
     fn changing(&self, stripe: u64, bits: u32) -> u32 {
         let blocks = (0..STRIPE_BLOCKS).filter(|block| bits >> block & 1 == 1);

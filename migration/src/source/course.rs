@@ -245,8 +245,10 @@ impl<'a> Course<'a> {
             self.report.total_ms = milliseconds(ended - self.began);
         }
         self.report.encodings = self.counters.encodings();
+        let steering_bytes = self.steering.disk_bytes();
         if let Some(disks) = &mut self.report.disks {
             self.counters.of_disks(disks);
+            disks.by_disk = steering_bytes;
         }
         let control_bytes = self.session.as_ref().map_or(0, |it| it.control_bytes());
         self.report.wire_bytes = self.counters.wire_bytes() + self.control_bytes + control_bytes;

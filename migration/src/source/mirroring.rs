@@ -80,8 +80,11 @@ impl Moving<'_, '_, '_> {
     }
 
     fn bound_backlogs(&self, most: Option<u64>) -> Result<(), Error> {
-        let mut mirrored = self.transfer.disks.mirrored();
-        let bound = mirrored.try_for_each(|volume| volume.bound_backlog(most));
+        let mut mirrored = self.transfer.disks.mirrored_and_bound();
+        let bound = mirrored.try_for_each(|(volume, told)| {
+            // What its user says never lets the guest stand still for longer.
+            volume.bound_backlog(most.map(|most| told.map_or(most, |told| told.min(most))))
+        });
         bound.map_err(Error::vm("bound what is written to a mirrored disk"))
     }
 

@@ -84,6 +84,7 @@ impl Moving<'_, '_, '_> {
     /// Ends it for this reason: the guest stays here.
     pub fn fail(mut self, error: Error) -> Failed {
         self.course.failed();
+        self.tell_disks();
         // First of all; what is slow comes later.
         self.go_on();
         self.leave_backlogs();
@@ -92,6 +93,12 @@ impl Moving<'_, '_, '_> {
             self.say_good_bye(&error);
         }
         Failed::Kept(error)
+    }
+
+    /// Tells what of each disk has gone.
+    pub fn tell_disks(&self) {
+        let gone = self.transfer.sent_blocks.class_bytes();
+        self.course.steering.tell_disks(gone);
     }
 
     /// Lets the guest go on, if it was stopped.

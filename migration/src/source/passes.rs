@@ -128,6 +128,7 @@ impl Moving<'_, '_, '_> {
                 }
             }
         }
+        self.tell_disks();
         Ok(())
     }
 
@@ -137,6 +138,7 @@ impl Moving<'_, '_, '_> {
             observed.bandwidth = rate;
         }
         let forecast = self.forecast(&observed, &self.limits());
+        self.tell_disks();
         self.course.steering.emit(Event::Progress {
             phase: self.course.phase(),
             iteration: pass,

@@ -20,6 +20,8 @@ struct Chosen {
     mode: DiskMode,
     /// What becomes of its image.
     after: AfterMove,
+    /// Bytes that its guest may be ahead of the link, if it is mirrored.
+    backlog: Option<u64>,
 }
 
 /// They, and what was said of each.
@@ -50,6 +52,7 @@ impl Travelling {
             Chosen {
                 mode: choice.map(|choice| choice.mode).unwrap_or_default(),
                 after: choice.map(|choice| choice.after).unwrap_or_default(),
+                backlog: choice.and_then(|choice| choice.backlog),
             }
         };
         let chosen = offers.iter().map(chosen).collect();
@@ -207,8 +210,17 @@ impl Travelling {
 
     /// Those that are mirrored.
     pub fn mirrored(&self) -> impl Iterator<Item = &Arc<dyn SourceVolume>> {
+        self.mirrored_and_bound().map(|(volume, _)| volume)
+    }
+
+    /// The same, with what its user says that its guest may be ahead of the link.
+    pub fn mirrored_and_bound(
+        &self,
+    ) -> impl Iterator<Item = (&Arc<dyn SourceVolume>, Option<u64>)> {
         let all = self.volumes.iter().zip(&self.chosen);
-        all.filter_map(|(volume, chosen)| (chosen.mode == DiskMode::Mirror).then_some(volume))
+        all.filter_map(|(volume, chosen)| {
+            (chosen.mode == DiskMode::Mirror).then_some((volume, chosen.backlog))
+        })
     }
 
     /// Nothing of them was sent to who agreed on that.

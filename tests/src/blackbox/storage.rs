@@ -15,8 +15,16 @@ impl Loop {
     /// # Errors
     /// Why this machine has none, for whoever skips a test.
     pub fn over(file: &Path) -> Result<Self, String> {
+        Self::of_blocks(file, 512)
+    }
+
+    /// Sets one up that takes blocks of so many bytes alone.
+    ///
+    /// # Errors
+    /// As [`Loop::over`].
+    pub fn of_blocks(file: &Path, bytes: u32) -> Result<Self, String> {
         let output = Command::new("losetup")
-            .args(["--find", "--show"])
+            .args(["--find", "--show", "--sector-size", &bytes.to_string()])
             .arg(file)
             .output()
             .map_err(|e| format!("losetup: {e}"))?;

@@ -4,6 +4,7 @@ use control::disk_move::ClassBytes;
 use control::job::{Job, JobKind, JobOutcome, JobProgress, JobState};
 use control::output::{Output, explain};
 use control::units::{human_bytes, human_ms};
+use migration::disk_bytes::DiskBytes;
 
 /// Tells of one job, and why it failed.
 pub(super) fn show(job: &Job, output: Output) {
@@ -26,6 +27,31 @@ pub(super) fn row(job: &Job) -> String {
         ),
     };
     format!("{}  {what}: {}", job.id, standing(job))
+}
+
+/// What has gone of one disk, by why it did, and how fast that goes.
+pub(super) fn disk_row(disk: &DiskBytes) -> String {
+    let DiskBytes {
+        id,
+        class_bytes,
+        class_bytes_per_s: rate,
+    } = disk;
+    let class = |what: &str, bytes: u64, rate: Option<u64>| {
+        let rate = rate.map(|rate| format!(" ({}/s)", human_bytes(rate as f64)));
+        let (bytes, rate) = (human_bytes(bytes as f64), rate.unwrap_or_default());
+        format!("{bytes} {what}{rate}")
+    };
+    let write = class(
+        "written meanwhile",
+        class_bytes.write,
+        rate.map(|rate| rate.write),
+    );
+    let background = class(
+        "copied",
+        class_bytes.background,
+        rate.map(|rate| rate.background),
+    );
+    format!("disk {id}: {background}, {write}")
 }
 
 fn standing(job: &Job) -> String {
@@ -164,5 +190,21 @@ mod tests {
         let expected =
             "7  disk data to /there: paused (disk.no-room), pass 1, 3.00 MiB written meanwhile";
         assert_eq!(row(&job), expected);
+    }
+
+    #[test]
+    fn a_row_of_a_disk_tells_what_goes_by_why_it_does() {
+        let bytes = |write, background| ClassBytes { write, background };
+        let mut disk = DiskBytes {
+            id: "data".into(),
+            class_bytes: bytes(1 << 20, 3 << 20),
+            class_bytes_per_s: Some(bytes(0, 2 << 20)),
+        };
+        let expected =
+            "disk data: 3.00 MiB copied (2.00 MiB/s), 1.00 MiB written meanwhile (0 B/s)";
+        assert_eq!(disk_row(&disk), expected);
+        disk.class_bytes_per_s = None;
+        let expected = "disk data: 3.00 MiB copied, 1.00 MiB written meanwhile";
+        assert_eq!(disk_row(&disk), expected);
     }
 }

@@ -411,6 +411,7 @@ impl Instance for Fake {
             to: Some(request.path),
             disk: Some(id.into()),
             progress: JobProgress::default(),
+            disks: Vec::new(),
             limits: Some(LimitChange {
                 downtime_limit: Some(request.downtime_limit),
                 bandwidth: Some(request.bandwidth),

@@ -98,8 +98,42 @@ impl RawImage {
                 kind: "block device or something else",
             });
         }
+        Self::as_told(file, path, (access, content), reach, None)
+    }
+
+    /// As [`RawImage::from_opened`], of a raw block device, to be read and written; `below` is what that shows, if it is a
+    /// loop device and they can tell.
+    ///
+    /// # Errors
+    /// As there; [`Error::NotAnImage`] for what is no block device.
+    pub fn device_from_opened(
+        file: File,
+        path: PathBuf,
+        reach: Reach,
+        below: Option<Below>,
+    ) -> Result<Self> {
+        let metadata = match file.metadata() {
+            Ok(metadata) => metadata,
+            Err(source) => return Err(Error::Open { path, source }),
+        };
+        if !metadata.file_type().is_block_device() {
+            return Err(Error::NotAnImage {
+                path,
+                kind: "file, or something else that is no block device",
+            });
+        }
+        Self::as_told(file, path, (Access::ReadWrite, Content::Raw), reach, below)
+    }
+
+    fn as_told(
+        file: File,
+        path: PathBuf,
+        (access, content): (Access, Content),
+        reach: Reach,
+        below: Option<Below>,
+    ) -> Result<Self> {
         let told = |_: &File, _: &Path, _: &Metadata, _| Surroundings {
-            below: None,
+            below,
             is_local: reach == Reach::ThisHost,
             uncached: None,
         };

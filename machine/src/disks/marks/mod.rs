@@ -61,6 +61,18 @@ pub(crate) struct Mark {
     /// Of a disk that moves by way of overlays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     course: Option<Course>,
+    #[serde(skip)]
+    lies: Lies,
+}
+
+/// Where a mark was found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Lies {
+    /// Beside the bytes of the image, where its guest writes nothing.
+    #[default]
+    Beside,
+    /// Before them: it is the seal of a block device, which is opened before its disk is there. A guest can write one, too.
+    Within,
 }
 
 /// What an image is in a move by way of overlays.
@@ -135,6 +147,7 @@ impl Mark {
             since: now.map_or(0, |now| now.as_secs()),
             of: Of::Migration,
             course: None,
+            lies: Lies::default(),
         }
     }
 
@@ -191,7 +204,8 @@ impl Mark {
         })
     }
 
-    fn encode(&self) -> Vec<u8> {
+    /// As it is written.
+    pub(super) fn encode(&self) -> Vec<u8> {
         // Of strings and numbers alone: that cannot fail.
         serde_json::to_vec(self).unwrap_or_default()
     }
@@ -226,15 +240,33 @@ pub(crate) fn disown(image: &RawImage) -> block::Result<()> {
 /// Whether there are any on the image, or it cannot be told.
 pub(crate) fn are_on(image: &RawImage) -> bool {
     let is_on = |name| !matches!(image.mark(name), Ok(None));
-    is_on(LEAVING) || is_on(ARRIVING)
+    is_on(LEAVING) || is_on(ARRIVING) || !matches!(image.seal(), Ok(None))
 }
 
 fn read(image: &RawImage, name: &str) -> Option<Result<Mark, String>> {
-    let bytes = image.mark(name).transpose()?;
-    let mark = bytes
-        .map_err(|e| e.to_string())
-        .and_then(|bytes| serde_json::from_slice(&bytes).map_err(|e| e.to_string()));
-    Some(mark)
+    let told = |e: block::Error| e.to_string();
+    let read = |bytes: Vec<u8>| serde_json::from_slice(&bytes).map_err(|e| e.to_string());
+    if let Some(bytes) = image.mark(name).transpose() {
+        return Some(bytes.map_err(told).and_then(read));
+    }
+    if name != ARRIVING {
+        return None;
+    }
+    let seal = image.seal().transpose()?;
+    Some(seal.map_err(told).and_then(read).and_then(of_seal))
+}
+
+/// The mark that a seal has.
+fn of_seal(mark: Mark) -> Result<Mark, String> {
+    match (mark.of, &mark.course) {
+        (Of::Migration | Of::DiskMove, None) => Ok(Mark {
+            lies: Lies::Within,
+            ..mark
+        }),
+        (Of::Migration | Of::DiskMove | Of::DiskOnDemand, _) => {
+            Err("it is of something that seals no block device".into())
+        }
+    }
 }
 
 /// Where the guest's disk is whose image this is or was, as far as its marks and `journal` tell.
@@ -374,6 +406,15 @@ enum Arrival {
 }
 
 fn arrival(mark: &Mark, journal: &dyn Journal) -> Arrival {
+    match (recorded(mark, journal), mark.lies) {
+        // It would not be sealed.
+        (Arrival::Came, Lies::Within) => Arrival::Never(mark.of),
+        (arrival, _) => arrival,
+    }
+}
+
+/// What `journal` says became of it.
+fn recorded(mark: &Mark, journal: &dyn Journal) -> Arrival {
     let unknown = Arrival::Unknown(mark.of);
     let id = match mark.id() {
         Some(id) if mark.journal == journal.identity() => id,

@@ -264,3 +264,46 @@ fn of_the_two_images_of_a_disk_that_moves_one_is_the_disk_at_any_moment() {
     let gone = whereabouts(&old, &journal);
     assert!(matches!(gone, Whereabouts::Gone(why) if why.contains("/new")));
 }
+
+#[test]
+fn a_seal_never_says_that_its_disk_came_and_takes_nothing_that_seals_no_device() {
+    let journal = MemoryJournal::default();
+    let [moved, stays, unknown] = [1, 2, 3].map(|n| MigrationId([n; 16]));
+    for (id, handover) in [(moved, Handover::Gone), (stays, Handover::Begun)] {
+        journal.reserve(id, Side::Source).unwrap();
+        let record = SourceRecord {
+            handover,
+            destination: "/dev/vg/web".into(),
+            host: None,
+            overlay: None,
+        };
+        journal.record(id, &record).unwrap();
+    }
+    for (id, is) in [
+        // It was to be opened before that was recorded.
+        (moved, Arrival::Never(Of::DiskMove)),
+        (stays, Arrival::Never(Of::DiskMove)),
+        (unknown, Arrival::Unknown(Of::DiskMove)),
+    ] {
+        let written = Mark::of_disk_move(id, journal.identity(), "/dev/vg/web").encode();
+        let mark = of_seal(serde_json::from_slice(&written).unwrap()).unwrap();
+        assert_eq!(arrival(&mark, &journal), is);
+    }
+    let committed = MigrationId([4; 16]);
+    journal.reserve(committed, Side::Destination).unwrap();
+    journal.decide(committed, Decision::Commit).unwrap();
+    let of_guest = of_seal(Mark::new(committed, journal.identity(), None)).unwrap();
+    assert_eq!(arrival(&of_guest, &journal), Arrival::Never(Of::Migration));
+    // A guest has made these up.
+    let on_demand = Mark::of_disk_on_demand(moved, journal.identity(), "/dev/vg/web");
+    assert!(of_seal(on_demand).is_err());
+    let overlays = Overlays {
+        old: "/a".into(),
+        old_is: ImageFormat::Raw,
+        new: "/b".into(),
+        new_is: ImageFormat::Raw,
+        beginning: "/a".into(),
+    };
+    let in_course = Mark::of_disk_move(moved, journal.identity(), "/b");
+    assert!(of_seal(in_course.in_course(&overlays, Part::New)).is_err());
+}

@@ -57,7 +57,7 @@ impl DiskMove {
         let changes = changes.ok_or_else(|| MachineError::NoDisk {
             id: next.id.clone(),
         })?;
-        let copy = Copy::new(before, next.device(), changes);
+        let copy = Copy::new(before, next.target(), changes);
         report.allocated_bytes = copy.allocated()?;
         self.steering.begin_pass(report.allocated_bytes, 0.0);
         self.mirrored(mirror, copy, Some(self.content), next, to, report)
@@ -82,7 +82,7 @@ impl DiskMove {
         report: &mut DiskMoveReport,
     ) -> Result<Arc<Mirror>, MachineError> {
         let devices = self.machine.devices();
-        let mirror = devices.mirror(&next.id, next.device(), PATIENCE)?;
+        let mirror = devices.mirror(&next.id, next.target(), PATIENCE)?;
         report.mode = DiskMoveMode::Mirror;
         self.told.mirrors(&mirror);
         Ok(mirror)

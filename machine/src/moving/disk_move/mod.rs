@@ -104,9 +104,14 @@ impl Handover for Last<'_> {
 
     fn decide(&mut self) -> Result<(), MoveError> {
         let Step { to, was, becomes } = self.step;
+        if let Err(error) = self.new.unseal() {
+            self.new.seal_again();
+            return Err(CopyError::Target(error).into());
+        }
         let Err(error) = self.this.record(becomes, to) else {
             return Ok(());
         };
+        self.new.seal_again();
         // It may be recorded all the same, and the guest goes on with the old image. While requests still wait, that is
         // made true; or the images are marked anew, so that the record says nothing of them.
         if self.this.undecide(was, to).is_err() {
@@ -141,8 +146,13 @@ impl DiskMove {
     }
 
     /// Moves the disk to `next`; what was done, and why it came to nothing, if it did.
-    pub(crate) fn run(&self, next: Disk) -> (DiskMoveReport, Result<(), MoveError>) {
+    pub(crate) fn run(&self, mut next: Disk) -> (DiskMoveReport, Result<(), MoveError>) {
         let began = Instant::now();
+        let opens = self.machine.devices().disks.exclusive_opens();
+        if let Some(exclusive) = next.take_exclusive() {
+            opens.keep(exclusive);
+        }
+        let sealed = next.seal(&self.mark).map_err(CopyError::Target);
         let next = Arc::new(next);
         let to = next.image().file().path().display().to_string();
         let mut report = DiskMoveReport {
@@ -150,9 +160,13 @@ impl DiskMove {
             size_bytes: next.device().size(),
             ..DiskMoveReport::default()
         };
-        let moved = self.move_to(&next, &to, &mut report);
+        let moved = sealed.map_err(MoveError::from);
+        let moved = moved.and_then(|()| self.move_to(&next, &to, &mut report));
         match &moved {
-            Err(error) if !error.is_past_the_record() => self.stay(&next.id, &to),
+            Err(error) if !error.is_past_the_record() => {
+                self.stay(&next.id, &to);
+                opens.release_device(next.image().file().identity().device);
+            }
             // It is not where it was, and its record says so.
             Ok(()) | Err(_) => {}
         }

@@ -66,7 +66,7 @@ impl DiskMove {
         devices.track(&old.id)?;
         let changes = devices.disks.changes(&old.id);
         let changes = changes.ok_or_else(|| MachineError::NoDisk { id: old.id.clone() })?;
-        let mut copy = Copy::new(before, next.device(), changes);
+        let mut copy = Copy::new(before, next.target(), changes);
         report.allocated_bytes = copy.allocated()?;
         let moved = self.copy_and_go_over(&mut copy, next, to, report);
         match (moved, self.on_not_converging) {

@@ -1,8 +1,10 @@
 //! What is told of a move while it goes on, besides how much is copied.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
 
 use block::mirror::Mirror;
+use migration::disk_bytes::{ClassBytes, ClassMeter};
 use migration::observation::Observation;
 
 #[derive(Debug, Default)]
@@ -12,6 +14,7 @@ struct State {
     /// What it has written, when it is gone.
     written: u64,
     held_up_by: Option<Observation>,
+    meter: ClassMeter,
 }
 
 /// Shared by whoever moves a disk and whoever tells of it.
@@ -28,6 +31,11 @@ impl Told {
         let state = self.state();
         let mirror = state.mirror.upgrade();
         mirror.map_or(state.written, |mirror| mirror.written())
+    }
+
+    /// How much goes in a second, of which so much has gone by now.
+    pub(crate) fn rate(&self, bytes: ClassBytes) -> ClassBytes {
+        self.state().meter.measure(Instant::now(), bytes)
     }
 
     /// Why it was paused, where nobody asked for that.

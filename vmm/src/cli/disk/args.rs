@@ -45,7 +45,8 @@ pub enum DiskCommand {
     ///
     /// It ends by itself when that host is whole. The image is only read, and kept.
     Serve(ServeArgs),
-    /// List moves of a VM's disks, those that run and the newest of those that ended, or steer one.
+    /// List moves of a VM's disks, on this host and with their guest, those that run and the newest of those that ended; or steer
+    /// one on this host.
     Jobs(DiskJobsArgs),
 }
 

@@ -8,7 +8,7 @@ use control::runtime_dir::RuntimeDir;
 use migration::observation::Observation;
 
 use super::super::event_loop::block_on;
-use super::super::job_row::{row, show};
+use super::super::job_row::{disk_row, row, show};
 use super::super::limits::DiskLimits;
 use super::args::DiskJobsArgs;
 use super::wrong::usage;
@@ -32,6 +32,8 @@ pub(super) fn run(
         let moves = jobs.into_iter().filter(|job| job.kind == JobKind::DiskMove);
         Ok::<Vec<Job>, Observation>(moves.collect())
     };
+    // Disks move with their guest, too.
+    let of_disks = |job: &Job| job.kind == JobKind::DiskMove || !job.disks.is_empty();
     let job = match (set, cancel, pause, resume) {
         (Some(DiskLimits { disk, limits }), ..) => {
             let id = match (job, disk) {
@@ -47,8 +49,15 @@ pub(super) fn run(
         (_, _, Some(id), _) => block_on(client.pause_job(id))?,
         (.., Some(id)) => block_on(client.resume_job(id))?,
         (None, None, None, None) => {
-            for job in moves()? {
-                output.either(&job, row(&job));
+            for job in block_on(client.jobs())?
+                .jobs
+                .iter()
+                .filter(|job| of_disks(job))
+            {
+                output.either(job, row(job));
+                for disk in &job.disks {
+                    output.line(format!("  {}", disk_row(disk)));
+                }
             }
             return Ok(Exit::Done);
         }

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use block::Reach;
 use control::api::client::Client;
-use control::disk_move::{DiskMoveMode, ImageFormat, OverlayEnd, OverlayRequest, StorageReach};
+use control::disk_move::{
+    DeviceRequest, DiskMoveMode, ImageFormat, OverlayEnd, OverlayRequest, StorageReach,
+};
 use control::exit::local;
 use control::passed::{FileAccess, FileId, FileKind, FileNote, Passer};
 use machine::OverlayTargets;
@@ -41,6 +43,8 @@ struct OverlaysMade {
 pub(super) struct Taken {
     _passer: Passer,
     pub(super) image: FileId,
+    pub(super) direct: Option<FileId>,
+    pub(super) device: Option<DeviceRequest>,
     pub(super) map: Option<FileId>,
     pub(super) overlays: Option<OverlayRequest>,
 }
@@ -127,6 +131,19 @@ impl Images {
             name: path.display().to_string(),
         };
         let mut files = vec![(note(self.target.path()), self.target.file().as_fd())];
+        if let Some(direct) = self.target.direct() {
+            files.push((note(self.target.path()), direct.as_fd()));
+        }
+        if let Some(device) = self.target.device() {
+            let held = FileNote {
+                access: FileAccess::Read,
+                ..note(self.target.path())
+            };
+            files.push((held, device.exclusive.as_fd()));
+            if let Some(below) = &device.below {
+                files.push((note(&below.path), below.file.as_fd()));
+            }
+        }
         match &self.beside {
             Beside::Nothing => {}
             Beside::Map(map) => files.push((note(map.path()), map.file().as_fd())),
@@ -135,18 +152,32 @@ impl Images {
                 files.extend(overlays.map(|image| (note(image.path()), image.file().as_fd())));
             }
         }
-        let passed = passer.pass(&files).await?;
-        let missing = || local("vm.unreachable", "the VM has not taken the image");
-        let (&image, rest) = passed.split_first().ok_or_else(missing)?;
+        // An identifier for each, in their order.
+        let mut passed = passer.pass(&files).await?.into_iter();
+        let mut next = || {
+            let id = passed.next();
+            id.ok_or_else(|| local("vm.unreachable", "the VM has not taken the image"))
+        };
+        let image = next()?;
+        let direct = self.target.direct().map(|_| next()).transpose()?;
+        let device = match self.target.device() {
+            None => None,
+            Some(device) => Some(DeviceRequest {
+                exclusive: next()?,
+                below: device.below.as_ref().map(|_| next()).transpose()?,
+            }),
+        };
         let (mut map, mut overlays) = (None, None);
         match &self.beside {
             Beside::Nothing => {}
-            Beside::Map(_) => map = Some(*rest.first().ok_or_else(missing)?),
-            Beside::Overlays(made) => overlays = Some(made.request(rest.to_vec(), end)?),
+            Beside::Map(_) => map = Some(next()?),
+            Beside::Overlays(made) => overlays = Some(made.request(passed.collect(), end)?),
         }
         Ok(Taken {
             _passer: passer,
             image,
+            direct,
+            device,
             map,
             overlays,
         })

@@ -1,5 +1,7 @@
 //! `vmm disk move`.
 
+use std::fs;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use block::image::Format;
@@ -127,15 +129,18 @@ fn plan(
             );
             return Err(local("disk.read-only", message));
         }
+        let is_to_device = id.is_some() && is_device(&to);
         let format = match args.format {
             Some(Format::Raw) => ImageFormat::Raw,
             Some(Format::Qcow2) => ImageFormat::Qcow2,
+            None if is_to_device => ImageFormat::Raw,
             None => disk.format,
         };
         let path = match id {
             Some(_) => to.clone(),
             None => to.join(new_name(&disk, format)),
         };
+        check_devices(args, &disk, is_to_device.then_some(format))?;
         if let Some(other) = planned.iter().find(|other| other.path == path) {
             let message = format!(
                 "disks {} and {} would both be at {}: move them one by one",
@@ -148,6 +153,39 @@ fn plan(
         planned.push(Planned { disk, path, format });
     }
     Ok(planned)
+}
+
+fn is_device(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())
+}
+
+/// What cannot be done with block devices, which can have no marks and are not removed: of a disk that moves to a file, or to a
+/// device as an image of the format `to`.
+fn check_devices(
+    args: &MoveArgs,
+    disk: &DiskStatus,
+    to: Option<ImageFormat>,
+) -> Result<(), Observation> {
+    if to == Some(ImageFormat::Qcow2) {
+        let message = "a block device takes no image of another format than raw: say --format raw";
+        return Err(usage(message));
+    }
+    if to.is_some() && matches!(args.mode, DiskMoveMode::Snapshot | DiskMoveMode::OnDemand) {
+        let message = format!(
+            "a disk moves to a block device by --mode precopy or --mode mirror, which keep it whole on one of the two at any \
+             moment, and not by {}",
+            args.mode
+        );
+        return Err(usage(&message));
+    }
+    if args.after == After::Delete && is_device(Path::new(&disk.path)) {
+        let message = format!(
+            "disk {} is at the block device {}, which is not removed: leave --after delete out",
+            disk.id, disk.path
+        );
+        return Err(usage(&message));
+    }
+    Ok(())
 }
 
 /// The name that the image has, with another ending where it becomes another format.
@@ -221,6 +259,8 @@ impl Mover<'_> {
         let request = DiskMoveRequest {
             id: id.to_string(),
             file: taken.image,
+            direct: taken.direct,
+            device: taken.device,
             path: path.to_owned(),
             format: planned.format,
             content: if self.args.existing {

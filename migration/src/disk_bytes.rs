@@ -1,0 +1,86 @@
+//! What of disks has gone to where they move, by why it did, and how fast that goes.
+
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+/// A rate is taken from so long at least.
+const MEASURED: Duration = Duration::from_millis(500);
+
+/// Bytes of a disk that went to where it moves, by why they did.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassBytes {
+    /// The guest wrote them meanwhile.
+    pub write: u64,
+    /// They were copied, in passes over the disk.
+    pub background: u64,
+}
+
+/// What has gone of one disk.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskBytes {
+    /// Identity of the disk.
+    pub id: String,
+    /// All that has, until now.
+    pub class_bytes: ClassBytes,
+    /// What does in a second, as measured last; absent when it is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_bytes_per_s: Option<ClassBytes>,
+}
+
+impl ClassBytes {
+    /// What has come since it was `before`, by the second.
+    fn per_second(self, before: Self, took: Duration) -> Self {
+        let seconds = took.as_secs_f64().max(1e-3);
+        let rate = |now: u64, before: u64| (now.saturating_sub(before) as f64 / seconds) as u64;
+        Self {
+            write: rate(self.write, before.write),
+            background: rate(self.background, before.background),
+        }
+    }
+}
+
+/// Measures how fast bytes go, of which it is told from time to time.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ClassMeter {
+    before: Option<(Instant, ClassBytes)>,
+    rate: ClassBytes,
+}
+
+impl ClassMeter {
+    /// So many have gone at `now`; how many did in a second since it was measured before.
+    pub fn measure(&mut self, now: Instant, bytes: ClassBytes) -> ClassBytes {
+        let (since, before) = *self.before.get_or_insert((now, bytes));
+        let took = now.saturating_duration_since(since);
+        if took >= MEASURED {
+            self.rate = bytes.per_second(before, took);
+            self.before = Some((now, bytes));
+        }
+        self.rate
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_that_of_the_time_since_it_was_measured_before() {
+        let bytes = |write, background| ClassBytes { write, background };
+        let began = Instant::now();
+        let mut meter = ClassMeter::default();
+        for (ms, told, rate) in [
+            (0, bytes(100, 1000), bytes(0, 0)),
+            // Too soon to say.
+            (100, bytes(150, 1500), bytes(0, 0)),
+            (500, bytes(200, 3000), bytes(200, 4000)),
+            (900, bytes(900, 3000), bytes(200, 4000)),
+            (1500, bytes(1200, 3000), bytes(1000, 0)),
+        ] {
+            let at = began + Duration::from_millis(ms);
+            assert_eq!(meter.measure(at, told), rate, "at {ms} ms");
+        }
+    }
+}

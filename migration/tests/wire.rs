@@ -56,6 +56,7 @@ fn every_message() -> Vec<Message> {
             journal_ms: 0.25,
             hash_bytes_per_s: None,
             disks: Vec::new(),
+            kept_disks: Vec::new(),
         }),
         Message::Extents(Extents {
             extents: vec![(0, 8192), (65536, 4096)],

@@ -10,9 +10,11 @@ use migration::vm::VmResult;
 /// Extents that are asked for at once.
 const EXTENTS: usize = 1024;
 
-/// A disk whose content goes to another host.
+/// A disk whose content goes to another host, or may be there already.
 pub(crate) struct DiskContent {
     pub(crate) id: String,
+    /// Who reads it.
+    pub(crate) side: Side,
     pub(crate) disk: Arc<dyn BlockDevice>,
     /// Its image, where that can be read without leaving it in the page cache, which the host needs for its guests.
     pub(crate) uncached: Option<Arc<RawImage>>,
@@ -61,8 +63,8 @@ impl DiskContent {
 
     fn failed(&self, what: &str, error: &block::Error) -> Observation {
         let message = format!("disk {} cannot be {what}", self.id);
-        let cause = Observation::from_error(Side::Source, "disk.io", error);
-        Observation::new(Side::Source, "disk.read", message).caused_by(cause)
+        let cause = Observation::from_error(self.side, "disk.io", error);
+        Observation::new(self.side, "disk.read", message).caused_by(cause)
     }
 }
 

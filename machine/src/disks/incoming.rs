@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,10 +15,11 @@ use control::runtime_dir::check_name;
 use migration::disk_modes::DiskFormat;
 use migration::journal::{FileJournal, Journal};
 use migration::observation::{Observation, Side};
-use migration::vm::{DestinationVolume, VmResult, VolumeOffer};
+use migration::vm::{DestinationVolume, HeldBefore, VmResult, VolumeOffer};
 
 use crate::build::spec::{DiskSpec, MachineSpec};
 use crate::config::{DiskTarget, IncomingDisk};
+use crate::disks::content::DiskContent;
 use crate::disks::marks::{self, Mark};
 use crate::disks::unused::{FileId, Unused, left_over, room_in};
 use crate::opener;
@@ -377,36 +379,44 @@ impl Made {
 
 /// A disk, as its content comes in.
 pub(crate) struct IncomingVolume {
-    id: String,
-    disk: Arc<dyn BlockDevice>,
+    content: DiskContent,
+    /// Whether it was made for the guest.
+    target: DiskTarget,
 }
 
 impl IncomingVolume {
-    /// `disk` over its `image`, which is the guest's from here on: what was in it before is given up, and `mark` says so
+    /// `disk` over its `image`, which is the guest's from here on: what was in it before may go at any time, and `mark` says so
     /// to whoever finds it before the guest is here.
     ///
     /// # Errors
-    /// When it cannot be marked or emptied.
-    pub(crate) fn empty(
+    /// When it cannot be marked.
+    pub(crate) fn marked(
         placement: &Placement,
         (image, disk): (&Image, Arc<dyn BlockDevice>),
         mark: &Mark,
     ) -> VmResult<Self> {
         let volume = Self {
-            id: placement.id.clone(),
-            disk,
+            content: DiskContent {
+                id: placement.id.clone(),
+                side: Side::Destination,
+                disk,
+                uncached: match image {
+                    Image::Raw(image) => Some(image.clone()),
+                    Image::Qcow2(_) => None,
+                },
+            },
+            target: placement.target,
         };
-        if placement.target == DiskTarget::Existing {
+        if volume.target == DiskTarget::Existing {
             // It may have no marks, as one that is made.
             volume.done(mark.set_arriving(image.file()))?;
-            volume.write_zeroes(0..volume.disk.size())?;
         }
         Ok(volume)
     }
 
     fn done<T>(&self, done: block::Result<T>) -> VmResult<()> {
         done.map(drop).map_err(|e| {
-            let message = format!("disk {} cannot be written", self.id);
+            let message = format!("disk {} cannot be written", self.content.id);
             Observation::new(Side::Destination, "disk.write", message)
                 .caused_by(Observation::from_error(Side::Destination, "disk.io", &e))
         })
@@ -415,20 +425,40 @@ impl IncomingVolume {
 
 impl DestinationVolume for IncomingVolume {
     fn size(&self) -> u64 {
-        self.disk.size()
+        self.content.disk.size()
+    }
+
+    fn held_before(&self) -> Option<&dyn HeldBefore> {
+        (self.target == DiskTarget::Existing).then_some(self as &dyn HeldBefore)
     }
 
     fn write(&self, offset: u64, bytes: &mut [u8]) -> VmResult<()> {
         let buffers = [Buffer::new(bytes)];
-        self.done(self.disk.write(&buffers, offset, Durability::Flushed))
+        let disk = &self.content.disk;
+        self.done(disk.write(&buffers, offset, Durability::Flushed))
     }
 
-    fn write_zeroes(&self, range: std::ops::Range<u64>) -> VmResult<()> {
+    fn write_zeroes(&self, range: Range<u64>) -> VmResult<()> {
         let len = range.end - range.start;
-        self.done(self.disk.write_zeroes(range.start, len, ZeroMode::MayUnmap))
+        let disk = &self.content.disk;
+        self.done(disk.write_zeroes(range.start, len, ZeroMode::MayUnmap))
     }
 
     fn flush(&self) -> VmResult<()> {
-        self.done(self.disk.flush())
+        self.done(self.content.disk.flush())
+    }
+}
+
+impl HeldBefore for IncomingVolume {
+    fn data(&self, range: Range<u64>) -> VmResult<Vec<Range<u64>>> {
+        self.content.data(range)
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) -> VmResult<()> {
+        self.content.read(offset, into)
+    }
+
+    fn clear(&self) -> VmResult<()> {
+        self.write_zeroes(0..self.size())
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::buffer::PageBuffer;
 use super::digests::{Keys, blocks_of, in_pages};
-use super::kept::Kept;
+use super::kept::{Kept, Next};
 use super::matches::{numbers, place, runs};
 use super::sender::{Disk, Disks};
 use crate::error::Error;
@@ -74,9 +74,9 @@ impl Finder {
         let mut waiting: VecDeque<Question> = VecDeque::new();
         while !self.session.is_stopped() {
             while waiting.len() < kept.window()
-                && let Some(word) = kept.next()
+                && let Some(next) = kept.next()
             {
-                match self.question(number, disk, kept, word)? {
+                match self.question(number, disk, kept, next)? {
                     Some(question) => waiting.push_back(question),
                     None if waiting.is_empty() => kept.answered_to(None),
                     None => {}
@@ -103,13 +103,13 @@ impl Finder {
         Ok(())
     }
 
-    /// Asks about those blocks of `word` that hold data and of which nothing is known.
+    /// Asks about those blocks of a word that hold data and of which nothing is known.
     fn question(
         &mut self,
         number: usize,
         disk: &Disk,
         kept: &Kept,
-        word: u64,
+        Next { word, most }: Next,
     ) -> Result<Option<Question>, Error> {
         let at = word as usize;
         let first = word * ASKED_BLOCKS;
@@ -126,6 +126,7 @@ impl Finder {
         let changes = |block: &u64| disk.volume.has_changed(*block);
         let changing = numbers(at, bits).filter(changes);
         bits &= !changing.fold(0, |bits, block| bits | place(block).1);
+        bits = thinned(bits, most);
         let mut of = SomeBlocks {
             volume: number as u32,
             first,
@@ -159,6 +160,13 @@ impl Finder {
     }
 }
 
+/// At most `most` of `bits`, spread over them.
+fn thinned(bits: u64, most: u32) -> u64 {
+    let step = bits.count_ones().div_ceil(most.max(1)).max(1) as usize;
+    let kept = numbers(0, bits).step_by(step);
+    kept.fold(0, |bits, bit| bits | 1 << bit)
+}
+
 /// Notes the answer to `question`.
 fn note(
     disk: &Disk,
@@ -182,6 +190,21 @@ fn note(
             kept.matches.find(block, (&disk.sums, sum), nothing)?;
         }
     }
-    kept.heard(of.bits.count_ones(), there.bits.count_ones());
+    let word = of.first / ASKED_BLOCKS;
+    kept.heard(word, of.bits.count_ones(), there.bits.count_ones());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_of_many_are_spread() {
+        assert_eq!(thinned(u64::MAX, 64), u64::MAX);
+        assert_eq!(thinned(u64::MAX, 8), 0x0101_0101_0101_0101);
+        assert_eq!(thinned(0b1011 << 60, 8), 0b1011 << 60);
+        assert_eq!(thinned(0b1_1111, 2), 0b1001);
+        assert_eq!(thinned(0, 8), 0);
+    }
 }

@@ -148,12 +148,12 @@ fn a_guest_that_comes_back_brings_only_what_it_has_written() {
 /// Writes all over the disk for as long as the guest is here.
 fn write_all_over(vm: &Source, over: &AtomicBool) {
     let mut random = 1_u64;
+    let blocks = vm.disks[0].bytes().len() / BLOCK;
     while !over.load(Ordering::SeqCst) {
         random = random
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1);
         let runs = vm.with_disk(0, |disk| {
-            let blocks = disk.bytes().len() / BLOCK;
             let number = (random >> 33) as usize % blocks;
             // What was there before among them, so that what is found may be gone when it is said.
             let bytes = block(number, random >> 20 & 1);
@@ -162,7 +162,7 @@ fn write_all_over(vm: &Source, over: &AtomicBool) {
         if !runs {
             break;
         }
-        std::thread::yield_now();
+        std::thread::sleep(Duration::from_micros(300));
     }
 }
 
@@ -234,10 +234,10 @@ fn a_new_link_goes_on_with_what_was_found() {
         (Side::Source, DiskMode::Mirror),
     ] {
         let (mut reconnects, mut most) = (0, 0);
-        for frame in (0..).map(|turn| turn * 5 + 1) {
-            let theirs = disk(260);
+        for frame in (0..).map(|turn| turn * 9 + 1) {
+            let theirs = disk(150);
             let mut ours = theirs.clone();
-            for number in (0..260).step_by(3) {
+            for number in (0..150).step_by(3) {
                 ours[number * BLOCK] ^= 1;
             }
             let mut scene = scene(&ours, &theirs);

@@ -199,6 +199,8 @@ impl Point {
 /// A played source that has come to a point.
 pub struct PlayedSource {
     pub control: Box<dyn Connection>,
+    /// What the welcome gave out.
+    pub token: [u8; 16],
     pub data: Vec<Box<dyn Connection>>,
 }
 
@@ -208,17 +210,33 @@ impl PlayedSource {
     /// # Panics
     /// When the destination says what it should not.
     pub fn at(connect: &MemoryConnect, negotiate: Negotiate, point: Point) -> Option<Self> {
+        Self::telling(Capabilities::OURS, connect, negotiate, point)
+    }
+
+    /// The same, of one that tells these capabilities.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn telling(
+        capabilities: Capabilities,
+        connect: &MemoryConnect,
+        negotiate: Negotiate,
+        point: Point,
+    ) -> Option<Self> {
         let streams = u16::from(negotiate.streams);
         let id = MigrationId::random().unwrap();
         let control = connect.connect(PATIENCE).unwrap();
-        control
-            .send(&Hello::new(Role::Control, id, [0; 16]).encode())
-            .unwrap();
+        let hello = Hello {
+            capabilities,
+            ..Hello::new(Role::Control, id, [0; 16])
+        };
+        control.send(&hello.encode()).unwrap();
         let Some(Message::Welcome(welcome)) = hear(&*control) else {
             panic!("no welcome")
         };
         let mut this = Self {
             control,
+            token: welcome.token,
             data: Vec::new(),
         };
         if point >= Point::Negotiated {

@@ -2,20 +2,18 @@
 
 mod double;
 
-use std::time::Duration;
-
 use double::Destination;
 use double::played_disks::{
     BLOCK, SIZES, STRIPE, batch, commits, is_refused, move_altered, offer, play_source, raw,
     with_disks, zeroes,
 };
-use double::players::{Point, message_of, say};
+use double::players::{Point, message_of, say, wanted};
 use migration::Outcome;
 use migration::progress::Verify;
 use migration::vm::VolumeOffer;
 use migration::wire::batch::{BatchHeader, Encoding, MAX_RANGES, PageRange};
 use migration::wire::blocks::BlockRange;
-use migration::wire::control::Message;
+use migration::wire::control::{Message, Negotiate};
 use migration::wire::kind::Kind;
 use zerocopy::{FromBytes, IntoBytes};
 

@@ -345,7 +345,7 @@ impl<'a> BlockReceiver<'a> {
         }
         let from = if goes_on { begins } else { bytes.start };
         let whole = kept.whole(&(from..bytes.end));
-        self.said = (bytes.end % BLOCK_SIZE != 0).then_some((number, bytes.end));
+        self.said = (!bytes.end.is_multiple_of(BLOCK_SIZE)).then_some((number, bytes.end));
         kept.said(whole);
         Ok(())
     }

@@ -43,11 +43,16 @@ impl Counters {
         self.disk_bytes.load(Ordering::Relaxed)
     }
 
+    /// Bytes of disks that were there already.
+    pub fn present_bytes(&self) -> u64 {
+        self.disk_present_bytes.load(Ordering::Relaxed)
+    }
+
     /// Fills in what became of disks, all together.
     pub fn of_disks(&self, report: &mut DisksReport) {
         report.bytes = self.disk_bytes();
         report.zero_bytes = self.disk_zero_bytes.load(Ordering::Relaxed);
-        report.present_bytes = self.disk_present_bytes.load(Ordering::Relaxed);
+        report.present_bytes = self.present_bytes();
         report.digest_bytes = self.digest_bytes.load(Ordering::Relaxed);
         report.mirrored_bytes = self.echoed_bytes.load(Ordering::Relaxed);
         report.deferred_blocks = self.put_off_blocks.load(Ordering::Relaxed);
@@ -59,8 +64,7 @@ impl Counters {
         let pages: u64 = pages.iter().map(|c| c.load(Ordering::Relaxed)).sum();
         let put_off = self.put_off_blocks.load(Ordering::Relaxed) * BLOCK_SIZE;
         let zero = self.disk_zero_bytes.load(Ordering::Relaxed);
-        let present = self.disk_present_bytes.load(Ordering::Relaxed);
-        pages * PAGE_SIZE + self.disk_bytes() + zero + present + put_off
+        pages * PAGE_SIZE + self.disk_bytes() + zero + self.present_bytes() + put_off
     }
 
     pub fn encodings(&self) -> BTreeMap<String, EncodingCount> {

@@ -232,6 +232,12 @@ pub struct DisksReport {
     pub bytes: u64,
     /// Bytes that read as zeroes, which do not travel.
     pub zero_bytes: u64,
+    /// Bytes that the destination had already, which were not sent.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub present_bytes: u64,
+    /// Bytes of the digests by which those were found, among all that left the source.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub digest_bytes: u64,
     /// Blocks of 64 KiB that were not sent in their turn, because the guest had written them again by then.
     pub deferred_blocks: u64,
     /// Bytes of blocks of mirrored disks that were sent as the guest wrote them, among those that travelled.

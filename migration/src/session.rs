@@ -101,6 +101,8 @@ pub(crate) struct Session {
     began: Instant,
     round_trip_us: AtomicU64,
     control_bytes: AtomicU64,
+    /// Who takes what is said of blocks that may be there, if anybody does.
+    blocks: Mutex<Option<SyncSender<Message>>>,
 }
 
 /// A frame that is being placed.
@@ -145,6 +147,7 @@ impl Session {
             began: Instant::now(),
             round_trip_us: AtomicU64::new(0),
             control_bytes: AtomicU64::new(0),
+            blocks: Mutex::default(),
         };
         (Arc::new(session), receiver)
     }
@@ -173,6 +176,33 @@ impl Session {
     pub fn note(&self, note: Note) {
         if let Err(TrySendError::Full(_)) = self.notes.try_send(note) {
             self.fail(Error::Protocol("it says too much at once".into()));
+        }
+    }
+
+    /// From now on `taken` is given what the peer says of blocks that may be there, until the session ends; as with notes, what
+    /// may come has room there.
+    pub fn give_blocks_to(&self, taken: SyncSender<Message>) {
+        let mut blocks = lock(&self.blocks);
+        if !self.is_stopped() {
+            *blocks = Some(taken);
+        }
+    }
+
+    fn hear_of_blocks(&self, message: Message) -> Result<(), Error> {
+        let blocks = lock(&self.blocks);
+        let Some(taken) = &*blocks else {
+            // When it is over, nobody waits for that any more.
+            return match self.is_stopped() {
+                true => Ok(()),
+                false => Err(message.unexpected("what was agreed on")),
+            };
+        };
+        match taken.try_send(message) {
+            Err(TrySendError::Full(_)) => Err(Error::Protocol(
+                "it says more of blocks than was asked".into(),
+            )),
+            // Whoever asked needs no answer any more.
+            Ok(()) | Err(TrySendError::Disconnected(_)) => Ok(()),
         }
     }
 
@@ -300,6 +330,7 @@ impl Session {
     fn stop_data(&self) {
         let data = lock(&self.data);
         self.stopped.store(true, Ordering::Release);
+        lock(&self.blocks).take();
         data.iter().for_each(|connection| connection.shutdown());
     }
 
@@ -461,6 +492,9 @@ impl Session {
                         if known == 0 || us < known {
                             self.round_trip_us.store(us, Ordering::Relaxed);
                         }
+                    }
+                    message @ (Message::BlockDigests(_) | Message::BlocksPresent(_)) => {
+                        self.hear_of_blocks(message)?;
                     }
                     message => self.note(Note::Message(message)),
                 }

@@ -2,112 +2,26 @@
 
 mod double;
 
-use std::ops::Range;
-use std::sync::Arc;
-use std::time::Duration;
-
-use double::disks::MemoryDisk;
-use double::players::{PlayedSource, Point, hear, message_of, relay, say, wanted};
-use double::{Destination, Guest, Source, Witness};
-use migration::journal::MemoryJournal;
+use double::Destination;
+use double::played_disks::{
+    BLOCK, SIZES, STRIPE, batch, commits, is_refused, move_altered, offer, play_source, raw,
+    with_disks, zeroes,
+};
+use double::players::{Point, message_of, say, wanted};
+use migration::Outcome;
 use migration::progress::Verify;
-use migration::request::MigrateRequest;
-use migration::steering::Steering;
-use migration::transport::memory;
-use migration::units::Span;
-use migration::vm::{VolumeOffer, Wish};
+use migration::vm::VolumeOffer;
 use migration::wire::batch::{BatchHeader, Encoding, MAX_RANGES, PageRange};
-use migration::wire::blocks::{BlockEncoding, BlockRange};
+use migration::wire::blocks::BlockRange;
 use migration::wire::control::{Message, Negotiate};
 use migration::wire::kind::Kind;
-use migration::{MigrationId, Outcome, destination, source};
 use zerocopy::{FromBytes, IntoBytes};
-
-const BLOCK: u64 = 64 << 10;
-const STRIPE: u64 = 2 << 20;
-/// Of two disks.
-const SIZES: [u64; 2] = [2 * STRIPE + 1536, 512];
-
-fn offer(id: &str, size: u64) -> VolumeOffer {
-    VolumeOffer {
-        id: id.into(),
-        size,
-        allocated: 0,
-        wish: Wish::Travels,
-        format: None,
-    }
-}
-
-/// What a source wants that sends disks of these sizes.
-fn with_disks(streams: u8, sizes: &[u64]) -> Negotiate {
-    let offers = (0..).zip(sizes);
-    Negotiate {
-        streams,
-        volumes: offers
-            .map(|(number, size)| offer(&format!("disk{number}"), *size))
-            .collect(),
-        ..wanted()
-    }
-}
-
-/// A destination against a source that has come to `point` and then does what `play` does; what there is of it then.
-fn play_source(
-    negotiate: Negotiate,
-    point: Point,
-    play: impl FnOnce(&PlayedSource) + Send,
-) -> (Outcome, Destination) {
-    let (connect, listen) = memory::network(&[]);
-    let witness: Arc<Witness> = Arc::default();
-    let mut into = Destination::new(&witness);
-    let outcome = std::thread::scope(|scope| {
-        let there = scope.spawn(|| {
-            let options = destination::Options {
-                io_timeout: Duration::from_secs(2),
-                peer_timeout: Duration::from_secs(2),
-                progress_timeout: Duration::from_secs(5),
-                ..destination::Options::default()
-            };
-            let journal = MemoryJournal::default();
-            destination::receive(&listen, &mut into, &options, &Steering::new(), &journal)
-        });
-        if let Some(source) = PlayedSource::at(&connect, negotiate, point) {
-            play(&source);
-            source.see_out();
-        }
-        there.join().unwrap()
-    });
-    (outcome, into)
-}
-
-#[track_caller]
-fn is_refused(name: &str, (outcome, into): (Outcome, Destination)) {
-    let Outcome::Failed(report) = &outcome else {
-        panic!("{name}: {outcome:?}")
-    };
-    let error = report.error.as_ref().unwrap();
-    assert_eq!(error.root().id, "migration.protocol", "{name}: {error:?}");
-    assert!(into.has_nothing(), "{name}: something is left");
-}
-
-fn raw(volume: u16, range: Range<u64>) -> BlockRange {
-    BlockRange::new(volume, range, BlockEncoding::Raw)
-}
-
-fn zeroes(volume: u16, range: Range<u64>) -> BlockRange {
-    BlockRange::new(volume, range, BlockEncoding::Zero)
-}
 
 /// A range that says it has so many bytes of payload.
 fn with_payload(range: BlockRange, payload: u32) -> BlockRange {
     let mut bytes = range.as_bytes().to_vec();
     bytes[16..20].copy_from_slice(&payload.to_le_bytes());
     BlockRange::read_from_bytes(&bytes).unwrap()
-}
-
-/// A batch of `ranges` and `payload` bytes, all the same.
-fn batch(ranges: &[BlockRange], payload: usize, byte: u8) -> Vec<u8> {
-    let header = BatchHeader::of(1, ranges);
-    [header.as_bytes(), ranges.as_bytes(), &vec![byte; payload]].concat()
 }
 
 #[test]
@@ -236,13 +150,6 @@ fn first_page(into: &Destination) -> Vec<u8> {
     into.disks[0].bytes()[..4096].to_vec()
 }
 
-/// Says all that a source says once its state is loaded; the destination runs the guest then.
-fn commits(source: &PlayedSource) {
-    source.say(&Message::Commit);
-    let answer = hear(&*source.control);
-    assert!(matches!(answer, Some(Message::Committed(_))), "{answer:?}");
-}
-
 #[test]
 fn of_a_block_that_comes_twice_in_a_batch_the_last_one_counts() {
     let (outcome, into) = play_source(with_disks(1, &SIZES), Point::Prepared, |source| {
@@ -304,49 +211,6 @@ fn nothing_is_written_under_a_guest_that_runs() {
     });
     assert!(matches!(outcome, Outcome::Completed(_)), "{outcome:?}");
     assert!(first_page(&into) == [0; 4096], "it was written");
-}
-
-/// Moves a guest with a disk to a destination whose messages `alter` changes on their way.
-fn move_altered(verify: Verify, alter: impl Fn(Message) -> Message + Sync) -> Outcome {
-    let ((connect, between), (onwards, listen)) = (memory::network(&[]), memory::network(&[]));
-    let witness: Arc<Witness> = Arc::default();
-    let mut vm = Source::new(64, Guest::Idle, &witness);
-    vm.disks = vec![MemoryDisk::new("data", SIZES[0] as usize)];
-    vm.disks[0].guest_writes(0, &[1; 8192]);
-    let mut into = Destination::new(&witness);
-    let request = MigrateRequest {
-        streams: Some(1),
-        verify,
-        timeout: Some(Span(Duration::from_secs(2))),
-        ..MigrateRequest::new("unix:/there")
-    };
-    let options = source::Options {
-        io_timeout: Duration::from_secs(2),
-        peer_timeout: Duration::from_secs(2),
-        ..source::Options::new(MigrationId::random().unwrap(), request)
-    };
-    let receiving = Steering::new();
-    let here = std::thread::scope(|scope| {
-        let there = scope.spawn(|| {
-            let (options, journal) = (destination::Options::default(), MemoryJournal::default());
-            destination::receive(&listen, &mut into, &options, &receiving, &journal)
-        });
-        scope.spawn(|| relay(&between, &onwards, &alter));
-        let journal = MemoryJournal::default();
-        let here = source::migrate(&vm, &connect, &options, &Steering::new(), &journal);
-        receiving.cancel();
-        there.join().unwrap();
-        here
-    });
-    match here {
-        Outcome::Completed(_) => assert_eq!(witness.running(), (false, true)),
-        _ => {
-            assert!(vm.is_untouched(), "{here:?}");
-            assert!(into.has_nothing(), "{here:?}");
-            assert_eq!(witness.running(), (true, false));
-        }
-    }
-    here
 }
 
 #[test]

@@ -13,8 +13,8 @@ use migration::wire::batch::{
 use migration::wire::blocks::{BlockEncoding, BlockRange};
 use migration::wire::capabilities::Capabilities;
 use migration::wire::control::{
-    Answer, Committed, ControlHeader, Extents, Intent, LastPass, Message, Negotiate, Negotiated,
-    PassPlaced, Prepared, Ready, Resolution, Welcome,
+    Answer, BlockDigests, BlocksPresent, Committed, ControlHeader, Extents, Intent, LastPass,
+    Message, Negotiate, Negotiated, PassPlaced, Prepared, Ready, Resolution, SomeBlocks, Welcome,
 };
 use migration::wire::hello::{HELLO_LEN, Hello, Role};
 use migration::{HostId, MigrationId};
@@ -56,6 +56,7 @@ fn every_message() -> Vec<Message> {
             journal_ms: 0.25,
             hash_bytes_per_s: None,
             disks: Vec::new(),
+            kept_disks: Vec::new(),
         }),
         Message::Extents(Extents {
             extents: vec![(0, 8192), (65536, 4096)],
@@ -204,6 +205,28 @@ fn disks_that_travel_are_the_bytes_of_their_capability() {
         let (header, body) = split(&frame);
         assert_eq!(Message::decode(&header, body.to_vec()).unwrap(), message);
     }
+    let of = SomeBlocks {
+        volume: 1,
+        first: 128,
+        bits: 0b101,
+    };
+    let digests = vec![[0xd1; 16], [0xd2; 16]];
+    let question = Message::BlockDigests(BlockDigests { of, digests });
+    let answer = Message::BlocksPresent(BlocksPresent(of));
+    let prepared = Message::Prepared(Prepared {
+        journal_ms: 0.25,
+        hash_bytes_per_s: None,
+        disks: Vec::new(),
+        kept_disks: vec![0, 2],
+    });
+    for message in [prepared, question, answer] {
+        let frame = message.encode().unwrap();
+        assert_golden(&format!("kept-{}.bin", message.name()), &frame);
+        let (header, body) = split(&frame);
+        assert_eq!(Message::decode(&header, body.to_vec()).unwrap(), message);
+    }
+    let there = BlockRange::new(1, 0..1 << 16, BlockEncoding::Present);
+    assert_golden("kept-range.bin", there.as_bytes());
     let ranges = [
         BlockRange::new(0, 0x1000..0x3000, BlockEncoding::Raw),
         BlockRange::new(7, 1 << 40..(1 << 40) + 512, BlockEncoding::Zero),

@@ -40,6 +40,7 @@ fn take_until_commit(listen: &MemoryListen, host: HostId) {
                     journal_ms: 0.0,
                     hash_bytes_per_s: None,
                     disks: Vec::new(),
+                    kept_disks: Vec::new(),
                 }),
                 Message::Extents(_) => {
                     scope.spawn(|| take_pages(&*accept(), control));

@@ -219,7 +219,7 @@ fn usual(which: u8) -> Vec<u8> {
             plan.intent = Intent::Plan;
             Message::Negotiate(Box::new(plan))
         }
-        which => every_message().swap_remove(usize::from(which) % 18),
+        which => every_message().swap_remove(usize::from(which) % 20),
     };
     message.encode().unwrap_or_default()
 }

@@ -16,8 +16,9 @@ use migration::wire::batch::{
 };
 use migration::wire::blocks::{BlockEncoding, BlockRange};
 use migration::wire::control::{
-    Answer, CONTROL_LEN, CONTROL_MAGIC, Committed, Extents, Intent, LastPass, Message, Negotiate,
-    Negotiated, PassPlaced, Prepared, Ready, Resolution, Welcome,
+    Answer, BlockDigests, BlocksPresent, CONTROL_LEN, CONTROL_MAGIC, Committed, Extents, Intent,
+    LastPass, Message, Negotiate, Negotiated, PassPlaced, Prepared, Ready, Resolution, SomeBlocks,
+    Welcome,
 };
 use migration::wire::hello::{HELLO_LEN, Hello, Role};
 use migration::{HostId, MigrationId};
@@ -229,6 +230,13 @@ fn passed_on(observation: &Observation) {
     }
 }
 
+/// Two blocks of a disk.
+const BLOCKS: SomeBlocks = SomeBlocks {
+    volume: 0,
+    first: 64,
+    bits: 0b101,
+};
+
 /// Every message of the protocol.
 pub(super) fn every_message() -> Vec<Message> {
     let cause = Observation::new(Side::Destination, "disk.open", "no such file");
@@ -250,6 +258,7 @@ pub(super) fn every_message() -> Vec<Message> {
             journal_ms: 0.25,
             hash_bytes_per_s: None,
             disks: vec!["data".into()],
+            kept_disks: vec![0],
         }),
         Message::Extents(Extents {
             extents: vec![(0, 8192), (1 << 32, 4096)],
@@ -290,6 +299,11 @@ pub(super) fn every_message() -> Vec<Message> {
             host: Some(HostId([3; 16])),
         }),
         Message::PlanEnd,
+        Message::BlockDigests(BlockDigests {
+            of: BLOCKS,
+            digests: vec![[7; 16]; 2],
+        }),
+        Message::BlocksPresent(BlocksPresent(BLOCKS)),
     ]
 }
 

@@ -10,9 +10,11 @@ use migration::vm::VmResult;
 /// Extents that are asked for at once.
 const EXTENTS: usize = 1024;
 
-/// A disk whose content goes to another host.
+/// A disk whose content goes to another host, or may be there already.
 pub(crate) struct DiskContent {
     pub(crate) id: String,
+    /// Who reads it.
+    pub(crate) side: Side,
     pub(crate) disk: Arc<dyn BlockDevice>,
     /// Its image, where that can be read without leaving it in the page cache, which the host needs for its guests.
     pub(crate) uncached: Option<Arc<RawImage>>,
@@ -51,18 +53,26 @@ impl DiskContent {
     /// # Errors
     /// `disk.read`.
     pub(crate) fn read(&self, offset: u64, into: &mut [u8]) -> VmResult<()> {
-        let buffers = [Buffer::new(into)];
-        let read = match &self.uncached {
-            Some(image) => image.read_uncached(&buffers, offset),
-            None => self.disk.read(&buffers, offset),
+        let Some(image) = &self.uncached else {
+            return self.read_cached(offset, into);
         };
+        let read = image.read_uncached(&[Buffer::new(into)], offset);
+        read.map_err(|e| self.failed("read", &e))
+    }
+
+    /// As [`DiskContent::read`], through all layers of the disk and the page cache.
+    ///
+    /// # Errors
+    /// `disk.read`.
+    pub(crate) fn read_cached(&self, offset: u64, into: &mut [u8]) -> VmResult<()> {
+        let read = self.disk.read(&[Buffer::new(into)], offset);
         read.map_err(|e| self.failed("read", &e))
     }
 
     fn failed(&self, what: &str, error: &block::Error) -> Observation {
         let message = format!("disk {} cannot be {what}", self.id);
-        let cause = Observation::from_error(Side::Source, "disk.io", error);
-        Observation::new(Side::Source, "disk.read", message).caused_by(cause)
+        let cause = Observation::from_error(self.side, "disk.io", error);
+        Observation::new(self.side, "disk.read", message).caused_by(cause)
     }
 }
 

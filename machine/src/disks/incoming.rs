@@ -2,12 +2,14 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use block::image::qcow2::BackingRules;
 use block::image::qcow2::create::{self, DEFAULT_CLUSTER_BITS, NewImage};
+use block::image::seal::SEAL;
 use block::image::{Format, Image};
 use block::sealed::Sealed;
 use block::{Access, BlockDevice, Buffer, Durability, ImageKind, RawImage, ZeroMode};
@@ -15,10 +17,11 @@ use control::runtime_dir::check_name;
 use migration::disk_modes::DiskFormat;
 use migration::journal::{FileJournal, Journal};
 use migration::observation::{Observation, Side};
-use migration::vm::{DestinationVolume, VmResult, VolumeOffer};
+use migration::vm::{DestinationVolume, HeldBefore, VmResult, VolumeOffer};
 
 use crate::build::spec::{DiskSpec, MachineSpec};
 use crate::config::{DiskTarget, IncomingDisk};
+use crate::disks::content::DiskContent;
 use crate::disks::marks::{self, Mark};
 use crate::disks::unused::{FileId, Unused, left_over, room_in};
 use crate::opener;
@@ -378,38 +381,46 @@ impl Made {
 
 /// A disk, as its content comes in.
 pub(crate) struct IncomingVolume {
-    id: String,
-    disk: Arc<dyn BlockDevice>,
-    /// The same, where that is a block device, which can have no mark.
+    content: DiskContent,
+    /// Whether it was made for the guest.
+    target: DiskTarget,
+    /// The same disk, where that is a block device, which can have no mark.
     sealed: Option<Arc<Sealed>>,
 }
 
 impl IncomingVolume {
-    /// `disk` over its `image`, which is the guest's from here on: what was in it before is given up, and `mark` says so
+    /// `disk` over its `image`, which is the guest's from here on: what was in it before may go at any time, and `mark` says so
     /// to whoever finds it before the guest is here.
     ///
     /// # Errors
-    /// When it cannot be marked or emptied.
-    pub(crate) fn empty(
+    /// When it cannot be marked.
+    pub(crate) fn marked(
         placement: &Placement,
         (image, disk): (&Image, Arc<dyn BlockDevice>),
         mark: &Mark,
     ) -> VmResult<Self> {
         let mut volume = Self {
-            id: placement.id.clone(),
-            disk,
+            content: DiskContent {
+                id: placement.id.clone(),
+                side: Side::Destination,
+                disk,
+                uncached: match image {
+                    Image::Raw(image) => Some(image.clone()),
+                    Image::Qcow2(_) => None,
+                },
+            },
+            target: placement.target,
             sealed: None,
         };
         if image.file().kind() == ImageKind::BlockDevice {
-            let sealed = Sealed::new(volume.disk.clone(), &mark.encode());
+            let sealed = Sealed::new(volume.content.disk.clone(), &mark.encode());
             let sealed = Arc::new(sealed.map_err(|e| volume.failed(&e))?);
-            volume.disk = sealed.clone();
+            volume.content.disk = sealed.clone();
             volume.sealed = Some(sealed);
         }
-        if placement.target == DiskTarget::Existing {
+        if volume.target == DiskTarget::Existing {
             // It may have no marks, as one that is made.
             volume.done(mark.set_arriving(image.file()))?;
-            volume.write_zeroes(0..volume.disk.size())?;
         }
         Ok(volume)
     }
@@ -426,7 +437,7 @@ impl IncomingVolume {
     /// Takes that back: its guest does not come.
     pub(crate) fn seal_again(&self) {
         if let Some(Err(error)) = self.sealed.as_ref().map(|sealed| sealed.close()) {
-            tracing::warn!(disk = %self.id, %error, "nothing on the block device says that its guest did not come");
+            tracing::warn!(disk = %self.content.id, %error, "nothing on the block device says that its guest did not come");
         }
     }
 
@@ -435,7 +446,7 @@ impl IncomingVolume {
     }
 
     fn failed(&self, error: &block::Error) -> Observation {
-        let message = format!("disk {} cannot be written", self.id);
+        let message = format!("disk {} cannot be written", self.content.id);
         Observation::new(Side::Destination, "disk.write", message)
             .caused_by(Observation::from_error(Side::Destination, "disk.io", error))
     }
@@ -443,20 +454,44 @@ impl IncomingVolume {
 
 impl DestinationVolume for IncomingVolume {
     fn size(&self) -> u64 {
-        self.disk.size()
+        self.content.disk.size()
+    }
+
+    fn held_before(&self) -> Option<&dyn HeldBefore> {
+        (self.target == DiskTarget::Existing).then_some(self as &dyn HeldBefore)
     }
 
     fn write(&self, offset: u64, bytes: &mut [u8]) -> VmResult<()> {
         let buffers = [Buffer::new(bytes)];
-        self.done(self.disk.write(&buffers, offset, Durability::Flushed))
+        let disk = &self.content.disk;
+        self.done(disk.write(&buffers, offset, Durability::Flushed))
     }
 
-    fn write_zeroes(&self, range: std::ops::Range<u64>) -> VmResult<()> {
+    fn write_zeroes(&self, range: Range<u64>) -> VmResult<()> {
         let len = range.end - range.start;
-        self.done(self.disk.write_zeroes(range.start, len, ZeroMode::MayUnmap))
+        let disk = &self.content.disk;
+        self.done(disk.write_zeroes(range.start, len, ZeroMode::MayUnmap))
     }
 
     fn flush(&self) -> VmResult<()> {
-        self.done(self.disk.flush())
+        self.done(self.content.disk.flush())
+    }
+}
+
+impl HeldBefore for IncomingVolume {
+    fn data(&self, range: Range<u64>) -> VmResult<Vec<Range<u64>>> {
+        self.content.data(range)
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) -> VmResult<()> {
+        // A seal is no content.
+        if self.sealed.is_some() && offset < SEAL as u64 {
+            return self.content.read_cached(offset, into);
+        }
+        self.content.read(offset, into)
+    }
+
+    fn clear(&self) -> VmResult<()> {
+        self.write_zeroes(0..self.size())
     }
 }

@@ -130,10 +130,10 @@ impl ArrivingDisks {
         Ok(())
     }
 
-    /// Takes the images that `disks` has opened, empty.
+    /// Takes the images that `disks` has opened.
     ///
     /// # Errors
-    /// When one cannot be emptied.
+    /// When one cannot be marked.
     pub(super) fn opened(&mut self, disks: &Disks) -> VmResult<()> {
         for (placement, mark) in self.placements.iter().zip(self.mark.iter().cycle()) {
             let id = &placement.id;
@@ -149,7 +149,7 @@ impl ArrivingDisks {
                     message,
                 ));
             }
-            let volume = IncomingVolume::empty(placement, (disk.image(), disk.device()), mark)?;
+            let volume = IncomingVolume::marked(placement, (disk.image(), disk.device()), mark)?;
             self.volumes.push(Arc::new(volume));
         }
         Ok(())

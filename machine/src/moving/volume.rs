@@ -32,6 +32,7 @@ impl OutgoingVolume {
             wish,
             machine: machine.clone(),
             content: DiskContent {
+                side: Side::Source,
                 id: id.to_owned(),
                 disk,
                 uncached: machine.devices().disks.bare_image(id),

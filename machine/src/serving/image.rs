@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use block::image::qcow2::BackingRules;
 use block::image::{Format, Image};
 use block::{Access, Claim, Content};
+use migration::observation::Side;
 use migration::pull::{PullSource, PulledVolume};
 use migration::vm::{BLOCK_SIZE, VmResult};
 
@@ -43,6 +44,7 @@ impl ServedImage {
     pub(super) fn new((image, claim): (Image, Claim), record: ServingRecord, held: Held) -> Self {
         Self {
             content: DiskContent {
+                side: Side::Source,
                 id: record.disk.clone(),
                 disk: image.device(),
                 uncached: match &image {

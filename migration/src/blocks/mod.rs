@@ -1,8 +1,14 @@
 //! The block pipeline: disks that travel with their guest, in blocks of 64 KiB whose changes are marked as a page's are.
 
+mod batch;
 pub(crate) mod buffer;
 pub(crate) mod changes;
+pub(crate) mod comparing;
+pub(crate) mod digests;
 mod echo;
+pub(crate) mod finder;
+mod kept;
+mod matches;
 pub(crate) mod receiver;
 pub(crate) mod sender;
 mod sums;

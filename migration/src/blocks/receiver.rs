@@ -4,6 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::buffer::PageBuffer;
+use super::comparing::KeptHere;
+use super::digests::{DigestKey, Keys};
+use super::matches::{by_words, numbers};
 use super::sums::BlockSums;
 use super::{STRIPE, stripes};
 use crate::PAGE_SIZE;
@@ -14,7 +17,7 @@ use crate::pages::stripes::Owners;
 use crate::progress::Verify;
 use crate::raw::{HashKey, Piece, RamSlice};
 use crate::transport::Connection;
-use crate::vm::{DestinationVolume, VolumeOffer};
+use crate::vm::{BLOCK_SIZE, DestinationVolume, VolumeOffer};
 use crate::wire::batch::{MAX_PAYLOAD, MAX_RANGES};
 use crate::wire::blocks::{BlockEncoding, BlockRange};
 
@@ -24,44 +27,54 @@ const ROOM: usize = MAX_PAYLOAD as usize + MAX_RANGES * PAGE_SIZE as usize;
 /// Disks that come in, and what a destination remembers of them for all of its streams.
 pub(crate) struct DisksHere {
     all: Vec<DiskHere>,
-    /// Key of the digest; `None` when they are not verified.
-    key: Option<HashKey>,
+    keys: Keys,
 }
 
-struct DiskHere {
-    volume: Arc<dyn DestinationVolume>,
-    size: u64,
+pub(super) struct DiskHere {
+    pub volume: Arc<dyn DestinationVolume>,
+    pub size: u64,
     owners: Owners,
-    sums: Words,
+    pub sums: Words,
+    /// What is known of what it held before; `None` where it was empty.
+    pub kept: Option<KeptHere>,
 }
 
 impl DisksHere {
-    /// In which nothing was placed.
+    /// In which nothing was placed; what they hold from before is `kept` or given up.
     ///
     /// # Errors
-    /// [`Error::Volumes`] when they are not those that were `offered`.
-    pub fn empty(
+    /// [`Error::Volumes`] when they are not those that were `offered`, and when one cannot be emptied.
+    pub fn begin(
         volumes: Vec<Arc<dyn DestinationVolume>>,
         offered: &[VolumeOffer],
         (verify, token): (Verify, &[u8; 16]),
+        before: Before,
     ) -> Result<Self, Error> {
         let sizes = volumes.iter().map(|volume| volume.size());
         if !sizes.eq(offered.iter().map(|offer| offer.size)) {
             return Err(Error::Volumes);
         }
         let all = volumes.into_iter().zip(offered);
-        let all = all.map(|(volume, offer)| DiskHere {
-            volume,
-            size: offer.size,
-            owners: Owners::new(stripes(offer.size)),
-            sums: Words::new(match verify {
-                Verify::Off => 0,
-                Verify::Stream | Verify::Full => offer.blocks() as usize,
-            }),
+        let all = all.map(|(volume, offer)| {
+            let kept = before.of(&*volume)?;
+            Ok(DiskHere {
+                volume,
+                size: offer.size,
+                owners: Owners::new(stripes(offer.size)),
+                sums: Words::new(match verify {
+                    Verify::Off => 0,
+                    Verify::Stream | Verify::Full => offer.blocks() as usize,
+                }),
+                kept,
+            })
         });
+        let is_verified = verify != Verify::Off && !offered.is_empty();
         Ok(Self {
-            all: all.collect(),
-            key: (verify != Verify::Off && !offered.is_empty()).then(|| HashKey::new(token)),
+            all: all.collect::<Result<_, Error>>()?,
+            keys: Keys {
+                digest: DigestKey::new(token),
+                sum: is_verified.then(|| Arc::new(HashKey::new(token))),
+            },
         })
     }
 
@@ -69,7 +82,11 @@ impl DisksHere {
     pub fn begin_again(&self) -> u64 {
         let sums = self.all.iter().map(|disk| {
             disk.owners.forget();
-            disk.sums.sum()
+            let uncounted = disk
+                .kept
+                .as_ref()
+                .map_or(0, |kept| kept.matches.uncounted(&disk.sums));
+            disk.sums.sum().wrapping_sub(uncounted)
         });
         sums.fold(0, u64::wrapping_add)
     }
@@ -81,13 +98,59 @@ impl DisksHere {
 
     /// Whether they are verified, and there are any.
     pub fn are_verified(&self) -> bool {
-        self.key.is_some()
+        self.keys.sum.is_some()
+    }
+
+    pub(super) fn get(&self, number: usize) -> Option<&DiskHere> {
+        self.all.get(number)
+    }
+
+    pub(super) fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// The numbers of those that hold something from before.
+    pub fn kept(&self) -> Vec<u16> {
+        let all = (0..).zip(&self.all);
+        all.filter_map(|(number, disk)| disk.kept.as_ref().map(|_| number))
+            .collect()
+    }
+
+    /// All is placed: as [`KeptHere::end`] of each.
+    pub fn end_comparing(&self) -> Result<(), Error> {
+        let mut all = self.all.iter().enumerate();
+        all.try_for_each(|(number, disk)| {
+            disk.kept.as_ref().map_or(Ok(()), |kept| kept.end(number))
+        })
     }
 
     /// Makes durable what was written to all of them.
     pub fn flush(&self) -> Result<(), Error> {
         let flushed = self.all.iter().try_for_each(|disk| disk.volume.flush());
         flushed.map_err(Error::vm("flush the disks that came in"))
+    }
+}
+
+/// What becomes of what disks held before that come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Before {
+    /// It is given up.
+    Cleared,
+    /// The source asks what of it is its own.
+    Kept,
+}
+
+impl Before {
+    fn of(self, volume: &dyn DestinationVolume) -> Result<Option<KeptHere>, Error> {
+        match (volume.held_before(), self) {
+            (None, _) => Ok(None),
+            (Some(_), Self::Kept) => Ok(Some(KeptHere::new(volume.size()))),
+            (Some(held), Self::Cleared) => {
+                held.clear()
+                    .map_err(Error::vm("empty a disk that comes in"))?;
+                Ok(None)
+            }
+        }
     }
 }
 
@@ -101,14 +164,23 @@ pub(crate) struct BlockReceiver<'a> {
     payload: Option<PageBuffer>,
     pieces: Vec<Piece<'static>>,
     steps: Vec<Step>,
+    /// A disk that held something before, and up to where it was said without a gap from the beginning of a block.
+    said: Option<(usize, u64)>,
 }
 
 /// What is done for a range.
 struct Step {
     number: usize,
     bytes: Range<u64>,
-    /// Where its payload is, if it has any.
-    at: Option<usize>,
+    what: What,
+}
+
+#[derive(Clone, Copy)]
+enum What {
+    /// Its payload is there.
+    Data(usize),
+    Zeroes,
+    Present,
 }
 
 impl<'a> BlockReceiver<'a> {
@@ -124,6 +196,7 @@ impl<'a> BlockReceiver<'a> {
             payload: None,
             pieces: Vec::new(),
             steps: Vec::new(),
+            said: None,
         }
     }
 
@@ -147,7 +220,7 @@ impl<'a> BlockReceiver<'a> {
                 .get_or_insert_with(|| PageBuffer::new(ROOM))
                 .bytes_mut();
             for step in &self.steps {
-                if let Some(at) = step.at {
+                if let What::Data(at) = step.what {
                     // The last page of a disk may be short; what is behind it counts as zero.
                     let end = at + (step.bytes.end - step.bytes.start) as usize;
                     buffer[end..end.next_multiple_of(PAGE_SIZE as usize)].fill(0);
@@ -180,12 +253,21 @@ impl<'a> BlockReceiver<'a> {
                     ))
                 })?;
             let len = (bytes.end - bytes.start) as usize;
-            let at = (encoding == BlockEncoding::Raw).then_some(used);
-            if let Some(at) = at {
+            let what = match encoding {
+                BlockEncoding::Raw => What::Data(used),
+                BlockEncoding::Zero => What::Zeroes,
+                BlockEncoding::Present => What::Present,
+            };
+            if let What::Data(at) = what {
                 self.pieces.push(Piece::Bytes { at, len });
                 used += len.next_multiple_of(PAGE_SIZE as usize);
             }
-            self.steps.push(Step { number, bytes, at });
+            let step = Step {
+                number,
+                bytes,
+                what,
+            };
+            self.steps.push(step);
         }
         Ok(())
     }
@@ -205,16 +287,27 @@ impl<'a> BlockReceiver<'a> {
     }
 
     fn carry_out(&mut self, step: &Step) -> Result<(), Error> {
-        let Step { number, bytes, at } = step;
-        let volume = &self.disks.all[*number].volume;
+        let Step {
+            number,
+            bytes,
+            what,
+        } = step;
+        let disk = &self.disks.all[*number];
+        let volume = &disk.volume;
         let len = bytes.end - bytes.start;
-        match (at, &mut self.payload) {
-            (Some(at), Some(buffer)) => {
+        if let What::Present = what {
+            self.keep(*number, bytes)?;
+            Counters::add(&self.counters.disk_present_bytes, len);
+            return Ok(());
+        }
+        self.say(*number, bytes)?;
+        match (what, &mut self.payload) {
+            (What::Data(at), Some(buffer)) => {
                 let pages = (len as usize).next_multiple_of(PAGE_SIZE as usize);
                 let pages = &mut buffer.bytes_mut()[*at..*at + pages];
                 let written = volume.write(bytes.start, &mut pages[..len as usize]);
                 written.map_err(Error::vm("write a disk that comes in"))?;
-                if let Some(key) = &self.disks.key {
+                if let Some(key) = &self.disks.keys.sum {
                     self.sums[*number].note_data(key, bytes.start, RamSlice::over(pages));
                 }
                 Counters::add(&self.counters.disk_bytes, len);
@@ -222,12 +315,64 @@ impl<'a> BlockReceiver<'a> {
             _ => {
                 let zeroed = volume.write_zeroes(bytes.clone());
                 zeroed.map_err(Error::vm("write a disk that comes in"))?;
-                if self.disks.key.is_some() {
+                if self.disks.are_verified() {
                     self.sums[*number].note_zeroes(bytes.clone());
                 }
                 Counters::add(&self.counters.disk_zero_bytes, len);
             }
         }
+        Ok(())
+    }
+
+    /// `bytes` of a disk hold what is said now. Where it held something before, what is said first of a block is all of it,
+    /// without a gap.
+    fn say(&mut self, number: usize, bytes: &Range<u64>) -> Result<(), Error> {
+        let disk = &self.disks.all[number];
+        let Some(kept) = &disk.kept else {
+            return Ok(());
+        };
+        let blocks = bytes.start / BLOCK_SIZE..bytes.end.div_ceil(BLOCK_SIZE);
+        for (at, bits) in by_words(blocks.clone()) {
+            kept.matches.settle(at, bits, &disk.sums);
+        }
+        let goes_on = self.said.take() == Some((number, bytes.start));
+        let begins = bytes.start - bytes.start % BLOCK_SIZE;
+        if !goes_on && begins != bytes.start && !kept.is_said(blocks.start) {
+            return Err(Error::Protocol(format!(
+                "of block {} of disk {number}, which holds what it did before, it says only a part",
+                blocks.start
+            )));
+        }
+        let from = if goes_on { begins } else { bytes.start };
+        let whole = kept.whole(&(from..bytes.end));
+        self.said = (!bytes.end.is_multiple_of(BLOCK_SIZE)).then_some((number, bytes.end));
+        kept.said(whole);
+        Ok(())
+    }
+
+    /// `bytes` of a disk are there, as its source has been told.
+    fn keep(&mut self, number: usize, bytes: &Range<u64>) -> Result<(), Error> {
+        let disk = &self.disks.all[number];
+        let blocks = bytes.start / BLOCK_SIZE..bytes.end.div_ceil(BLOCK_SIZE);
+        let are_whole = |kept: &KeptHere| kept.whole(bytes) == blocks;
+        let refused = || {
+            Error::Protocol(format!(
+                "it says of blocks {} to {} of disk {number} that they are there, which were not found",
+                blocks.start,
+                blocks.end - 1
+            ))
+        };
+        let kept = (disk.kept.as_ref().filter(|kept| are_whole(kept))).ok_or_else(refused)?;
+        for (at, bits) in by_words(blocks.clone()) {
+            let [new, before] = kept.matches.take(at, bits);
+            if new | before != bits {
+                return Err(refused());
+            }
+            if self.disks.are_verified() {
+                numbers(at, new).for_each(|block| self.sums[number].note_present(block));
+            }
+        }
+        kept.said(blocks);
         Ok(())
     }
 }

@@ -1,14 +1,15 @@
 //! A disk's part of a data stream at the source: reads its share of a pass, hashes and sends it.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use zerocopy::IntoBytes;
-
-use super::buffer::PageBuffer;
+use super::batch::{Batch, MOST};
 use super::changes::{self, Changes};
 use super::echo::Echo;
+use super::kept::Kept;
+use super::matches::{by_words, numbers};
 use super::sums::BlockSums;
 use super::{STRIPE, STRIPE_BLOCKS, stripes, widened};
 use crate::PAGE_SIZE;
@@ -18,31 +19,32 @@ use crate::frames::{Counters, Outlet, PassKind, Trail};
 use crate::pages::hashes::Words;
 use crate::pages::stripes::{Dealing, Lanes};
 use crate::progress::Verify;
-use crate::raw::{HashKey, Piece, RamSlice};
+use crate::raw::HashKey;
 use crate::vm::{BLOCK_SIZE, SourceVolume, VolumeOffer};
 use crate::wire::agreed::Agreed;
-use crate::wire::batch::{BATCH_LEN, BatchHeader, MAX_RANGES};
-use crate::wire::blocks::{BLOCK_RANGE_LEN, BlockEncoding, BlockRange};
+use crate::wire::blocks::BlockEncoding;
 
-/// Payload of a batch at most, whatever the outlet takes.
-const MOST: usize = 512 << 10;
 /// Stripes of the first pass that a stream takes at once: a few, so that streams end together.
 const AT_ONCE: u64 = 4;
+/// How long a stream waits at once for what is found of a disk, while other things may come up.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// Disks that travel, and what a source remembers of them for all of its streams.
 pub(crate) struct Disks {
     all: Vec<Disk>,
 }
 
-struct Disk {
-    volume: Arc<dyn SourceVolume>,
-    offer: VolumeOffer,
+pub(super) struct Disk {
+    pub volume: Arc<dyn SourceVolume>,
+    pub offer: VolumeOffer,
     lanes: Lanes,
     /// What each block adds to the digest.
-    sums: Words,
+    pub sums: Words,
     trail: Trail,
     /// What changes of it while it is mirrored.
     echo: Echo,
+    /// What the destination has of it already; nothing where it begins with an empty one.
+    pub kept: OnceLock<Kept>,
     /// Bytes that travelled beside a pass, and in passes.
     echoed: AtomicU64,
     passed: AtomicU64,
@@ -85,10 +87,36 @@ impl Disks {
             }),
             trail: Trail::new(stripes(offer.size)),
             echo: Echo::off(offer.blocks()),
+            kept: OnceLock::new(),
             echoed: AtomicU64::new(0),
             passed: AtomicU64::new(0),
         });
         Self { all: all.collect() }
+    }
+
+    /// The destination says that the disks of these numbers hold something from before, and keeps it.
+    ///
+    /// # Errors
+    /// [`Error::Volumes`] when there is no such disk.
+    pub fn keep(&self, numbers: &[u16]) -> Result<(), Error> {
+        for &number in numbers {
+            let disk = self.all.get(usize::from(number)).ok_or(Error::Volumes)?;
+            let kept = Kept::new(disk.offer.blocks());
+            disk.kept.set(kept).map_err(|_| Error::Volumes)?;
+        }
+        Ok(())
+    }
+
+    /// Those of which it is still asked what the destination has, with their numbers.
+    pub(super) fn kept(&self) -> impl Iterator<Item = (usize, &Disk, &Kept)> {
+        let all = self.all.iter().enumerate();
+        let kept = all.filter_map(|(number, disk)| Some((number, disk, disk.kept.get()?)));
+        kept.filter(|(_, _, kept)| !kept.is_asked_through())
+    }
+
+    /// Whether it is still to be asked what the destination has of any.
+    pub fn are_to_be_found(&self) -> bool {
+        self.kept().next().is_some()
     }
 
     /// Mirrors the disk of this number from here on.
@@ -119,6 +147,10 @@ impl Disks {
         let offers = self.all.iter().map(|disk| &disk.offer);
         let mut changed = changes::none(offers.clone());
         for (words, disk) in changed.iter_mut().zip(&self.all) {
+            // The first pass is over: a block that is marked is sent, whatever was found of it.
+            if let Some(kept) = disk.kept.get() {
+                kept.end();
+            }
             disk.echo.take_all(&*disk.volume, words)?;
         }
         changes::mask_tails(&mut changed, offers);
@@ -137,7 +169,11 @@ impl Disks {
         let sums = self.all.iter().map(|disk| {
             disk.lanes.deal_anew();
             disk.trail.forget();
-            disk.sums.sum()
+            let uncounted = disk.kept.get().map_or(0, |kept| {
+                kept.begin_again();
+                kept.matches.uncounted(&disk.sums)
+            });
+            disk.sums.sum().wrapping_sub(uncounted)
         });
         sums.fold(0, u64::wrapping_add)
     }
@@ -150,7 +186,15 @@ impl Disks {
                     changes::clear_stripe(words, stripe);
                 }
             }
-            disk.echo.add_unplaced(words);
+            let mut unplaced = vec![0; words.len()];
+            disk.echo.add_unplaced(&mut unplaced);
+            for (at, (word, unplaced)) in words.iter_mut().zip(unplaced).enumerate() {
+                *word |= unplaced;
+                // Their marks are taken: what was found of them may have been before.
+                if let Some(kept) = disk.kept.get() {
+                    kept.matches.settle(at, unplaced, &disk.sums);
+                }
+            }
         }
     }
 }
@@ -197,6 +241,9 @@ impl<'a> BlockSender<'a> {
         for (number, (disk, words)) in disks.all.iter().zip(changes).enumerate() {
             let mut send = |stripe| -> Result<(), Error> {
                 self.send_echo(outlet, pass)?;
+                if kind != PassKind::Again {
+                    self.await_found(outlet, pass, number, stripe)?;
+                }
                 let echoed = self.send_pending(outlet, pass, number, stripe)?;
                 let bits = changes::of_stripe(words, stripe) & !echoed;
                 // What is going to be sent again anyway need not be sent now: so blocks that change often wait until
@@ -204,7 +251,14 @@ impl<'a> BlockSender<'a> {
                 let put_off = disk.changing(stripe, bits);
                 let counters = outlet.counters();
                 Counters::add(&counters.put_off_blocks, put_off.count_ones().into());
-                let mut runs = changes::runs(bits & !put_off);
+                let bits = bits & !put_off;
+                let present = match kind {
+                    PassKind::First | PassKind::Rest => {
+                        self.send_present(outlet, pass, number, (stripe, bits))?
+                    }
+                    PassKind::Again => 0,
+                };
+                let mut runs = changes::runs(bits & !present);
                 runs.try_for_each(|run| {
                     let range = disk.bytes(stripe, run);
                     let turn = Turn {
@@ -229,6 +283,57 @@ impl<'a> BlockSender<'a> {
         }
         self.dealing = Dealing::Done;
         self.flush(outlet, pass)
+    }
+
+    /// Waits until it is known what the destination has of a stripe, as far as that is worthwhile.
+    fn await_found(
+        &mut self,
+        outlet: &mut Outlet<'_>,
+        pass: u32,
+        number: usize,
+        stripe: u64,
+    ) -> Result<(), Error> {
+        let disks = self.disks;
+        let Some(kept) = disks.all[number].kept.get() else {
+            return Ok(());
+        };
+        kept.reached_stripe();
+        while kept.is_to_wait(stripe) {
+            // What was pushed before may be what others wait for.
+            self.flush(outlet, pass)?;
+            outlet.check()?;
+            self.send_echo(outlet, pass)?;
+            kept.wait(LOOK);
+        }
+        Ok(())
+    }
+
+    /// Says of those of the blocks `bits` of a stripe that they are there that are; which they are.
+    fn send_present(
+        &mut self,
+        outlet: &mut Outlet<'_>,
+        pass: u32,
+        number: usize,
+        (stripe, bits): (u64, u32),
+    ) -> Result<u32, Error> {
+        let disk = &self.disks.all[number];
+        let Some(kept) = disk.kept.get() else {
+            return Ok(0);
+        };
+        let (at, shift) = ((stripe / 2) as usize, stripe % 2 * STRIPE_BLOCKS);
+        let [new, before] = kept.matches.take(at, u64::from(bits) << shift);
+        if self.key.is_some() {
+            numbers(at, new).for_each(|block| self.sums[number].note_present(block));
+        }
+        let present = ((new | before) >> shift) as u32;
+        for run in changes::runs(present) {
+            let range = disk.bytes(stripe, run);
+            let counters = outlet.counters();
+            Counters::add(&counters.disk_present_bytes, range.end - range.start);
+            self.batch.push(number, range, BlockEncoding::Present);
+        }
+        self.make_room(outlet, pass)?;
+        Ok(present)
     }
 
     /// Whether any disk is mirrored.
@@ -296,6 +401,7 @@ impl<'a> BlockSender<'a> {
     ) -> Result<(), Error> {
         outlet.check()?;
         let disk = &self.disks.all[number];
+        disk.settle(&range);
         let data = disk.volume.data(range.clone());
         let mut at = range.start;
         for data in data.map_err(Error::vm("tell where the disk holds data"))? {
@@ -335,8 +441,8 @@ impl<'a> BlockSender<'a> {
             self.sums[number].note_zeroes(range.clone());
         }
         // Of what is left of a first pass some may be there already.
-        if kind != PassKind::First {
-            self.batch.push_zeroes(number, range);
+        if kind != PassKind::First || self.disks.all[number].kept.get().is_some() {
+            self.batch.push(number, range, BlockEncoding::Zero);
         }
     }
 
@@ -409,114 +515,20 @@ impl Disk {
         changing.fold(0, |bits, block| bits | 1 << block)
     }
 
+    /// What is sent of `range` counts, and not what was found of it.
+    fn settle(&self, range: &Range<u64>) {
+        if let Some(kept) = self.kept.get() {
+            let blocks = range.start / BLOCK_SIZE..range.end.div_ceil(BLOCK_SIZE);
+            for (at, bits) in by_words(blocks) {
+                kept.matches.settle(at, bits, &self.sums);
+            }
+        }
+    }
+
     /// The bytes of blocks `run` of a stripe.
     fn bytes(&self, stripe: u64, run: Range<u64>) -> Range<u64> {
         let at = |block: u64| (stripe * STRIPE + block * BLOCK_SIZE).min(self.offer.size);
         debug_assert!(run.end <= STRIPE_BLOCKS);
         at(run.start)..at(run.end)
-    }
-}
-
-/// Ranges and their payload, in buffers that are used again from one batch to the next.
-struct Batch {
-    ranges: Vec<BlockRange>,
-    pieces: Vec<Piece<'static>>,
-    /// The payload, then the head.
-    buffer: PageBuffer,
-    /// Bytes of the buffer that hold what was read for it, a multiple of the page size.
-    used: usize,
-    payload: usize,
-}
-
-/// Room for the head of any batch.
-const HEAD: usize = BATCH_LEN + MAX_RANGES * BLOCK_RANGE_LEN;
-/// Pages of the largest payload, each of which may need a range.
-const PAGES: usize = MOST / PAGE_SIZE as usize;
-const _: () = assert!(PAGES * 2 < MAX_RANGES);
-
-impl Batch {
-    fn new() -> Self {
-        Self {
-            ranges: Vec::with_capacity(MAX_RANGES),
-            pieces: Vec::with_capacity(MAX_RANGES + 1),
-            buffer: PageBuffer::new(MOST + HEAD),
-            used: 0,
-            payload: 0,
-        }
-    }
-
-    /// Whether what comes next may have more ranges than it has room for.
-    fn is_full(&self) -> bool {
-        self.ranges.len() + PAGES + 2 > MAX_RANGES
-    }
-
-    /// Where the next `len` bytes are to be read to.
-    fn room(&mut self, len: usize) -> &mut [u8] {
-        let pages = len.next_multiple_of(PAGE_SIZE as usize);
-        let room = &mut self.buffer.bytes_mut()[self.used..self.used + pages];
-        // The last page of a disk may be short; what is behind it counts as zero.
-        room[len..].fill(0);
-        &mut room[..len]
-    }
-
-    /// Pages from byte `at` of what was read last.
-    fn pages(&mut self, at: usize, len: usize) -> RamSlice<'_> {
-        let from = self.used + at;
-        let pages = len.next_multiple_of(PAGE_SIZE as usize);
-        RamSlice::over(&mut self.buffer.bytes_mut()[from..from + pages])
-    }
-
-    fn is_zero(&mut self, at: usize, len: usize) -> bool {
-        let one = (PAGE_SIZE as usize).min(len - at);
-        self.pages(at, one).is_zero()
-    }
-
-    /// What was read last, `len` bytes, stays until the batch is sent.
-    fn keep(&mut self, len: usize) {
-        if self.pieces.is_empty() {
-            // None of it travels.
-            return;
-        }
-        self.used += len.next_multiple_of(PAGE_SIZE as usize);
-    }
-
-    fn push_zeroes(&mut self, number: usize, range: Range<u64>) {
-        let range = BlockRange::new(number as u16, range, BlockEncoding::Zero);
-        self.ranges.push(range);
-    }
-
-    fn push_raw(&mut self, number: usize, at: usize, range: Range<u64>) {
-        let len = (range.end - range.start) as usize;
-        let at = self.used + at;
-        self.ranges
-            .push(BlockRange::new(number as u16, range, BlockEncoding::Raw));
-        if self.pieces.is_empty() {
-            // The head travels first and is known last.
-            self.pieces.push(Piece::Bytes { at: 0, len: 0 });
-        }
-        self.pieces.push(Piece::Bytes { at, len });
-        self.payload += len;
-    }
-
-    fn send(&mut self, outlet: &mut Outlet<'_>, pass: u32) -> Result<(), Error> {
-        if self.ranges.is_empty() {
-            return Ok(());
-        }
-        let header = BatchHeader::of(pass, &self.ranges);
-        let ranges = self.ranges.as_bytes();
-        let len = BATCH_LEN + ranges.len();
-        let head = &mut self.buffer.bytes_mut()[self.used..self.used + len];
-        head[..BATCH_LEN].copy_from_slice(header.as_bytes());
-        head[BATCH_LEN..].copy_from_slice(ranges);
-        let head = Piece::Bytes { at: self.used, len };
-        match self.pieces.first_mut() {
-            Some(first) => *first = head,
-            None => self.pieces.push(head),
-        }
-        let sent = outlet.send_pieces(self.buffer.bytes(), &self.pieces, len + self.payload);
-        self.ranges.clear();
-        self.pieces.clear();
-        (self.used, self.payload) = (0, 0);
-        sent
     }
 }

@@ -57,6 +57,11 @@ impl<'a> BlockSums<'a> {
         }
     }
 
+    /// Notes that `block` is there already, and holds what stands among the sums.
+    pub fn note_present(&mut self, block: u64) {
+        self.digest = self.digest.wrapping_add(self.sums.get(block as usize));
+    }
+
     fn set(&mut self, block: u64, sum: u64) {
         let at = block as usize;
         let before = self.sums.get(at);
@@ -65,6 +70,20 @@ impl<'a> BlockSums<'a> {
             self.digest = self.digest.wrapping_sub(before).wrapping_add(sum);
         }
     }
+}
+
+/// What the block at byte `offset` of disk `volume`, of which all is told at once, adds to the digest; `pages` is a multiple of
+/// the page size.
+pub(super) fn block_sum(key: &HashKey, volume: usize, offset: u64, pages: RamSlice<'_>) -> u64 {
+    let starts = (0..pages.len()).step_by(PAGE_SIZE as usize);
+    let hashes = starts.map(|at| {
+        let page = pages.part(at, PAGE_SIZE as usize);
+        match page.is_zero() {
+            true => 0,
+            false => key.page(digest_address(volume, offset + at as u64), page),
+        }
+    });
+    hashes.fold(0, u64::wrapping_add)
 }
 
 #[cfg(test)]

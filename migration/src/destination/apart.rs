@@ -95,6 +95,7 @@ impl Built<'_, '_, '_> {
         course.reception.admit(token, &session.0);
         let mut link: Link<'_, '_> = taking.link.again(session);
         link.listen()?;
+        link.compare(&transfer.receiving.disks)?;
         link.session.send(&Message::Welcome(Welcome {
             version: link.agreed.version(),
             token,

@@ -191,6 +191,7 @@ impl<'m, 's, 'a> Built<'m, 's, 'a> {
     /// Loads the state when all else is here; what the source is told.
     fn load(&mut self, state: &[u8]) -> Result<Ready, Error> {
         self.taking.link.session.end_placing()?;
+        self.transfer.receiving.disks.end_comparing()?;
         // Also what its source was told is placed: from the commit on nobody else has it.
         self.transfer.receiving.disks.flush()?;
         // Before the state is loaded: that may complete an access that writes to memory.

@@ -6,6 +6,8 @@ use std::sync::mpsc::Receiver as Notes;
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Duration;
 
+use crate::blocks::comparing::Comparing;
+use crate::blocks::receiver::DisksHere;
 use crate::error::Error;
 use crate::id::HostId;
 use crate::journal::Journal;
@@ -94,6 +96,19 @@ impl<'s, 'a> Link<'s, 'a> {
             let is_over = || session.is_stopped();
             let MemoryHere { ram, populate, .. } = &receiving.memory;
             session.guard(|| populate.go_ahead(ram, &extents, &is_over));
+        })
+    }
+
+    /// Answers what the source asks about what `disks` held before, if any did.
+    pub fn compare(&mut self, disks: &Arc<DisksHere>) -> Result<(), Error> {
+        if disks.kept().is_empty() {
+            return Ok(());
+        }
+        let session = self.session.clone();
+        let comparing = Comparing::new(disks.clone(), session.clone());
+        self.start("comparing blocks", move || {
+            processors::step_back();
+            session.guard(|| comparing.run());
         })
     }
 

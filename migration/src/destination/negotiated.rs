@@ -1,5 +1,6 @@
 //! This host can take the guest in: what its source wants, and what both have agreed on.
 
+use std::sync::Arc;
 use std::thread::Scope;
 
 use super::bounds::check_bounds;
@@ -11,7 +12,7 @@ use super::reception::Peer;
 use super::taking::Taking;
 use super::transfer::Transfer;
 use crate::bandwidth::FixedLimit;
-use crate::blocks::receiver::DisksHere;
+use crate::blocks::receiver::{Before, DisksHere};
 use crate::error::Error;
 use crate::id::random_bytes;
 use crate::observation::Side;
@@ -23,6 +24,7 @@ use crate::raw::{HashKey, Ram};
 use crate::session::Session;
 use crate::streams::receiver::Receiving;
 use crate::vm::{DestinationVm, VolumeOffer};
+use crate::wire::capabilities::Capabilities;
 use crate::wire::control::{Intent, Message, Negotiate, Negotiated as Answer, Prepared, Welcome};
 use crate::wire::conversation::Conversation;
 
@@ -154,7 +156,13 @@ impl Taking<'_, '_, '_> {
         let verify = requested.verify;
         let volumes = vm.volumes();
         let volumes = volumes.map_err(Error::vm("make the disks that come in"))?;
-        let disks = DisksHere::empty(volumes, &requested.volumes, (verify, token))?;
+        let before = match link.agreed.has(Capabilities::BLOCK_DIGESTS) {
+            true => Before::Kept,
+            false => Before::Cleared,
+        };
+        let disks = DisksHere::begin(volumes, &requested.volumes, (verify, token), before)?;
+        let disks = Arc::new(disks);
+        link.compare(&disks)?;
         if link.reconnect_for(requested).is_some() {
             // The link may be lost as soon as it is told.
             course.reception.let_come_again(link.agreed);
@@ -163,6 +171,7 @@ impl Taking<'_, '_, '_> {
             journal_ms: cost.as_secs_f64() * 1e3,
             hash_bytes_per_s: (verify == Verify::Full).then(full_digest::speed),
             disks: vm.doubtful_disks(),
+            kept_disks: disks.kept(),
         }))?;
         course.report.setup_ms = course.began.elapsed().as_secs_f64() * 1e3;
         Ok(Receiving {

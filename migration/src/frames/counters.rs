@@ -17,6 +17,10 @@ pub(crate) struct Counters {
     pub disk_bytes: AtomicU64,
     /// Bytes of disks that need not travel: holes and zeroes.
     pub disk_zero_bytes: AtomicU64,
+    /// Bytes of disks that were there already.
+    pub disk_present_bytes: AtomicU64,
+    /// Bytes of the questions whether blocks are there.
+    pub digest_bytes: AtomicU64,
     /// Blocks that were not sent in their turn, as the guest had written them again by then.
     pub put_off_blocks: AtomicU64,
     /// Bytes of blocks of mirrored disks that went beside a pass.
@@ -39,10 +43,17 @@ impl Counters {
         self.disk_bytes.load(Ordering::Relaxed)
     }
 
+    /// Bytes of disks that were there already.
+    pub fn present_bytes(&self) -> u64 {
+        self.disk_present_bytes.load(Ordering::Relaxed)
+    }
+
     /// Fills in what became of disks, all together.
     pub fn of_disks(&self, report: &mut DisksReport) {
         report.bytes = self.disk_bytes();
         report.zero_bytes = self.disk_zero_bytes.load(Ordering::Relaxed);
+        report.present_bytes = self.present_bytes();
+        report.digest_bytes = self.digest_bytes.load(Ordering::Relaxed);
         report.mirrored_bytes = self.echoed_bytes.load(Ordering::Relaxed);
         report.deferred_blocks = self.put_off_blocks.load(Ordering::Relaxed);
     }
@@ -53,7 +64,7 @@ impl Counters {
         let pages: u64 = pages.iter().map(|c| c.load(Ordering::Relaxed)).sum();
         let put_off = self.put_off_blocks.load(Ordering::Relaxed) * BLOCK_SIZE;
         let zero = self.disk_zero_bytes.load(Ordering::Relaxed);
-        pages * PAGE_SIZE + self.disk_bytes() + zero + put_off
+        pages * PAGE_SIZE + self.disk_bytes() + zero + self.present_bytes() + put_off
     }
 
     pub fn encodings(&self) -> BTreeMap<String, EncodingCount> {

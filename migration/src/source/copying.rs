@@ -20,8 +20,6 @@ use crate::streams::marks::Marks;
 use crate::streams::sender::Pass;
 use crate::vm::RunState;
 
-/// Passes with less on the wire measure latency, not bandwidth.
-const MEASURABLE: u64 = 1 << 20;
 /// How long a pass that only awaits the end of a flush may be put off.
 const BESIDE_FLUSH: Duration = Duration::from_millis(50);
 /// How soon, between passes, the end of the link is seen.
@@ -179,6 +177,7 @@ impl<'m, 's, 'a> Copying<'m, 's, 'a> {
         let (sent, pages) = (marks.bytes(), marks.page_count());
         let counters = moving.course.counters.clone();
         let (wire_before, disks_before) = (counters.wire_bytes(), counters.disk_bytes());
+        let present_before = counters.present_bytes();
         let began = Instant::now();
         *under_way = Some(moving.start_pass(*pass, *kind, std::mem::take(marks)));
         moving.finish_pass(*pass, sent, rates, Until::Placed)?;
@@ -191,9 +190,7 @@ impl<'m, 's, 'a> Copying<'m, 's, 'a> {
         let between = (*log_read - read_before).max(Duration::from_micros(1));
         rates.dirty = left as f64 / between.as_secs_f64();
         rates.dirty_pages = marks.page_count() as f64 / between.as_secs_f64();
-        if wire >= MEASURABLE {
-            rates.bandwidth = wire as f64 / took;
-        }
+        rates.passed(wire, took, counters.present_bytes() - present_before);
         let iteration = Iteration {
             n: *pass,
             pages,

@@ -8,6 +8,7 @@ use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Duration;
 
 use super::reader;
+use crate::blocks::finder::Finder;
 use crate::error::Error;
 use crate::pages::processors;
 use crate::session::{Note, Session};
@@ -70,6 +71,25 @@ impl<'s> Link<'s> {
         let sends = threads::start(scope, ThreadKind::Stream, "sending pages", sends)?;
         self.passes.push(pass);
         self.threads.push(sends);
+        Ok(())
+    }
+
+    /// Finds what of the disks the destination has already, beside the streams.
+    pub fn start_finding(
+        &mut self,
+        scope: &'s Scope<'s, '_>,
+        begin: impl FnOnce(Arc<Session>) -> Finder,
+    ) -> Result<(), Error> {
+        let (session, finder) = (self.session.clone(), begin(self.session.clone()));
+        let finds = move || {
+            session.guard(|| {
+                processors::step_back();
+                finder.run();
+            });
+        };
+        let what = "finding what is there";
+        let thread = threads::start(scope, ThreadKind::Stream, what, finds)?;
+        self.threads.push(thread);
         Ok(())
     }
 

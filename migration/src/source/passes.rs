@@ -17,6 +17,8 @@ use crate::streams::sender::Pass;
 
 /// Assumed before anything was measured, in bytes per second.
 const FIRST_BANDWIDTH: f64 = 200e6;
+/// Passes with less on the wire measure latency, not bandwidth.
+const MEASURABLE: u64 = 1 << 20;
 /// Between two progress events.
 const PROGRESS: Duration = Duration::from_millis(100);
 
@@ -24,16 +26,41 @@ const PROGRESS: Duration = Duration::from_millis(100);
 pub(super) struct Rates {
     /// Of what is to be sent, bytes that reach the destination per second.
     pub bandwidth: f64,
+    pub known: Known,
     /// Bytes that the guest dirties per second, of memory and of disks that travel.
     pub dirty: f64,
     /// Pages of memory among them.
     pub dirty_pages: f64,
 }
 
+/// How the bandwidth is known.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Known {
+    /// It was measured, or is assumed.
+    Measured,
+    /// It is that at least: streams have waited, or passed what the destination has already.
+    AtLeast,
+}
+
+impl Rates {
+    /// A pass has `sent` so many bytes in `took` seconds, and passed so many that were `present`.
+    pub fn passed(&mut self, sent: u64, took: f64, present: u64) {
+        let measured = sent as f64 / took;
+        match (sent >= MEASURABLE, present > 0, self.known) {
+            (true, true, _) => (self.bandwidth, self.known) = (measured, Known::AtLeast),
+            (true, false, _) => (self.bandwidth, self.known) = (measured, Known::Measured),
+            // Latency takes its part of it, so the link may carry more.
+            (false, _, Known::AtLeast) => self.bandwidth = self.bandwidth.max(measured),
+            (false, _, Known::Measured) => {}
+        }
+    }
+}
+
 impl Default for Rates {
     fn default() -> Self {
         Self {
             bandwidth: FIRST_BANDWIDTH,
+            known: Known::Measured,
             dirty: 0.0,
             dirty_pages: 0.0,
         }
@@ -191,5 +218,33 @@ impl Moving<'_, '_, '_> {
             Decision::GiveUp => Err(self.course.timed_out()),
             Decision::Iterate(_) => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_pass_shows_of_the_link_depends_on_what_it_waited_for() {
+        const MANY: u64 = MEASURABLE;
+        let mut rates = Rates::default();
+        // Bytes that were sent in a second, those that were there, and the bandwidth then.
+        for (sent, present, bandwidth) in [
+            (MANY - 1, 0, FIRST_BANDWIDTH),
+            (2 * MANY, 0, (2 * MANY) as f64),
+            (MANY / 2, 0, (2 * MANY) as f64),
+            (MANY, 1, MANY as f64),
+            (MANY / 2, 0, MANY as f64),
+        ] {
+            rates.passed(sent, 1.0, present);
+            assert!(
+                (rates.bandwidth - bandwidth).abs() < 1.0,
+                "{sent} {present}"
+            );
+        }
+        // A short one that was faster shows that the link is.
+        rates.passed(MANY / 2, 0.1, 0);
+        assert!(rates.bandwidth > 4.0 * MANY as f64);
     }
 }

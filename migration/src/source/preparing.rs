@@ -7,6 +7,8 @@ use std::time::Duration;
 use super::connect::connect;
 use super::flushing::Flushing;
 use super::moving::Moving;
+use crate::blocks::digests::{DigestKey, Keys};
+use crate::blocks::finder::Finder;
 use crate::error::Error;
 use crate::frames::Outgoing;
 use crate::id::{HostId, MigrationId};
@@ -17,6 +19,7 @@ use crate::pages::{full_digest, populate};
 use crate::progress::Verify;
 use crate::raw::HashKey;
 use crate::streams::sender::Sending;
+use crate::wire::capabilities::Capabilities;
 use crate::wire::control::{Extents, MAX_EXTENTS, Message, Prepared};
 use crate::wire::hello::Role;
 
@@ -53,6 +56,9 @@ impl<'s, 'a> Moving<'_, 's, 'a> {
             .filter(|theirs| *theirs >= 1.0)
             .map(|theirs| [full_digest::speed(), theirs]);
         transfer.doubtful_disks = prepared.disks;
+        if link.agreed.has(Capabilities::BLOCK_DIGESTS) {
+            transfer.sent_blocks.keep(&prepared.kept_disks)?;
+        }
         Ok(())
     }
 
@@ -124,6 +130,14 @@ impl<'s, 'a> Moving<'_, 's, 'a> {
                     .map_err(Error::link("setting up a connection"))?;
             }
             link.add_stream(scope, connection, sending, [stream, streams])?;
+        }
+        if transfer.sent_blocks.are_to_be_found() {
+            let keys = Keys {
+                digest: DigestKey::new(&transfer.secret),
+                sum: (verify != Verify::Off).then_some(key),
+            };
+            let (disks, counters) = (transfer.sent_blocks.clone(), course.counters.clone());
+            link.start_finding(scope, |session| Finder::new(disks, session, counters, keys))?;
         }
         Ok(())
     }

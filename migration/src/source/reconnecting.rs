@@ -203,6 +203,7 @@ impl Copying<'_, '_, '_> {
         // The new link may be slower, or faster.
         self.rates = Rates {
             bandwidth: Rates::default().bandwidth,
+            known: Rates::default().known,
             ..self.rates
         };
         Ok(())

@@ -19,7 +19,7 @@ use crate::wire::blocks::BlockRange;
 /// Where all volumes of a guest are placed, by all streams of a destination; it outlives each of them.
 pub(crate) struct Receiving {
     pub memory: MemoryHere,
-    pub disks: DisksHere,
+    pub disks: Arc<DisksHere>,
     pub counters: Arc<Counters>,
     pub inbound: FixedLimit,
     /// Batches of the pass that it is at that each stream has placed, each of them whole.

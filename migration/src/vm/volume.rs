@@ -108,15 +108,29 @@ pub trait SourceVolume: Send + Sync {
     fn read(&self, offset: u64, into: &mut [u8]) -> VmResult<()>;
 }
 
-/// A disk that comes in; it reads as zeroes when it is there. Calls come from every data stream, those for one block
+/// A disk that comes in; it reads as zeroes when it is there, unless it tells of what it held before. Calls come from every data stream, those for one block
 /// from one at a time.
 pub trait DestinationVolume: Send + Sync {
     /// Its size in bytes.
     fn size(&self) -> u64;
+    /// What it holds from before; `None` where it reads as zeroes. Asked once, before anything is written.
+    fn held_before(&self) -> Option<&dyn HeldBefore> {
+        None
+    }
     /// Writes `bytes` from byte `offset` on; both in sectors. They are nobody else's meanwhile, and stay as they are.
     fn write(&self, offset: u64, bytes: &mut [u8]) -> VmResult<()>;
     /// Makes `range`, in sectors, read as zeroes, and gives its storage back.
     fn write_zeroes(&self, range: Range<u64>) -> VmResult<()>;
     /// Makes durable all that was written.
     fn flush(&self) -> VmResult<()>;
+}
+
+/// What an image holds that a disk which comes in is written over. Calls come from one thread, while others write.
+pub trait HeldBefore {
+    /// Which of the bytes of `range` have storage, ascending, in sectors; all others read as zeroes.
+    fn data(&self, range: Range<u64>) -> VmResult<Vec<Range<u64>>>;
+    /// Fills `into` from byte `offset` on; both in sectors.
+    fn read(&self, offset: u64, into: &mut [u8]) -> VmResult<()>;
+    /// Gives all of it up: the disk reads as zeroes.
+    fn clear(&self) -> VmResult<()>;
 }

@@ -17,10 +17,13 @@ pub enum BlockEncoding {
     Zero,
     /// As they are.
     Raw,
+    /// They are there; no payload.
+    Present,
 }
 
 const ZERO: u16 = 0;
 const RAW: u16 = 1;
+const PRESENT: u16 = 5;
 
 /// A run of sectors of a disk.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, Debug)]
@@ -44,6 +47,7 @@ impl BlockRange {
         let (encoding, payload) = match encoding {
             BlockEncoding::Zero => (ZERO, 0),
             BlockEncoding::Raw => (RAW, len as u32),
+            BlockEncoding::Present => (PRESENT, 0),
         };
         Self {
             offset: range.start.into(),
@@ -80,6 +84,7 @@ impl BlockRange {
     pub fn encoding(&self) -> Result<BlockEncoding, Error> {
         let (encoding, payload) = match self.encoding.get() {
             ZERO => (BlockEncoding::Zero, 0),
+            PRESENT => (BlockEncoding::Present, 0),
             RAW => (BlockEncoding::Raw, u64::from(self.sectors.get()) * SECTOR),
             other => {
                 return Err(Error::Protocol(format!(
@@ -128,7 +133,14 @@ mod tests {
         assert_eq!(bytes(512, 0), None);
         assert_eq!(bytes(513, 1), None);
         assert_eq!(bytes(u64::MAX - 511, 1), None);
-        for (encoding, payload) in [(ZERO, 512), (RAW, 0), (RAW, 1024), (2, 512), (u16::MAX, 0)] {
+        for (encoding, payload) in [
+            (ZERO, 512),
+            (RAW, 0),
+            (RAW, 1024),
+            (PRESENT, 512),
+            (2, 512),
+            (u16::MAX, 0),
+        ] {
             let range = BlockRange {
                 encoding: encoding.into(),
                 payload: payload.into(),

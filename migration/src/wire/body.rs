@@ -105,6 +105,10 @@ pub struct Prepared {
     /// Disks of which it wants samples with the last pass.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<String>,
+    /// Numbers of the disks that travel, ascending, that hold what they held before; told to who looks for that
+    /// ([`super::capabilities::Capabilities::BLOCK_DIGESTS`]).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept_disks: Vec<u16>,
 }
 
 /// Source to destination: stretches of guest memory that hold data, as `(gpa, length)`.

@@ -24,6 +24,8 @@ impl Capabilities {
     pub const NEW_LINK: Self = Self(1 << 5);
     /// A destination makes of a disk the format that its source asks for, and says which disks it holds whole and durable.
     pub const DISK_TERMS: Self = Self(1 << 8);
+    /// A destination keeps what an image held that a disk is written over, and compares blocks by their digests.
+    pub const BLOCK_DIGESTS: Self = Self(1 << 10);
     /// What this engine can do.
     pub const OURS: Self = Self(
         Self::NAMES_HOST.0
@@ -32,7 +34,8 @@ impl Capabilities {
             | Self::STATE_FORM.0
             | Self::VOLUMES.0
             | Self::NEW_LINK.0
-            | Self::DISK_TERMS.0,
+            | Self::DISK_TERMS.0
+            | Self::BLOCK_DIGESTS.0,
     );
 
     /// As they travel.

@@ -1,4 +1,4 @@
-//! Control frames: a header and a body, JSON except for the machine state.
+//! Control frames: a header and a body, JSON except for the machine state and what is said of blocks.
 
 use std::io;
 use std::time::Duration;
@@ -12,6 +12,7 @@ pub use super::body::{
     PassPlaced, PlacedSoFar, Prepared, Ready, Saved, WHOLE_PASS, Welcome,
 };
 use super::check;
+pub use super::digests::{BlockDigests, BlocksPresent, SomeBlocks};
 use super::kind::Kind;
 pub use super::kind::MAX_FORWARDED;
 use crate::error::Error;
@@ -82,6 +83,10 @@ pub enum Message {
     /// Source to destination, between committed and finish: what came for the guest after it was
     /// stopped.
     Forwarded(Vec<u8>),
+    /// See [`BlockDigests`].
+    BlockDigests(BlockDigests),
+    /// See [`BlocksPresent`].
+    BlocksPresent(BlocksPresent),
 }
 
 impl Message {
@@ -112,6 +117,8 @@ impl Message {
             Self::Resolution(_) => Kind::Resolution,
             Self::PlanEnd => Kind::PlanEnd,
             Self::Forwarded(_) => Kind::Forwarded,
+            Self::BlockDigests(_) => Kind::BlockDigests,
+            Self::BlocksPresent(_) => Kind::BlocksPresent,
         }
     }
 
@@ -139,6 +146,8 @@ impl Message {
             Self::Failure(body) => json(body),
             Self::Ping(body) | Self::Pong(body) => json(body),
             Self::Resolution(body) => json(body),
+            Self::BlockDigests(body) => Ok(body.body()),
+            Self::BlocksPresent(body) => Ok(body.body()),
             Self::Prepare | Self::Commit | Self::Finish | Self::PlanEnd => Ok(Vec::new()),
         }
     }
@@ -246,6 +255,8 @@ impl Message {
                 Kind::Resolution => Self::Resolution(json(&body, "resolution")?),
                 Kind::PlanEnd => Self::PlanEnd,
                 Kind::Forwarded => Self::Forwarded(body),
+                Kind::BlockDigests => Self::BlockDigests(BlockDigests::read(&body)?),
+                Kind::BlocksPresent => Self::BlocksPresent(BlocksPresent::read(&body)?),
             },
         )
     }

@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_but_the_keep_alive_comes_for_ever() {
+    fn nothing_but_the_keep_alive_and_questions_comes_for_ever() {
         for us in [Side::Source, Side::Destination] {
             for count in 0..=COURSE.len() {
                 for kind in every_kind() {
@@ -179,7 +179,7 @@ mod tests {
                         .take_while(|_| conversation.hear(kind).is_ok())
                         .count();
                     let most = match kind {
-                        Kind::Ping | Kind::Pong => 100,
+                        Kind::Ping | Kind::Pong | Kind::BlockDigests => 100,
                         Kind::Forwarded => 8,
                         _ => 1,
                     };
@@ -247,7 +247,14 @@ mod tests {
         for placed in [0, 7] {
             assert_eq!(
                 may_come(Side::Destination, placed),
-                ["state", "failure", "ping", "pong", "plan-end"]
+                [
+                    "state",
+                    "failure",
+                    "ping",
+                    "pong",
+                    "plan-end",
+                    "block-digests"
+                ]
             );
             assert_eq!(may_come(Side::Source, placed), ["failure", "ping", "pong"]);
         }

@@ -4,6 +4,7 @@
 //! not stand in it is refused by its header, before any of its body is read.
 
 use super::MAX_STATE;
+use super::digests::{HEAD_LEN, MAX_QUESTION};
 use crate::observation::Side;
 use crate::progress::Phase;
 
@@ -59,6 +60,10 @@ pub enum Kind {
     PlanEnd,
     /// Packets that came for the guest after it was stopped.
     Forwarded,
+    /// Are these blocks there?
+    BlockDigests,
+    /// Which of them are.
+    BlocksPresent,
 }
 
 /// How many kinds there are.
@@ -78,7 +83,7 @@ pub(crate) enum Times {
     AtMost(u32),
     /// For each pass that the source has begun.
     EachPass,
-    /// Nothing is kept of it.
+    /// Nothing is kept of it, or as much as whoever takes it says.
     Any,
 }
 
@@ -119,7 +124,7 @@ const fn rule(
 
 /// By number, from 1.
 #[rustfmt::skip]
-const RULES: [Rule; 19] = {
+const RULES: [Rule; 21] = {
     use Sender::{Both, Destination as D, Source as S};
     use Kind::*;
     use Times::{Any, AtMost, EachPass};
@@ -143,6 +148,8 @@ const RULES: [Rule; 19] = {
         rule(Resolution, "resolution",  D, Some(Ready),      ONCE,              SMALL,     None),
         rule(PlanEnd,    "plan-end",    S, Some(Negotiated), ONCE,              0,         None),
         rule(Forwarded,  "forwarded",   S, Some(Committed),  AtMost(MOST_FORWARDED), MAX_FORWARDED, None),
+        rule(BlockDigests,  "block-digests",  S, Some(Prepared),     Any,    MAX_QUESTION, None),
+        rule(BlocksPresent, "blocks-present", D, Some(BlockDigests), Any,    HEAD_LEN,  None),
     ]
 };
 

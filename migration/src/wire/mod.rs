@@ -10,6 +10,7 @@ mod body;
 pub mod capabilities;
 pub mod control;
 pub(crate) mod conversation;
+pub mod digests;
 pub mod hello;
 pub mod kind;
 pub mod pull;

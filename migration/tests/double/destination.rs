@@ -31,6 +31,8 @@ pub struct Destination {
     /// Disks that come in: what was offered, and those that were made.
     pub expected: Vec<VolumeOffer>,
     pub disks: Vec<Arc<MemoryDisk>>,
+    /// Those of them that are there before, by their identities: they are written over, and hold that then.
+    pub existing: Vec<(String, Vec<u8>)>,
     /// Those that it finds where they lie.
     pub reaches: Vec<String>,
     /// What is wrong with those that it makes.
@@ -66,6 +68,7 @@ impl Destination {
             chooses: None,
             expected: Vec::new(),
             disks: Vec::new(),
+            existing: Vec::new(),
             reaches: Vec::new(),
             flaw: Flaw::None,
             is_still_to_fail: false,
@@ -127,7 +130,13 @@ impl DestinationMachine for Destination {
         self.ram = Some(make_ram(&description.ram));
         let made = self.expected.iter();
         self.disks = made
-            .map(|offer| MemoryDisk::new(&offer.id, offer.size as usize))
+            .map(|offer| {
+                let existing = self.existing.iter().find(|(id, _)| *id == offer.id);
+                match existing {
+                    Some((id, bytes)) => MemoryDisk::holding(id, bytes),
+                    None => MemoryDisk::new(&offer.id, offer.size as usize),
+                }
+            })
             .collect();
         for disk in &self.disks {
             match self.flaw {

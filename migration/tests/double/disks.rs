@@ -6,7 +6,9 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use migration::observation::{Observation, Side};
-use migration::vm::{BLOCK_SIZE, DestinationVolume, SourceVolume, VmResult, VolumeOffer, Wish};
+use migration::vm::{
+    BLOCK_SIZE, DestinationVolume, HeldBefore, SourceVolume, VmResult, VolumeOffer, Wish,
+};
 
 /// What is done with a disk while it travels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +18,9 @@ pub enum Operation {
     TakeChanges,
     Write,
     WriteZeroes,
+    /// Of what it held before.
+    MapBefore,
+    ReadBefore,
     Flush,
 }
 
@@ -33,6 +38,8 @@ pub struct MemoryDisk {
     let_in: Condvar,
     /// It changes a byte of what it writes, whatever it says.
     pub damages: AtomicBool,
+    /// It held something before it was to be a guest's.
+    held_before: AtomicBool,
 }
 
 #[derive(Default)]
@@ -80,7 +87,16 @@ impl MemoryDisk {
             backlog: Mutex::default(),
             let_in: Condvar::new(),
             damages: AtomicBool::new(false),
+            held_before: AtomicBool::new(false),
         })
+    }
+
+    /// One that holds `bytes`, with storage for all of them, as an image that somebody has copied.
+    pub fn holding(id: &str, bytes: &[u8]) -> Arc<Self> {
+        let this = Self::new(id, bytes.len());
+        this.with(|content| content.put(0, bytes));
+        this.held_before.store(true, Ordering::SeqCst);
+        this
     }
 
     /// Has `operation` fail once, after it was done `times` times.
@@ -210,6 +226,18 @@ impl Content {
         self.allocated[offset / SECTOR..(offset + bytes.len()).div_ceil(SECTOR)].fill(true);
     }
 
+    fn stored(&self, range: Range<u64>) -> Vec<Range<u64>> {
+        let sectors = range.start / SECTOR as u64..range.end / SECTOR as u64;
+        let held = sectors.filter(|&sector| self.allocated[sector as usize]);
+        held.map(|sector| sector * SECTOR as u64..(sector + 1) * SECTOR as u64)
+            .collect()
+    }
+
+    fn get(&self, offset: u64, into: &mut [u8]) {
+        let at = offset as usize;
+        into.copy_from_slice(&self.bytes[at..at + into.len()]);
+    }
+
     fn zero(&mut self, range: Range<usize>) {
         self.flushed = false;
         self.bytes[range.clone()].fill(0);
@@ -270,20 +298,31 @@ impl SourceVolume for MemoryDisk {
 
     fn data(&self, range: Range<u64>) -> VmResult<Vec<Range<u64>>> {
         self.check(Operation::Map)?;
-        Ok(self.with(|content| {
-            let sectors = range.start / SECTOR as u64..range.end / SECTOR as u64;
-            let held = sectors.filter(|&sector| content.allocated[sector as usize]);
-            held.map(|sector| sector * SECTOR as u64..(sector + 1) * SECTOR as u64)
-                .collect()
-        }))
+        Ok(self.with(|content| content.stored(range)))
     }
 
     fn read(&self, offset: u64, into: &mut [u8]) -> VmResult<()> {
         self.check(Operation::Read)?;
-        self.with(|content| {
-            let at = offset as usize;
-            into.copy_from_slice(&content.bytes[at..at + into.len()]);
-        });
+        self.with(|content| content.get(offset, into));
+        Ok(())
+    }
+}
+
+impl HeldBefore for MemoryDisk {
+    fn data(&self, range: Range<u64>) -> VmResult<Vec<Range<u64>>> {
+        self.check(Operation::MapBefore)?;
+        Ok(self.with(|content| content.stored(range)))
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) -> VmResult<()> {
+        self.check(Operation::ReadBefore)?;
+        self.with(|content| content.get(offset, into));
+        Ok(())
+    }
+
+    fn clear(&self) -> VmResult<()> {
+        self.check(Operation::WriteZeroes)?;
+        self.with(|content| content.zero(0..content.bytes.len()));
         Ok(())
     }
 }
@@ -291,6 +330,10 @@ impl SourceVolume for MemoryDisk {
 impl DestinationVolume for MemoryDisk {
     fn size(&self) -> u64 {
         self.bytes().len() as u64
+    }
+
+    fn held_before(&self) -> Option<&dyn HeldBefore> {
+        (self.held_before.load(Ordering::SeqCst)).then_some(self as &dyn HeldBefore)
     }
 
     fn write(&self, offset: u64, bytes: &mut [u8]) -> VmResult<()> {

@@ -8,6 +8,7 @@ pub mod disks;
 mod guest;
 mod memory;
 pub mod network;
+pub mod played_disks;
 pub mod players;
 mod refuse;
 pub mod scene;

@@ -15,8 +15,8 @@ use migration::vm::{MachineDescription, RunState};
 use migration::wire::batch::{BATCH_LEN, BatchHeader, BatchKind, RANGE_LEN};
 use migration::wire::capabilities::Capabilities;
 use migration::wire::control::{
-    Answer, Committed, Extents, Intent, LastPass, Message, Negotiate, Negotiated, PassPlaced,
-    Prepared, Ready, Resolution, Welcome,
+    Answer, BlockDigests, BlocksPresent, Committed, Extents, Intent, LastPass, Message, Negotiate,
+    Negotiated, PassPlaced, Prepared, Ready, Resolution, SomeBlocks, Welcome,
 };
 use migration::wire::hello::{HELLO_LEN, Hello, Role};
 use migration::wire::kind::Kind;
@@ -85,6 +85,7 @@ pub fn message_of(kind: Kind) -> Message {
             journal_ms: 0.5,
             hash_bytes_per_s: None,
             disks: Vec::new(),
+            kept_disks: Vec::new(),
         }),
         Kind::Extents => Message::Extents(Extents {
             extents: vec![(0, 8192)],
@@ -125,6 +126,20 @@ pub fn message_of(kind: Kind) -> Message {
         }),
         Kind::PlanEnd => Message::PlanEnd,
         Kind::Forwarded => Message::Forwarded(vec![1; 100]),
+        Kind::BlockDigests => Message::BlockDigests(BlockDigests {
+            of: first_block(),
+            digests: vec![[1; 16]],
+        }),
+        Kind::BlocksPresent => Message::BlocksPresent(BlocksPresent(first_block())),
+    }
+}
+
+/// The first block of the first disk.
+fn first_block() -> SomeBlocks {
+    SomeBlocks {
+        volume: 0,
+        first: 0,
+        bits: 1,
     }
 }
 
@@ -184,6 +199,8 @@ impl Point {
 /// A played source that has come to a point.
 pub struct PlayedSource {
     pub control: Box<dyn Connection>,
+    /// What the welcome gave out.
+    pub token: [u8; 16],
     pub data: Vec<Box<dyn Connection>>,
 }
 
@@ -193,17 +210,33 @@ impl PlayedSource {
     /// # Panics
     /// When the destination says what it should not.
     pub fn at(connect: &MemoryConnect, negotiate: Negotiate, point: Point) -> Option<Self> {
+        Self::telling(Capabilities::OURS, connect, negotiate, point)
+    }
+
+    /// The same, of one that tells these capabilities.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn telling(
+        capabilities: Capabilities,
+        connect: &MemoryConnect,
+        negotiate: Negotiate,
+        point: Point,
+    ) -> Option<Self> {
         let streams = u16::from(negotiate.streams);
         let id = MigrationId::random().unwrap();
         let control = connect.connect(PATIENCE).unwrap();
-        control
-            .send(&Hello::new(Role::Control, id, [0; 16]).encode())
-            .unwrap();
+        let hello = Hello {
+            capabilities,
+            ..Hello::new(Role::Control, id, [0; 16])
+        };
+        control.send(&hello.encode()).unwrap();
         let Some(Message::Welcome(welcome)) = hear(&*control) else {
             panic!("no welcome")
         };
         let mut this = Self {
             control,
+            token: welcome.token,
             data: Vec::new(),
         };
         if point >= Point::Negotiated {
@@ -395,6 +428,7 @@ pub fn behaved(message: &Message) -> Vec<Message> {
             hash_bytes_per_s: Some(f64::MAX),
             // Disks that nobody has.
             disks: vec!["other".into(); 100],
+            kept_disks: Vec::new(),
         })],
         _ => vec![],
     }

@@ -7,7 +7,7 @@ use migration::journal::MemoryJournal;
 use migration::progress::Limits;
 use migration::request::MigrateRequest;
 use migration::steering::{Events, Steering};
-use migration::transport::memory;
+use migration::transport::memory::{self, Injection};
 use migration::units::{Rate, Span};
 use migration::{MigrationId, Outcome, destination, source};
 
@@ -30,6 +30,9 @@ pub struct Scene {
     pub into: Destination,
     pub options: source::Options,
     pub journal: MemoryJournal,
+    /// What strikes on the network, and how many of it did.
+    pub injections: Vec<Injection>,
+    pub struck: u64,
 }
 
 impl Scene {
@@ -46,6 +49,8 @@ impl Scene {
                 MigrateRequest::new("unix:/there"),
             ),
             journal: MemoryJournal::default(),
+            injections: Vec::new(),
+            struck: 0,
         }
     }
 
@@ -66,16 +71,17 @@ impl Scene {
         &mut self,
         steer: impl FnOnce(&Source, &Steering, Events) + Send,
     ) -> [Outcome; 2] {
-        let (connect, listen) = memory::network(&[]);
+        let (connect, listen) = memory::network(&self.injections);
         let (steering, receiving) = (Steering::new(), Steering::new());
         let Self {
             vm,
             into,
             options,
             journal,
+            struck,
             ..
         } = self;
-        std::thread::scope(|scope| {
+        let outcomes = std::thread::scope(|scope| {
             let there = scope.spawn(|| {
                 let options = destination::Options::default();
                 destination::receive(&listen, into, &options, &receiving, journal)
@@ -92,7 +98,9 @@ impl Scene {
             ends_within(&there, Duration::from_millis(500));
             receiving.cancel();
             [here, there.join().unwrap()]
-        })
+        });
+        *struck = connect.struck();
+        outcomes
     }
 
     pub fn assert_kept(&self) {

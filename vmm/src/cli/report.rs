@@ -94,6 +94,10 @@ pub(super) fn print_completed(name: &str, to: &str, report: &Report, output: Out
             human_bytes(disks.bytes as f64),
             human_bytes(disks.zero_bytes as f64)
         ));
+        if let present @ 1.. = disks.present_bytes {
+            let present = human_bytes(present as f64);
+            output.line(format!("    present     {present} were there already"));
+        }
         for disk in &disks.travelling {
             let why = disk.why.as_deref().unwrap_or("as asked for");
             output.line(format!("    {:10}  copied: {why}", disk.id));

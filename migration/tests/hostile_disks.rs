@@ -35,6 +35,7 @@ fn offer(id: &str, size: u64) -> VolumeOffer {
         allocated: 0,
         wish: Wish::Travels,
         format: None,
+        served: None,
     }
 }
 

@@ -13,6 +13,7 @@ use devices::virtio::Block;
 use crate::config::DiskCache;
 use crate::debug::DebugLayers;
 use crate::disks::pivots::{self, Current};
+use crate::disks::served::Coming;
 use crate::error::MachineError;
 
 /// A disk of a machine, opened and claimed.
@@ -35,6 +36,8 @@ pub(crate) struct Disk {
     pub(crate) current: Current,
     /// Whether a part of it is served and not here, or the mark on its image says so.
     pub(super) served: Arc<AtomicBool>,
+    /// What has that part come.
+    pub(crate) coming: Option<Coming>,
 }
 
 impl Disk {
@@ -80,6 +83,7 @@ impl Disk {
             current: Current::new(first_stack(&id, &before.debug, format, &image)),
             debug: before.debug.clone(),
             served: Arc::default(),
+            coming: None,
             _keeps: None,
             image,
             id,
@@ -115,6 +119,7 @@ impl Disk {
             current: Current::new(stack),
             debug: before.debug.clone(),
             served: Arc::default(),
+            coming: None,
             _keeps: Some(keeps),
             image,
             id,

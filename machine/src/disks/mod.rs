@@ -14,7 +14,7 @@ pub mod overlay_target;
 pub(crate) mod pivots;
 pub(crate) mod places;
 mod samples;
-mod served;
+pub(crate) mod served;
 pub mod settling;
 mod source;
 pub mod target;
@@ -81,7 +81,7 @@ impl Disks {
             match lack {
                 None => {}
                 Some(Lack::InImage(other)) => lacking.push(Lacking::lay(&disk, other)?),
-                Some(Lack::Served(absent)) => served::lay(&disk, absent)?,
+                Some(Lack::Served(absent)) => disk.coming = Some(served::lay(&disk, absent)?),
             }
             disk.make_ring()?;
             all.push(disk);
@@ -96,6 +96,16 @@ impl Disks {
             tracked: Tracked::default(),
             lacking: Mutex::new(lacking),
         })
+    }
+
+    /// The guest is here: what is served of its disks is asked for from here on, at most `rate` bytes a second of each that it does
+    /// not wait for.
+    pub(crate) fn have_rest_come(&self, rate: Option<u64>) {
+        for disk in self.iter() {
+            if let Some(coming) = &disk.coming {
+                coming.begin(rate);
+            }
+        }
     }
 
     /// Those that lacked something when they were opened, for whoever has it come.

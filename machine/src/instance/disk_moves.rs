@@ -23,6 +23,7 @@ use migration::observation::{Observation, Side};
 
 use crate::disks::Disk;
 use crate::disks::marks::Mark;
+use crate::disks::served::Coming;
 use crate::instance::disk_move_mode::{checked_path, mode_of, reached};
 use crate::instance::running_move::{RunningMove, Watched};
 use crate::instance::vm::{Core, VmInstance, refuse, wrong_state};
@@ -68,6 +69,7 @@ fn status_of(disk: &Disk) -> DiskStatus {
         },
         size_bytes: image.device().size(),
         read_only: image.device().read_only(),
+        missing: disk.coming.as_ref().and_then(Coming::missing),
     }
 }
 

@@ -19,6 +19,23 @@ pub enum Progress {
     Released,
 }
 
+/// From when on a disk is served.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServedWhen {
+    /// At once: nobody uses its image.
+    #[default]
+    Now,
+    /// When the guest that uses the image has gone in a migration, and not at all if that stays.
+    GuestHasGone,
+}
+
+impl ServedWhen {
+    fn is_now(&self) -> bool {
+        *self == Self::Now
+    }
+}
+
 /// A disk that is served.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServingRecord {
@@ -41,6 +58,9 @@ pub struct ServingRecord {
     /// Who depends on it, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<String>,
+    /// From when on.
+    #[serde(default, skip_serializing_if = "ServedWhen::is_now")]
+    pub when: ServedWhen,
     /// How far that has come.
     pub progress: Progress,
 }
@@ -71,6 +91,7 @@ impl ServingRecord {
             size,
             listen,
             client,
+            when: ServedWhen::Now,
             progress: Progress::Serving { missing: size },
         })
     }

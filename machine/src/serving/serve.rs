@@ -9,15 +9,17 @@ use std::time::Duration;
 use block::image::Format;
 use block::image::qcow2::BackingRules;
 use migration::MigrationId;
+use migration::journal::Journal;
 use migration::observation::{Observation, Side};
 use migration::os;
 use migration::pull::server::Options;
 use migration::pull::{PullServer, PullSource, Served};
 use migration::transport::Listen;
 
+use super::awaiting::check_gone;
 use super::error::ServeError;
 use super::image::{self, ServedImage};
-use super::record::{Progress, ServingRecord};
+use super::record::{Progress, ServedWhen, ServingRecord};
 use super::records::{Held, Records};
 use crate::threads::{self, ThreadKind};
 
@@ -44,22 +46,38 @@ pub struct ToServe<'a> {
 /// Opens and claims an image, and makes its record, or finds that of an earlier process.
 ///
 /// # Errors
-/// When another process serves it, or writes it, or it is not what is recorded.
-pub fn open(records: &Records, what: &ToServe<'_>) -> Result<ServedImage, ServeError> {
+/// When another process serves it, or writes it, or it is not what is recorded; and when it was to be served when its guest had
+/// gone, which has not, as `journal` says.
+pub fn open(
+    records: &Records,
+    what: &ToServe<'_>,
+    journal: &dyn Journal,
+) -> Result<ServedImage, ServeError> {
     let opened = image::open(what.image, what.format, what.rules)?;
     let size = opened.0.device().size();
     let (record, held) = match records.find(what.image)? {
-        Some(found) => go_on(records, found, what, size)?,
-        None => begin(records, what, size)?,
+        Some(found) => {
+            let (record, held) = go_on(records, found, what, size)?;
+            let held = match record.when {
+                ServedWhen::GuestHasGone if record.progress != Progress::Released => {
+                    check_gone(what.image, held, journal)?
+                }
+                ServedWhen::GuestHasGone | ServedWhen::Now => held,
+            };
+            (record, held)
+        }
+        None => begin(records, what, size, ServedWhen::Now)?,
     };
     held.write(&record)?;
     Ok(ServedImage::new(opened, record, held))
 }
 
-fn begin(
+/// A record of an image of `size` bytes that is served from `when` on; it is not written yet.
+pub(super) fn begin(
     records: &Records,
     what: &ToServe<'_>,
     size: u64,
+    when: ServedWhen,
 ) -> Result<(ServingRecord, Held), ServeError> {
     let record = ServingRecord::new(
         what.image.to_owned(),
@@ -74,6 +92,7 @@ fn begin(
         path: records.folder().to_owned(),
         source,
     })?;
+    let record = ServingRecord { when, ..record };
     let held = records.hold(&record)?;
     Ok((record, held))
 }

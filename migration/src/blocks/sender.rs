@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use zerocopy::IntoBytes;
 
@@ -41,6 +42,8 @@ struct Disk {
     trail: Trail,
     /// What changes of it while it is mirrored.
     echo: Echo,
+    /// Bytes of it that have left.
+    sent: AtomicU64,
 }
 
 impl Disks {
@@ -55,14 +58,15 @@ impl Disks {
         let all = volumes.iter().zip(offers).map(|(volume, offer)| Disk {
             volume: volume.clone(),
             offer: offer.clone(),
-            lanes: Lanes::new(stripes(offer.size), u16::from(streams), agreed),
+            lanes: Lanes::new(stripes(offer.moves()), u16::from(streams), agreed),
             sums: Words::new(match verify {
                 Verify::Off => 0,
                 // That all memory is hashed at the end tells nothing of disks.
                 Verify::Stream | Verify::Full => offer.blocks() as usize,
             }),
-            trail: Trail::new(stripes(offer.size)),
+            trail: Trail::new(stripes(offer.moves())),
             echo: Echo::off(offer.blocks()),
+            sent: AtomicU64::new(0),
         });
         Self { all: all.collect() }
     }
@@ -72,6 +76,12 @@ impl Disks {
         if let Some(disk) = self.all.get(number) {
             disk.echo.turn_on();
         }
+    }
+
+    /// Bytes of the disk of this number that have left.
+    pub fn sent_of(&self, number: usize) -> u64 {
+        let disk = self.all.get(number);
+        disk.map_or(0, |disk| disk.sent.load(Ordering::Relaxed))
     }
 
     /// Whether any is mirrored.
@@ -110,7 +120,7 @@ impl Disks {
     /// Takes out of `changes`, which `pass` sends, what is placed where so many `frames` of each stream are.
     pub fn leave_out_placed(&self, changes: &mut Changes, pass: u32, frames: &[u32]) {
         for (disk, words) in self.all.iter().zip(changes) {
-            for stripe in 0..stripes(disk.offer.size) {
+            for stripe in 0..stripes(disk.offer.moves()) {
                 if disk.trail.is_placed(stripe, pass, frames) {
                     changes::clear_stripe(words, stripe);
                 }
@@ -334,6 +344,7 @@ impl<'a> BlockSender<'a> {
     /// `range` was read to byte `at` of the batch's room, and is no zeroes.
     fn raw(&mut self, outlet: &Outlet<'_>, number: usize, at: usize, range: Range<u64>) {
         Counters::add(&outlet.counters().disk_bytes, range.end - range.start);
+        Counters::add(&self.disks.all[number].sent, range.end - range.start);
         if let Some(key) = self.key {
             let pages = self.batch.pages(at, (range.end - range.start) as usize);
             self.sums[number].note_data(key, range.start, pages);
@@ -357,7 +368,7 @@ impl Disk {
 
     /// The bytes of blocks `run` of a stripe.
     fn bytes(&self, stripe: u64, run: Range<u64>) -> Range<u64> {
-        let at = |block: u64| (stripe * STRIPE + block * BLOCK_SIZE).min(self.offer.size);
+        let at = |block: u64| (stripe * STRIPE + block * BLOCK_SIZE).min(self.offer.moves());
         debug_assert!(run.end <= STRIPE_BLOCKS);
         at(run.start)..at(run.end)
     }

@@ -10,4 +10,6 @@ mod volume;
 pub use destination::{DestinationDisks, DestinationMachine, DestinationMemory, DestinationVm};
 pub use source::{DirtyMemory, SourceDisks, SourceMachine, SourceVm};
 pub use terms::{HugePages, MachineDescription, RamRegion, Rehearsal, RunState, VmResult};
-pub use volume::{BLOCK_SIZE, DestinationVolume, SourceVolume, TravellingDisk, VolumeOffer, Wish};
+pub use volume::{
+    BLOCK_SIZE, DestinationVolume, Served, SourceVolume, TravellingDisk, VolumeOffer, Wish,
+};

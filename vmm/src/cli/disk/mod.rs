@@ -11,6 +11,7 @@ mod options;
 mod pulling;
 mod resize;
 mod serve;
+pub(in crate::cli) mod serve_later;
 mod wrong;
 
 use control::exit::Exit;

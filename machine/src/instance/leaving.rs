@@ -128,7 +128,7 @@ impl VmInstance {
             if disk.is_some_and(|disk| disk.access == DiskAccess::ReadOnly) {
                 return Err(refuse(
                     "usage.disks",
-                    &format!(
+                    format!(
                         "disk {id} is read-only, and does not go on demand: have it go by precopy"
                     ),
                 ));
@@ -136,7 +136,7 @@ impl VmInstance {
             if !request.plan && !request.served.iter().any(|served| served.disk == *id) {
                 return Err(refuse(
                     "usage.disks",
-                    &format!(
+                    format!(
                         "nobody is there to serve disk {id} when its guest has gone: vmm migrate starts such a process"
                     ),
                 ));

@@ -75,7 +75,11 @@ fn nothing_of_it_goes_before_the_guest_does() {
         let told = &disks.on_demand[..];
         assert_eq!(told.len(), 1);
         assert_eq!(
-            (&*told[0].id, &*told[0].served_at, told[0].disk_bytes_before_commit),
+            (
+                &*told[0].id,
+                &*told[0].served_at,
+                told[0].disk_bytes_before_commit
+            ),
             ("stays", "127.0.0.1:7", 0)
         );
         let whole: Vec<_> = disks.left.iter().map(|left| left.whole).collect();
@@ -86,7 +90,10 @@ fn nothing_of_it_goes_before_the_guest_does() {
             pull: DiskPull::Off,
             ..served()
         };
-        assert_eq!((offered.wish, &offered.served), (Wish::OnDemand, &Some(expected)));
+        assert_eq!(
+            (offered.wish, &offered.served),
+            (Wish::OnDemand, &Some(expected))
+        );
         assert_eq!(scene.into.expected[0].served, None);
         assert_eq!(scene.into.disks[1].allocated(), 0);
         assert!(scene.into.disks[0].bytes() == scene.vm.disks[0].bytes());
@@ -105,7 +112,10 @@ fn it_does_not_go_over_to_mirror() {
         panic!("{here:?}")
     };
     assert!(matches!(there, Outcome::Completed(_)), "{there:?}");
-    assert_eq!(report.disks.unwrap().on_demand[0].disk_bytes_before_commit, 0);
+    assert_eq!(
+        report.disks.unwrap().on_demand[0].disk_bytes_before_commit,
+        0
+    );
 }
 
 #[test]

@@ -94,7 +94,35 @@ fn a_guest_goes_before_its_disk_does_and_fetches_each_block_once() {
     let mut leaving = Leaving::new("there.raw");
     let first = leaving.scene.disk.clone();
     let address = leaving.receives(&[]);
+    // Nobody serves it for being asked whether it would work.
+    let plan = [
+        "migrate",
+        "guest",
+        "--to",
+        &address,
+        "--disks",
+        "on-demand",
+        "--plan",
+    ];
+    let _ = leaving.here().vmm(plan).success();
+    assert_eq!(leaving.served(), Vec::<Value>::new());
+    // Nor is who was left of an earlier attempt in its way.
+    let image = first.display().to_string();
+    let waits = [
+        "disk",
+        "serve",
+        &image,
+        "--when-guest-has-gone",
+        "--listen",
+        LISTEN,
+    ];
+    let earlier = leaving.here().spawn(waits);
+    eventually("an earlier one waits", || {
+        let served = leaving.served();
+        (served.first()?["awaiting"] == true).then_some(())
+    });
     let report = leaving.goes(&address, ON_DEMAND);
+    let _ended = earlier.finish(PATIENCE);
     let disks = &report["disks"];
     assert_eq!(disks["bytes"], 0, "{report:#}");
     assert_eq!(
@@ -219,7 +247,7 @@ fn whatever_ends_it_before_the_commit_leaves_the_guest_and_nothing_else() {
         let mut moving = Migration::start(leaving.here(), "guest", &address, SLOW);
         moving.wait_progress();
         let served = leaving.served().remove(0);
-        assert_eq!(served["missing"], served["size"], "{served}");
+        assert_eq!(served["awaiting"], true, "{served}");
         match killed {
             false => moving.interrupt(),
             true => {

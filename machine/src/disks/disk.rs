@@ -12,8 +12,9 @@ use devices::virtio::Block;
 
 use crate::config::DiskCache;
 use crate::debug::DebugLayers;
+use crate::disks::coming::Coming;
 use crate::disks::pivots::{self, Current};
-use crate::disks::served::Coming;
+
 use crate::error::MachineError;
 
 /// A disk of a machine, opened and claimed.

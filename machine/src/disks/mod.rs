@@ -2,6 +2,7 @@
 //! whether a successor has the right ones.
 
 pub(crate) mod claims;
+pub(crate) mod coming;
 pub(crate) mod content;
 mod disk;
 pub(crate) mod exclusive_opens;
@@ -14,7 +15,7 @@ pub mod overlay_target;
 pub(crate) mod pivots;
 pub(crate) mod places;
 mod samples;
-pub(crate) mod served;
+mod served;
 pub mod settling;
 mod source;
 pub mod target;

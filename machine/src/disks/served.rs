@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use block::copy::Steering;
 use block::image::Image;
-use block::on_demand::{OnDemand, Origin, Policy, Pull, Supply};
-use control::instance::MissingStatus;
+use block::on_demand::{OnDemand, Origin, Policy, Pull};
 use migration::address::Address;
 use migration::disk_modes::DiskPull;
 use migration::endpoint::Endpoint;
 use migration::transport::socket::SocketConnect;
 
 use crate::disks::Disk;
+use crate::disks::coming::Coming;
 use crate::disks::in_part::Absent;
 use crate::disks::lacking;
 use crate::disks::marks;
@@ -29,37 +29,6 @@ use crate::threads::{self, ThreadKind};
 const LOOK: Duration = Duration::from_millis(500);
 /// How long who serves it has to record that it is needed no more, until it is told again.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// What has the rest of a disk come, once it is told that the guest is here.
-pub(crate) struct Coming {
-    at: String,
-    layer: Weak<OnDemand>,
-    gate: Arc<Gate>,
-}
-
-impl Coming {
-    /// The guest is here: what it needs is asked for from here on, and what it does not need if that was said, at most so many
-    /// bytes a second.
-    pub(crate) fn begin(&self, rate: Option<u64>) {
-        if let Some(layer) = self.layer.upgrade() {
-            layer.steering().set_bandwidth(rate);
-        }
-        self.gate.open();
-    }
-
-    /// What is missing, and from whom; `None` when nothing is, or the guest has ended.
-    pub(crate) fn missing(&self) -> Option<MissingStatus> {
-        let status = self.layer.upgrade()?.status();
-        (status.missing_bytes > 0).then(|| MissingStatus {
-            bytes: status.missing_bytes,
-            from: self.at.clone(),
-            why: match status.supply {
-                Supply::Comes => None,
-                Supply::Lost(why) | Supply::Wrong(why) | Supply::NotStored(why) => Some(why),
-            },
-        })
-    }
-}
 
 /// Lays over `disk`, which no device uses yet, what has the rest of it come that is served, and says so to who serves it when all
 /// has. It asks nobody for anything before it is told to [begin](Coming::begin).

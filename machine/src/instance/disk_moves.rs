@@ -22,8 +22,8 @@ use migration::journal::{FileJournal, Journal};
 use migration::observation::{Observation, Side};
 
 use crate::disks::Disk;
+use crate::disks::coming::Coming;
 use crate::disks::marks::Mark;
-use crate::disks::served::Coming;
 use crate::instance::disk_move_mode::{checked_path, mode_of, reached};
 use crate::instance::running_move::{RunningMove, Watched};
 use crate::instance::vm::{Core, VmInstance, refuse, wrong_state};

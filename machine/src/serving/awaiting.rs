@@ -17,7 +17,7 @@ use super::error::ServeError;
 use super::image::{self, ServedImage};
 use super::record::{Progress, ServedWhen, ServingRecord};
 use super::records::{Held, Records};
-use super::serve::ToServe;
+use super::to_serve::{self, ToServe};
 use crate::disks::marks::{self, Departure};
 
 /// How often it is looked whether the guest has gone.
@@ -61,18 +61,23 @@ impl<'a> Awaited<'a> {
         let file = RawImage::open(what.image, Access::ReadOnly, Content::Container);
         let file = file.map_err(ServeError::Image)?;
         if let Some(found) = records.find(what.image)? {
-            let is_needed = found.when == ServedWhen::Now && found.progress != Progress::Released;
             let held = records.hold(&found)?;
-            if is_needed {
-                return Err(ServeError::Needed {
-                    path: found.image,
-                    client: found.client.unwrap_or_else(|| "a client".into()),
-                });
+            match found.progress {
+                Progress::Serving { .. } => {
+                    return Err(ServeError::Needed {
+                        path: found.image,
+                        client: found.client.unwrap_or_else(|| "a client".into()),
+                    });
+                }
+                // Of a client that is whole, or of a guest that has not gone: it runs from the image.
+                Progress::Released | Progress::Awaiting => held.remove()?,
             }
-            // Of a client that is whole, or of a guest that has not gone: it runs from the image.
-            held.remove()?;
         }
-        let (record, held) = super::serve::begin(records, &what, size, ServedWhen::GuestHasGone)?;
+        let (record, held) = to_serve::begin(records, &what, size, ServedWhen::GuestHasGone)?;
+        let record = ServingRecord {
+            progress: Progress::Awaiting,
+            ..record
+        };
         held.write(&record)?;
         Ok(Self {
             what,
@@ -138,7 +143,9 @@ impl<'a> Awaited<'a> {
         } = self.what;
         let opened = image::open(path, format, rules)?;
         drop(claim);
+        let size = self.record.size;
         let served = ServedImage::new(opened, self.record, self.held);
+        served.note(Progress::Serving { missing: size })?;
         Ok(Waited::Gone(Box::new(served)))
     }
 }

@@ -10,6 +10,7 @@ mod pulling;
 mod record;
 mod records;
 mod serve;
+mod to_serve;
 
 pub use awaiting::{Awaited, Waited, Word};
 pub use error::ServeError;
@@ -18,4 +19,5 @@ pub use origin::PulledOrigin;
 pub use pulling::{Pulled, ToPull, begin, complete};
 pub use record::{Progress, ServedWhen, ServingRecord};
 pub use records::{Held, Listed, Records, given};
-pub use serve::{ToServe, open, serve};
+pub use serve::{open, serve};
+pub use to_serve::ToServe;

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Progress {
+    /// The guest that uses the image has not gone yet, as far as is recorded.
+    Awaiting,
     /// It depends on the image.
     Serving {
         /// Bytes that it lacks, as far as it has told.

@@ -1,13 +1,10 @@
 //! Serves an image until its client is whole and durable.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread::Builder;
 use std::time::Duration;
 
-use block::image::Format;
-use block::image::qcow2::BackingRules;
 use migration::MigrationId;
 use migration::journal::Journal;
 use migration::observation::{Observation, Side};
@@ -21,27 +18,11 @@ use super::error::ServeError;
 use super::image::{self, ServedImage};
 use super::record::{Progress, ServedWhen, ServingRecord};
 use super::records::{Held, Records};
+use super::to_serve::{ToServe, begin};
 use crate::threads::{self, ThreadKind};
 
 /// How often it is recorded what the client lacks.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// What is to be served.
-#[derive(Debug)]
-pub struct ToServe<'a> {
-    /// The image, as an absolute path without links.
-    pub image: &'a Path,
-    /// Its format.
-    pub format: Format,
-    /// Where files below it may lie.
-    pub rules: &'a BackingRules,
-    /// Identity of the disk.
-    pub disk: &'a str,
-    /// Where it is served.
-    pub listen: &'a str,
-    /// Who depends on it, for people.
-    pub client: Option<&'a str>,
-}
 
 /// Opens and claims an image, and makes its record, or finds that of an earlier process.
 ///
@@ -58,43 +39,20 @@ pub fn open(
     let (record, held) = match records.find(what.image)? {
         Some(found) => {
             let (record, held) = go_on(records, found, what, size)?;
-            let held = match record.when {
-                ServedWhen::GuestHasGone if record.progress != Progress::Released => {
-                    check_gone(what.image, held, journal)?
-                }
-                ServedWhen::GuestHasGone | ServedWhen::Now => held,
+            let held = match (record.when, record.progress) {
+                (ServedWhen::Now, _) | (_, Progress::Released) => held,
+                (ServedWhen::GuestHasGone, _) => check_gone(what.image, held, journal)?,
             };
-            (record, held)
+            let progress = match record.progress {
+                Progress::Awaiting => Progress::Serving { missing: size },
+                as_before => as_before,
+            };
+            (ServingRecord { progress, ..record }, held)
         }
         None => begin(records, what, size, ServedWhen::Now)?,
     };
     held.write(&record)?;
     Ok(ServedImage::new(opened, record, held))
-}
-
-/// A record of an image of `size` bytes that is served from `when` on; it is not written yet.
-pub(super) fn begin(
-    records: &Records,
-    what: &ToServe<'_>,
-    size: u64,
-    when: ServedWhen,
-) -> Result<(ServingRecord, Held), ServeError> {
-    let record = ServingRecord::new(
-        what.image.to_owned(),
-        what.format,
-        size,
-        what.disk.to_owned(),
-        what.listen.to_owned(),
-        what.client.map(str::to_owned),
-    );
-    let record = record.map_err(|source| ServeError::Record {
-        operation: "draw an identifier for",
-        path: records.folder().to_owned(),
-        source,
-    })?;
-    let record = ServingRecord { when, ..record };
-    let held = records.hold(&record)?;
-    Ok((record, held))
 }
 
 fn go_on(

@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -13,14 +13,16 @@ use control::exit::local;
 use control::instance::{DiskStatus, VmStatus};
 use control::output::Output;
 use control::runtime_dir::RuntimeDir;
-use machine::serving;
+use machine::serving::{self, Progress, Records};
 use migration::MigrationId;
 use migration::address::Address;
 use migration::disk_modes::{self, DiskMode, DiskPull};
 use migration::endpoint::Endpoint;
 use migration::observation::Observation;
+use migration::progress::Event;
 use migration::request::{MigrateRequest, ServedDisk};
 use migration::vm::Served;
+use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 
 use super::disk::serve_later::STAYS;
@@ -85,7 +87,15 @@ impl Servers {
         if request.plan || later.is_empty() {
             return Ok(servers);
         }
+        if is_under_way(status) {
+            return Err(local(
+                "migration.active",
+                "a migration of this VM is already running",
+            ));
+        }
+        let records = Records::at(runtime.serving()?);
         for disk in later {
+            end_left_over(disk, &records)?;
             let served = listens_at(request, serve_at, runtime)
                 .and_then(|listen| Server::start(disk, &listen, request, status))
                 .and_then(|server| {
@@ -160,6 +170,47 @@ impl Servers {
             ));
         }
     }
+}
+
+/// Whether a migration of the VM runs.
+fn is_under_way(status: &VmStatus) -> bool {
+    let Some(migration) = &status.migration else {
+        return false;
+    };
+    !matches!(
+        migration.last,
+        Some(Event::Completed(_) | Event::Failed(_) | Event::Cancelled(_))
+    )
+}
+
+/// Ends who waits to serve `disk` since an earlier attempt whose command was killed, and which has come to nothing.
+fn end_left_over(disk: &DiskStatus, records: &Records) -> Result<(), Observation> {
+    let waits = || {
+        let listed = records.list().map_err(|e| e.observe())?;
+        let mut of_disk = listed.into_iter();
+        let found = of_disk.find(|listed| {
+            listed.record.progress == Progress::Awaiting
+                && listed.record.image == Path::new(&disk.path)
+        });
+        Ok::<_, Observation>(found.and_then(|listed| listed.pid))
+    };
+    let Some(pid) = waits()? else {
+        return Ok(());
+    };
+    let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    if let Some(process) = process {
+        // It may end by itself meanwhile.
+        let _ = kill_process(process, Signal::TERM);
+    }
+    let deadline = Instant::now() + END;
+    while waits()? == Some(pid) {
+        if Instant::now() > deadline {
+            let what = format!("process {pid}, of an earlier attempt, does not end");
+            return Err(failed(disk, &what));
+        }
+        std::thread::sleep(LOOK);
+    }
+    Ok(())
 }
 
 impl Server {

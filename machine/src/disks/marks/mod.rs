@@ -266,8 +266,8 @@ pub(crate) fn departure(image: &RawImage, journal: &dyn Journal) -> Departure {
             Handover::Kept => Departure::Stayed(id),
             Handover::CommitSent | Handover::Gone => Departure::Given(id),
         },
-        // It may be about to be recorded.
-        Ok(None) | Err(_) => Departure::Under(id),
+        // What is recorded before the mark is made has been forgotten since, or cannot be read: somebody may need the image.
+        Ok(None) | Err(_) => Departure::Given(id),
     }
 }
 

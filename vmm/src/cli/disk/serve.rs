@@ -1,93 +1,26 @@
 //! `vmm disk serve`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use block::image::qcow2::BackingRules;
 use control::exit::{Exit, local};
 use control::output::Output;
 use control::runtime_dir::RuntimeDir;
-use control::units::human_bytes;
-use machine::serving::{self, Listed, Progress, Records, ServeError, ServingRecord, ToServe};
+use machine::serving::{self, Listed, Records, ServeError, ToServe};
 use migration::address::Address;
 use migration::journal::FileJournal;
 use migration::observation::{Observation, Side};
 use migration::pull::Served;
 use migration::transport::Listen;
 use migration::transport::socket::SocketListen;
-use serde::Serialize;
 
 use super::super::names;
 use super::args::ServeArgs;
 use super::serve_later::{self, How};
+use super::served_told::{Told, wrong};
 use super::wrong::usage;
 use crate::sandbox::{self, Sandbox};
-
-/// What is told of an image that is served: all of its record but the secret.
-#[derive(Debug, Serialize)]
-pub(super) struct Told<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) event: Option<&'static str>,
-    image: &'a Path,
-    format: &'a str,
-    disk: &'a str,
-    size: u64,
-    migration: &'a str,
-    listen: &'a str,
-    client: Option<&'a str>,
-    released: bool,
-    /// Bytes that the client lacks, as far as it has told.
-    missing: u64,
-    /// The process that serves it.
-    pid: Option<u32>,
-    /// Where the record lies, which has the secret for the client.
-    record: PathBuf,
-}
-
-impl<'a> Told<'a> {
-    pub(super) fn new(record: &'a ServingRecord, records: &Records, pid: Option<u32>) -> Self {
-        let file = format!("{}.json", record.migration);
-        let (released, missing) = match record.progress {
-            Progress::Serving { missing } => (false, missing),
-            Progress::Released => (true, 0),
-        };
-        Self {
-            event: None,
-            image: &record.image,
-            format: &record.format,
-            disk: &record.disk,
-            size: record.size,
-            migration: &record.migration,
-            listen: &record.listen,
-            client: record.client.as_deref(),
-            released,
-            missing,
-            pid,
-            record: records.folder().join(file),
-        }
-    }
-
-    pub(super) fn line(&self) -> String {
-        let state = match (self.released, self.pid) {
-            (true, _) => "released: its client is whole".to_owned(),
-            (false, Some(pid)) => format!("served by process {pid}"),
-            (false, None) => "not served now: run the same command again".to_owned(),
-        };
-        let client = self.client.unwrap_or("a client without a name");
-        format!(
-            "{}  disk {}  {client} lacks {} of {}  at {}  {state}",
-            self.image.display(),
-            self.disk,
-            human_bytes(self.missing as f64),
-            human_bytes(self.size as f64),
-            self.listen,
-        )
-    }
-}
-
-pub(super) fn wrong(error: &ServeError) -> Observation {
-    error.observe()
-}
 
 pub(super) fn run(
     args: &ServeArgs,

@@ -17,11 +17,11 @@ use migration::transport::socket::SocketListen;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use super::super::detach;
-use super::serve::{Told, wrong};
+use super::served_told::{Told, wrong};
 use crate::sandbox::{self, Sandbox};
 
 /// What is said when the guest stays.
-pub(in crate::cli) const STAYS: u8 = b's';
+pub(crate) const STAYS: u8 = b's';
 
 /// How it is to serve.
 pub(super) struct How<'a> {

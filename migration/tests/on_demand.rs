@@ -116,6 +116,19 @@ fn it_does_not_go_over_to_mirror() {
         report.disks.unwrap().on_demand[0].disk_bytes_before_commit,
         0
     );
+    // A guest that has no other disk is as one that has none: its time is over.
+    let mut scene = self::scene();
+    scene.vm.disks.remove(0);
+    let request = &mut scene.options.request;
+    request.disks.remove(0);
+    request.on_timeout = TimeoutAction::Mirror;
+    request.timeout = Some(migration::units::Span(Duration::ZERO));
+    let [here, _] = scene.run(ignore);
+    let (Outcome::Failed(report) | Outcome::Cancelled(report)) = here else {
+        panic!("{here:?}")
+    };
+    assert_eq!(report.error.unwrap().root().id, "migration.timed-out");
+    scene.assert_kept();
 }
 
 #[test]

@@ -188,6 +188,11 @@ impl Travelling {
         self.offers.is_empty()
     }
 
+    /// Whether the content of any goes with the guest.
+    pub fn have_what_goes(&self) -> bool {
+        self.offers.iter().any(|offer| offer.wish != Wish::OnDemand)
+    }
+
     /// What the destination is told of them.
     pub fn offers(&self) -> &[VolumeOffer] {
         &self.offers

@@ -148,6 +148,21 @@ pub struct DiskStatus {
     pub size_bytes: u64,
     /// Whether the guest may only read it.
     pub read_only: bool,
+    /// What of it is not here yet; absent where all is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing: Option<MissingStatus>,
+}
+
+/// What of a disk is not here yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct MissingStatus {
+    /// Bytes.
+    pub bytes: u64,
+    /// Where they are served.
+    pub from: String,
+    /// Why they do not come; absent as long as they do, or nobody needs them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
 /// Answer to `status`.

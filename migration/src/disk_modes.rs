@@ -23,6 +23,27 @@ pub enum DiskMode {
     /// It is copied while the guest runs, and what is written meanwhile goes along with that; the guest's writes wait for the
     /// link, so that it ends however much is written.
     Mirror,
+    /// Its guest goes without its content, and has that fetched from this host when it runs at the destination.
+    OnDemand,
+}
+
+/// What comes of a disk on demand that nobody asks for.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskPull {
+    /// All of it, in the background.
+    #[default]
+    Background,
+    /// Nothing.
+    Off,
+}
+
+impl DiskPull {
+    /// Whether it is the usual one.
+    pub fn is_background(&self) -> bool {
+        *self == Self::Background
+    }
 }
 
 /// Format of an image.
@@ -80,6 +101,9 @@ pub struct DiskChoice {
         skip_serializing_if = "Option::is_none"
     )]
     pub backlog: Option<u64>,
+    /// What comes of it that nobody asks for, if it goes on demand.
+    #[serde(default, skip_serializing_if = "DiskPull::is_background")]
+    pub pull: DiskPull,
 }
 
 /// Options of a disk in ways to move that are not there yet.
@@ -92,6 +116,7 @@ const NOT_YET: &[&str] = &[
     "keep-chain",
     "bandwidth",
     "writes",
+    "on-source-loss",
 ];
 
 impl DiskChoice {
@@ -103,6 +128,7 @@ impl DiskChoice {
             format: None,
             after: AfterMove::default(),
             backlog: None,
+            pull: DiskPull::default(),
         }
     }
 
@@ -110,6 +136,16 @@ impl DiskChoice {
     fn check(&self) -> Result<(), String> {
         if self.backlog.is_some() && self.mode != DiskMode::Mirror {
             return Err("backlog= is for a disk that is mirrored".into());
+        }
+        if self.mode == DiskMode::OnDemand && self.after == AfterMove::Delete {
+            return Err(
+                "after=delete does not go with on-demand: the destination needs the image until the disk is whole there; \
+                 remove it when vmm disk serve --list says that it is released"
+                    .into(),
+            );
+        }
+        if self.mode != DiskMode::OnDemand && self.pull == DiskPull::Off {
+            return Err("pull= is for a disk that moves on-demand".into());
         }
         let said = match (self.format, self.after) {
             (Some(_), _) => "format=",
@@ -120,7 +156,7 @@ impl DiskChoice {
             DiskMode::Shared => Err(format!(
                 "{said} is for a disk that travels, and a shared one keeps its image"
             )),
-            DiskMode::Auto | DiskMode::Precopy | DiskMode::Mirror => Ok(()),
+            DiskMode::Auto | DiskMode::Precopy | DiskMode::Mirror | DiskMode::OnDemand => Ok(()),
         }
     }
 }
@@ -163,6 +199,20 @@ impl FromStr for AfterMove {
     }
 }
 
+impl FromStr for DiskPull {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "background" => Ok(Self::Background),
+            "off" => Ok(Self::Off),
+            _ => Err(format!(
+                "pull={text} is nothing that a disk on demand does: background and off are"
+            )),
+        }
+    }
+}
+
 impl FromStr for DiskMode {
     type Err = String;
 
@@ -172,11 +222,12 @@ impl FromStr for DiskMode {
             "shared" => Ok(Self::Shared),
             "precopy" => Ok(Self::Precopy),
             "mirror" => Ok(Self::Mirror),
-            "snapshot" | "on-demand" => Err(format!(
-                "disks do not move by {text} in this version: auto, shared, precopy and mirror are there"
+            "on-demand" => Ok(Self::OnDemand),
+            "snapshot" => Err(format!(
+                "disks do not move by {text} in this version: auto, shared, precopy, mirror and on-demand are there"
             )),
             _ => Err(format!(
-                "{text:?} is no way for disks to move: auto, shared, precopy and mirror are"
+                "{text:?} is no way for disks to move: auto, shared, precopy, mirror and on-demand are"
             )),
         }
     }
@@ -185,7 +236,7 @@ impl FromStr for DiskMode {
 impl FromStr for DiskChoice {
     type Err = String;
 
-    /// Reads `[ID=]MODE[,format=raw|qcow2][,after=keep|delete][,backlog=BYTES]`.
+    /// Reads `[ID=]MODE[,format=raw|qcow2][,after=keep|delete][,backlog=BYTES][,pull=background|off]`.
     fn from_str(text: &str) -> Result<Self, String> {
         let mut parts = text.split(',');
         let what = parts.next().unwrap_or_default();
@@ -197,7 +248,7 @@ impl FromStr for DiskChoice {
             return Err("write MODE, or ID=MODE with the id of a disk".into());
         }
         let mode = mode.parse()?;
-        let (mut format, mut after, mut backlog) = (None, None, None);
+        let (mut format, mut after, mut backlog, mut pull) = (None, None, None, None);
         for part in parts {
             let again = match part.split_once('=') {
                 Some(("format", name)) => format.replace(name.parse()?).is_some(),
@@ -206,6 +257,7 @@ impl FromStr for DiskChoice {
                     let size = size.parse::<ByteSize>().map_err(|e| e.to_string())?;
                     backlog.replace(size.0).is_some()
                 }
+                Some(("pull", name)) => pull.replace(name.parse()?).is_some(),
                 _ => {
                     let key = part.split_once('=').map_or(part, |(key, _)| key);
                     return Err(match NOT_YET.contains(&key) {
@@ -213,7 +265,8 @@ impl FromStr for DiskChoice {
                             "{part:?} is an option of a way to move disks that is not in this version"
                         ),
                         false => format!(
-                            "{part:?} is no option of a disk that moves: format=raw|qcow2, after=keep|delete and backlog=BYTES are"
+                            "{part:?} is no option of a disk that moves: format=raw|qcow2, after=keep|delete, backlog=BYTES and \
+                             pull=background|off are"
                         ),
                     });
                 }
@@ -228,6 +281,7 @@ impl FromStr for DiskChoice {
             format,
             after: after.unwrap_or_default(),
             backlog,
+            pull: pull.unwrap_or_default(),
         };
         choice.check().map(|()| choice)
     }
@@ -311,14 +365,7 @@ mod tests {
         assert!(refused.contains("it has root, data"), "{refused}");
         modes_of(&["root=precopy", "root=shared"]).unwrap_err();
         modes_of(&["precopy", "shared"]).unwrap_err();
-        for text in [
-            "",
-            "=precopy",
-            "copy",
-            "data=",
-            "snapshot",
-            "data=on-demand",
-        ] {
+        for text in ["", "=precopy", "copy", "data=", "snapshot"] {
             text.parse::<DiskChoice>().unwrap_err();
         }
     }
@@ -348,6 +395,11 @@ mod tests {
             ("shared,after=delete", "after=delete"),
             ("precopy,backlog=1MiB", "mirrored"),
             ("mirror,backlog=much", "much"),
+            ("on-demand,after=delete", "whole there"),
+            ("precopy,pull=off", "on-demand"),
+            ("on-demand,pull=slowly", "pull=slowly"),
+            ("on-demand,pull=off,pull=off", "twice"),
+            ("on-demand,on-source-loss=error", "not in this version"),
         ] {
             let refused = read(text).unwrap_err();
             assert!(refused.contains(named), "{text}: {refused}");
@@ -357,6 +409,11 @@ mod tests {
             let choice = read(&format!("data=mirror,backlog={text}")).unwrap();
             assert_eq!(choice.backlog, Some(backlog));
         }
+        let later = read("data=on-demand,pull=off,format=qcow2").unwrap();
+        assert_eq!(
+            (later.mode, later.pull),
+            (DiskMode::OnDemand, DiskPull::Off)
+        );
         // As a program says it.
         let shared = DiskChoice {
             after: AfterMove::Delete,

@@ -94,6 +94,15 @@ pub enum Error {
         /// What is said of it.
         wanted: &'static str,
     },
+    /// A disk is to go on demand, and the destination knows nothing of that.
+    #[error(
+        "the destination is of a version that takes no disk on demand, as {id} is to go: have it go by precopy or mirror, or \
+         update vmm there"
+    )]
+    NoOnDemand {
+        /// The disk.
+        id: String,
+    },
     /// Disks that travel are not as they were agreed on.
     #[error("the disks that travel are not those that were agreed on")]
     Volumes,
@@ -200,6 +209,7 @@ impl Error {
             Self::RamLayout { .. } => "migration.ram-layout",
             Self::NoVolumes => "migration.no-volumes",
             Self::NoDiskTerms { .. } => "migration.no-disk-terms",
+            Self::NoOnDemand { .. } => "migration.no-on-demand",
             Self::Volumes => "migration.volumes",
             Self::StateTooLarge { .. } => "migration.state-too-large",
             Self::DigestMismatch { .. } => "migration.digest-mismatch",

@@ -249,6 +249,21 @@ pub struct DisksReport {
     /// Their images at the source, once the guest has gone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left: Vec<LeftImage>,
+    /// Those whose content the destination fetches from there on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub on_demand: Vec<OnDemandDisk>,
+}
+
+/// A disk that has gone on demand: what of its content went before the guest did, and where the rest is.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OnDemandDisk {
+    /// Identity of the disk.
+    pub id: String,
+    /// Where it is served.
+    pub served_at: String,
+    /// Bytes of its content that travelled before the commit.
+    pub disk_bytes_before_commit: u64,
 }
 
 fn is_none(bytes: &u64) -> bool {

@@ -12,6 +12,7 @@ use crate::endpoint::Endpoint;
 use crate::observation::{Observation, Side};
 use crate::progress::{Limits, TimeoutAction, Verify};
 use crate::units::{Rate, Span};
+use crate::vm::Served;
 use crate::wire::MAX_STREAMS;
 
 /// A migration as its user asks for it; as JSON, the body of `POST /vm/migration`.
@@ -91,15 +92,22 @@ pub struct MigrateRequest {
     pub verify: Verify,
     /// How disks move: MODE for all, or ID=MODE for one, which may be repeated. `shared`: the destination opens them where
     /// they lie; `precopy`: they are copied while the guest runs; `mirror`: so are they, and the guest's writes wait for the
-    /// link, so that it ends however much is written; `auto`, as without this option: shared where the
-    /// destination reaches them, else copied to where it was told to put them. Of those that are copied `,format=raw|qcow2`
-    /// is the format there, and `,after=keep|delete` what becomes of the image here.
+    /// link, so that it ends however much is written; `on-demand`: the guest goes at once, and fetches there what it reads, from
+    /// a process of this host that serves the image; the rest comes meanwhile, or not with `,pull=off`; `auto`, as without this
+    /// option: shared where the destination reaches them, else copied to where it was told to put them. Of those that are copied
+    /// `,format=raw|qcow2` is the format there, and `,after=keep|delete` what becomes of the image here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(
         feature = "command-line",
         arg(long, value_name = "[ID=]MODE[,KEY=VALUE]")
     )]
     pub disks: Vec<DiskChoice>,
+    /// Who serves each disk that moves on demand, once the guest has gone. The command line has started them; a VM that is asked
+    /// for such a disk without is not moved.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<Object>))]
+    #[cfg_attr(feature = "command-line", arg(skip))]
+    pub served: Vec<ServedDisk>,
     /// Allow plain TCP beyond this host.
     #[serde(default)]
     #[cfg_attr(feature = "command-line", arg(long))]
@@ -108,6 +116,16 @@ pub struct MigrateRequest {
     #[serde(default)]
     #[cfg_attr(feature = "command-line", arg(long))]
     pub plan: bool,
+}
+
+/// Who serves a disk that moves on demand.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServedDisk {
+    /// Identity of the disk.
+    pub disk: String,
+    /// Where it is served, and as whom the destination asks for it.
+    #[serde(flatten)]
+    pub by: Served,
 }
 
 /// Longest that a new link is tried.
@@ -139,6 +157,7 @@ impl MigrateRequest {
             reconnect_for: default_reconnect(),
             verify: Verify::default(),
             disks: Vec::new(),
+            served: Vec::new(),
             insecure: false,
             plan: false,
         }
@@ -186,6 +205,21 @@ impl MigrateRequest {
             let what =
                 "plain TCP beyond this host needs --insecure: guest memory is readable on the wire";
             return Err(wrong("usage.insecure", what.into()));
+        }
+        for ServedDisk { disk, by } in &self.served {
+            let at = by.at.parse().ok().and_then(Endpoint::numeric);
+            let at = at.ok_or_else(|| {
+                let what = format!(
+                    "disk {disk}: {:?} is no address that needs no look-up",
+                    by.at
+                );
+                wrong("usage.address", what)
+            })?;
+            if !at.is_loopback() && !self.insecure {
+                let what =
+                    "plain TCP beyond this host needs --insecure: the disk is readable on the wire";
+                return Err(wrong("usage.insecure", what.into()));
+            }
         }
         Ok(endpoint)
     }

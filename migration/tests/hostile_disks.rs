@@ -10,7 +10,7 @@ use double::played_disks::{
 use double::players::{Point, message_of, say, wanted};
 use migration::Outcome;
 use migration::progress::Verify;
-use migration::vm::VolumeOffer;
+use migration::vm::{VolumeOffer, Wish};
 use migration::wire::batch::{BatchHeader, Encoding, MAX_RANGES, PageRange};
 use migration::wire::blocks::BlockRange;
 use migration::wire::control::{Message, Negotiate};
@@ -97,6 +97,28 @@ fn blocks_for_who_was_offered_no_disks_are_refused() {
         let _ = source.data[0].send(&batch(&[zeroes(0, 0..4096)], 0, 0));
     });
     is_refused("no disks", played);
+}
+
+/// Nothing of such a disk is placed, whoever says so: it would be taken for what the guest has written.
+#[test]
+fn blocks_of_a_disk_that_is_fetched_later_are_refused() {
+    let later = VolumeOffer {
+        wish: Wish::OnDemand,
+        ..offer("later", SIZES[0])
+    };
+    for blocks in [
+        batch(&[raw(0, 0..4096)], 4096, 1),
+        batch(&[zeroes(0, 0..4096)], 0, 0),
+    ] {
+        let wanted = Negotiate {
+            volumes: vec![later.clone()],
+            ..with_disks(1, &[])
+        };
+        let played = play_source(wanted, Point::Prepared, |source| {
+            let _ = source.data[0].send(&blocks);
+        });
+        is_refused("of a disk that is fetched later", played);
+    }
 }
 
 #[test]

@@ -185,6 +185,7 @@ fn disks_that_travel_are_the_bytes_of_their_capability() {
         allocated: 1 << 20,
         wish: Wish::Travels,
         format: None,
+        served: None,
     }];
     let negotiated = Message::Negotiated(Negotiated {
         state: None,

@@ -12,9 +12,11 @@ use devices::virtio::Block;
 
 use crate::config::DiskCache;
 use crate::debug::DebugLayers;
+use crate::disks::coming::Coming;
 use crate::disks::marks::Mark;
 use crate::disks::opened_image::OpenedImage;
 use crate::disks::pivots::{self, Current};
+
 use crate::error::MachineError;
 
 /// A disk of a machine, opened and claimed.
@@ -39,6 +41,8 @@ pub(crate) struct Disk {
     pub(super) served: Arc<AtomicBool>,
     /// What is over its image while the content of the disk comes there, where that can have no marks.
     pub(super) sealed: Option<Arc<Sealed>>,
+    /// What has that part come.
+    pub(crate) coming: Option<Coming>,
 }
 
 impl Disk {
@@ -77,6 +81,7 @@ impl Disk {
             debug: before.debug.clone(),
             served: Arc::default(),
             sealed: None,
+            coming: None,
             _keeps: None,
             image,
             id,
@@ -154,6 +159,7 @@ impl Disk {
             debug: before.debug.clone(),
             served: Arc::default(),
             sealed: None,
+            coming: None,
             _keeps: Some(keeps),
             image,
             id,

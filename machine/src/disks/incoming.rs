@@ -14,14 +14,18 @@ use block::image::{Format, Image};
 use block::sealed::Sealed;
 use block::{Access, BlockDevice, Buffer, Durability, ImageKind, RawImage, ZeroMode};
 use control::runtime_dir::check_name;
+use migration::MigrationId;
+use migration::address::{Address, AddressError};
 use migration::disk_modes::DiskFormat;
+use migration::endpoint::Endpoint;
 use migration::journal::{FileJournal, Journal};
 use migration::observation::{Observation, Side};
-use migration::vm::{DestinationVolume, HeldBefore, VmResult, VolumeOffer};
+use migration::vm::{DestinationVolume, HeldBefore, Served, VmResult, VolumeOffer, Wish};
 
 use crate::build::spec::{DiskSpec, MachineSpec};
 use crate::config::{DiskTarget, IncomingDisk};
 use crate::disks::content::DiskContent;
+use crate::disks::in_part::{self, ServedBy};
 use crate::disks::marks::{self, Mark};
 use crate::disks::unused::{FileId, Unused, left_over, room_in};
 use crate::opener;
@@ -38,6 +42,8 @@ pub(crate) struct Placement {
     needs: u64,
     /// What was made there for another guest, which did not come, goes first; how many bytes that gives back.
     replaces: Option<u64>,
+    /// Who serves its content, if that does not come with the guest.
+    pub(crate) rest: Option<ServedBy>,
 }
 
 /// Who says where the disks of an incoming machine lie.
@@ -84,6 +90,7 @@ impl Places {
         name: &str,
         spec: &MachineSpec,
         offered: &[VolumeOffer],
+        paths: DiskPaths,
     ) -> Result<Vec<Placement>, Observation> {
         let disk = |id: &str| spec.disks.iter().find(|disk| disk.id == id);
         for IncomingDisk { id, target, .. } in &self.named {
@@ -101,7 +108,7 @@ impl Places {
             let disk = disk(&offer.id)
                 .filter(|disk| disk.size == offer.size)
                 .ok_or_else(|| refuse(format!("the guest has no such disk {}", offer.id)))?;
-            self.place(name, disk, offer)
+            self.place(name, disk, offer, paths)
         });
         placed.collect()
     }
@@ -111,6 +118,7 @@ impl Places {
         name: &str,
         disk: &DiskSpec,
         offer: &VolumeOffer,
+        paths: DiskPaths,
     ) -> Result<Placement, Observation> {
         let id = &disk.id;
         let asked = offer.format.map(|format| match format {
@@ -142,7 +150,23 @@ impl Places {
                 )));
             }
         };
+        let rest = match offer.wish {
+            Wish::Travels | Wish::MayTravel => None,
+            Wish::OnDemand if target == DiskTarget::Existing => {
+                return Err(refuse(format!(
+                    "disk {id} is fetched when its guest is here, and what is in an image before could not be told from that: \
+                     have it made, by --disk {id}=PATH,create"
+                )));
+            }
+            // Nobody serves it yet where it is only asked whether it would work.
+            Wish::OnDemand => offer
+                .served
+                .as_ref()
+                .map(|served| served_by(id, served, format, paths))
+                .transpose()?,
+        };
         Ok(Placement {
+            rest,
             id: id.clone(),
             path,
             target,
@@ -152,6 +176,44 @@ impl Places {
             replaces: None,
         })
     }
+}
+
+/// Who serves disk `id`, as the map of its image here is to say it.
+fn served_by(
+    id: &str,
+    served: &Served,
+    format: Format,
+    paths: DiskPaths,
+) -> Result<ServedBy, Observation> {
+    let no_server = |why: &str| {
+        refuse(format!(
+            "disk {id} cannot be fetched from {:?}: {why}",
+            served.at
+        ))
+    };
+    let address: Address = served
+        .at
+        .parse()
+        .map_err(|e: AddressError| no_server(&e.to_string()))?;
+    if paths == DiskPaths::GivenHere && matches!(address, Address::Unix(_)) {
+        return Err(no_server(
+            "this host listens on the network, where nobody says which sockets it connects to",
+        ));
+    }
+    if Endpoint::numeric(address).is_none() {
+        return Err(no_server("it is no address that needs no look-up"));
+    }
+    if served.id.parse::<MigrationId>().is_err() {
+        return Err(no_server("its identifier is none"));
+    }
+    Ok(ServedBy {
+        format: format.name().to_owned(),
+        served_at: served.at.clone(),
+        migration: served.id.clone(),
+        secret: served.secret,
+        disk: id.to_owned(),
+        pull: served.pull,
+    })
 }
 
 /// The format that disk `id` gets, of what this host was told and what the source asks for.
@@ -203,6 +265,14 @@ pub(crate) fn check(placements: &[Placement], journal: PathBuf) -> VmResult<Vec<
 }
 
 impl Placement {
+    /// What says of the image that is made that its guest comes by migration `id`.
+    pub(crate) fn mark(&self, id: MigrationId, journal: &dyn Journal) -> Mark {
+        match self.rest {
+            None => Mark::new(id, journal.identity(), None),
+            Some(_) => Mark::of_guest_on_demand(id, journal.identity(), None),
+        }
+    }
+
     fn folder(&self) -> &Path {
         self.path.parent().unwrap_or(Path::new("/"))
     }
@@ -286,25 +356,25 @@ pub(crate) struct Made {
 }
 
 impl Made {
-    /// Makes each of `placements` that is to be made.
+    /// Makes each of `placements` that is to be made, for the guest of migration `id`.
     ///
     /// # Errors
     /// When one cannot be made; none is left then.
     pub(crate) fn make(
         placements: &[Placement],
-        mark: &Mark,
+        id: MigrationId,
         journal: FileJournal,
     ) -> VmResult<Self> {
-        let (placements, mark) = (placements.to_vec(), mark.clone());
+        let placements = placements.to_vec();
         opener::outside(move || {
             let mut made = Self::default();
             let to_make = placements
                 .iter()
                 .filter(|placement| placement.target == DiskTarget::Create);
             for placement in to_make {
-                if let Err(error) = made.create(placement, &mark, &journal) {
+                if let Err(why) = made.create(placement, id, &journal) {
                     made.remove();
-                    return Err(failed("make", &placement.path, &error));
+                    return Err(why);
                 }
             }
             Ok(made)
@@ -314,13 +384,42 @@ impl Made {
     fn create(
         &mut self,
         placement: &Placement,
+        id: MigrationId,
+        journal: &dyn Journal,
+    ) -> VmResult<()> {
+        let path = &placement.path;
+        let cannot_make = |e: &io::Error| failed("make", path, e);
+        let marked = self.create_image(placement, &placement.mark(id, journal), journal);
+        let is_marked = marked.map_err(|e| cannot_make(&e))?;
+        if let Some(rest) = &placement.rest {
+            if !is_marked {
+                // After a crash nobody could tell it from a whole one.
+                return Err(refuse(format!(
+                    "disk {} is fetched when its guest is here, and the storage of {} has no marks (extended attributes of \
+                     users) by which it is known until it is whole",
+                    placement.id,
+                    path.display()
+                )));
+            }
+            in_part::begin_arriving(path, rest, id, placement.size)?;
+        }
+        // So that its name is there when the guest is.
+        let synced = File::open(placement.folder()).and_then(|folder| folder.sync_all());
+        synced.map_err(|e| cannot_make(&e))
+    }
+
+    /// Makes an image and marks it; `false` where the storage has no marks.
+    fn create_image(
+        &mut self,
+        placement: &Placement,
         mark: &Mark,
         journal: &dyn Journal,
-    ) -> io::Result<()> {
+    ) -> io::Result<bool> {
         let path = &placement.path;
         if placement.replaces.is_some() {
             // Not as was found before: somebody else may have replaced it meanwhile.
             left_over(path, journal)?.remove(path)?;
+            in_part::remove_map(path);
         }
         let made = match placement.format {
             Format::Raw => create::create_raw(path, placement.size),
@@ -336,13 +435,13 @@ impl Made {
         made.map_err(io::Error::other)?;
         self.files.push((path.clone(), FileId::of(path)?));
         let image = placement.open().map_err(io::Error::other)?;
-        if !mark.set_arriving(image.file()).map_err(io::Error::other)? {
+        let is_marked = mark.set_arriving(image.file()).map_err(io::Error::other)?;
+        if !is_marked {
             tracing::debug!(
                 "the storage has no marks: what is left after a crash has to be removed by hand"
             );
         }
-        // So that its name is there when the guest is.
-        File::open(placement.folder())?.sync_all()
+        Ok(is_marked)
     }
 
     /// Whether `image`, which was opened by its name, is the one that was made, if one was.
@@ -369,7 +468,9 @@ impl Made {
         for (path, file) in self.files {
             let removed = match Unused::open(&path) {
                 Ok(unused) if !unused.is(file) => continue,
-                Ok(unused) => unused.remove(&path),
+                Ok(unused) => unused
+                    .remove(&path)
+                    .inspect(|()| in_part::remove_map(&path)),
                 Err(error) => Err(io::Error::other(error)),
             };
             if let Err(error) = removed {
@@ -449,6 +550,38 @@ impl IncomingVolume {
         let message = format!("disk {} cannot be written", self.content.id);
         Observation::new(Side::Destination, "disk.write", message)
             .caused_by(Observation::from_error(Side::Destination, "disk.io", error))
+    }
+}
+
+/// A disk of which nothing comes with its guest.
+pub(crate) struct LaterVolume {
+    pub(crate) id: String,
+    pub(crate) size: u64,
+}
+
+impl LaterVolume {
+    fn refused(&self) -> VmResult<()> {
+        let message = format!("disk {} is fetched when its guest is here", self.id);
+        Err(Observation::new(Side::Destination, "disk.write", message))
+    }
+}
+
+impl DestinationVolume for LaterVolume {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn write(&self, _: u64, _: &mut [u8]) -> VmResult<()> {
+        self.refused()
+    }
+
+    fn write_zeroes(&self, _: Range<u64>) -> VmResult<()> {
+        self.refused()
+    }
+
+    fn flush(&self) -> VmResult<()> {
+        // What is here of it, its map, was durable when it was made.
+        Ok(())
     }
 }
 

@@ -2,6 +2,7 @@
 //! whether a successor has the right ones.
 
 pub(crate) mod claims;
+pub(crate) mod coming;
 pub(crate) mod content;
 mod disk;
 pub(crate) mod exclusive_opens;
@@ -82,7 +83,7 @@ impl Disks {
             match lack {
                 None => {}
                 Some(Lack::InImage(other)) => lacking.push(Lacking::lay(&disk, other)?),
-                Some(Lack::Served(absent)) => served::lay(&disk, absent)?,
+                Some(Lack::Served(absent)) => disk.coming = Some(served::lay(&disk, absent)?),
             }
             disk.make_ring()?;
             all.push(disk);
@@ -97,6 +98,16 @@ impl Disks {
             tracked: Tracked::default(),
             lacking: Mutex::new(lacking),
         })
+    }
+
+    /// The guest is here: what is served of its disks is asked for from here on, at most `rate` bytes a second of each that it does
+    /// not wait for.
+    pub(crate) fn have_rest_come(&self, rate: Option<u64>) {
+        for disk in self.iter() {
+            if let Some(coming) = &disk.coming {
+                coming.begin(rate);
+            }
+        }
     }
 
     /// Those that lacked something when they were opened, for whoever has it come.

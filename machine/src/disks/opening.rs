@@ -12,7 +12,7 @@ use crate::build::spec::DiskAccess;
 use crate::debug;
 use crate::disks::disk::{Disk, first_stack, open_direct};
 use crate::disks::exclusive_opens;
-use crate::disks::in_part::{self, Lack};
+use crate::disks::in_part::{self, Comes, Lack};
 use crate::disks::marks;
 use crate::disks::pivots::Current;
 use crate::disks::places::{self, DiskPlaces, Verdict};
@@ -23,7 +23,9 @@ use crate::opener;
 fn open_image(disk: &DiskSource, claim: DiskClaim<'_>) -> Result<Image, MachineError> {
     let access = match (disk.access, disk.owner) {
         // What comes in is written, whatever the guest may.
-        (DiskAccess::ReadWrite, _) | (_, DiskOwner::Here) => Access::ReadWrite,
+        (DiskAccess::ReadWrite, _) | (_, DiskOwner::Here | DiskOwner::HereInPart) => {
+            Access::ReadWrite
+        }
         (DiskAccess::ReadOnly, DiskOwner::AsTheMachine) => Access::ReadOnly,
     };
     let image = disk
@@ -31,7 +33,7 @@ fn open_image(disk: &DiskSource, claim: DiskClaim<'_>) -> Result<Image, MachineE
         .opening(&disk.id, &disk.path)
         .and_then(|()| match (disk.owner, claim) {
             // What comes in is of no use in the page cache. A last page that is short needs it.
-            (DiskOwner::Here, _) if disk.has_whole_pages() => {
+            (DiskOwner::Here | DiskOwner::HereInPart, _) if disk.has_whole_pages() => {
                 Image::open_beside_owner(&disk.path, access, disk.format, &disk.backing)
             }
             (_, DiskClaim::Owner) => {
@@ -107,6 +109,10 @@ pub(crate) fn check(disk: &DiskSource, claim: DiskClaim<'_>) -> Result<u64, Mach
 /// # Errors
 /// [`MachineError::StaleDisk`] when it is, or may be; [`MachineError::DiskInPart`] when a part of it may be.
 fn check_not_moved(disk: &DiskSource, image: &Image) -> Result<(), MachineError> {
+    if disk.owner == DiskOwner::HereInPart {
+        // It says that its guest is not here yet.
+        return Ok(());
+    }
     if disk.owner == DiskOwner::AsTheMachine && marks::is_in_part(image.file()) {
         // Nobody can want it without what it lacks, which would be zeroes.
         return match goes_on(disk) {
@@ -142,7 +148,12 @@ fn goes_on(disk: &DiskSource) -> Option<&Path> {
 
 /// What the image lacks of its disk, which is claimed: `None` if it is the disk by itself.
 fn lack_of(disk: &DiskSource, image: &Image) -> Result<Option<Lack>, MachineError> {
-    if disk.owner != DiskOwner::AsTheMachine || disk.access != DiskAccess::ReadWrite {
+    let comes = match disk.owner {
+        DiskOwner::AsTheMachine => Comes::Here,
+        DiskOwner::HereInPart => Comes::Later,
+        DiskOwner::Here => return Ok(None),
+    };
+    if disk.access != DiskAccess::ReadWrite {
         return Ok(None);
     }
     let Some(journal) = goes_on(disk).filter(|_| marks::is_in_part(image.file())) else {
@@ -151,7 +162,7 @@ fn lack_of(disk: &DiskSource, image: &Image) -> Result<Option<Lack>, MachineErro
     };
     let journal = FileJournal::open(journal)
         .map_err(|e| MachineError::Build("open the journal of migrations", io::Error::other(e)))?;
-    let lack = in_part::lack_of(image, &disk.path, &journal, &disk.backing);
+    let lack = in_part::lack_of(image, &disk.path, comes, &journal, &disk.backing);
     lack.map(Some).map_err(|why| MachineError::DiskRest {
         id: disk.id.clone(),
         source: Box::new(why),
@@ -214,6 +225,7 @@ pub(super) fn open(
                 current,
                 served: Arc::default(),
                 sealed: None,
+                coming: None,
             }
         }
         DiskClaim::Successor(told) => {
@@ -237,6 +249,7 @@ pub(super) fn open(
                 current,
                 served: Arc::default(),
                 sealed: None,
+                coming: None,
             }
         }
     };

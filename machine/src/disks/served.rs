@@ -8,16 +8,19 @@ use std::time::Duration;
 
 use block::copy::Steering;
 use block::image::Image;
-use block::on_demand::{OnDemand, Policy};
+use block::on_demand::{OnDemand, Origin, Policy, Pull};
 use migration::address::Address;
+use migration::disk_modes::DiskPull;
 use migration::endpoint::Endpoint;
 use migration::transport::socket::SocketConnect;
 
 use crate::disks::Disk;
+use crate::disks::coming::Coming;
 use crate::disks::in_part::Absent;
 use crate::disks::lacking;
 use crate::disks::marks;
 use crate::error::MachineError;
+use crate::serving::gate::{Gate, Gated};
 use crate::serving::here::Here;
 use crate::serving::origin::PulledOrigin;
 use crate::threads::{self, ThreadKind};
@@ -27,11 +30,12 @@ const LOOK: Duration = Duration::from_millis(500);
 /// How long who serves it has to record that it is needed no more, until it is told again.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Has what is served of `disk`, which no device uses yet, come, and says so then to who serves it.
+/// Lays over `disk`, which no device uses yet, what has the rest of it come that is served, and says so to who serves it when all
+/// has. It asks nobody for anything before it is told to [begin](Coming::begin).
 ///
 /// # Errors
 /// When threads cannot be started, or the address cannot be used.
-pub(super) fn lay(disk: &Disk, absent: Absent) -> Result<(), MachineError> {
+pub(super) fn lay(disk: &Disk, absent: Absent) -> Result<Coming, MachineError> {
     let Absent {
         by,
         id: secret_of,
@@ -44,7 +48,11 @@ pub(super) fn lay(disk: &Disk, absent: Absent) -> Result<(), MachineError> {
         let why = format!("{} is no address that needs no look-up", by.served_at);
         failed(io::Error::other(why))
     })?;
-    let connect = SocketConnect::new(endpoint).map_err(failed)?;
+    let gate = Arc::<Gate>::default();
+    let connect = Gated {
+        inner: SocketConnect::new(endpoint).map_err(failed)?,
+        gate: gate.clone(),
+    };
     let here = Here::as_in(map.present());
     let size = map.about().disk;
     let origin = PulledOrigin::new(
@@ -56,11 +64,23 @@ pub(super) fn lay(disk: &Disk, absent: Absent) -> Result<(), MachineError> {
     );
     let origin = Arc::new(origin.map_err(|e| failed(io::Error::other(e)))?);
     let steering = Arc::new(Steering::new(None, Duration::ZERO));
-    let pull = (Policy::default(), &steering);
-    let layer = lacking::lay(disk, map, origin.clone(), pull, || {
+    let policy = Policy {
+        pull: Pull::Off,
+        ..Policy::default()
+    };
+    let layer = lacking::lay(disk, map, origin.clone(), (policy, &steering), || {
         threads::begin(ThreadKind::Pull);
     })?;
     here.is(&layer);
+    if by.pull == DiskPull::Background {
+        // There is nobody to ask before.
+        let layer = Arc::downgrade(&layer);
+        origin.tell_return(Arc::new(move || {
+            if let Some(layer) = layer.upgrade() {
+                layer.set_pull(Pull::Background);
+            }
+        }));
+    }
     disk.served.store(true, Ordering::Release);
     let completion = Completion {
         id: disk.id.clone(),
@@ -74,7 +94,12 @@ pub(super) fn lay(disk: &Disk, absent: Absent) -> Result<(), MachineError> {
         threads::begin(ThreadKind::Pull);
         completion.wait();
     });
-    started.map(drop).map_err(failed)
+    started.map(drop).map_err(failed)?;
+    Ok(Coming {
+        at: by.served_at,
+        layer: Arc::downgrade(&layer),
+        gate,
+    })
 }
 
 /// Waits until a disk is whole, and says so.

@@ -46,6 +46,8 @@ pub enum DiskOwner {
     AsTheMachine,
     /// This machine, also of a guest that comes in: its content travels here.
     Here,
+    /// As [`DiskOwner::Here`]: its content is fetched when the guest is here.
+    HereInPart,
 }
 
 impl DiskSource {
@@ -58,7 +60,7 @@ impl DiskSource {
     pub(super) fn claimed<'a>(&self, claim: DiskClaim<'a>) -> DiskClaim<'a> {
         match self.owner {
             DiskOwner::AsTheMachine => claim,
-            DiskOwner::Here => DiskClaim::Owner,
+            DiskOwner::Here | DiskOwner::HereInPart => DiskClaim::Owner,
         }
     }
 }

@@ -88,6 +88,7 @@ pub(crate) fn listen(
         backing: BackingRules {
             permitted: config.allow_backing.clone(),
         },
+        max_inbound: config.max_inbound.0,
         debug: opener::outside(|| DebugLayers::asked_for(Side::Destination))?,
         naming: if config.name.is_some() {
             Naming::Given

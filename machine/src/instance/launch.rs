@@ -71,6 +71,7 @@ pub fn run(
     instance
         .follow(ends)
         .map_err(|e| Observation::from_error(Side::Source, "machine.thread", &e))?;
+    machine.devices().disks.have_rest_come(None);
     machine
         .resume(PauseReason::NotStarted)
         .map_err(|e| e.observed(Side::Source))?;

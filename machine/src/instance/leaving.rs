@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use control::instance::VmState;
-use migration::disk_modes::{self, DiskChoice, DiskModes};
+use migration::disk_modes::{self, DiskMode, DiskModes};
 use migration::endpoint::Endpoint;
 use migration::journal::{FileJournal, Journal};
 use migration::observation::{Observation, Side};
@@ -23,6 +23,7 @@ use migration::transport::socket::SocketConnect;
 use migration::wire::control::Resolution;
 use migration::{MigrationId, Outcome};
 
+use crate::build::spec::DiskAccess;
 use crate::instance::vm::{
     Core, Migration, Stage, VmInstance, hear_out, refuse, running_state, wrong_state,
 };
@@ -57,7 +58,7 @@ impl VmInstance {
             resolution: None,
             broken: None,
         };
-        let (machine, modes) = self.begin(migration, &request.disks)?;
+        let (machine, modes) = self.begin(migration, &request)?;
         let options = source::Options::new(id, request);
         let instance = self.clone();
         steering.before_end(move |outcome| {
@@ -101,7 +102,7 @@ impl VmInstance {
     fn begin(
         &self,
         migration: Migration,
-        disks: &[DiskChoice],
+        request: &MigrateRequest,
     ) -> Result<(Arc<Machine>, DiskModes), Observation> {
         let mut core = self.lock();
         if core.active().is_some() {
@@ -120,7 +121,27 @@ impl VmInstance {
         }
         machine.devices().disks.all_here()?;
         let all = machine.spec().disks.iter().map(|disk| disk.id.as_str());
-        let modes = disk_modes::modes(disks, all)?;
+        let modes = disk_modes::modes(&request.disks, all)?;
+        let later = modes.iter().filter(|(_, mode)| *mode == DiskMode::OnDemand);
+        for (id, _) in later {
+            let disk = machine.spec().disks.iter().find(|disk| disk.id == *id);
+            if disk.is_some_and(|disk| disk.access == DiskAccess::ReadOnly) {
+                return Err(refuse(
+                    "usage.disks",
+                    format!(
+                        "disk {id} is read-only, and does not go on demand: have it go by precopy"
+                    ),
+                ));
+            }
+            if !request.plan && !request.served.iter().any(|served| served.disk == *id) {
+                return Err(refuse(
+                    "usage.disks",
+                    format!(
+                        "nobody is there to serve disk {id} when its guest has gone: vmm migrate starts such a process"
+                    ),
+                ));
+            }
+        }
         core.begin_migration(migration);
         Ok((machine, modes))
     }

@@ -5,13 +5,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use migration::MigrationId;
-use migration::journal::{FileJournal, Journal};
+use migration::journal::FileJournal;
 use migration::observation::{Observation, Side};
 use migration::vm::{DestinationVolume, TravellingDisk, VmResult, VolumeOffer, Wish};
 
 use crate::build::spec::MachineSpec;
 use crate::config::DiskTarget;
-use crate::disks::incoming::{self, DiskPaths, IncomingVolume, Made, Placement, Places};
+use crate::disks::incoming::{
+    self, DiskPaths, IncomingVolume, LaterVolume, Made, Placement, Places,
+};
 use crate::disks::marks::{self, Mark};
 use crate::disks::places::DiskPlaces;
 use crate::disks::{self, DiskClaim, DiskSource, Disks};
@@ -36,10 +38,12 @@ pub(super) struct ArrivingDisks {
     /// The same that do, in the same order, and why.
     travelling: Vec<TravellingDisk>,
     placements: Vec<Placement>,
-    /// What says of their images that they are coming.
-    mark: Option<Mark>,
+    /// What says of each image that it is coming, in the same order.
+    marks: Vec<Mark>,
     made: Made,
-    volumes: Vec<Arc<IncomingVolume>>,
+    volumes: Vec<Arc<dyn DestinationVolume>>,
+    /// Those of them whose content comes with the guest.
+    incoming: Vec<Arc<IncomingVolume>>,
 }
 
 impl ArrivingDisks {
@@ -79,7 +83,7 @@ impl ArrivingDisks {
         self.travelling.clear();
         for offer in std::mem::take(&mut self.offered) {
             let why = match offer.wish {
-                Wish::Travels => None,
+                Wish::Travels | Wish::OnDemand => None,
                 Wish::MayTravel => {
                     let disk = shared.iter().find(|disk| disk.id == offer.id);
                     match disk.and_then(|disk| here.why_it_travels(disk, told)) {
@@ -104,7 +108,9 @@ impl ArrivingDisks {
         name: &str,
         spec: &MachineSpec,
     ) -> VmResult<()> {
-        let placements = here.places.placements(name, spec, &self.offered)?;
+        let placements = here
+            .places
+            .placements(name, spec, &self.offered, here.paths)?;
         self.placements = match placements.is_empty() {
             true => placements,
             false => incoming::check(&placements, here.journal.clone())?,
@@ -125,8 +131,26 @@ impl ArrivingDisks {
             FileJournal::open(journal)
                 .map_err(|e| Observation::from_error(Side::Destination, "migration.journal", &e))
         })?;
-        let mark = self.mark.insert(Mark::new(id, journal.identity(), None));
-        self.made = Made::make(&self.placements, mark, journal)?;
+        let lacks_server = |(placement, offer): &(&Placement, &VolumeOffer)| {
+            offer.wish == Wish::OnDemand && placement.rest.is_none()
+        };
+        let mut all = self.placements.iter().zip(&self.offered);
+        if let Some((placement, _)) = all.find(lacks_server) {
+            let message = format!(
+                "nobody serves disk {}, which is to be fetched",
+                placement.id
+            );
+            return Err(Observation::new(
+                Side::Destination,
+                "negotiate.disk",
+                message,
+            ));
+        }
+        let marks = self.placements.iter();
+        self.marks = marks
+            .map(|placement| placement.mark(id, &journal))
+            .collect();
+        self.made = Made::make(&self.placements, id, journal)?;
         Ok(())
     }
 
@@ -135,7 +159,7 @@ impl ArrivingDisks {
     /// # Errors
     /// When one cannot be marked.
     pub(super) fn opened(&mut self, disks: &Disks) -> VmResult<()> {
-        for (placement, mark) in self.placements.iter().zip(self.mark.iter().cycle()) {
+        for (placement, mark) in self.placements.iter().zip(&self.marks) {
             let id = &placement.id;
             let disk = disks.find(id).ok_or_else(|| {
                 let message = format!("disk {id} was not built");
@@ -149,23 +173,34 @@ impl ArrivingDisks {
                     message,
                 ));
             }
-            let volume = IncomingVolume::marked(placement, (disk.image(), disk.device()), mark)?;
-            self.volumes.push(Arc::new(volume));
+            self.volumes.push(match placement.rest {
+                Some(_) => Arc::new(LaterVolume {
+                    id: id.clone(),
+                    size: disk.device().size(),
+                }),
+                None => {
+                    let here = (disk.image(), disk.device());
+                    let volume = Arc::new(IncomingVolume::marked(placement, here, mark)?);
+                    self.incoming.push(volume.clone());
+                    volume
+                }
+            });
         }
         Ok(())
     }
 
-    /// All of them is here, and durable.
+    /// All of those is here, and durable, whose content comes with the guest.
     ///
     /// # Errors
     /// When a block device cannot be told from one that is not whole.
     pub(super) fn are_whole(&self) -> VmResult<()> {
-        self.volumes.iter().try_for_each(|volume| volume.unseal())
+        self.incoming.iter().try_for_each(|volume| volume.unseal())
     }
 
-    /// The guest is here: the images are its own.
-    pub(super) fn arrived(&mut self, disks: &Disks) {
-        for placement in &self.placements {
+    /// The guest is here: the images are its own, and of those that lack something that is fetched from here on.
+    pub(super) fn arrived(&mut self, disks: &Disks, rate: Option<u64>) {
+        disks.have_rest_come(rate);
+        for placement in self.placements.iter().filter(|it| it.rest.is_none()) {
             let image = disks.image(&placement.id);
             if let Some(Err(error)) = image.map(|image| marks::remove(image.file())) {
                 tracing::warn!(disk = %placement.id, %error, "its image stays marked as one that is coming");
@@ -180,7 +215,7 @@ impl ArrivingDisks {
 
     /// As that, while they are still open: what was told as whole is not.
     pub(super) fn give_up(&self) {
-        for volume in &self.volumes {
+        for volume in &self.incoming {
             volume.seal_again();
         }
     }

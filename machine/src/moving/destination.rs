@@ -53,6 +53,8 @@ pub(crate) struct Arrival {
     pub(crate) paths: DiskPaths,
     /// Where the files below images may lie.
     pub(crate) backing: BackingRules,
+    /// Bytes a second at most of what comes and no guest waits for.
+    pub(crate) max_inbound: Option<u64>,
     /// What is laid over its images, for tests of this program.
     pub(crate) debug: DebugLayers,
     /// Whether the VM keeps the name that it was given here, or takes the guest's.
@@ -125,8 +127,9 @@ impl MachineDestination {
                 DiskSource {
                     id: disk.id.clone(),
                     path: path.map_or_else(|| disk.path.clone().into(), Clone::clone),
-                    owner: match placed {
-                        Some(_) => DiskOwner::Here,
+                    owner: match placed.map(|placed| &placed.rest) {
+                        Some(Some(_)) => DiskOwner::HereInPart,
+                        Some(None) => DiskOwner::Here,
                         None => DiskOwner::AsTheMachine,
                     },
                     access: disk.access,
@@ -136,7 +139,9 @@ impl MachineDestination {
                     content: Content::Raw,
                     expected_size: Some(disk.size),
                     cache: given.map_or_else(DiskCache::default, |given| given.cache),
-                    journal: None,
+                    journal: placed
+                        .filter(|placed| placed.rest.is_some())
+                        .map(|_| self.arrival.dir.migrations()),
                     debug: self.arrival.debug.clone(),
                 }
             })
@@ -360,7 +365,8 @@ impl DestinationMachine for MachineDestination {
         }
         // Not before: while memory comes in, the engine decides page by page.
         memory::back_by(machine.ram(), machine.spec().pages);
-        self.arriving.arrived(&machine.devices().disks);
+        let rate = self.arrival.max_inbound;
+        self.arriving.arrived(&machine.devices().disks, rate);
         (self.started)(&machine);
         Ok(())
     }
@@ -462,6 +468,7 @@ pub(crate) mod tests {
             taps: Vec::new(),
             paths,
             backing: BackingRules::default(),
+            max_inbound: None,
             debug: DebugLayers::default(),
             naming: Naming::Given,
             rooms: Rooms::new(RamFile::memfd(), None).unwrap(),

@@ -17,7 +17,7 @@ use crate::error::MachineError;
 use crate::kvm::slots::DirtyLog;
 use crate::machine::Machine;
 use crate::moving::forwarding;
-use crate::moving::volume::OutgoingVolume;
+use crate::moving::volume::{LeftVolume, OutgoingVolume};
 use crate::power::PauseReason;
 use crate::snapshot::agreement::{Agreed, Known};
 use crate::state::components;
@@ -73,6 +73,12 @@ impl MachineSource {
         self.travelling
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the content of disk `id` stays behind, to be fetched from there.
+    fn stays_behind(&self, id: &str) -> bool {
+        let mode = self.modes.iter().find(|(disk, _)| disk == id);
+        mode.is_some_and(|(_, mode)| *mode == DiskMode::OnDemand)
     }
 
     /// Images that the guest may write: only those are ever out of date elsewhere.
@@ -226,14 +232,20 @@ impl SourceDisks for MachineSource {
             DiskMode::Shared => None,
             DiskMode::Auto => Some((id, Wish::MayTravel)),
             DiskMode::Precopy | DiskMode::Mirror => Some((id, Wish::Travels)),
+            DiskMode::OnDemand => Some((id, Wish::OnDemand)),
         });
         let volumes = offered.map(|(id, wish)| {
-            let volume = OutgoingVolume::of(&self.machine, id, wish);
-            let volume = volume.ok_or_else(|| {
+            let machine = &self.machine;
+            let volume: Option<Arc<dyn SourceVolume>> = match wish {
+                Wish::OnDemand => LeftVolume::of(machine, id).map(|it| Arc::new(it) as _),
+                Wish::Travels | Wish::MayTravel => {
+                    OutgoingVolume::of(machine, id, wish).map(|it| Arc::new(it) as _)
+                }
+            };
+            volume.ok_or_else(|| {
                 let message = format!("the guest has no disk {id}");
                 Observation::new(Side::Source, "disk.unknown", message)
-            })?;
-            Ok(Arc::new(volume) as Arc<dyn SourceVolume>)
+            })
         });
         volumes.collect()
     }
@@ -248,10 +260,21 @@ impl SourceDisks for MachineSource {
             return Ok(());
         };
         let mark = Mark::new(id, journal, Some(destination));
+        let of_later = Mark::of_guest_on_demand(id, journal, Some(destination));
         let travelling = self.lock_travelling();
         for (disk, image) in self.written().filter(|(id, _)| travelling.contains(id)) {
+            let stays_behind = self.stays_behind(disk);
+            let mark = if stays_behind { &of_later } else { &mark };
             let set = mark.set_leaving(image.file());
-            if !set.map_err(|e| of_mark(disk, &e))? {
+            let set = set.map_err(|e| of_mark(disk, &e))?;
+            if !set && stays_behind {
+                let message = format!(
+                    "disk {disk} cannot go on demand: the storage of its image has no marks (extended attributes of users), by \
+                     which it is known to be needed there"
+                );
+                return Err(Observation::new(Side::Source, "disk.no-marks", message));
+            }
+            if !set {
                 tracing::warn!(%disk, "the storage has no marks: when the guest has gone, nothing will keep others from its image");
             }
         }
@@ -275,6 +298,7 @@ impl SourceDisks for MachineSource {
         let tracked = self
             .lock_travelling()
             .iter()
+            .filter(|id| !self.stays_behind(id))
             .try_for_each(|id| devices.track(id));
         tracked.map_err(|e| observed(&e))
     }

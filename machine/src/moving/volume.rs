@@ -42,6 +42,40 @@ impl OutgoingVolume {
     }
 }
 
+/// A disk of a machine whose content stays behind, to be fetched from there.
+pub(crate) struct LeftVolume(OutgoingVolume);
+
+impl LeftVolume {
+    /// Disk `id` of the machine; `None` when there is none.
+    pub(crate) fn of(machine: &Arc<Machine>, id: &str) -> Option<Self> {
+        OutgoingVolume::of(machine, id, Wish::OnDemand).map(Self)
+    }
+}
+
+impl SourceVolume for LeftVolume {
+    fn offer(&self) -> VolumeOffer {
+        self.0.offer()
+    }
+
+    fn image(&self) -> Option<String> {
+        self.0.image()
+    }
+
+    fn take_changes(&self, _: &mut [u64]) -> VmResult<()> {
+        // Whatever changes is in the image that is served.
+        Ok(())
+    }
+
+    fn data(&self, _: Range<u64>) -> VmResult<Vec<Range<u64>>> {
+        Ok(Vec::new())
+    }
+
+    fn read(&self, _: u64, _: &mut [u8]) -> VmResult<()> {
+        let message = format!("nothing of disk {} goes with its guest", self.0.content.id);
+        Err(Observation::new(Side::Source, "disk.read", message))
+    }
+}
+
 impl OutgoingVolume {
     fn backlog(&self) -> Option<Arc<Backlog>> {
         let disks = &self.machine.devices().disks;
@@ -58,6 +92,7 @@ impl SourceVolume for OutgoingVolume {
             wish: self.wish,
             // What its user says of that is no matter of its own.
             format: None,
+            served: None,
         }
     }
 

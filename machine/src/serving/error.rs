@@ -42,6 +42,27 @@ pub enum ServeError {
         /// Who serves it.
         pid: u32,
     },
+    /// Somebody depends on it.
+    #[error(
+        "{} is needed by {client}, which lacks some of it: its guest moves on when that is released (vmm disk serve --list)",
+        path.display()
+    )]
+    Needed {
+        /// The image.
+        path: PathBuf,
+        /// Who does.
+        client: String,
+    },
+    /// The guest that was to leave it has not.
+    #[error(
+        "{} was to be served when its guest had gone, and that has stayed here, or has been run from it since: there is nobody \
+         to serve it to",
+        path.display()
+    )]
+    Stayed {
+        /// The image.
+        path: PathBuf,
+    },
     /// There is no record.
     #[error("{} is not served, and was not", path.display())]
     NoRecord {
@@ -61,6 +82,8 @@ impl ServeError {
             Self::Record { .. } => "serve.record",
             Self::Another { .. } => "serve.another",
             Self::Served { .. } => "serve.in-use",
+            Self::Needed { .. } => "serve.needed",
+            Self::Stayed { .. } => "serve.stayed",
             Self::NoRecord { .. } => "serve.no-record",
             Self::Server(_) => "serve.failed",
         }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use block::image::Format;
 use block::on_demand::{Allocation, Origin, OriginError, Status};
+use migration::disk_modes::DiskPull;
 use migration::journal::Journal;
 use migration::observation::{Observation, Side};
 use migration::transport::Connect;
@@ -111,6 +112,7 @@ pub fn begin(
         migration: record.migration.clone(),
         secret: record.secret,
         disk: record.disk.clone(),
+        pull: DiskPull::Background,
     };
     in_part::begin(path, &by, &allocation, journal)
 }

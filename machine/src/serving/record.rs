@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Progress {
+    /// The guest that uses the image has not gone yet, as far as is recorded.
+    Awaiting,
     /// It depends on the image.
     Serving {
         /// Bytes that it lacks, as far as it has told.
@@ -17,6 +19,23 @@ pub enum Progress {
     },
     /// It is whole and durable.
     Released,
+}
+
+/// From when on a disk is served.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServedWhen {
+    /// At once: nobody uses its image.
+    #[default]
+    Now,
+    /// When the guest that uses the image has gone in a migration, and not at all if that stays.
+    GuestHasGone,
+}
+
+impl ServedWhen {
+    fn is_now(&self) -> bool {
+        *self == Self::Now
+    }
 }
 
 /// A disk that is served.
@@ -41,6 +60,9 @@ pub struct ServingRecord {
     /// Who depends on it, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<String>,
+    /// From when on.
+    #[serde(default, skip_serializing_if = "ServedWhen::is_now")]
+    pub when: ServedWhen,
     /// How far that has come.
     pub progress: Progress,
 }
@@ -71,6 +93,7 @@ impl ServingRecord {
             size,
             listen,
             client,
+            when: ServedWhen::Now,
             progress: Progress::Serving { missing: size },
         })
     }

@@ -1,81 +1,58 @@
 //! Serves an image until its client is whole and durable.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread::Builder;
 use std::time::Duration;
 
-use block::image::Format;
-use block::image::qcow2::BackingRules;
 use migration::MigrationId;
+use migration::journal::Journal;
 use migration::observation::{Observation, Side};
 use migration::os;
 use migration::pull::server::Options;
 use migration::pull::{PullServer, PullSource, Served};
 use migration::transport::Listen;
 
+use super::awaiting::check_gone;
 use super::error::ServeError;
 use super::image::{self, ServedImage};
-use super::record::{Progress, ServingRecord};
+use super::record::{Progress, ServedWhen, ServingRecord};
 use super::records::{Held, Records};
+use super::to_serve::{ToServe, begin};
 use crate::threads::{self, ThreadKind};
 
 /// How often it is recorded what the client lacks.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// What is to be served.
-#[derive(Debug)]
-pub struct ToServe<'a> {
-    /// The image, as an absolute path without links.
-    pub image: &'a Path,
-    /// Its format.
-    pub format: Format,
-    /// Where files below it may lie.
-    pub rules: &'a BackingRules,
-    /// Identity of the disk.
-    pub disk: &'a str,
-    /// Where it is served.
-    pub listen: &'a str,
-    /// Who depends on it, for people.
-    pub client: Option<&'a str>,
-}
-
 /// Opens and claims an image, and makes its record, or finds that of an earlier process.
 ///
 /// # Errors
-/// When another process serves it, or writes it, or it is not what is recorded.
-pub fn open(records: &Records, what: &ToServe<'_>) -> Result<ServedImage, ServeError> {
+/// When another process serves it, or writes it, or it is not what is recorded; and when it was to be served when its guest had
+/// gone, which has not, as `journal` says.
+pub fn open(
+    records: &Records,
+    what: &ToServe<'_>,
+    journal: &dyn Journal,
+) -> Result<ServedImage, ServeError> {
     let opened = image::open(what.image, what.format, what.rules)?;
     let size = opened.0.device().size();
     let (record, held) = match records.find(what.image)? {
-        Some(found) => go_on(records, found, what, size)?,
-        None => begin(records, what, size)?,
+        Some(found) => {
+            let (record, held) = go_on(records, found, what, size)?;
+            let held = match (record.when, record.progress) {
+                (ServedWhen::Now, _) | (_, Progress::Released) => held,
+                (ServedWhen::GuestHasGone, _) => check_gone(what.image, held, journal)?,
+            };
+            let progress = match record.progress {
+                Progress::Awaiting => Progress::Serving { missing: size },
+                as_before => as_before,
+            };
+            (ServingRecord { progress, ..record }, held)
+        }
+        None => begin(records, what, size, ServedWhen::Now)?,
     };
     held.write(&record)?;
     Ok(ServedImage::new(opened, record, held))
-}
-
-fn begin(
-    records: &Records,
-    what: &ToServe<'_>,
-    size: u64,
-) -> Result<(ServingRecord, Held), ServeError> {
-    let record = ServingRecord::new(
-        what.image.to_owned(),
-        what.format,
-        size,
-        what.disk.to_owned(),
-        what.listen.to_owned(),
-        what.client.map(str::to_owned),
-    );
-    let record = record.map_err(|source| ServeError::Record {
-        operation: "draw an identifier for",
-        path: records.folder().to_owned(),
-        source,
-    })?;
-    let held = records.hold(&record)?;
-    Ok((record, held))
 }
 
 fn go_on(

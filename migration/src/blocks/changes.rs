@@ -87,6 +87,7 @@ mod tests {
             allocated: size,
             wish: crate::vm::Wish::Travels,
             format: None,
+            served: None,
         }
     }
 
@@ -101,6 +102,19 @@ mod tests {
         ] {
             assert_eq!(count(&all(&[offer(size)])), blocks, "{size}");
         }
+    }
+
+    #[test]
+    fn nothing_is_sent_of_a_disk_that_is_fetched_later() {
+        let later = VolumeOffer {
+            wish: crate::vm::Wish::OnDemand,
+            ..offer(65 * BLOCK_SIZE)
+        };
+        let mut of_both = all(&[later.clone(), offer(BLOCK_SIZE)]);
+        assert_eq!(count(&of_both), 1);
+        clear_stripe(&mut of_both[0], 0);
+        assert_eq!(of_stripe(&of_both[0], 1), 0);
+        assert_eq!(none([later].iter()), [Vec::<u64>::new()]);
     }
 
     #[test]

@@ -59,8 +59,9 @@ impl DisksHere {
             let kept = before.of(&*volume)?;
             Ok(DiskHere {
                 volume,
-                size: offer.size,
-                owners: Owners::new(stripes(offer.size)),
+                // Whoever sends blocks of one that is fetched later sends what is outside of it.
+                size: offer.moves(),
+                owners: Owners::new(stripes(offer.moves())),
                 sums: Words::new(match verify {
                     Verify::Off => 0,
                     Verify::Stream | Verify::Full => offer.blocks() as usize,

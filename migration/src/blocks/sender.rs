@@ -79,13 +79,13 @@ impl Disks {
         let all = volumes.iter().zip(offers).map(|(volume, offer)| Disk {
             volume: volume.clone(),
             offer: offer.clone(),
-            lanes: Lanes::new(stripes(offer.size), u16::from(streams), agreed),
+            lanes: Lanes::new(stripes(offer.moves()), u16::from(streams), agreed),
             sums: Words::new(match verify {
                 Verify::Off => 0,
                 // That all memory is hashed at the end tells nothing of disks.
                 Verify::Stream | Verify::Full => offer.blocks() as usize,
             }),
-            trail: Trail::new(stripes(offer.size)),
+            trail: Trail::new(stripes(offer.moves())),
             echo: Echo::off(offer.blocks()),
             kept: OnceLock::new(),
             echoed: AtomicU64::new(0),
@@ -137,6 +137,13 @@ impl Disks {
         })
     }
 
+    /// Bytes of the disk of this number that have left.
+    pub fn sent_of(&self, number: usize) -> u64 {
+        let disk = self.all.get(number);
+        let sent = |bytes: &AtomicU64| bytes.load(Ordering::Relaxed);
+        disk.map_or(0, |disk| sent(&disk.echoed) + sent(&disk.passed))
+    }
+
     /// Whether any is mirrored.
     pub fn are_mirrored(&self) -> bool {
         self.all.iter().any(|disk| disk.echo.is_on())
@@ -181,7 +188,7 @@ impl Disks {
     /// Takes out of `changes`, which `pass` sends, what is placed where so many `frames` of each stream are.
     pub fn leave_out_placed(&self, changes: &mut Changes, pass: u32, frames: &[u32]) {
         for (disk, words) in self.all.iter().zip(changes) {
-            for stripe in 0..stripes(disk.offer.size) {
+            for stripe in 0..stripes(disk.offer.moves()) {
                 if disk.trail.is_placed(stripe, pass, frames) {
                     changes::clear_stripe(words, stripe);
                 }
@@ -527,7 +534,7 @@ impl Disk {
 
     /// The bytes of blocks `run` of a stripe.
     fn bytes(&self, stripe: u64, run: Range<u64>) -> Range<u64> {
-        let at = |block: u64| (stripe * STRIPE + block * BLOCK_SIZE).min(self.offer.size);
+        let at = |block: u64| (stripe * STRIPE + block * BLOCK_SIZE).min(self.offer.moves());
         debug_assert!(run.end <= STRIPE_BLOCKS);
         at(run.start)..at(run.end)
     }

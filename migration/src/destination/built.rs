@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::pages::{full_digest, processors};
 use crate::progress::{Phase, Verify};
 use crate::session::Note;
+use crate::vm::Wish;
 use crate::wire::capabilities::Capabilities;
 use crate::wire::control::{Extents, LastPass, Message, PassPlaced, Ready};
 
@@ -220,7 +221,8 @@ impl<'m, 's, 'a> Built<'m, 's, 'a> {
         }
         // They came with all that the guest wrote to them, and were flushed.
         let volumes = self.transfer.requested.volumes.iter();
-        volumes.map(|volume| volume.id.clone()).collect()
+        let came = volumes.filter(|volume| volume.wish != Wish::OnDemand);
+        came.map(|volume| volume.id.clone()).collect()
     }
 
     /// The digest of the memory, as the source asked for it.

@@ -21,7 +21,7 @@ impl Moving<'_, '_, '_> {
     /// that follows from what the link carries.
     pub(super) fn mirror(&mut self, rates: &Rates) -> Result<(), Error> {
         if self.course.is_to_mirror() {
-            if self.transfer.disks.is_empty() {
+            if !self.transfer.disks.have_what_goes() {
                 return Err(self.course.timed_out());
             }
             if self.transfer.disks.mirror_all(&self.transfer.sent_blocks) {

@@ -45,7 +45,7 @@ impl<'m, 's, 'a> Negotiated<'m, 's, 'a> {
         let machine = vm.describe().map_err(Error::vm("describe the machine"))?;
         let ram = Arc::new(Ram::new(vm.ram(), &machine.ram)?);
         course.report.guest_bytes = ram.pages() * crate::PAGE_SIZE;
-        let disks = Travelling::of(vm, &course.options.request.disks)?;
+        let disks = Travelling::of(vm, &course.options.request)?;
         let (link, token) = Self::link(scope, course)?;
         let chosen = course
             .options

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use super::course::Course;
 use crate::blocks::MAX_SIZE;
 use crate::blocks::sender::Disks;
-use crate::disk_modes::{self, AfterMove, DiskChoice, DiskMode};
+use crate::disk_modes::{self, AfterMove, DiskMode};
 use crate::error::Error;
-use crate::progress::{LeftImage, Verify};
+use crate::progress::{LeftImage, OnDemandDisk, Verify};
+use crate::request::MigrateRequest;
 use crate::undo::Undo;
-use crate::vm::{SourceVm, SourceVolume, TravellingDisk, VolumeOffer, Wish};
+use crate::vm::{Served, SourceVm, SourceVolume, TravellingDisk, VolumeOffer, Wish};
 use crate::wire::MAX_VOLUMES;
 use crate::wire::agreed::Agreed;
 use crate::wire::blocks::SECTOR;
@@ -36,13 +37,19 @@ pub(super) struct Travelling {
 
 impl Travelling {
     /// Those of `vm`, of which its user has chosen that.
-    pub fn of(vm: &dyn SourceVm, choices: &[DiskChoice]) -> Result<Self, Error> {
+    pub fn of(vm: &dyn SourceVm, request: &MigrateRequest) -> Result<Self, Error> {
+        let choices = &request.disks;
         let volumes = vm.volumes().map_err(Error::vm("tell which disks travel"))?;
         let offer = |volume: &Arc<dyn SourceVolume>| {
             let offer = volume.offer();
             let chosen = disk_modes::chosen(choices, &offer.id);
+            let served = request.served.iter().find(|served| served.disk == offer.id);
             VolumeOffer {
                 format: chosen.and_then(|choice| choice.format),
+                served: served.map(|served| Served {
+                    pull: chosen.map(|choice| choice.pull).unwrap_or_default(),
+                    ..served.by.clone()
+                }),
                 ..offer
             }
         };
@@ -92,6 +99,13 @@ impl Travelling {
 
     /// That the destination understands what is said of them.
     fn fit_terms(&self, agreed: Agreed) -> Result<(), Error> {
+        let is_later = |offer: &&VolumeOffer| offer.wish == Wish::OnDemand;
+        if let Some(offer) = self.offers.iter().find(is_later)
+            && !agreed.has(Capabilities::ON_DEMAND)
+        {
+            let id = offer.id.clone();
+            return Err(Error::NoOnDemand { id });
+        }
         if agreed.has(Capabilities::DISK_TERMS) {
             return Ok(());
         }
@@ -114,7 +128,7 @@ impl Travelling {
         let is_chosen = |offer: &VolumeOffer| chosen.iter().any(|disk| disk.id == offer.id);
         let kept: Vec<_> = self.offers.iter().map(is_chosen).collect();
         let is_left_out =
-            |(offer, kept): (&VolumeOffer, &bool)| offer.wish == Wish::Travels && !kept;
+            |(offer, kept): (&VolumeOffer, &bool)| offer.wish != Wish::MayTravel && !kept;
         let mut kept_ids = self.offers.iter().filter(|offer| is_chosen(offer));
         let in_order = chosen
             .iter()
@@ -152,6 +166,22 @@ impl Travelling {
         left.collect()
     }
 
+    /// Those whose content is fetched from here, of which so much was `sent` before.
+    pub fn on_demand(&self, sent: &Disks) -> Vec<OnDemandDisk> {
+        let all = self.offers.iter().enumerate();
+        let later = all.filter(|(_, offer)| offer.wish == Wish::OnDemand);
+        let told = later.map(|(number, offer)| OnDemandDisk {
+            id: offer.id.clone(),
+            served_at: offer
+                .served
+                .as_ref()
+                .map(|by| by.at.clone())
+                .unwrap_or_default(),
+            disk_bytes_before_commit: sent.sent_of(number),
+        });
+        told.collect()
+    }
+
     /// Their identities.
     pub fn ids(&self) -> Vec<String> {
         self.offers.iter().map(|offer| offer.id.clone()).collect()
@@ -159,6 +189,11 @@ impl Travelling {
 
     pub fn is_empty(&self) -> bool {
         self.offers.is_empty()
+    }
+
+    /// Whether the content of any goes with the guest.
+    pub fn have_what_goes(&self) -> bool {
+        self.offers.iter().any(|offer| offer.wish != Wish::OnDemand)
     }
 
     /// What the destination is told of them.
@@ -198,10 +233,11 @@ impl Travelling {
         Ok(Some(undo))
     }
 
-    /// All of them are mirrored from here on; whether that is news of any.
+    /// All of them of which anything goes with the guest are mirrored from here on; whether that is news of any.
     pub fn mirror_all(&mut self, sent: &Disks) -> bool {
         let mut is_news = false;
-        for (number, chosen) in self.chosen.iter_mut().enumerate() {
+        let all = self.chosen.iter_mut().enumerate();
+        for (number, chosen) in all.filter(|(_, chosen)| chosen.mode != DiskMode::OnDemand) {
             is_news |= std::mem::replace(&mut chosen.mode, DiskMode::Mirror) != DiskMode::Mirror;
             sent.mirror(number);
         }

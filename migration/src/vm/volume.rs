@@ -6,7 +6,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::terms::VmResult;
-use crate::disk_modes::DiskFormat;
+use crate::disk_modes::{DiskFormat, DiskPull};
+use crate::id::PullSecret;
 
 /// Bytes in a block, the unit in which a disk's changes are marked and sent again.
 pub const BLOCK_SIZE: u64 = 64 << 10;
@@ -26,6 +27,24 @@ pub struct VolumeOffer {
     /// Format of the image that is made of it, or written over; absent where that is left to the destination.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<DiskFormat>,
+    /// Where its content is, once the guest has gone, of one that goes [on demand](Wish::OnDemand); absent where it is only
+    /// asked whether that would work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served: Option<Served>,
+}
+
+/// Where the content of a disk is served to the host that its guest has gone to, and as whom that asks for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Served {
+    /// Where: `IP:PORT` or `unix:PATH`, as the destination reaches it.
+    pub at: String,
+    /// What the client names, 32 hexadecimal digits.
+    pub id: String,
+    /// What only the client knows beside.
+    pub secret: PullSecret,
+    /// What comes that nobody asks for.
+    #[serde(default, skip_serializing_if = "DiskPull::is_background")]
+    pub pull: DiskPull,
 }
 
 /// What a source wants of a disk.
@@ -37,6 +56,8 @@ pub enum Wish {
     Travels,
     /// It travels if the destination does not reach it where it lies.
     MayTravel,
+    /// Nothing of its content goes with the guest: the destination fetches that when the guest runs there.
+    OnDemand,
 }
 
 impl Wish {
@@ -57,9 +78,17 @@ pub struct TravellingDisk {
 }
 
 impl VolumeOffer {
-    /// Blocks that it has, the last of which may be short.
+    /// Bytes of it that may go before the guest does: none of one that is fetched afterwards.
+    pub fn moves(&self) -> u64 {
+        match self.wish {
+            Wish::Travels | Wish::MayTravel => self.size,
+            Wish::OnDemand => 0,
+        }
+    }
+
+    /// Blocks of those, the last of which may be short.
     pub fn blocks(&self) -> u64 {
-        self.size.div_ceil(BLOCK_SIZE)
+        self.moves().div_ceil(BLOCK_SIZE)
     }
 }
 

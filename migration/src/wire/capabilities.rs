@@ -24,6 +24,8 @@ impl Capabilities {
     pub const NEW_LINK: Self = Self(1 << 5);
     /// A destination makes of a disk the format that its source asks for, and says which disks it holds whole and durable.
     pub const DISK_TERMS: Self = Self(1 << 8);
+    /// A destination takes a disk whose content it fetches when the guest runs there.
+    pub const ON_DEMAND: Self = Self(1 << 9);
     /// A destination keeps what an image held that a disk is written over, and compares blocks by their digests.
     pub const BLOCK_DIGESTS: Self = Self(1 << 10);
     /// What this engine can do.
@@ -35,6 +37,7 @@ impl Capabilities {
             | Self::VOLUMES.0
             | Self::NEW_LINK.0
             | Self::DISK_TERMS.0
+            | Self::ON_DEMAND.0
             | Self::BLOCK_DIGESTS.0,
     );
 

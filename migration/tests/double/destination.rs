@@ -191,7 +191,7 @@ impl DestinationDisks for Destination {
         self.expected = offered.to_vec();
         let reaches = |offer: &VolumeOffer| self.reaches.contains(&offer.id);
         self.expected
-            .retain(|offer| offer.wish == Wish::Travels || !reaches(offer));
+            .retain(|offer| offer.wish != Wish::MayTravel || !reaches(offer));
         Ok(())
     }
 

@@ -253,11 +253,15 @@ impl SourceVolume for MemoryDisk {
             allocated: self.allocated() as u64,
             wish: *self.wish.lock().unwrap(),
             format: None,
+            served: None,
         }
     }
 
     fn take_changes(&self, changed: &mut [u64]) -> VmResult<()> {
         self.check(Operation::TakeChanges)?;
+        if *self.wish.lock().unwrap() == Wish::OnDemand {
+            return Ok(());
+        }
         self.with(|content| {
             for (block, mark) in content.marks.iter_mut().flatten().enumerate() {
                 if std::mem::take(mark) {

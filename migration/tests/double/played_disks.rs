@@ -34,6 +34,7 @@ pub fn offer(id: &str, size: u64) -> VolumeOffer {
         allocated: 0,
         wish: Wish::Travels,
         format: None,
+        served: None,
     }
 }
 

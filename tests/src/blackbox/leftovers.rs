@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// The lock file and the journals of hand-overs outlive VMs by design; what the host offers of its CPU
 /// is written there by its operator. How a VM ended is kept, with its logs and nothing else.
 pub fn folders(root: &Path) -> Vec<PathBuf> {
-    const OF_THE_HOST: [&str; 3] = [".lock", "migrations", "host-cpu.toml"];
+    const OF_THE_HOST: [&str; 4] = [".lock", "migrations", "serving", "host-cpu.toml"];
     let Ok(entries) = fs::read_dir(root) else {
         return Vec::new();
     };

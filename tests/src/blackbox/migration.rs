@@ -135,6 +135,15 @@ impl Migration {
         });
     }
 
+    /// Kills the client, which says nothing of the migration.
+    ///
+    /// # Panics
+    /// When it cannot be waited for.
+    pub fn kill(mut self) {
+        let _ = self.child.kill();
+        self.child.wait().expect("the client ends");
+    }
+
     /// Presses Ctrl-C.
     ///
     /// # Panics

@@ -341,6 +341,10 @@ pub struct MigrateArgs {
     pub(super) name: String,
     #[command(flatten)]
     pub(super) request: Option<MigrateRequest>,
+    /// Where disks that move on demand are served when the guest has gone: HOST:PORT or unix:PATH, as the destination reaches it; port
+    /// 0 is any [default: any port at the address of this host that the destination sees].
+    #[arg(long, value_name = "ADDR", requires = "disks", conflicts_with_all = STEERING)]
+    pub(super) serve_at: Option<String>,
     /// How memory moves: precopy.
     #[arg(long, value_name = "MODE", default_value = "precopy", value_parser = parse_mode,
         conflicts_with_all = STEERING)]

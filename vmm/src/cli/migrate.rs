@@ -7,6 +7,7 @@ use control::api::client::Client;
 use control::exit::{Exit, exit_of_report, local};
 use control::instance::VmState;
 use control::runtime_dir::{Entry, RuntimeDir, VmProcess};
+use migration::disk_modes::DiskMode;
 use migration::observation::Observation;
 use migration::progress::{Event, Report};
 use migration::request::MigrateRequest;
@@ -15,12 +16,16 @@ use super::args::MigrateArgs;
 use super::event_loop::block_on;
 use super::outcome::Asked;
 use super::progress::{Progress, await_interrupt};
+use super::servers::Servers;
 use super::wording::state_name;
 use super::{left_images, names, report};
 use control::output::Output;
 
 /// How long the source's process may take to go away after the guest left.
 const SOURCE_END: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether those who are to serve disks are there.
+const LOOK: Duration = Duration::from_millis(200);
 
 pub(super) fn run(
     args: &MigrateArgs,
@@ -46,7 +51,7 @@ pub(super) fn run(
         return Err(local("usage.to", "where to? Add --to"));
     };
     let to = &request.to;
-    let request = MigrateRequest {
+    let mut request = MigrateRequest {
         addresses: names::of_destination(to)?,
         to: names::from_anywhere(to).into_owned(),
         ..request.clone()
@@ -56,11 +61,26 @@ pub(super) fn run(
         // It is told when it is asked.
         Entry::Ended(_) | Entry::Unreadable(_) => VmProcess::of(0),
     };
+    let goes_later = request
+        .disks
+        .iter()
+        .any(|disk| disk.mode == DiskMode::OnDemand);
+    let mut servers = match goes_later {
+        true => {
+            let status = block_on(client.status())?;
+            Servers::start(&mut request, &status, args.serve_at.as_deref(), runtime)?
+        }
+        false => Servers::none(),
+    };
+    servers.tell(output);
     let mut progress = Progress::new(output);
+    let (mut begun, mut lost) = (false, false);
     let end = block_on(async {
         let mut interrupts =
             await_interrupt().map_err(|e| local("host.resources", format!("hear signals: {e}")))?;
         let mut events = client.migrate_and_follow(&request).await?;
+        begun = true;
+        let mut look = tokio::time::interval(LOOK);
         let broken = loop {
             tokio::select! {
                 event = events.next() => match event {
@@ -75,6 +95,11 @@ pub(super) fn run(
                     Err(why) => break why,
                 },
                 () = interrupts.next() => cancel(&client, &progress).await,
+                _ = look.tick(), if !servers.is_empty() && !lost => if let Some(why) = servers.lost() {
+                    lost = true;
+                    progress.say(&why.to_string());
+                    cancel(&client, &progress).await;
+                },
             }
         };
         // That its events broke off says nothing about the migration.
@@ -89,7 +114,20 @@ pub(super) fn run(
         progress.show(&end);
         last(end).ok_or_else(|| ended_early(name))
     });
-    let end = end?;
+    let end = match end {
+        Ok(end) => end,
+        Err(why) => {
+            // One that was refused has not begun. Of any other the servers find out by themselves.
+            if !begun {
+                servers.are_not_needed();
+            }
+            return Err(why);
+        }
+    };
+    match end.status.as_str() {
+        "completed" | "handover-unknown" => servers.go_on(output),
+        _ => servers.are_not_needed(),
+    }
     match end.status.as_str() {
         "planned" => output.line(format!("{name} can move to {to}")),
         "completed" => {

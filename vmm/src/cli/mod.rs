@@ -27,6 +27,7 @@ mod progress;
 mod receive;
 mod report;
 mod run;
+mod servers;
 mod terminal;
 mod vm;
 mod vm_process;

@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 use control::api::client::Client;
 use control::disk_move::ImageFormat;
 use control::exit::{Exit, local};
-use control::instance::{MigrationStatus, Requester, StopMode, VmEnd, VmState, VmStatus};
+use control::instance::{
+    MigrationStatus, MissingStatus, Requester, StopMode, VmEnd, VmState, VmStatus,
+};
 use control::runtime_dir::{Entry, Forgotten, RuntimeDir, VmProcess};
-use control::units::{ByteSize, human_ms};
+use control::units::{ByteSize, human_bytes, human_ms};
 use migration::observation::Observation;
 use migration::progress::Event;
 use migration::wire::control::Resolution;
@@ -88,6 +90,15 @@ fn describe(status: &VmStatus, output: Output) {
             "disk       {} at {} ({format}, {size}{only})",
             disk.id, disk.path
         ));
+        if let Some(MissingStatus { bytes, from, why }) = &disk.missing {
+            let missing = human_bytes(*bytes as f64);
+            let why = why
+                .as_ref()
+                .map_or(String::new(), |why| format!(" ({why})"));
+            output.line(format!(
+                "           waiting for {from}: {missing} missing{why}"
+            ));
+        }
     }
     if let Some(listen) = listen {
         output.line(format!("listens at {listen}"));

@@ -197,6 +197,7 @@ impl Kind {
                 Self::Link,
                 Self::Stream,
                 Self::Hash,
+                Self::Pull,
             ],
             Self::Process => &[
                 Self::Vcpu,

@@ -170,7 +170,7 @@ fn particular(kind: Kind) {
     let openers = [
         Control, Migration, DiskMove, Incoming, Reception, Serving, Main, Process,
     ];
-    let connectors = [Control, Migration, Pull, Process];
+    let connectors = [Control, Migration, Pull, Incoming, Process];
     let stream = libc::SOCK_STREAM as u64;
     let packets = libc::SOCK_SEQPACKET as u64;
     let socket = |domain: i32| (libc::SYS_socket, [domain as u64, stream, u64::MAX, 0]);

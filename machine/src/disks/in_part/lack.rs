@@ -9,7 +9,7 @@ use migration::observation::Observation;
 
 use super::images::OtherImage;
 use super::map_file::{self, FoundMap, Rest};
-use super::served::Absent;
+use super::served::{Absent, Comes};
 
 /// What an image lacks of its disk.
 pub(crate) enum Lack {
@@ -20,13 +20,14 @@ pub(crate) enum Lack {
 }
 
 /// What `image`, which lies at `path`, is claimed and holds a part of its disk alone, lacks of that. It may be used from then on
-/// together with that. Files below another image are opened by `rules`.
+/// together with that, when its guest is here. Files below another image are opened by `rules`.
 ///
 /// # Errors
 /// `disk.in-part` when it is no such image, or what it lacks is not where it was; `disk.claim` when somebody uses that.
 pub(crate) fn lack_of(
     image: &Image,
     path: &Path,
+    comes: Comes,
     journal: &dyn Journal,
     rules: &BackingRules,
 ) -> Result<Lack, Observation> {
@@ -53,7 +54,7 @@ pub(crate) fn lack_of(
                 rest,
             };
             let of = (&**image.file(), image.device().size());
-            found.absent(of, path, journal).map(Lack::Served)
+            found.absent(of, path, comes, journal).map(Lack::Served)
         }
     }
 }

@@ -10,6 +10,7 @@ use block::image::Format;
 use block::on_demand::{About, MOST_NOTE, PresenceMap};
 use block::{Access, BlockDevice, Content, RawImage};
 use migration::PullSecret;
+use migration::disk_modes::DiskPull;
 use migration::observation::{Observation, Side};
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +42,9 @@ pub struct ServedBy {
     pub secret: PullSecret,
     /// Identity of the disk there.
     pub disk: String,
+    /// What comes of it that nobody asks for.
+    #[serde(default, skip_serializing_if = "DiskPull::is_background")]
+    pub pull: DiskPull,
 }
 
 /// Who has what a disk lacks.

@@ -15,5 +15,5 @@ pub(crate) use images::{OtherImage, remove_whole_map};
 pub(crate) use lack::{Lack, lack_of};
 pub(crate) use map_file::Note;
 pub use map_file::{MapFile, ServedBy, remove_map};
-pub(crate) use served::{Absent, ServedPart};
+pub(crate) use served::{Absent, Comes, ServedPart, begin_arriving};
 pub use served::{begin, served_by};

@@ -67,12 +67,28 @@ pub fn begin(
         journal,
     )?;
     let passed = target.passed();
-    let mapped = make_map(path, by, id, allocation);
+    let mapped = make_map(path, by, id, allocation).map(drop);
     if mapped.is_err() {
         passed.discard(journal);
         map_file::remove_map(path);
     }
     mapped
+}
+
+/// Makes the map of the image at `path`, which was just made for a disk of `size` bytes of a guest that comes in migration `id`
+/// and whose disk is served as `by` tells: it lacks all of it, as nobody knows yet what it will hold.
+///
+/// # Errors
+/// `disk.map`; nothing is left then.
+pub(crate) fn begin_arriving(
+    path: &Path,
+    by: &ServedBy,
+    id: MigrationId,
+    size: u64,
+) -> Result<(), Observation> {
+    let all = Allocation::none(size);
+    all.add(&(0..size));
+    make_map(path, by, id, &all).inspect_err(|_| map_file::remove_map(path))
 }
 
 fn make_map(
@@ -115,7 +131,7 @@ impl ServedPart {
         let id = id_of(path, &found.rest)?;
         let is_arriving = {
             let image = RawImage::open(path, Access::ReadOnly, Content::Container);
-            found.is_arriving_on(&image.map_err(failed)?, id, journal)
+            found.is_of(&image.map_err(failed)?, id, Comes::Here, journal)
         };
         let FoundMap {
             storage,
@@ -198,6 +214,15 @@ impl ServedPart {
     }
 }
 
+/// Whether the guest of a disk is here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Comes {
+    /// It is, or was, as is recorded.
+    Here,
+    /// It is on its way.
+    Later,
+}
+
 /// What is served of a disk that a guest is to use, and what of it is here.
 pub(crate) struct Absent {
     pub(crate) by: ServedBy,
@@ -207,9 +232,25 @@ pub(crate) struct Absent {
 
 impl FoundMap<ServedBy> {
     /// Whether `image` is the one that the map, whose note names `id`, was made for, and is not whole yet.
-    fn is_arriving_on(&self, image: &RawImage, id: MigrationId, journal: &dyn Journal) -> bool {
-        let mark = Mark::of_disk_on_demand(id, journal.identity(), "");
-        self.about.id == id.0 && mark.is_arriving_on(image)
+    fn is_of(
+        &self,
+        image: &RawImage,
+        id: MigrationId,
+        comes: Comes,
+        journal: &dyn Journal,
+    ) -> bool {
+        let of_guest = MigrationId(self.about.id);
+        match comes {
+            Comes::Here => {
+                let mark = Mark::of_disk_on_demand(id, journal.identity(), "");
+                (of_guest == id && mark.is_arriving_on(image))
+                    || marks::came_on_demand(image, of_guest, journal)
+            }
+            Comes::Later => {
+                let mark = Mark::of_guest_on_demand(of_guest, journal.identity(), None);
+                mark.is_arriving_on(image)
+            }
+        }
     }
 
     /// What is served of the disk of `size` bytes whose `image` at `path` is open here, and claimed.
@@ -220,11 +261,15 @@ impl FoundMap<ServedBy> {
         self,
         (image, size): (&RawImage, u64),
         path: &Path,
+        comes: Comes,
         journal: &dyn Journal,
     ) -> Result<Absent, Observation> {
         let id = id_of(path, &self.rest)?;
-        if !self.is_arriving_on(image, id, journal) {
-            let why = "nothing on it says that it was made for what its map names";
+        if !self.is_of(image, id, comes, journal) {
+            let why = match marks::is_abandoned(image, journal) {
+                true => "it was made for a guest that did not come",
+                false => "nothing on it says that it was made for what its map names",
+            };
             return Err(in_part(path, why.into()));
         }
         let map = PresenceMap::open(self.storage, size).map_err(|e| failed(path, &e))?;

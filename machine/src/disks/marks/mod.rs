@@ -38,11 +38,18 @@ enum Of {
     DiskMove,
     /// One that has gone over before its content has: what its presence map says is missing is in the image that it left.
     DiskOnDemand,
+    /// A guest that moves to another host before a disk's content does: what the presence map there says is missing is served
+    /// from the image that it left.
+    GuestOnDemand,
 }
 
 impl Of {
     fn is_migration(&self) -> bool {
         *self == Self::Migration
+    }
+
+    fn is_of_a_guest(self) -> bool {
+        matches!(self, Self::Migration | Self::GuestOnDemand)
     }
 }
 
@@ -178,6 +185,18 @@ impl Mark {
         }
     }
 
+    /// As [`Mark::new`], for a disk whose content comes, or is fetched from here, when its guest has gone over.
+    pub(crate) fn of_guest_on_demand(
+        id: MigrationId,
+        journal: HostId,
+        destination: Option<&str>,
+    ) -> Self {
+        Self {
+            of: Of::GuestOnDemand,
+            ..Self::new(id, journal, destination)
+        }
+    }
+
     /// Sets it on an image that leaves; `false` where the storage has no marks.
     pub(crate) fn set_leaving(&self, image: &RawImage) -> block::Result<bool> {
         image.set_mark(LEAVING, &self.encode())
@@ -223,7 +242,47 @@ pub(crate) fn remove(image: &RawImage) -> block::Result<()> {
 /// Whether the image may hold a part of a disk alone, of which the rest is in the one that it left.
 pub(crate) fn is_in_part(image: &RawImage) -> bool {
     let mark = read(image, ARRIVING).and_then(Result::ok);
-    mark.is_some_and(|mark| mark.of == Of::DiskOnDemand)
+    mark.is_some_and(|mark| matches!(mark.of, Of::DiskOnDemand | Of::GuestOnDemand))
+}
+
+/// Whether the image was made for a guest that came in migration `id` before the content of its disk, and did come.
+pub(crate) fn came_on_demand(image: &RawImage, id: MigrationId, journal: &dyn Journal) -> bool {
+    let mark = Mark::of_guest_on_demand(id, journal.identity(), None);
+    mark.is_arriving_on(image) && arrival(&mark, journal) == Arrival::InPart
+}
+
+/// Where the guest is, or goes, whose disk is to be served from the image that it leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Departure {
+    /// Nothing says that it goes.
+    NotBegun,
+    /// It may go, by this migration.
+    Under(MigrationId),
+    /// It stays, whatever came of this migration.
+    Stayed(MigrationId),
+    /// It was given away, by this migration; it may not be known yet whether it runs there.
+    Given(MigrationId),
+}
+
+/// What the mark of `image` and `journal` say of its guest.
+pub(crate) fn departure(image: &RawImage, journal: &dyn Journal) -> Departure {
+    let mark = read(image, LEAVING).and_then(Result::ok);
+    let mark = mark.filter(|mark| mark.of == Of::GuestOnDemand);
+    let id = mark
+        .filter(|mark| mark.journal == journal.identity())
+        .and_then(|mark| mark.id());
+    let Some(id) = id else {
+        return Departure::NotBegun;
+    };
+    match journal.recorded(id) {
+        Ok(Some(record)) => match record.handover {
+            Handover::Begun => Departure::Under(id),
+            Handover::Kept => Departure::Stayed(id),
+            Handover::CommitSent | Handover::Gone => Departure::Given(id),
+        },
+        // What is recorded before the mark is made has been forgotten since, or cannot be read: somebody may need the image.
+        Ok(None) | Err(_) => Departure::Given(id),
+    }
 }
 
 /// Nothing is being made of the image: what it was before, it is.
@@ -263,7 +322,7 @@ fn of_seal(mark: Mark) -> Result<Mark, String> {
             lies: Lies::Within,
             ..mark
         }),
-        (Of::Migration | Of::DiskMove | Of::DiskOnDemand, _) => {
+        (Of::Migration | Of::DiskMove | Of::DiskOnDemand | Of::GuestOnDemand, _) => {
             Err("it is of something that seals no block device".into())
         }
     }
@@ -276,12 +335,12 @@ pub(crate) fn whereabouts(image: &RawImage, journal: &dyn Journal) -> Whereabout
             // It was the disk, and its host ended before it could say so.
             Ok((Arrival::Came, _)) => Whereabouts::Here,
             Ok((Arrival::InPart, _)) => Whereabouts::Unknown(
-                "it is the disk, but a part of that is in the image that it was moved from".into(),
+                "it is the disk, but a part of that is where it was moved from".into(),
             ),
             Ok((Arrival::Never(Of::DiskMove | Of::DiskOnDemand), _)) => Whereabouts::Unknown(
                 "a disk was being moved to it, which did not come to its end: it holds a part of that disk".into(),
             ),
-            Ok((Arrival::Never(Of::Migration), _)) => Whereabouts::Unknown(
+            Ok((Arrival::Never(Of::Migration | Of::GuestOnDemand), _)) => Whereabouts::Unknown(
                 "it was being made for a guest that did not come, and holds a part of its disk"
                     .into(),
             ),
@@ -289,7 +348,7 @@ pub(crate) fn whereabouts(image: &RawImage, journal: &dyn Journal) -> Whereabout
             Ok((Arrival::Unknown(Of::DiskMove | Of::DiskOnDemand), _)) => Whereabouts::Unknown(
                 "it was being made as a copy of a disk, and there is no record here of what became of that".into(),
             ),
-            Ok((Arrival::Unknown(Of::Migration), id)) => Whereabouts::Unknown(format!(
+            Ok((Arrival::Unknown(Of::Migration | Of::GuestOnDemand), id)) => Whereabouts::Unknown(format!(
                 "it was being made for a guest that came in migration {id}, of which it is not known here how it ended"
             )),
             Err(why) => Whereabouts::Unknown(format!("its mark cannot be read: {why}")),
@@ -316,7 +375,7 @@ pub(crate) fn whereabouts(image: &RawImage, journal: &dyn Journal) -> Whereabout
     }
     match recorded.map(|record| record.handover) {
         Some(Handover::Begun | Handover::Kept) => Whereabouts::Here,
-        Some(Handover::Gone) if mark.of != Of::Migration => {
+        Some(Handover::Gone) if !mark.of.is_of_a_guest() => {
             Whereabouts::Gone(format!("the disk was moved to {to}, by job {id}"))
         }
         Some(Handover::Gone) => {
@@ -325,7 +384,7 @@ pub(crate) fn whereabouts(image: &RawImage, journal: &dyn Journal) -> Whereabout
         Some(Handover::CommitSent) => Whereabouts::Unknown(format!(
             "the guest was given to {to}, in migration {id}, and it is not known whether it runs there"
         )),
-        None if mark.of != Of::Migration => Whereabouts::Unknown(format!(
+        None if !mark.of.is_of_a_guest() => Whereabouts::Unknown(format!(
             "the disk was being moved to {to}, by job {id}, of which there is no record here"
         )),
         None => Whereabouts::Unknown(format!(
@@ -363,6 +422,14 @@ pub(crate) fn why_needed(image: &RawImage, journal: &dyn Journal) -> Option<Stri
         && record.handover != Handover::Gone
     {
         return Some(goes_on_in(&mark, overlay));
+    }
+    if mark.of == Of::GuestOnDemand
+        && matches!(record.handover, Handover::Gone | Handover::CommitSent)
+    {
+        let to = mark.destination.as_deref().unwrap_or("another host");
+        return Some(format!(
+            "the guest that went to {to} may lack what is here (vmm disk serve --list tells); when that is released, remove it"
+        ));
     }
     let went_on_demand = mark.of == Of::DiskOnDemand && record.handover == Handover::Gone;
     let new = Path::new(mark.destination.as_deref().filter(|_| went_on_demand)?);
@@ -421,10 +488,11 @@ fn recorded(mark: &Mark, journal: &dyn Journal) -> Arrival {
         _ => return unknown,
     };
     match mark.of {
-        Of::Migration => match (journal.decision(id), journal.answered(id)) {
+        Of::Migration | Of::GuestOnDemand => match (journal.decision(id), journal.answered(id)) {
             (Ok(None | Some(Decision::GiveUp)), _) => Arrival::Never(mark.of),
             // It could not be started, which took the commit back.
             (Ok(Some(Decision::Commit)), Ok(Some(Resolution::NeverRan))) => Arrival::Never(mark.of),
+            (Ok(Some(Decision::Commit)), Ok(_)) if mark.of == Of::GuestOnDemand => Arrival::InPart,
             (Ok(Some(Decision::Commit)), Ok(_)) => Arrival::Came,
             (Err(_), _) | (_, Err(_)) => unknown,
         },

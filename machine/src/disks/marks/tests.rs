@@ -129,6 +129,77 @@ fn an_image_that_holds_a_part_of_its_disk_is_taken_for_neither_the_disk_nor_rubb
     assert!(!is_in_part(&image));
 }
 
+/// Of a guest that came before the content of its disk.
+#[test]
+fn an_image_whose_guest_came_first_is_in_part_from_the_commit_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(&dir.path().join("image"));
+    let journal = MemoryJournal::default();
+    let id = MigrationId([7; 16]);
+    let mark = Mark::of_guest_on_demand(id, journal.identity(), None);
+    if !mark.set_arriving(&image).unwrap() {
+        println!("skipped: {} has no marks", dir.path().display());
+        return;
+    }
+    journal.reserve(id, Side::Destination).unwrap();
+    assert!(is_in_part(&image) && mark.is_arriving_on(&image));
+    assert!(is_abandoned(&image, &journal) && !came_on_demand(&image, id, &journal));
+    journal.decide(id, Decision::Commit).unwrap();
+    assert!(!is_abandoned(&image, &journal) && came_on_demand(&image, id, &journal));
+    assert!(!came_on_demand(&image, MigrationId([8; 16]), &journal));
+    assert!(why_needed(&image, &journal).is_some());
+    assert_ne!(whereabouts(&image, &journal), Whereabouts::Here);
+    // It could not be started, which took the commit back.
+    journal.answer(id, Resolution::NeverRan).unwrap();
+    assert!(is_abandoned(&image, &journal) && !came_on_demand(&image, id, &journal));
+    // One that came with all of its disk has another mark.
+    let whole = Mark::new(id, journal.identity(), None);
+    whole.set_arriving(&image).unwrap();
+    assert!(!is_in_part(&image) && !mark.is_arriving_on(&image));
+}
+
+#[test]
+fn an_image_that_its_guest_left_behind_is_served_unless_that_has_stayed() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(&dir.path().join("image"));
+    let journal = MemoryJournal::default();
+    let id = MigrationId([7; 16]);
+    assert_eq!(departure(&image, &journal), Departure::NotBegun);
+    let mark = Mark::of_guest_on_demand(id, journal.identity(), Some("there:1"));
+    if !mark.set_leaving(&image).unwrap() {
+        println!("skipped: {} has no marks", dir.path().display());
+        return;
+    }
+    // What was recorded has been forgotten since.
+    assert_eq!(departure(&image, &journal), Departure::Given(id));
+    journal.reserve(id, Side::Source).unwrap();
+    for (handover, expected, needed) in [
+        (Handover::Begun, Departure::Under(id), false),
+        (Handover::CommitSent, Departure::Given(id), true),
+        (Handover::Gone, Departure::Given(id), true),
+        (Handover::Kept, Departure::Stayed(id), false),
+    ] {
+        let record = SourceRecord {
+            handover,
+            destination: "there:1".into(),
+            host: None,
+            overlay: None,
+        };
+        journal.record(id, &record).unwrap();
+        assert_eq!(departure(&image, &journal), expected);
+        assert_eq!(
+            why_needed(&image, &journal).is_some(),
+            needed,
+            "{handover:?}"
+        );
+    }
+    // A guest that took its disk along needs nothing of the image.
+    let along = Mark::new(id, journal.identity(), Some("there:1"));
+    along.set_leaving(&image).unwrap();
+    assert_eq!(departure(&image, &journal), Departure::NotBegun);
+    assert_eq!(why_needed(&image, &journal), None);
+}
+
 #[test]
 fn neither_image_of_a_disk_that_lies_in_both_may_be_written_over() {
     let dir = tempfile::tempdir().unwrap();

@@ -175,6 +175,9 @@ pub struct ServeArgs {
     /// How far the process is confined: on, strict or off.
     #[arg(long, value_name = "HOW", default_value = "on", env = "VMM_SANDBOX")]
     pub(super) sandbox: Sandbox,
+    /// The image is a guest's, which is about to go: as `vmm migrate` starts this, and talks to it.
+    #[arg(long, hide = true, requires = "listen")]
+    pub(super) when_guest_has_gone: bool,
     /// Tell which images are served, for whom, and how much is missing there.
     #[arg(long, conflicts_with = "path")]
     pub(super) list: bool,

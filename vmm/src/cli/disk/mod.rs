@@ -11,6 +11,8 @@ mod options;
 mod pulling;
 mod resize;
 mod serve;
+pub(super) mod serve_later;
+mod served_told;
 mod wrong;
 
 use control::exit::Exit;

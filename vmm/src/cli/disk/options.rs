@@ -16,6 +16,7 @@ fn option(disk: &DiskStatus) -> String {
         format,
         size_bytes: _,
         read_only,
+        missing: _,
     } = disk;
     let format = match format {
         ImageFormat::Raw => "raw",
@@ -51,6 +52,7 @@ mod tests {
             path: path.into(),
             format,
             size_bytes: 512,
+            missing: None,
             read_only,
         }
     }

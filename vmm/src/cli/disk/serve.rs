@@ -1,91 +1,26 @@
 //! `vmm disk serve`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use block::image::qcow2::BackingRules;
 use control::exit::{Exit, local};
 use control::output::Output;
 use control::runtime_dir::RuntimeDir;
-use control::units::human_bytes;
-use machine::serving::{self, Listed, Progress, Records, ServeError, ServingRecord, ToServe};
+use machine::serving::{self, Listed, Records, ServeError, ToServe};
 use migration::address::Address;
+use migration::journal::FileJournal;
 use migration::observation::{Observation, Side};
 use migration::pull::Served;
 use migration::transport::Listen;
 use migration::transport::socket::SocketListen;
-use serde::Serialize;
 
 use super::super::names;
 use super::args::ServeArgs;
+use super::serve_later::{self, How};
+use super::served_told::{Told, wrong};
 use super::wrong::usage;
 use crate::sandbox::{self, Sandbox};
-
-/// What is told of an image that is served: all of its record but the secret.
-#[derive(Debug, Serialize)]
-struct Told<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    event: Option<&'static str>,
-    image: &'a Path,
-    format: &'a str,
-    disk: &'a str,
-    size: u64,
-    migration: &'a str,
-    listen: &'a str,
-    client: Option<&'a str>,
-    released: bool,
-    /// Bytes that the client lacks, as far as it has told.
-    missing: u64,
-    /// The process that serves it.
-    pid: Option<u32>,
-    /// Where the record lies, which has the secret for the client.
-    record: PathBuf,
-}
-
-impl<'a> Told<'a> {
-    fn new(record: &'a ServingRecord, records: &Records, pid: Option<u32>) -> Self {
-        let file = format!("{}.json", record.migration);
-        let (released, missing) = match record.progress {
-            Progress::Serving { missing } => (false, missing),
-            Progress::Released => (true, 0),
-        };
-        Self {
-            event: None,
-            image: &record.image,
-            format: &record.format,
-            disk: &record.disk,
-            size: record.size,
-            migration: &record.migration,
-            listen: &record.listen,
-            client: record.client.as_deref(),
-            released,
-            missing,
-            pid,
-            record: records.folder().join(file),
-        }
-    }
-
-    fn line(&self) -> String {
-        let state = match (self.released, self.pid) {
-            (true, _) => "released: its client is whole".to_owned(),
-            (false, Some(pid)) => format!("served by process {pid}"),
-            (false, None) => "not served now: run the same command again".to_owned(),
-        };
-        let client = self.client.unwrap_or("a client without a name");
-        format!(
-            "{}  disk {}  {client} lacks {} of {}  at {}  {state}",
-            self.image.display(),
-            self.disk,
-            human_bytes(self.missing as f64),
-            human_bytes(self.size as f64),
-            self.listen,
-        )
-    }
-}
-
-fn wrong(error: &ServeError) -> Observation {
-    error.observe()
-}
 
 pub(super) fn run(
     args: &ServeArgs,
@@ -106,7 +41,14 @@ pub(super) fn run(
         local("disk.open", what)
     })?;
     match &args.listen {
-        Some(listen) if !args.forget => serve(args, &image, listen, &records, output),
+        Some(listen) if !args.forget => {
+            let folder = runtime.migrations().ok_or_else(|| {
+                local("host.state-dir", "there is no folder for records of moves")
+            })?;
+            let journal = FileJournal::open(folder)
+                .map_err(|e| Observation::from_error(Side::Client, "migration.journal", &e))?;
+            serve(args, (&image, listen), &records, &journal, output)
+        }
         _ => forget(&image, &records, output),
     }
 }
@@ -124,15 +66,15 @@ fn forget(image: &Path, records: &Records, output: Output) -> Result<Exit, Obser
 
 fn serve(
     args: &ServeArgs,
-    image: &Path,
-    listen: &str,
+    (image, listen): (&Path, &str),
     records: &Records,
+    journal: &FileJournal,
     output: Output,
 ) -> Result<Exit, Observation> {
     let at = names::to_listen_at(listen)?;
     let socket = match at.address() {
         Address::Unix(path) => Some(path.clone()),
-        Address::Tcp { port: 0, .. } => {
+        Address::Tcp { port: 0, .. } if !args.when_guest_has_gone => {
             return Err(usage(
                 "a port that is found anew each time is of no use to a client: give one",
             ));
@@ -155,7 +97,22 @@ fn serve(
         listen,
         client: args.client.as_deref(),
     };
-    let served = Arc::new(serving::open(records, &what).map_err(|e| wrong(&e))?);
+    let bind = || {
+        SocketListen::bind(&at).map_err(|e| {
+            let why = Observation::from_error(Side::Client, "receive.listen", &e);
+            local("receive.listen", format!("cannot listen at {listen}")).caused_by(why)
+        })
+    };
+    if args.when_guest_has_gone {
+        let how = How {
+            listener: bind()?,
+            socket: socket.as_deref(),
+            sandbox: args.sandbox,
+            rate: args.bandwidth.0,
+        };
+        return serve_later::run(what, &how, records, journal, output);
+    }
+    let served = Arc::new(serving::open(records, &what, journal).map_err(|e| wrong(&e))?);
     let record = served.record();
     let pid = Some(std::process::id());
     let mut told = Told::new(&record, records, pid);
@@ -163,10 +120,7 @@ fn serve(
         output.either(&told, told.line());
         return Ok(Exit::Done);
     }
-    let listener = SocketListen::bind(&at).map_err(|e| {
-        let why = Observation::from_error(Side::Client, "receive.listen", &e);
-        local("receive.listen", format!("cannot listen at {listen}")).caused_by(why)
-    })?;
+    let listener = bind()?;
     let address = listener.address();
     if args.sandbox == Sandbox::Off {
         eprintln!("vmm: warning: the process is not confined (--sandbox off)");

@@ -231,6 +231,11 @@ impl<'a> BlockSender<'a> {
         self.flush(outlet, pass)
     }
 
+    /// Whether there is any disk, which may be mirrored at any moment.
+    pub fn are_any(&self) -> bool {
+        !self.disks.all.is_empty()
+    }
+
     /// Whether any disk is mirrored.
     pub fn are_mirrored(&self) -> bool {
         self.disks.are_mirrored()

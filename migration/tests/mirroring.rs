@@ -154,6 +154,38 @@ fn a_disk_that_passes_do_not_get_away_goes_over_to_mirror_when_its_time_is_over(
 }
 
 #[test]
+fn a_disk_goes_over_to_mirror_within_the_pass_in_which_its_time_is_over() {
+    let mut scene = scene(DiskMode::Precopy, 2, Duration::from_millis(400));
+    scene.limit(Limits {
+        downtime: Duration::from_millis(400),
+        // Its first pass takes two seconds.
+        bandwidth: Some(8 << 20),
+    });
+    scene.options.request.timeout = Some(Span(Duration::from_millis(500)));
+    scene.options.request.on_timeout = TimeoutAction::Mirror;
+    let mut told = Vec::new();
+    let (outcomes, _) = run(&mut scene, |events| {
+        let named = events.iter().filter_map(|event| match event {
+            Event::Warning { observation } => Some(observation.id),
+            Event::Iteration(pass) => Some(format!("pass {}", pass.n)),
+            _ => None,
+        });
+        told = named
+            .filter(|id| id.starts_with("pass") || id == "migration.over-to-mirror")
+            .collect();
+    });
+    let _ = moved(&scene, &outcomes);
+    assert_eq!(
+        told[..2],
+        ["migration.over-to-mirror", "pass 1"],
+        "{told:?}"
+    );
+    let over = |id: &&String| *id == "migration.over-to-mirror";
+    assert_eq!(told.iter().filter(over).count(), 1);
+    assert!(scene.vm.disks[0].bounds().iter().any(Option::is_some));
+}
+
+#[test]
 fn a_cancel_lets_a_guest_go_on_that_waits_for_the_link() {
     let mut scene = scene(DiskMode::Mirror, 2, Duration::from_millis(100));
     scene.limit(Limits {

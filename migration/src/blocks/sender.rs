@@ -343,6 +343,11 @@ impl<'a> BlockSender<'a> {
         Ok(present)
     }
 
+    /// Whether there is any disk, which may be mirrored at any moment.
+    pub fn are_any(&self) -> bool {
+        !self.disks.all.is_empty()
+    }
+
     /// Whether any disk is mirrored.
     pub fn are_mirrored(&self) -> bool {
         self.disks.are_mirrored()

@@ -17,6 +17,15 @@ const MOST: f64 = (32 << 20) as f64;
 const PAUSE: Duration = Duration::from_millis(20);
 
 impl Moving<'_, '_, '_> {
+    /// Within a pass: as [`Moving::mirror`], if it is time by now and was not before.
+    pub(super) fn mirror_within(&mut self, rates: &Rates) -> Result<(), Error> {
+        let are_over = self.transfer.disks.are_all_mirrored();
+        match self.course.is_to_mirror() && !self.is_stopped() && !are_over {
+            true => self.mirror(rates),
+            false => Ok(()),
+        }
+    }
+
     /// Before a pass: has disks go over to mirror when it is time, and the guest's changes of mirrored ones held up by a bound
     /// that follows from what the link carries.
     pub(super) fn mirror(&mut self, rates: &Rates) -> Result<(), Error> {

@@ -244,6 +244,12 @@ impl Travelling {
         is_news
     }
 
+    /// Whether there is none that is not mirrored.
+    pub fn are_all_mirrored(&self) -> bool {
+        let mut all = self.chosen.iter();
+        !self.is_empty() && all.all(|chosen| chosen.mode == DiskMode::Mirror)
+    }
+
     /// Those that are mirrored.
     pub fn mirrored(&self) -> impl Iterator<Item = &Arc<dyn SourceVolume>> {
         self.mirrored_and_bound().map(|(volume, _)| volume)

@@ -87,13 +87,13 @@ impl<'a> StreamSender<'a> {
         let (blocks, outlet) = (&mut self.blocks, &mut self.outlet);
         blocks.send_echo(outlet, pass.number)?;
         blocks.send_pass(outlet, of, &pass.marks.blocks)?;
-        let is_mirrored = blocks.are_mirrored();
+        let may_be_mirrored = blocks.are_any();
         let mut beside = |outlet: &mut Outlet<'_>| blocks.send_echo(outlet, pass.number);
-        let beside: Option<Beside<'_>> = is_mirrored.then_some(&mut beside);
+        let beside: Option<Beside<'_>> = may_be_mirrored.then_some(&mut beside);
         self.pages
             .send_pass(outlet, of, &pass.marks.pages, beside)?;
         pass.under_way.fetch_sub(1, Ordering::SeqCst);
-        while is_mirrored && pass.under_way.load(Ordering::SeqCst) > 0 {
+        while blocks.are_mirrored() && pass.under_way.load(Ordering::SeqCst) > 0 {
             outlet.check()?;
             blocks.send_echo(outlet, pass.number)?;
             std::thread::sleep(LOOK);

@@ -188,9 +188,12 @@ fn for_an_older_source_a_disk_is_emptied() {
     assert!(into.disks[0].bytes().iter().all(|&byte| byte == 0));
 }
 
+/// What becomes of an answer on its way.
+type Lie = fn(SomeBlocks) -> SomeBlocks;
+
 #[test]
 fn answers_that_were_not_asked_for_are_refused() {
-    let lies: [(&str, fn(SomeBlocks) -> SomeBlocks); 4] = [
+    let lies: [(&str, Lie); 4] = [
         ("of another disk", |of| SomeBlocks { volume: 1, ..of }),
         ("of others", |of| SomeBlocks {
             first: of.first + 64,

@@ -8,6 +8,7 @@ pub(crate) mod digests;
 mod echo;
 pub(crate) mod finder;
 mod kept;
+mod kept_here;
 mod matches;
 pub(crate) mod receiver;
 pub(crate) mod sender;

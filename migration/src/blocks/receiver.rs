@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::buffer::PageBuffer;
-use super::comparing::KeptHere;
 use super::digests::{DigestKey, Keys};
+use super::kept_here::KeptHere;
 use super::matches::{by_words, numbers};
 use super::sums::BlockSums;
 use super::{STRIPE, stripes};

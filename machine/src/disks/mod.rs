@@ -8,6 +8,7 @@ mod disk;
 pub(crate) mod exclusive_opens;
 pub mod in_part;
 pub(crate) mod incoming;
+pub(crate) mod incoming_volumes;
 pub(crate) mod lacking;
 pub(crate) mod marks;
 pub(crate) mod opened_image;

@@ -11,9 +11,8 @@ use migration::vm::{DestinationVolume, TravellingDisk, VmResult, VolumeOffer, Wi
 
 use crate::build::spec::MachineSpec;
 use crate::config::DiskTarget;
-use crate::disks::incoming::{
-    self, DiskPaths, IncomingVolume, LaterVolume, Made, Placement, Places,
-};
+use crate::disks::incoming::{self, DiskPaths, Made, Placement, Places};
+use crate::disks::incoming_volumes::{IncomingVolume, LaterVolume};
 use crate::disks::marks::{self, Mark};
 use crate::disks::places::DiskPlaces;
 use crate::disks::{self, DiskClaim, DiskSource, Disks};

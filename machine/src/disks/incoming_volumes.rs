@@ -1,0 +1,165 @@
+//! Disks of a guest that comes in, as the engine has them: those whose content comes with it, and those whose content comes later.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use block::image::Image;
+use block::image::seal::SEAL;
+use block::sealed::Sealed;
+use block::{BlockDevice, Buffer, Durability, ImageKind, ZeroMode};
+use migration::observation::{Observation, Side};
+use migration::vm::{DestinationVolume, HeldBefore, VmResult};
+
+use crate::config::DiskTarget;
+use crate::disks::content::DiskContent;
+use crate::disks::incoming::Placement;
+use crate::disks::marks::Mark;
+
+/// A disk, as its content comes in.
+pub(crate) struct IncomingVolume {
+    content: DiskContent,
+    /// Whether it was made for the guest.
+    target: DiskTarget,
+    /// The same disk, where that is a block device, which can have no mark.
+    sealed: Option<Arc<Sealed>>,
+}
+
+impl IncomingVolume {
+    /// `disk` over its `image`, which is the guest's from here on: what was in it before may go at any time, and `mark` says so
+    /// to whoever finds it before the guest is here.
+    ///
+    /// # Errors
+    /// When it cannot be marked.
+    pub(crate) fn marked(
+        placement: &Placement,
+        (image, disk): (&Image, Arc<dyn BlockDevice>),
+        mark: &Mark,
+    ) -> VmResult<Self> {
+        let mut volume = Self {
+            content: DiskContent {
+                id: placement.id.clone(),
+                side: Side::Destination,
+                disk,
+                uncached: match image {
+                    Image::Raw(image) => Some(image.clone()),
+                    Image::Qcow2(_) => None,
+                },
+            },
+            target: placement.target,
+            sealed: None,
+        };
+        if image.file().kind() == ImageKind::BlockDevice {
+            let sealed = Sealed::new(volume.content.disk.clone(), &mark.encode());
+            let sealed = Arc::new(sealed.map_err(|e| volume.failed(&e))?);
+            volume.content.disk = sealed.clone();
+            volume.sealed = Some(sealed);
+        }
+        if volume.target == DiskTarget::Existing {
+            // It may have no marks, as one that is made.
+            volume.done(mark.set_arriving(image.file()))?;
+        }
+        Ok(volume)
+    }
+
+    /// All of it is here, and durable: whoever finds it finds a disk, unless that is taken back.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub(crate) fn unseal(&self) -> VmResult<()> {
+        let opened = self.sealed.as_ref().map_or(Ok(()), |sealed| sealed.open());
+        self.done(opened)
+    }
+
+    /// Takes that back: its guest does not come.
+    pub(crate) fn seal_again(&self) {
+        if let Some(Err(error)) = self.sealed.as_ref().map(|sealed| sealed.close()) {
+            tracing::warn!(disk = %self.content.id, %error, "nothing on the block device says that its guest did not come");
+        }
+    }
+
+    fn done<T>(&self, done: block::Result<T>) -> VmResult<()> {
+        done.map(drop).map_err(|e| self.failed(&e))
+    }
+
+    fn failed(&self, error: &block::Error) -> Observation {
+        let message = format!("disk {} cannot be written", self.content.id);
+        Observation::new(Side::Destination, "disk.write", message)
+            .caused_by(Observation::from_error(Side::Destination, "disk.io", error))
+    }
+}
+
+impl DestinationVolume for IncomingVolume {
+    fn size(&self) -> u64 {
+        self.content.disk.size()
+    }
+
+    fn held_before(&self) -> Option<&dyn HeldBefore> {
+        (self.target == DiskTarget::Existing).then_some(self as &dyn HeldBefore)
+    }
+
+    fn write(&self, offset: u64, bytes: &mut [u8]) -> VmResult<()> {
+        let buffers = [Buffer::new(bytes)];
+        let disk = &self.content.disk;
+        self.done(disk.write(&buffers, offset, Durability::Flushed))
+    }
+
+    fn write_zeroes(&self, range: Range<u64>) -> VmResult<()> {
+        let len = range.end - range.start;
+        let disk = &self.content.disk;
+        self.done(disk.write_zeroes(range.start, len, ZeroMode::MayUnmap))
+    }
+
+    fn flush(&self) -> VmResult<()> {
+        self.done(self.content.disk.flush())
+    }
+}
+
+impl HeldBefore for IncomingVolume {
+    fn data(&self, range: Range<u64>) -> VmResult<Vec<Range<u64>>> {
+        self.content.data(range)
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) -> VmResult<()> {
+        // A seal is no content.
+        if self.sealed.is_some() && offset < SEAL as u64 {
+            return self.content.read_cached(offset, into);
+        }
+        self.content.read(offset, into)
+    }
+
+    fn clear(&self) -> VmResult<()> {
+        self.write_zeroes(0..self.size())
+    }
+}
+
+/// A disk of which nothing comes with its guest.
+pub(crate) struct LaterVolume {
+    pub(crate) id: String,
+    pub(crate) size: u64,
+}
+
+impl LaterVolume {
+    fn refused(&self) -> VmResult<()> {
+        let message = format!("disk {} is fetched when its guest is here", self.id);
+        Err(Observation::new(Side::Destination, "disk.write", message))
+    }
+}
+
+impl DestinationVolume for LaterVolume {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn write(&self, _: u64, _: &mut [u8]) -> VmResult<()> {
+        self.refused()
+    }
+
+    fn write_zeroes(&self, _: Range<u64>) -> VmResult<()> {
+        self.refused()
+    }
+
+    fn flush(&self) -> VmResult<()> {
+        // What is here of it, its map, was durable when it was made.
+        Ok(())
+    }
+}

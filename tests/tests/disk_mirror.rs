@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::Value;
 use tests::blackbox::moving_disk::{Load, SLOW, Scene, holds_its_content, move_args};
 use tests::blackbox::wait::PATIENCE;
-use tests::blackbox::{Guest, Mounted, Pair, Vms, guest_lock, holds, images, kill};
+use tests::blackbox::{Guest, Mounted, Pair, Vms, guest_lock, holds, images};
 use tests::skip;
 
 const MIRROR: &[&str] = &["--mode", "mirror"];
@@ -127,7 +127,7 @@ fn whatever_ends_a_mirror_early_leaves_the_old_image_whole_and_the_next_one_work
     scene.goes_on();
 
     let (running, _) = scene.begins(&there, &slow);
-    kill(scene.host().pid("guest"));
+    scene.host().crash("guest");
     let _ = running.finish(PATIENCE).expect("it ends").expect_code(1);
     assert!(!there.exists(), "a part of the disk is left");
     let guest =
@@ -137,8 +137,7 @@ fn whatever_ends_a_mirror_early_leaves_the_old_image_whole_and_the_next_one_work
 
     let (mut running, _) = scene.begins(&there, &slow);
     running.kill();
-    kill(scene.host().pid("guest"));
-    holds("the VM is gone", || scene.host().processes().is_empty());
+    scene.host().crash("guest");
     scene.is_refused(&there, "a disk was being moved to it");
     scene.console = scene.host().run("guest", &guest);
     let _ = scene.moves(&there, MIRROR);

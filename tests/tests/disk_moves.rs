@@ -9,7 +9,7 @@ use tests::blackbox::moving_disk::{
 use tests::blackbox::moving_load;
 use tests::blackbox::storage::qemu_program;
 use tests::blackbox::wait::PATIENCE;
-use tests::blackbox::{Guest, Migration, Mounted, Pair, Vms, guest_lock, holds, images, kill};
+use tests::blackbox::{Guest, Migration, Mounted, Pair, Vms, guest_lock, holds, images};
 use tests::skip;
 
 #[test]
@@ -128,7 +128,7 @@ fn whatever_ends_a_move_early_leaves_one_whole_image_and_the_next_one_works_at_o
 
     // The VM is killed.
     let (running, _) = scene.begins(&there, SLOW);
-    kill(scene.host().pid("guest"));
+    scene.host().crash("guest");
     let _ = running.finish(PATIENCE).expect("it ends").expect_code(1);
     assert!(!there.exists(), "a part of the disk is left");
     scene.starts_anew_from(&first);
@@ -139,8 +139,7 @@ fn whatever_ends_a_move_early_leaves_one_whole_image_and_the_next_one_works_at_o
     scene.console = scene.host().run("guest", &guest);
     let (mut running, _) = scene.begins(&there, SLOW);
     running.kill();
-    kill(scene.host().pid("guest"));
-    holds("the VM is gone", || scene.host().processes().is_empty());
+    scene.host().crash("guest");
     scene.is_refused(&there, "a disk was being moved to it");
     scene.console = scene.host().run("guest", &guest);
     let _ = scene.moves(&there, &[]);

@@ -6,7 +6,7 @@ use std::path::Path;
 use tests::blackbox::moving_disk::{Scene, holds_its_content, move_args};
 use tests::blackbox::moving_load;
 use tests::blackbox::wait::PATIENCE;
-use tests::blackbox::{Guest, Vms, eventually, guest_lock, holds, images, kill};
+use tests::blackbox::{Guest, Vms, eventually, guest_lock, images};
 use tests::process::Process;
 
 const ON_DEMAND: &[&str] = &["--mode", "on-demand"];
@@ -114,10 +114,9 @@ fn whatever_ends_a_guest_before_its_disk_is_whole_loses_nothing_of_it() {
     let more = [SLOW, &["--format", "qcow2"]].concat();
     let (running, _) = has_gone_over(&scene, &there, &more);
     scene.goes_on();
-    kill(scene.host().pid("guest"));
+    scene.host().crash("guest");
     let said = running.finish(PATIENCE).expect("it ends").expect_code(1);
     assert!(said.stderr.contains("vmm disk pull"), "{}", said.stderr);
-    holds("the VM is gone", || scene.host().processes().is_empty());
     // Neither is the disk alone, whatever is said.
     scene.is_refused(&first, "the disk was moved to");
     let image = format!("{},format=qcow2", there.display());
@@ -180,7 +179,7 @@ fn a_guest_that_is_run_again_begins_with_what_its_disk_lacks() {
     let (running, id) = has_gone_over(&scene, &there, &more);
     scene.goes_on();
     let before = hash(&first);
-    kill(scene.host().pid("guest"));
+    scene.host().crash("guest");
     let _ = running.finish(PATIENCE).expect("it ends").expect_code(1);
     scene.is_run_again_from(&there);
     scene.goes_on();
@@ -219,9 +218,8 @@ fn an_old_image_that_was_used_meanwhile_is_not_taken_for_the_rest_of_a_disk() {
     let scene = Scene::verifying();
     let (first, there) = (scene.disk.clone(), scene.path("there.raw"));
     let (running, _) = has_gone_over(&scene, &there, SLOW);
-    kill(scene.host().pid("guest"));
+    scene.host().crash("guest");
     let _ = running.finish(PATIENCE).expect("it ends").expect_code(1);
-    holds("the VM is gone", || scene.host().processes().is_empty());
     let old = first.display().to_string();
     let run = ["run", "other", "--detach", "--use-stale", "--disk", &old];
     let _ = scene.host().vmm(run);

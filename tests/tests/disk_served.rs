@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 use tests::blackbox::moving_disk::{CHECK, Scene, holds_its_content, options_of};
 use tests::blackbox::wait::PATIENCE;
-use tests::blackbox::{Guest, Vms, eventually, guest_lock, holds, images, kill};
+use tests::blackbox::{Guest, Vms, eventually, guest_lock, images, kill};
 use tests::process::Process;
 
 /// A guest's disk at the host that it has left, which serves it.
@@ -76,10 +76,7 @@ impl Served {
 
     /// Ends the guest's VM as a crash does.
     fn kills(&self) {
-        let pid = self.scene.host().pid("guest");
-        kill(pid);
-        let proc = PathBuf::from(format!("/proc/{pid}"));
-        holds("the VM is gone", || !proc.exists());
+        self.scene.host().crash("guest");
     }
 
     /// Runs the guest from the image here, which verifies what it wrote where it was.

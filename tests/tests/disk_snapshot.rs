@@ -7,7 +7,7 @@ use serde_json::Value;
 use tests::blackbox::moving_disk::{SLOW, Scene, VERIFY, allocated, holds_its_content, move_args};
 use tests::blackbox::storage::{Loop, qemu_program};
 use tests::blackbox::wait::PATIENCE;
-use tests::blackbox::{Guest, Mounted, Pair, Vms, eventually, guest_lock, holds, images, kill};
+use tests::blackbox::{Guest, Mounted, Pair, Vms, eventually, guest_lock, holds, images};
 use tests::blackbox::{disk_load, moving_load};
 use tests::process::Process;
 use tests::skip;
@@ -174,8 +174,7 @@ fn a_disk_stays_in_its_overlay_over_the_new_image_if_it_is_to() {
 /// Kills the VM, and whoever follows the move.
 fn kill_both(scene: &Scene, mut running: Process) {
     running.kill();
-    kill(scene.host().pid("guest"));
-    holds("the VM is gone", || scene.host().processes().is_empty());
+    scene.host().crash("guest");
 }
 
 #[test]

@@ -274,7 +274,7 @@ fn folders_of_others_are_left_alone() {
     host.run("guest", &Guest::idle());
     host.stop("guest");
     host.run("guest", &Guest::idle());
-    kill(host.pid("guest"));
+    host.crash("guest");
     holds("the process is gone", || host.processes().is_empty());
     host.ended("guest");
     let _ = host.vmm(["forget", "guest"]).success();

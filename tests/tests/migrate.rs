@@ -2,9 +2,7 @@
 
 use tests::Host;
 use tests::blackbox::wait::eventually;
-use tests::blackbox::{
-    Console, Guest, Migration, Pair, Vms, fails, guest_lock, images, kill, leftovers,
-};
+use tests::blackbox::{Console, Guest, Migration, Pair, Vms, fails, guest_lock, images, leftovers};
 
 /// Moves `vm` and checks what everybody may see of it: report, processes, console, ledger.
 #[track_caller]
@@ -221,7 +219,7 @@ fn claim_on_a_shared_disk_changes_hands() {
     let mut console = third.source.run("intruder", &intruder);
     console.verifies_ledger();
     // A killed holder leaves no claim either.
-    kill(third.source.pid("intruder"));
+    third.source.crash("intruder");
     third.source.is_swept();
     third.source.run("intruder", &intruder);
 }

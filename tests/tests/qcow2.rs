@@ -129,7 +129,7 @@ fn a_migration_that_fails_late_leaves_the_disk_to_its_source() {
         let slow = ["--downtime-limit", "1us", "--bandwidth", "20MiB/s"];
         let mut migration = Migration::start(&pair.source, "guest", &address, &slow);
         migration.wait_progress();
-        kill(pair.destination.pid("there"));
+        pair.destination.crash("there");
         let _ = migration.finish().ended(1, "failed");
         verifies_blocks(&mut console);
     }
@@ -154,7 +154,7 @@ fn a_disk_whose_vm_was_killed_is_used_again_at_once_with_all_that_was_flushed() 
         let guest = Guest::idle().disk_with(&disk, OPTIONS, words);
         let mut console = host.run("guest", &guest);
         verifies_blocks(&mut console);
-        kill(host.pid("guest"));
+        host.crash("guest");
         eventually("the killed VM is gone", || {
             host.vmm(["forget", "guest"]).status.success().then_some(())
         });

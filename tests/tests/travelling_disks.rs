@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tests::blackbox::storage::qemu_program;
-use tests::blackbox::{Console, Guest, Migration, Pair, Vms, eventually, guest_lock, kill};
+use tests::blackbox::{Console, Guest, Migration, Pair, Vms, eventually, guest_lock};
 use tests::{Host, skip};
 
 const LISTEN: &str = "127.0.0.1:0";
@@ -175,7 +175,7 @@ fn whatever_ends_it_before_the_commit_leaves_the_guest_with_its_disk_and_nothing
                 assert!(!there.exists(), "what was made is left");
             }
             _ => {
-                kill(pair.destination.pid("there"));
+                pair.destination.crash("there");
                 let _ = migration.finish().ended(1, "failed");
             }
         }
@@ -206,7 +206,7 @@ fn a_source_that_is_killed_takes_what_was_made_for_its_guest_along() {
     let address = receives(&pair.destination, "there", &there, "create");
     let mut migration = Migration::start(&pair.source, "guest", &address, SLOW);
     migration.wait_progress();
-    kill(pair.source.pid("guest"));
+    pair.source.crash("guest");
     let _ = migration.finish();
     pair.destination.waits_no_more("there");
     assert!(!there.exists(), "what was made is left");
@@ -354,7 +354,7 @@ fn what_cannot_be_done_is_refused_before_anything_is_made() {
         pair.destination.waits_no_more(&name);
     }
     assert!(!Path::new(&other).exists());
-    for wrong in ["other=precopy", "data=on-demand", "data=snapshot", "copy"] {
+    for wrong in ["other=precopy", "data=snapshot", "copy"] {
         let args = ["migrate", "guest", "--to", "127.0.0.1:1", "--disks", wrong];
         let _ = pair.source.vmm(args).expect_code(2);
     }

@@ -4,7 +4,7 @@
 use serde_json::Value;
 use tests::blackbox::moving_disk::Load;
 use tests::blackbox::wait::eventually;
-use tests::blackbox::{Guest, Migration, Pair, Vms, guest_lock, images, kill};
+use tests::blackbox::{Guest, Migration, Pair, Vms, guest_lock, images};
 
 /// Writes without end all over the disk, of which a part is flushed.
 const BUSY: &str = "depth=16,start=fill,length=64M,read=10,verify=5,discard=5,zeroes=5,size=16K/64K,flush=64,interval_ms=100";
@@ -101,7 +101,7 @@ fn a_destination_that_dies_leaves_the_guest_of_a_mirrored_disk_writing_and_whole
     let mut scene = Scene::begin();
     let leaving = scene.leaves(&["--disks", "mirror", "--reconnect-for", "0s"]);
     scene.load.goes_on(20);
-    kill(scene.pair.destination.pid("there"));
+    scene.pair.destination.crash("there");
     let _ = leaving.finish().ended(1, "failed");
     scene.load.goes_on(200);
     scene.pair.source.press("guest", b'q');

@@ -170,10 +170,7 @@ fn whoever_of_both_ends_is_killed_after_the_commit_goes_on_where_it_was() {
     assert!(refused.contains("disk.in-part"), "{refused}");
 
     // The guest's host: what it was told is done is there when it runs again, and what it lacks comes.
-    kill(leaving.destination().pid("guest"));
-    holds("the VM is gone", || {
-        leaving.destination().processes().is_empty()
-    });
+    leaving.destination().crash("guest");
     let options = options_of(&leaving.there);
     let guest = Guest::dirtying().disk_with(&leaving.there, options, CHECK);
     leaving.scene.console = leaving.destination().run("guest", &guest);
@@ -292,7 +289,7 @@ fn a_source_that_is_killed_before_the_commit_has_its_guest_run_again_from_its_im
     let address = leaving.receives(&[]);
     let mut moving = Migration::start(leaving.here(), "guest", &address, SLOW);
     moving.wait_progress();
-    kill(leaving.here().pid("guest"));
+    leaving.here().crash("guest");
     let _ = moving.finish();
     let first = leaving.scene.disk.clone();
     leaving.scene.is_run_again_from(&first);

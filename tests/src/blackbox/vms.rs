@@ -1,5 +1,6 @@
 //! What a test does with the VMs of a host.
 
+use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -78,6 +79,9 @@ pub trait Vms {
 
     /// Ends a VM by force.
     fn stop(&self, vm: &str);
+
+    /// Ends the process of a VM as a crash does, and waits until nothing holds what it had: it may be run again.
+    fn crash(&self, vm: &str);
 
     /// Waits until no process of the host is left, and checks that nothing else is but how its VMs ended.
     fn is_clean(&self);
@@ -158,6 +162,18 @@ impl Vms for Host {
     }
 
     #[track_caller]
+    fn crash(&self, vm: &str) {
+        let pid = self.pid(vm);
+        kill(pid);
+        // Its files are closed some time after its memory is gone, and before it is a zombie.
+        let stat = format!("/proc/{pid}/stat");
+        holds("the VM is gone", || {
+            let stat = fs::read_to_string(&stat).unwrap_or_default();
+            stat.is_empty() || stat.contains(") Z ")
+        });
+    }
+
+    #[track_caller]
     fn ended(&self, vm: &str) -> Value {
         let waited = self.vmm(["wait", vm, "--json"]);
         let status = waited.json_lines().into_iter().next();
@@ -219,11 +235,11 @@ impl Vms for Host {
     }
 
     fn tell(&self) {
-        let entries = std::fs::read_dir(self.runtime_dir());
+        let entries = fs::read_dir(self.runtime_dir());
         for folder in entries.into_iter().flatten().flatten().map(|e| e.path()) {
             for log in ["vmm.log", "serial.log", "end.json"] {
                 let path = folder.join(log);
-                if let Ok(text) = std::fs::read(&path) {
+                if let Ok(text) = fs::read(&path) {
                     let text = String::from_utf8_lossy(&text);
                     let lines: Vec<_> = text.lines().collect();
                     let tail = lines[lines.len().saturating_sub(12)..].join("\n  ");

@@ -10,7 +10,7 @@ use std::process::Command;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tests::blackbox::wait::PATIENCE;
-use tests::blackbox::{Guest, Migration, Pair, Vms, fails, guest_lock, holds, kill, leftovers};
+use tests::blackbox::{Guest, Migration, Pair, Vms, fails, guest_lock, holds, leftovers};
 
 /// A port that nobody has now.
 fn port() -> String {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use tests::blackbox::storage::qemu_program;
-use tests::blackbox::{Console, Guest, Migration, Pair, Vms, eventually, guest_lock, kill};
+use tests::blackbox::{Console, Guest, Migration, Pair, Vms, eventually, guest_lock};
 use tests::{Host, skip};
 
 const LISTEN: &str = "127.0.0.1:0";

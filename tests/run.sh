@@ -32,8 +32,8 @@ cargo build --quiet --workspace --all-targets
 export VMM_TEST_BINARY="$target/debug/vmm"
 # A system call that is not listed ends the VM, and so fails the test that made it.
 export VMM_SANDBOX="${VMM_SANDBOX:-strict}"
-# Most tests wait more than they compute; how many of them run guests, they settle among themselves.
-export RUST_TEST_THREADS="${RUST_TEST_THREADS:-$((2 * $(nproc)))}"
+# Relative: what has spaces in it would be taken for arguments.
+export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=tests/threads.sh
 
 # Here, where its dependencies are built, and before any test waits for it.
 case " $* " in

@@ -280,10 +280,10 @@ fn it_goes_on_from_what_is_placed_in_the_middle_of_a_pass() {
         ..MEMORY
     };
     let usual = usual_bytes(setting);
-    // Late in the first pass, which is nearly all of it.
+    // Late in the first pass, which is nearly all of it; a slow machine has some pings beside.
     let (_, connect) = run(setting, &[]);
     let frames = connect.frames(Side::Source);
-    let (ran, _) = run(setting, &[cut(Side::Source, frames - 8)]);
+    let (ran, _) = run(setting, &[cut(Side::Source, frames * 2 / 3)]);
     let report = ran.here.report();
     assert!(matches!(ran.here, Outcome::Completed(_)), "{:?}", ran.here);
     assert_eq!(report.reconnects, 1);

@@ -165,11 +165,12 @@ impl Vms for Host {
     fn crash(&self, vm: &str) {
         let pid = self.pid(vm);
         kill(pid);
-        // Its files are closed some time after its memory is gone, and before it is a zombie.
-        let stat = format!("/proc/{pid}/stat");
+        // Its files are closed some time after its memory is gone; its first thread may be a zombie while others end.
+        let proc = PathBuf::from(format!("/proc/{pid}"));
         holds("the VM is gone", || {
-            let stat = fs::read_to_string(&stat).unwrap_or_default();
-            stat.is_empty() || stat.contains(") Z ")
+            let stat = fs::read_to_string(proc.join("stat")).unwrap_or_default();
+            let threads = fs::read_dir(proc.join("task")).map_or(0, Iterator::count);
+            stat.is_empty() || stat.contains(") Z ") && threads <= 1
         });
     }
 

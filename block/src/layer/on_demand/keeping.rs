@@ -106,7 +106,19 @@ impl Keeping {
     /// # Errors
     /// As [`Keeping::flush`].
     pub(super) fn keep_all(&self, image: &dyn BlockDevice) -> Result<()> {
-        self.keep(&mut self.map.pages(), image)
+        let mut pages = self.map.pages();
+        self.note_unkept();
+        self.keep(&mut pages, image)
+    }
+
+    /// Finds the bits that are not durable: who has set one notes that afterwards, and may not have come to it.
+    fn note_unkept(&self) {
+        let durable = self.map.durable();
+        for index in 0..durable.len().div_ceil(64) {
+            if self.present.word(index) & !durable.word(index) != 0 {
+                self.note(index * 64..index * 64 + 1);
+            }
+        }
     }
 
     fn keep(&self, pages: &mut Pages, image: &dyn BlockDevice) -> Result<()> {
@@ -130,5 +142,41 @@ impl Keeping {
             self.kept.fetch_max(owed, Ordering::SeqCst);
         }
         kept
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::super::bits::BLOCK;
+    use super::super::map_format::About;
+    use super::super::origin::Allocation;
+    use super::*;
+    use crate::{Access, Content, RawImage};
+
+    fn storage(path: &std::path::Path, len: u64) -> Arc<dyn BlockDevice> {
+        let made = File::create(path).and_then(|file| file.set_len(len));
+        made.unwrap();
+        Arc::new(RawImage::open(path, Access::ReadWrite, Content::Container).unwrap())
+    }
+
+    #[test]
+    fn all_is_kept_that_is_here_also_what_nobody_has_noted_yet() {
+        const SIZE: u64 = 100 * BLOCK;
+        let dir = tempfile::tempdir().unwrap();
+        let image = storage(&dir.path().join("image"), SIZE);
+        let about = About {
+            disk: SIZE,
+            id: [7; 16],
+            note: Vec::new(),
+        };
+        let absent = Allocation::none(SIZE);
+        absent.add(&(0..SIZE));
+        let file = storage(&dir.path().join("map"), PresenceMap::length(SIZE));
+        let (keeping, present) = Keeping::new(PresenceMap::create(file, about, &absent).unwrap());
+        (0..100).for_each(|block| _ = present.set(block));
+        keeping.keep_all(&*image).unwrap();
+        assert_eq!(keeping.map().missing(), 0);
     }
 }

@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use block::image::uncached::Uncached;
 use block::image::{Format, Image};
-use block::sealed::Sealed;
-use block::{Backend, BlockDevice, Claim, ExclusiveOpen, ImageKind, Stack};
+use block::{Backend, BlockDevice, Claim, ExclusiveOpen, Stack};
 use devices::virtio::Block;
 
 use crate::config::DiskCache;
@@ -16,7 +15,7 @@ use crate::disks::coming::Coming;
 use crate::disks::marks::Mark;
 use crate::disks::opened_image::OpenedImage;
 use crate::disks::pivots::{self, Current};
-
+use crate::disks::seal::Seal;
 use crate::error::MachineError;
 
 /// A disk of a machine, opened and claimed.
@@ -39,8 +38,8 @@ pub(crate) struct Disk {
     pub(crate) current: Current,
     /// Whether a part of it is served and not here, or the mark on its image says so.
     pub(super) served: Arc<AtomicBool>,
-    /// What is over its image while the content of the disk comes there, where that can have no marks.
-    pub(super) sealed: Option<Arc<Sealed>>,
+    /// What is over its image while the content of the disk comes there.
+    pub(super) seal: Seal,
     /// What has that part come.
     pub(crate) coming: Option<Coming>,
 }
@@ -80,7 +79,7 @@ impl Disk {
             current: Current::new(stack),
             debug: before.debug.clone(),
             served: Arc::default(),
-            sealed: None,
+            seal: Seal::default(),
             coming: None,
             _keeps: None,
             image,
@@ -94,19 +93,13 @@ impl Disk {
     /// # Errors
     /// When it cannot be written.
     pub(crate) fn seal(&mut self, mark: &Mark) -> block::Result<()> {
-        if self.image.file().kind() == ImageKind::BlockDevice {
-            let sealed = Sealed::new(self.device(), &mark.encode())?;
-            self.sealed = Some(Arc::new(sealed));
-        }
+        self.seal = Seal::over(&self.image, self.device(), mark)?;
         Ok(())
     }
 
     /// What the content of a disk that comes is written to.
     pub(crate) fn target(&self) -> Arc<dyn BlockDevice> {
-        match &self.sealed {
-            Some(sealed) => sealed.clone(),
-            None => self.device(),
-        }
+        self.seal.device().unwrap_or_else(|| self.device())
     }
 
     /// All that comes is there, and durable: it is the disk, unless that is taken back.
@@ -114,12 +107,12 @@ impl Disk {
     /// # Errors
     /// When it cannot be written.
     pub(crate) fn unseal(&self) -> block::Result<()> {
-        self.sealed.as_ref().map_or(Ok(()), |sealed| sealed.open())
+        self.seal.open()
     }
 
     /// Takes that back.
     pub(crate) fn seal_again(&self) {
-        if let Some(Err(error)) = self.sealed.as_ref().map(|sealed| sealed.close()) {
+        if let Err(error) = self.seal.close() {
             tracing::error!(disk = %self.id, %error, "nothing on the block device says that it is not the disk");
         }
     }
@@ -158,7 +151,7 @@ impl Disk {
             current: Current::new(stack),
             debug: before.debug.clone(),
             served: Arc::default(),
-            sealed: None,
+            seal: Seal::default(),
             coming: None,
             _keeps: Some(keeps),
             image,

@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use block::image::Image;
 use block::image::seal::SEAL;
-use block::sealed::Sealed;
-use block::{BlockDevice, Buffer, Durability, ImageKind, ZeroMode};
+use block::{BlockDevice, Buffer, Durability, ZeroMode};
 use migration::observation::{Observation, Side};
 use migration::vm::{DestinationVolume, HeldBefore, VmResult};
 
@@ -14,14 +13,15 @@ use crate::config::DiskTarget;
 use crate::disks::content::DiskContent;
 use crate::disks::incoming::Placement;
 use crate::disks::marks::Mark;
+use crate::disks::seal::Seal;
 
 /// A disk, as its content comes in.
 pub(crate) struct IncomingVolume {
     content: DiskContent,
     /// Whether it was made for the guest.
     target: DiskTarget,
-    /// The same disk, where that is a block device, which can have no mark.
-    sealed: Option<Arc<Sealed>>,
+    /// What is over its image while it comes.
+    seal: Seal,
 }
 
 impl IncomingVolume {
@@ -46,13 +46,12 @@ impl IncomingVolume {
                 },
             },
             target: placement.target,
-            sealed: None,
+            seal: Seal::default(),
         };
-        if image.file().kind() == ImageKind::BlockDevice {
-            let sealed = Sealed::new(volume.content.disk.clone(), &mark.encode());
-            let sealed = Arc::new(sealed.map_err(|e| volume.failed(&e))?);
-            volume.content.disk = sealed.clone();
-            volume.sealed = Some(sealed);
+        let seal = Seal::over(image, volume.content.disk.clone(), mark);
+        volume.seal = seal.map_err(|e| volume.failed(&e))?;
+        if let Some(sealed) = volume.seal.device() {
+            volume.content.disk = sealed;
         }
         if volume.target == DiskTarget::Existing {
             // It may have no marks, as one that is made.
@@ -66,13 +65,12 @@ impl IncomingVolume {
     /// # Errors
     /// When that cannot be written.
     pub(crate) fn unseal(&self) -> VmResult<()> {
-        let opened = self.sealed.as_ref().map_or(Ok(()), |sealed| sealed.open());
-        self.done(opened)
+        self.done(self.seal.open())
     }
 
     /// Takes that back: its guest does not come.
     pub(crate) fn seal_again(&self) {
-        if let Some(Err(error)) = self.sealed.as_ref().map(|sealed| sealed.close()) {
+        if let Err(error) = self.seal.close() {
             tracing::warn!(disk = %self.content.id, %error, "nothing on the block device says that its guest did not come");
         }
     }
@@ -121,7 +119,7 @@ impl HeldBefore for IncomingVolume {
 
     fn read(&self, offset: u64, into: &mut [u8]) -> VmResult<()> {
         // A seal is no content.
-        if self.sealed.is_some() && offset < SEAL as u64 {
+        if self.seal.device().is_some() && offset < SEAL as u64 {
             return self.content.read_cached(offset, into);
         }
         self.content.read(offset, into)

@@ -17,6 +17,7 @@ pub mod overlay_target;
 pub(crate) mod pivots;
 pub(crate) mod places;
 mod samples;
+mod seal;
 mod served;
 pub mod settling;
 mod source;

@@ -16,6 +16,7 @@ use crate::disks::in_part::{self, Comes, Lack};
 use crate::disks::marks;
 use crate::disks::pivots::Current;
 use crate::disks::places::{self, DiskPlaces, Verdict};
+use crate::disks::seal::Seal;
 use crate::disks::source::{DiskClaim, DiskOwner, DiskSource};
 use crate::error::MachineError;
 use crate::opener;
@@ -194,7 +195,7 @@ pub(super) fn open(
     let mut lack = None;
     let image = open_image(disk, claim)?;
     let current = Current::new(first_stack(&disk.id, &disk.debug, disk.format, &image));
-    let mut opened = match claim {
+    let (owned, exclusive, doubtful) = match claim {
         DiskClaim::Owner => {
             let claim = image.claim().map_err(&failed)?;
             let exclusive = image.open_exclusively().map_err(&failed)?;
@@ -211,22 +212,7 @@ pub(super) fn open(
                 // What was left of a migration that failed, or of a guest whose disk it is no longer.
                 marks::remove(image.file()).map_err(&failed)?;
             }
-            Disk {
-                id: disk.id.clone(),
-                claim: Arc::new(claim),
-                exclusive,
-                image,
-                doubtful: false,
-                not_exclusive: false,
-                has_moved: false,
-                debug: disk.debug.clone(),
-                cache: disk.cache,
-                _keeps: None,
-                current,
-                served: Arc::default(),
-                sealed: None,
-                coming: None,
-            }
+            (claim, exclusive, false)
         }
         DiskClaim::Successor(told) => {
             let claim = image.claim_as_successor().map_err(&failed)?;
@@ -235,23 +221,24 @@ pub(super) fn open(
                 // Whoever read it here before may have left blocks behind that are old by now.
                 image.file().forget_cached().map_err(&failed)?;
             }
-            Disk {
-                id: disk.id.clone(),
-                claim: Arc::new(claim),
-                exclusive: None,
-                image,
-                doubtful,
-                not_exclusive: false,
-                has_moved: false,
-                debug: disk.debug.clone(),
-                cache: disk.cache,
-                _keeps: None,
-                current,
-                served: Arc::default(),
-                sealed: None,
-                coming: None,
-            }
+            (claim, None, doubtful)
         }
+    };
+    let mut opened = Disk {
+        id: disk.id.clone(),
+        claim: Arc::new(owned),
+        exclusive,
+        image,
+        doubtful,
+        not_exclusive: false,
+        has_moved: false,
+        debug: disk.debug.clone(),
+        cache: disk.cache,
+        _keeps: None,
+        current,
+        served: Arc::default(),
+        seal: Seal::default(),
+        coming: None,
     };
     if let DiskClaim::Successor(told) = claim {
         let source = told.filter(|told| told.is_on(host));

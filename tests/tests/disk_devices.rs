@@ -1,6 +1,6 @@
 //! Disks that move to block devices and from there, under a guest that goes on.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use tests::blackbox::leftovers::open_files;
 use tests::blackbox::moving_disk::{Load, SIZE, SLOW, Scene, VERIFY, holds_its_content, move_args};
 use tests::blackbox::storage::Loop;
 use tests::blackbox::wait::PATIENCE;
-use tests::blackbox::{Guest, Migration, Pair, Vms, guest_lock, holds, images, kill};
+use tests::blackbox::{Guest, Migration, Pair, Vms, guest_lock, holds, images};
 use tests::skip;
 
 const EXISTING: &[&str] = &["--existing"];
@@ -45,18 +45,6 @@ fn is_free(device: &Path) -> bool {
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(libc::O_EXCL);
     options.open(device).is_ok()
-}
-
-/// Kills the VM and waits until all that it had open is closed: of a block device that takes a moment.
-#[track_caller]
-fn is_killed(scene: &Scene) {
-    let pid = scene.host().pid("guest");
-    kill(pid);
-    holds("the VM is gone", || {
-        let tasks = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
-        tasks <= 1 && stat.map_or(true, |stat| stat.contains(") Z "))
-    });
 }
 
 /// What a device begins with.
@@ -139,14 +127,14 @@ fn whatever_ends_a_move_early_the_device_is_no_disk_and_the_next_move_works_at_o
 
         let (mut running, _) = scene.begins(&path, &slow);
         running.kill();
-        is_killed(&scene);
+        scene.host().crash("guest");
         scene.is_run_again_from(&first);
         scene.is_refused(&path, "a disk was being moved to it");
     }
     let _ = scene.moves(&path, EXISTING);
     scene.goes_on();
     // The guest is killed where it is by now.
-    is_killed(&scene);
+    scene.host().crash("guest");
     scene.is_run_again_from(&path);
     scene.is_refused(&first, "the disk was moved to");
     scene.host().stop("guest");

@@ -7,11 +7,13 @@ use serde_json::Value;
 use tests::Host;
 use tests::blackbox::moving_disk::{CHECK, Scene, allocated, holds_its_content, options_of};
 use tests::blackbox::wait::PATIENCE;
-use tests::blackbox::{Guest, Migration, Vms, eventually, guest_lock, holds, images, kill};
+use tests::blackbox::{Guest, Migration, Vms, crash, eventually, guest_lock, holds, images, kill};
 
 const LISTEN: &str = "127.0.0.1:0";
 const ON_DEMAND: &[&str] = &["--disks", "data=on-demand"];
 const NOT_BY_ITSELF: &[&str] = &["--disks", "data=on-demand,pull=off"];
+/// Where nobody else listens or connects from, so that its port is free when its server has been killed.
+const SERVED_AT: &[&str] = &["--serve-at", "127.77.1.1:0"];
 
 fn hash(image: &Path) -> blake3::Hash {
     blake3::hash(&fs::read(image).expect("image"))
@@ -157,7 +159,7 @@ fn whoever_of_both_ends_is_killed_after_the_commit_goes_on_where_it_was() {
     let mut leaving = Leaving::new("there.qcow2");
     let first = leaving.scene.disk.clone();
     let address = leaving.receives(&[]);
-    let _ = leaving.goes(&address, NOT_BY_ITSELF);
+    let _ = leaving.goes(&address, &[NOT_BY_ITSELF, SERVED_AT].concat());
     leaving.scene.console.verifies_blocks();
     let before = hash(&first);
     // Far from all: what the guest does not touch is not there.
@@ -178,15 +180,14 @@ fn whoever_of_both_ends_is_killed_after_the_commit_goes_on_where_it_was() {
 
     // Who serves it: what is there goes on, and it is told what is missing from whom.
     let pid = served["pid"].as_u64().expect("a process");
-    kill(u32::try_from(pid).expect("pid"));
-    eventually("nobody serves it", || {
-        leaving.served()[0]["pid"].is_null().then_some(())
-    });
+    crash(u32::try_from(pid).expect("pid"));
+    assert!(leaving.served()[0]["pid"].is_null());
     let image = first.display().to_string();
     let listen = served["listen"].as_str().expect("an address").to_owned();
     let again = ["disk", "serve", &image, "--listen", &listen, "--id", "data"];
-    let server = leaving.here().spawn(again);
+    let mut server = leaving.here().spawn(again);
     eventually("it is served again", || {
+        assert!(server.is_running(), "{}", server.stderr());
         leaving.served()[0]["pid"].is_u64().then_some(())
     });
     leaving.scene.console.verifies_blocks();

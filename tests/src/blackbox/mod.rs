@@ -27,5 +27,5 @@ pub use guest_lock::{GuestLock, guest_lock, machine_lock};
 pub use migration::{Ended, Migration};
 pub use mounted::Mounted;
 pub use pair::Pair;
-pub use vms::{Vms, error_text, fails, kill, one_json, signal};
+pub use vms::{Vms, crash, error_text, fails, kill, one_json, signal};
 pub use wait::{eventually, holds};

@@ -21,6 +21,22 @@ pub fn kill(pid: u32) {
     signal(pid, Signal::KILL);
 }
 
+/// Ends one process that belongs to a test, as a crash does, and waits until nothing holds what it had.
+///
+/// # Panics
+/// When it is not gone within [`super::wait::PATIENCE`].
+#[track_caller]
+pub fn crash(pid: u32) {
+    kill(pid);
+    // Its files are closed some time after its memory is gone; its first thread may be a zombie while others end.
+    let proc = PathBuf::from(format!("/proc/{pid}"));
+    holds("the process is gone", || {
+        let stat = fs::read_to_string(proc.join("stat")).unwrap_or_default();
+        let threads = fs::read_dir(proc.join("task")).map_or(0, Iterator::count);
+        stat.is_empty() || stat.contains(") Z ") && threads <= 1
+    });
+}
+
 /// Sends a signal to one process that belongs to a test.
 pub fn signal(pid: u32, signal: Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
@@ -163,15 +179,7 @@ impl Vms for Host {
 
     #[track_caller]
     fn crash(&self, vm: &str) {
-        let pid = self.pid(vm);
-        kill(pid);
-        // Its files are closed some time after its memory is gone; its first thread may be a zombie while others end.
-        let proc = PathBuf::from(format!("/proc/{pid}"));
-        holds("the VM is gone", || {
-            let stat = fs::read_to_string(proc.join("stat")).unwrap_or_default();
-            let threads = fs::read_dir(proc.join("task")).map_or(0, Iterator::count);
-            stat.is_empty() || stat.contains(") Z ") && threads <= 1
-        });
+        crash(self.pid(vm));
     }
 
     #[track_caller]

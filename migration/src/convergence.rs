@@ -130,8 +130,8 @@ pub fn decide(observed: &Observed, limits: &Limits, deadline: Deadline) -> Decis
         match deadline.action {
             TimeoutAction::Cancel => return Decision::GiveUp,
             TimeoutAction::Stop => return Decision::SwitchOver,
-            // Passes go on as before, of disks that are mirrored.
-            TimeoutAction::Mirror => {}
+            // Passes go on as before, of disks that are mirrored or of which nothing is sent any more.
+            TimeoutAction::Mirror | TimeoutAction::OnDemand => {}
         }
     }
     Decision::Iterate(match forecast.time_left {

@@ -103,6 +103,15 @@ pub enum Error {
         /// The disk.
         id: String,
     },
+    /// The destination takes a disk only as a whole, before or after its guest.
+    #[error(
+        "the destination is of a version that cannot fetch the rest of disk {id} when its guest is there: leave out --on-timeout \
+         on-demand, or update vmm there"
+    )]
+    NoDiskRests {
+        /// The disk.
+        id: String,
+    },
     /// Disks that travel are not as they were agreed on.
     #[error("the disks that travel are not those that were agreed on")]
     Volumes,
@@ -210,6 +219,7 @@ impl Error {
             Self::NoVolumes => "migration.no-volumes",
             Self::NoDiskTerms { .. } => "migration.no-disk-terms",
             Self::NoOnDemand { .. } => "migration.no-on-demand",
+            Self::NoDiskRests { .. } => "migration.no-disk-rests",
             Self::Volumes => "migration.volumes",
             Self::StateTooLarge { .. } => "migration.state-too-large",
             Self::DigestMismatch { .. } => "migration.digest-mismatch",

@@ -46,6 +46,9 @@ pub enum TimeoutAction {
     Stop,
     /// Disks that travel go over to `mirror`, without starting anew: the guest's writes to them wait for the link.
     Mirror,
+    /// Disks that travel by `precopy` go over to `on-demand`, without starting anew: what the destination does not have of them
+    /// is fetched when the guest runs there.
+    OnDemand,
 }
 
 /// How the moved memory is verified.
@@ -68,6 +71,7 @@ impl fmt::Display for TimeoutAction {
             Self::Cancel => "cancel",
             Self::Stop => "stop",
             Self::Mirror => "mirror",
+            Self::OnDemand => "on-demand",
         })
     }
 }
@@ -76,10 +80,12 @@ impl FromStr for TimeoutAction {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        [Self::Cancel, Self::Stop, Self::Mirror]
+        [Self::Cancel, Self::Stop, Self::Mirror, Self::OnDemand]
             .into_iter()
             .find(|action| action.to_string() == text)
-            .ok_or_else(|| format!("{text:?} is not supported: cancel, stop and mirror are"))
+            .ok_or_else(|| {
+                format!("{text:?} is not supported: cancel, stop, mirror and on-demand are")
+            })
     }
 }
 

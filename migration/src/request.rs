@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::address::Address;
-use crate::disk_modes::DiskChoice;
+use crate::disk_modes::{DiskChoice, DiskMode};
 use crate::endpoint::Endpoint;
 use crate::observation::{Observation, Side};
 use crate::progress::{Limits, TimeoutAction, Verify};
@@ -69,7 +69,7 @@ pub struct MigrateRequest {
         )
     )]
     pub timeout: Option<Span>,
-    /// What to do then: cancel, stop the guest and finish, or have disks that travel go over to mirror.
+    /// What to do then: cancel, stop the guest and finish, or have disks that travel go over to mirror, or on-demand.
     #[serde(default)]
     #[cfg_attr(feature = "command-line", arg(long, value_name = "ACTION", requires = "timeout",
         default_value_t = TimeoutAction::default()))]
@@ -168,6 +168,16 @@ impl MigrateRequest {
         Limits {
             downtime: self.downtime_limit.0,
             bandwidth: self.bandwidth.0,
+        }
+    }
+
+    /// Whether a disk that moves so is, or may be, fetched when the guest runs at the destination, for which somebody has to be there
+    /// who serves it. One that is only read is not.
+    pub fn may_go_on_demand(&self, mode: DiskMode) -> bool {
+        match mode {
+            DiskMode::OnDemand => true,
+            DiskMode::Precopy => self.on_timeout == TimeoutAction::OnDemand,
+            DiskMode::Auto | DiskMode::Shared | DiskMode::Mirror => false,
         }
     }
 

@@ -5,19 +5,14 @@ mod double;
 use std::time::Duration;
 
 use double::disks::MemoryDisk;
-use double::players::relay;
 use double::scene::{Scene, ignore};
 use double::{Flaw, Guest};
 use migration::disk_modes::DiskPull;
-use migration::journal::MemoryJournal;
 use migration::progress::{TimeoutAction, Verify};
 use migration::request::ServedDisk;
-use migration::steering::Steering;
-use migration::transport::memory;
 use migration::vm::{Served, Wish};
 use migration::wire::capabilities::Capabilities;
-use migration::wire::control::Message;
-use migration::{Outcome, PullSecret, destination, source};
+use migration::{Outcome, PullSecret};
 
 const BLOCK: usize = 64 << 10;
 
@@ -145,42 +140,8 @@ fn a_guest_that_stays_has_left_nothing() {
 
 #[test]
 fn a_destination_that_knows_nothing_of_it_refuses_it_by_name() {
-    let older = |message| match message {
-        Message::Welcome(mut welcome) => {
-            let told = welcome.capabilities.unwrap();
-            welcome.capabilities = Some(told & !Capabilities::ON_DEMAND.bits());
-            Message::Welcome(welcome)
-        }
-        other => other,
-    };
     let mut scene = scene();
-    let (connect, between) = memory::network(&[]);
-    let (onwards, listen) = memory::network(&[]);
-    let receiving = Steering::new();
-    let Scene {
-        vm,
-        into,
-        options,
-        journal,
-        ..
-    } = &mut scene;
-    let here = std::thread::scope(|scope| {
-        let there = scope.spawn(|| {
-            let options = destination::Options::default();
-            destination::receive(&listen, into, &options, &receiving, journal)
-        });
-        scope.spawn(|| relay(&between, &onwards, &older));
-        let journal = MemoryJournal::default();
-        let here = source::migrate(vm, &connect, options, &Steering::new(), &journal);
-        receiving.cancel();
-        there.join().unwrap();
-        here
-    });
-    let Outcome::Failed(report) = here else {
-        panic!("it is not refused")
-    };
-    let why = report.error.unwrap();
-    let why = why.root();
+    let why = scene.refused_without(Capabilities::ON_DEMAND);
     assert_eq!(why.id, "migration.no-on-demand");
     assert!(why.message.contains("stays"), "{why}");
     scene.assert_kept();

@@ -2,65 +2,22 @@
 //! gets away; no write of which it was told is lost.
 
 use serde_json::Value;
-use tests::blackbox::moving_disk::Load;
+use tests::blackbox::busy_disk::BusyDisk;
 use tests::blackbox::wait::eventually;
-use tests::blackbox::{Guest, Migration, Pair, Vms, guest_lock, images};
+use tests::blackbox::{Vms, guest_lock};
 
-/// Writes without end all over the disk, of which a part is flushed.
-const BUSY: &str = "depth=16,start=fill,length=64M,read=10,verify=5,discard=5,zeroes=5,size=16K/64K,flush=64,interval_ms=100";
-/// Less than it writes.
-const LIMITS: &[&str] = &["--bandwidth", "16MiB/s", "--downtime-limit", "1s"];
-
-struct Scene {
-    pair: Pair,
-    load: Load,
-}
-
-impl Scene {
-    fn begin() -> Self {
-        let pair = Pair::new();
-        let image = images::sparse(pair.source.path(), "data.raw", 64 << 20);
-        let guest = Guest::dirtying().memory("192MiB").disk_load(&image, BUSY);
-        let load = Load::on(pair.source.run("guest", &guest));
-        Self { pair, load }
-    }
-
-    /// Begins to move the guest.
-    fn leaves(&self, more: &[&str]) -> Migration {
-        let disk = format!("data={},create", self.there().display());
-        let address =
-            self.pair
-                .destination
-                .receive_with("there", "127.0.0.1:0", &["--disk", &disk]);
-        let args = [LIMITS, more].concat();
-        Migration::start(&self.pair.source, "guest", &address, &args)
-    }
-
-    fn there(&self) -> std::path::PathBuf {
-        self.pair.destination.path().join("there.raw")
-    }
-
-    /// The guest has moved; its disk is judged there.
-    fn has_moved(mut self, report: &Value) {
-        assert_eq!(report["verified"], true, "{report:#}");
-        let bytes = report["disks"]["mirrored_bytes"].as_u64();
-        assert!(bytes > Some(0), "{report:#}");
-        let there = self.there();
-        let host = &self.pair.destination;
-        self.load.console.moves_to(host, "there");
-        self.load.goes_on(100);
-        host.press("there", b'q');
-        host.ended("there");
-        self.load.comes_to_its_end();
-        self.load.has_lost_nothing_at(&there);
-        self.pair.is_clean();
-    }
+/// The guest has moved while what it wrote went along.
+fn has_moved(scene: BusyDisk, report: &Value) {
+    assert_eq!(report["verified"], true, "{report:#}");
+    let bytes = report["disks"]["mirrored_bytes"].as_u64();
+    assert!(bytes > Some(0), "{report:#}");
+    scene.has_moved();
 }
 
 #[test]
 fn a_guest_that_writes_faster_than_the_link_carries_moves_with_a_mirrored_disk() {
     let Some(_lock) = guest_lock() else { return };
-    let scene = Scene::begin();
+    let scene = BusyDisk::begin();
     let leaving = scene.leaves(&["--disks", "data=mirror,backlog=256KiB"]);
     let told = eventually("both classes go", || {
         let jobs = scene.pair.source.vmm(["disk", "jobs", "guest", "--json"]);
@@ -76,13 +33,13 @@ fn a_guest_that_writes_faster_than_the_link_carries_moves_with_a_mirrored_disk()
     assert!(bytes("write") >= told["class_bytes"]["write"].as_u64().expect("bytes"));
     let all = report["disks"]["bytes"].as_u64().expect("bytes");
     assert_eq!(bytes("write") + bytes("background"), all, "{report:#}");
-    scene.has_moved(&report);
+    has_moved(scene, &report);
 }
 
 #[test]
 fn a_disk_that_passes_do_not_get_away_goes_over_to_mirror_when_its_time_is_over() {
     let Some(_lock) = guest_lock() else { return };
-    let scene = Scene::begin();
+    let scene = BusyDisk::begin();
     let more = ["--timeout", "8s", "--on-timeout", "mirror"];
     let report = scene
         .leaves(&[&["--disks", "precopy"], &more[..]].concat())
@@ -92,13 +49,13 @@ fn a_disk_that_passes_do_not_get_away_goes_over_to_mirror_when_its_time_is_over(
         report["iterations"].as_array().expect("passes").len() > 2,
         "{report:#}"
     );
-    scene.has_moved(&report);
+    has_moved(scene, &report);
 }
 
 #[test]
 fn a_destination_that_dies_leaves_the_guest_of_a_mirrored_disk_writing_and_whole() {
     let Some(_lock) = guest_lock() else { return };
-    let mut scene = Scene::begin();
+    let mut scene = BusyDisk::begin();
     let leaving = scene.leaves(&["--disks", "mirror", "--reconnect-for", "0s"]);
     scene.load.goes_on(20);
     scene.pair.destination.crash("there");

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Weak};
 
 use block::on_demand::{OnDemand, Supply};
+use block::stack::Stack;
 use control::instance::MissingStatus;
 
 use crate::serving::gate::Gate;
@@ -12,6 +13,8 @@ pub(crate) struct Coming {
     /// Where it is served.
     pub(super) at: String,
     pub(super) layer: Weak<OnDemand>,
+    /// The disk below that, to which is written what comes with the guest.
+    pub(super) bare: Stack,
     pub(super) gate: Arc<Gate>,
 }
 

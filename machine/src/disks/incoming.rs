@@ -146,15 +146,15 @@ impl Places {
             }
         };
         let rest = match offer.wish {
-            Wish::Travels | Wish::MayTravel => None,
-            Wish::OnDemand if target == DiskTarget::Existing => {
+            Wish::Travels | Wish::MayTravel if !offer.may_leave_rest() => None,
+            _ if target == DiskTarget::Existing => {
                 return Err(refuse(format!(
-                    "disk {id} is fetched when its guest is here, and what is in an image before could not be told from that: \
+                    "disk {id} is fetched when its guest is here, or a rest of it, and what is in an image before could not be told from that: \
                      have it made, by --disk {id}=PATH,create"
                 )));
             }
             // Nobody serves it yet where it is only asked whether it would work.
-            Wish::OnDemand => offer
+            Wish::OnDemand | Wish::Travels | Wish::MayTravel => offer
                 .served
                 .as_ref()
                 .map(|served| served_by(id, served, format, paths))

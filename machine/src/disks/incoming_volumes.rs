@@ -1,15 +1,17 @@
 //! Disks of a guest that comes in, as the engine has them: those whose content comes with it, and those whose content comes later.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use block::image::Image;
 use block::image::seal::SEAL;
+use block::on_demand::OnDemand;
 use block::{BlockDevice, Buffer, Durability, ZeroMode};
 use migration::observation::{Observation, Side};
-use migration::vm::{DestinationVolume, HeldBefore, VmResult};
+use migration::vm::{DestinationVolume, HeldBefore, RestOfVolume, VmResult};
 
 use crate::config::DiskTarget;
+use crate::disks::coming::Coming;
 use crate::disks::content::DiskContent;
 use crate::disks::incoming::Placement;
 use crate::disks::marks::Mark;
@@ -22,6 +24,8 @@ pub(crate) struct IncomingVolume {
     target: DiskTarget,
     /// What is over its image while it comes.
     seal: Seal,
+    /// What fetches the rest of it, if it may leave one behind.
+    rest: Option<Weak<OnDemand>>,
 }
 
 impl IncomingVolume {
@@ -47,6 +51,7 @@ impl IncomingVolume {
             },
             target: placement.target,
             seal: Seal::default(),
+            rest: None,
         };
         let seal = Seal::over(image, volume.content.disk.clone(), mark);
         volume.seal = seal.map_err(|e| volume.failed(&e))?;
@@ -58,6 +63,22 @@ impl IncomingVolume {
             volume.done(mark.set_arriving(image.file()))?;
         }
         Ok(volume)
+    }
+
+    /// As that, with the rest of it fetched by what is `coming`, when its guest is here.
+    ///
+    /// # Errors
+    /// As [`IncomingVolume::marked`].
+    pub(crate) fn in_part(
+        placement: &Placement,
+        (image, coming): (&Image, &Coming),
+        mark: &Mark,
+    ) -> VmResult<Self> {
+        let volume = Self::marked(placement, (image, coming.bare.device()), mark)?;
+        Ok(Self {
+            rest: Some(coming.layer.clone()),
+            ..volume
+        })
     }
 
     /// All of it is here, and durable: whoever finds it finds a disk, unless that is taken back.
@@ -109,6 +130,18 @@ impl DestinationVolume for IncomingVolume {
 
     fn flush(&self) -> VmResult<()> {
         self.done(self.content.disk.flush())
+    }
+
+    fn rest(&self) -> Option<&dyn RestOfVolume> {
+        self.rest.as_ref().map(|_| self as &dyn RestOfVolume)
+    }
+}
+
+impl RestOfVolume for IncomingVolume {
+    fn lacks(&self, blocks: &[u64]) -> VmResult<()> {
+        let layer = self.rest.as_ref().and_then(Weak::upgrade);
+        // Without it the machine is gone, and the guest does not come.
+        layer.map_or(Ok(()), |layer| self.done(layer.holds_all_but(blocks)))
     }
 }
 

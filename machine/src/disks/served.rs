@@ -68,6 +68,7 @@ pub(super) fn lay(disk: &Disk, absent: Absent) -> Result<Coming, MachineError> {
         pull: Pull::Off,
         ..Policy::default()
     };
+    let bare = disk.stack();
     let layer = lacking::lay(disk, map, origin.clone(), (policy, &steering), || {
         threads::begin(ThreadKind::Pull);
     })?;
@@ -98,6 +99,7 @@ pub(super) fn lay(disk: &Disk, absent: Absent) -> Result<Coming, MachineError> {
     Ok(Coming {
         at: by.served_at,
         layer: Arc::downgrade(&layer),
+        bare,
         gate,
     })
 }

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use control::instance::VmState;
-use migration::disk_modes::{self, DiskMode, DiskModes};
+use migration::disk_modes::{self, DiskModes};
 use migration::endpoint::Endpoint;
 use migration::journal::{FileJournal, Journal};
 use migration::observation::{Observation, Side};
@@ -23,7 +23,7 @@ use migration::transport::socket::SocketConnect;
 use migration::wire::control::Resolution;
 use migration::{MigrationId, Outcome};
 
-use crate::build::spec::DiskAccess;
+use crate::instance::later_disks::check_later;
 use crate::instance::vm::{
     Core, Migration, Stage, VmInstance, hear_out, refuse, running_state, wrong_state,
 };
@@ -59,6 +59,8 @@ impl VmInstance {
             broken: None,
         };
         let (machine, modes) = self.begin(migration, &request)?;
+        let served = request.served.iter().map(|served| served.disk.clone());
+        let served = served.collect();
         let options = source::Options::new(id, request);
         let instance = self.clone();
         steering.before_end(move |outcome| {
@@ -72,8 +74,11 @@ impl VmInstance {
             .name("migration".into())
             .spawn(move || {
                 threads::begin(ThreadKind::Migration);
-                let vm = MachineSource::new(machine, &instance.dir.name())
-                    .with_disks(modes, journal.identity());
+                let vm = MachineSource::new(machine, &instance.dir.name()).with_disks(
+                    modes,
+                    served,
+                    journal.identity(),
+                );
                 let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
                     source::migrate(&vm, &connector, &options, &steering, &journal)
                 }));
@@ -122,26 +127,7 @@ impl VmInstance {
         machine.devices().disks.all_here()?;
         let all = machine.spec().disks.iter().map(|disk| disk.id.as_str());
         let modes = disk_modes::modes(&request.disks, all)?;
-        let later = modes.iter().filter(|(_, mode)| *mode == DiskMode::OnDemand);
-        for (id, _) in later {
-            let disk = machine.spec().disks.iter().find(|disk| disk.id == *id);
-            if disk.is_some_and(|disk| disk.access == DiskAccess::ReadOnly) {
-                return Err(refuse(
-                    "usage.disks",
-                    format!(
-                        "disk {id} is read-only, and does not go on demand: have it go by precopy"
-                    ),
-                ));
-            }
-            if !request.plan && !request.served.iter().any(|served| served.disk == *id) {
-                return Err(refuse(
-                    "usage.disks",
-                    format!(
-                        "nobody is there to serve disk {id} when its guest has gone: vmm migrate starts such a process"
-                    ),
-                ));
-            }
-        }
+        check_later(request, &modes, &machine.spec().disks)?;
         core.begin_migration(migration);
         Ok((machine, modes))
     }

@@ -9,6 +9,7 @@ mod hang;
 mod incoming;
 mod inherited;
 mod jobs;
+mod later_disks;
 pub(crate) mod launch;
 mod leaving;
 mod requests;

@@ -158,7 +158,8 @@ impl ArrivingDisks {
     /// # Errors
     /// When one cannot be marked.
     pub(super) fn opened(&mut self, disks: &Disks) -> VmResult<()> {
-        for (placement, mark) in self.placements.iter().zip(&self.marks) {
+        let all = self.placements.iter().zip(&self.offered).zip(&self.marks);
+        for ((placement, offer), mark) in all {
             let id = &placement.id;
             let disk = disks.find(id).ok_or_else(|| {
                 let message = format!("disk {id} was not built");
@@ -172,18 +173,24 @@ impl ArrivingDisks {
                     message,
                 ));
             }
-            self.volumes.push(match placement.rest {
-                Some(_) => Arc::new(LaterVolume {
-                    id: id.clone(),
-                    size: disk.device().size(),
-                }),
-                None => {
-                    let here = (disk.image(), disk.device());
-                    let volume = Arc::new(IncomingVolume::marked(placement, here, mark)?);
-                    self.incoming.push(volume.clone());
-                    volume
+            let incoming = match (&disk.coming, offer.may_leave_rest()) {
+                (Some(_), false) => {
+                    self.volumes.push(Arc::new(LaterVolume {
+                        id: id.clone(),
+                        size: disk.device().size(),
+                    }));
+                    continue;
                 }
-            });
+                (Some(coming), true) => {
+                    IncomingVolume::in_part(placement, (disk.image(), coming), mark)?
+                }
+                (None, _) => {
+                    IncomingVolume::marked(placement, (disk.image(), disk.device()), mark)?
+                }
+            };
+            let incoming = Arc::new(incoming);
+            self.incoming.push(incoming.clone());
+            self.volumes.push(incoming);
         }
         Ok(())
     }

@@ -34,6 +34,8 @@ pub(crate) struct MachineSource {
     form: Mutex<Form>,
     /// How its disks move.
     modes: DiskModes,
+    /// Disks of which somebody serves what stays behind.
+    served: Vec<String>,
     /// Those that travel with it.
     travelling: Mutex<Vec<String>>,
     /// Who records what becomes of it, where disks travel.
@@ -48,16 +50,18 @@ impl MachineSource {
             name: name.to_owned(),
             form: Mutex::new(Form::One),
             modes: Vec::new(),
+            served: Vec::new(),
             travelling: Mutex::default(),
             journal: None,
         }
     }
 
-    /// Has its disks move as `modes` says; the destination opens those that are not named where they lie. `journal` records
-    /// what becomes of it.
-    pub(crate) fn with_disks(self, modes: DiskModes, journal: HostId) -> Self {
+    /// Has its disks move as `modes` says, with those `served` that are named; the destination opens those that are not named in either
+    /// where they lie. `journal` records what becomes of it.
+    pub(crate) fn with_disks(self, modes: DiskModes, served: Vec<String>, journal: HostId) -> Self {
         Self {
             modes,
+            served,
             journal: Some(journal),
             ..self
         }
@@ -263,11 +267,11 @@ impl SourceDisks for MachineSource {
         let of_later = Mark::of_guest_on_demand(id, journal, Some(destination));
         let travelling = self.lock_travelling();
         for (disk, image) in self.written().filter(|(id, _)| travelling.contains(id)) {
-            let stays_behind = self.stays_behind(disk);
-            let mark = if stays_behind { &of_later } else { &mark };
+            let is_served = self.served.contains(disk);
+            let mark = if is_served { &of_later } else { &mark };
             let set = mark.set_leaving(image.file());
             let set = set.map_err(|e| of_mark(disk, &e))?;
-            if !set && stays_behind {
+            if !set && is_served {
                 let message = format!(
                     "disk {disk} cannot go on demand: the storage of its image has no marks (extended attributes of users), by \
                      which it is known to be needed there"

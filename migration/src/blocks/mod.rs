@@ -11,6 +11,7 @@ mod kept;
 mod kept_here;
 mod matches;
 pub(crate) mod receiver;
+mod rest;
 pub(crate) mod sender;
 mod sums;
 

@@ -1,7 +1,7 @@
 //! A disk's part of a data stream at the destination: writes blocks and keeps the digest of what is in place.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::buffer::PageBuffer;
 use super::digests::{DigestKey, Keys};
@@ -20,6 +20,7 @@ use crate::transport::Connection;
 use crate::vm::{BLOCK_SIZE, DestinationVolume, VolumeOffer};
 use crate::wire::batch::{MAX_PAYLOAD, MAX_RANGES};
 use crate::wire::blocks::{BlockEncoding, BlockRange};
+use crate::wire::control::BlocksLeft;
 
 /// Room for the payload of any batch, each range of it on a page's boundary.
 const ROOM: usize = MAX_PAYLOAD as usize + MAX_RANGES * PAGE_SIZE as usize;
@@ -37,6 +38,8 @@ pub(super) struct DiskHere {
     pub sums: Words,
     /// What is known of what it held before; `None` where it was empty.
     pub kept: Option<KeptHere>,
+    /// What stays of it at its source, if anything may: a bit for each block.
+    left: Option<Mutex<Vec<u64>>>,
 }
 
 impl DisksHere {
@@ -57,8 +60,14 @@ impl DisksHere {
         let all = volumes.into_iter().zip(offered);
         let all = all.map(|(volume, offer)| {
             let kept = before.of(&*volume)?;
+            let left = match (offer.may_leave_rest(), volume.rest()) {
+                (true, Some(_)) => Some(Mutex::default()),
+                (false, None) => None,
+                _ => return Err(Error::Volumes),
+            };
             Ok(DiskHere {
                 volume,
+                left,
                 // Whoever sends blocks of one that is fetched later sends what is outside of it.
                 size: offer.moves(),
                 owners: Owners::new(stripes(offer.moves())),
@@ -122,6 +131,65 @@ impl DisksHere {
         let mut all = self.all.iter().enumerate();
         all.try_for_each(|(number, disk)| {
             disk.kept.as_ref().map_or(Ok(()), |kept| kept.end(number))
+        })
+    }
+
+    /// The source says what stays of one.
+    ///
+    /// # Errors
+    /// [`Error::Protocol`] when nothing may, or that is no part of it.
+    pub fn are_left(&self, told: &BlocksLeft) -> Result<(), Error> {
+        let disk = usize::try_from(told.volume)
+            .ok()
+            .and_then(|number| self.get(number));
+        let left =
+            disk.and_then(|disk| Some((disk.left.as_ref()?, disk.size.div_ceil(BLOCK_SIZE))));
+        let outside = || {
+            Error::Protocol(format!(
+                "blocks are left of disk {}, which has none such",
+                told.volume
+            ))
+        };
+        let (left, blocks) = left.ok_or_else(outside)?;
+        let words = told.first.checked_add(told.words.len() as u64);
+        let words = words
+            .filter(|words| *words <= blocks.div_ceil(64))
+            .ok_or_else(outside)?;
+        let mut left = left.lock().unwrap_or_else(PoisonError::into_inner);
+        if (left.len() as u64) < words {
+            left.resize(words as usize, 0);
+        }
+        let those = left.iter_mut().skip(told.first as usize);
+        those
+            .zip(&told.words)
+            .for_each(|(word, bits)| *word |= bits);
+        let over = blocks % 64;
+        match left.get((blocks / 64) as usize) {
+            Some(last) if over > 0 && last >> over != 0 => Err(outside()),
+            _ => Ok(()),
+        }
+    }
+
+    /// All has come, and is durable: has those that may lack something know what, and that they lack nothing more.
+    pub fn lack_what_is_left(&self) -> Result<(), Error> {
+        let lacking = self
+            .all
+            .iter()
+            .filter_map(|disk| Some((disk.left.as_ref()?, disk.volume.rest()?)));
+        for (left, rest) in lacking {
+            let left = left.lock().unwrap_or_else(PoisonError::into_inner);
+            rest.lacks(&left)
+                .map_err(Error::vm("say what is to be fetched of a disk"))?;
+        }
+        Ok(())
+    }
+
+    /// Whether the disk of this number is here as a whole.
+    pub fn is_whole(&self, number: usize) -> bool {
+        let left = self.get(number).and_then(|disk| disk.left.as_ref());
+        left.is_none_or(|left| {
+            let left = left.lock().unwrap_or_else(PoisonError::into_inner);
+            left.iter().all(|word| *word == 0)
         })
     }
 

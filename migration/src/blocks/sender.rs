@@ -10,6 +10,7 @@ use super::changes::{self, Changes};
 use super::echo::Echo;
 use super::kept::Kept;
 use super::matches::{by_words, numbers};
+use super::rest::Rest;
 use super::sums::BlockSums;
 use super::{STRIPE, STRIPE_BLOCKS, stripes, widened};
 use crate::PAGE_SIZE;
@@ -43,6 +44,8 @@ pub(super) struct Disk {
     trail: Trail,
     /// What changes of it while it is mirrored.
     echo: Echo,
+    /// What of it is not sent any more.
+    rest: Rest,
     /// What the destination has of it already; nothing where it begins with an empty one.
     pub kept: OnceLock<Kept>,
     /// Bytes that travelled beside a pass, and in passes.
@@ -87,6 +90,7 @@ impl Disks {
             }),
             trail: Trail::new(stripes(offer.moves())),
             echo: Echo::off(offer.blocks()),
+            rest: Rest::none(offer.blocks()),
             kept: OnceLock::new(),
             echoed: AtomicU64::new(0),
             passed: AtomicU64::new(0),
@@ -126,6 +130,18 @@ impl Disks {
         }
     }
 
+    /// Sends nothing more of the disk of this number: the destination fetches that when the guest runs there.
+    pub fn leave_rest(&self, number: usize) {
+        if let Some(disk) = self.all.get(number) {
+            disk.rest.leave();
+        }
+    }
+
+    /// Which blocks of the disk of this number are left so, a bit for each; `None` where it goes with its guest.
+    pub fn rest_of(&self, number: usize) -> Option<Vec<u64>> {
+        self.all.get(number)?.rest.words()
+    }
+
     /// What has travelled of each, with its identity.
     pub fn class_bytes(&self) -> impl Iterator<Item = (String, ClassBytes)> {
         self.all.iter().map(|disk| {
@@ -159,6 +175,7 @@ impl Disks {
                 kept.end();
             }
             disk.echo.take_all(&*disk.volume, words)?;
+            disk.rest.keep_all(words);
         }
         changes::mask_tails(&mut changed, offers);
         Ok(changed)
@@ -167,6 +184,7 @@ impl Disks {
     /// A pass is about to be sent, of `changes`; the one before is placed.
     pub fn begin_pass(&self, changes: &mut Changes) {
         for (disk, words) in self.all.iter().zip(changes) {
+            disk.rest.keep_all(words);
             disk.echo.begin_pass(&disk.lanes, words);
         }
     }
@@ -248,6 +266,9 @@ impl<'a> BlockSender<'a> {
         for (number, (disk, words)) in disks.all.iter().zip(changes).enumerate() {
             let mut send = |stripe| -> Result<(), Error> {
                 self.send_echo(outlet, pass)?;
+                if disk.rest.keep(stripe, changes::of_stripe(words, stripe)) {
+                    return Ok(());
+                }
                 if kind != PassKind::Again {
                     self.await_found(outlet, pass, number, stripe)?;
                 }

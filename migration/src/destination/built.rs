@@ -158,6 +158,9 @@ impl<'m, 's, 'a> Built<'m, 's, 'a> {
                 self.transfer.state = Some(bytes);
                 Ok(())
             }
+            Message::BlocksLeft(left) if state.is_some() && last_pass.is_none() => {
+                self.transfer.receiving.disks.are_left(&left)
+            }
             Message::LastPass(pass) if state.is_some() && last_pass.is_none() => {
                 self.end_passes(&pass)
             }
@@ -195,6 +198,7 @@ impl<'m, 's, 'a> Built<'m, 's, 'a> {
         self.transfer.receiving.disks.end_comparing()?;
         // Also what its source was told is placed: from the commit on nobody else has it.
         self.transfer.receiving.disks.flush()?;
+        self.transfer.receiving.disks.lack_what_is_left()?;
         // Before the state is loaded: that may complete an access that writes to memory.
         let digest = self.digest()?;
         let Taking { holds, course, .. } = &mut self.taking;
@@ -220,9 +224,11 @@ impl<'m, 's, 'a> Built<'m, 's, 'a> {
             return Vec::new();
         }
         // They came with all that the guest wrote to them, and were flushed.
-        let volumes = self.transfer.requested.volumes.iter();
-        let came = volumes.filter(|volume| volume.wish != Wish::OnDemand);
-        came.map(|volume| volume.id.clone()).collect()
+        let disks = &self.transfer.receiving.disks;
+        let volumes = self.transfer.requested.volumes.iter().enumerate();
+        let came = volumes
+            .filter(|(number, volume)| volume.wish != Wish::OnDemand && disks.is_whole(*number));
+        came.map(|(_, volume)| volume.id.clone()).collect()
     }
 
     /// The digest of the memory, as the source asked for it.

@@ -109,6 +109,7 @@ impl<'m, 's, 'a> Copying<'m, 's, 'a> {
             self.warnings.before_pass(&self.moving);
             flushing.begin_if_due();
             self.moving.mirror(&self.rates)?;
+            self.moving.leave_rests()?;
             let Passed { sent, left } = self.pass()?;
             if self.moving.is_stopped() {
                 return Ok(());

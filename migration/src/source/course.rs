@@ -191,12 +191,21 @@ impl<'a> Course<'a> {
 
     /// Whether the total time is over, and the migration to end for that one way or the other.
     pub fn is_late(&self) -> bool {
-        self.is_time_over() && self.options.request.on_timeout != TimeoutAction::Mirror
+        let ends = match self.options.request.on_timeout {
+            TimeoutAction::Cancel | TimeoutAction::Stop => true,
+            TimeoutAction::Mirror | TimeoutAction::OnDemand => false,
+        };
+        ends && self.is_time_over()
     }
 
     /// Whether the total time is over, and disks to go over to mirror for that.
     pub fn is_to_mirror(&self) -> bool {
-        self.is_time_over() && self.options.request.on_timeout == TimeoutAction::Mirror
+        self.options.request.on_timeout == TimeoutAction::Mirror && self.is_time_over()
+    }
+
+    /// Whether the total time is over, and disks to go over to on-demand for that.
+    pub fn is_to_leave_rests(&self) -> bool {
+        self.options.request.on_timeout == TimeoutAction::OnDemand && self.is_time_over()
     }
 
     /// Whether the total time is over and the migration to be given up for it.

@@ -12,6 +12,7 @@ mod costs;
 mod course;
 mod flushing;
 mod good_bye;
+mod leaving_rests;
 mod link;
 mod measurement;
 mod mirroring;

@@ -129,6 +129,7 @@ impl Moving<'_, '_, '_> {
             let left_bytes = bytes.saturating_sub(done);
             self.check_stop(&self.observed(pass, left_bytes, rates))?;
             self.mirror_within(rates)?;
+            self.leave_rests()?;
             self.look_after_mirrors()?;
             match self.next(PROGRESS.saturating_sub(told.0.elapsed()))? {
                 Some(Note::PassDone {

@@ -83,6 +83,7 @@ impl<'m, 's, 'a> Stopped<'m, 's, 'a> {
             self.moving.start_pass(pass, PassKind::Again, written);
             self.moving.finish_pass(pass, more, &rates, Until::Sent)?;
         }
+        self.moving.tell_rests()?;
         self.moving.link.session.send(&Message::LastPass(LastPass {
             pass,
             saved,

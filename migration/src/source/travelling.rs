@@ -15,6 +15,7 @@ use crate::wire::MAX_VOLUMES;
 use crate::wire::agreed::Agreed;
 use crate::wire::blocks::SECTOR;
 use crate::wire::capabilities::Capabilities;
+use crate::wire::control::BlocksLeft;
 
 /// How a disk moves.
 struct Chosen {
@@ -106,6 +107,12 @@ impl Travelling {
             let id = offer.id.clone();
             return Err(Error::NoOnDemand { id });
         }
+        if let Some(offer) = self.offers.iter().find(|offer| offer.may_leave_rest())
+            && !agreed.has(Capabilities::DISK_RESTS)
+        {
+            let id = offer.id.clone();
+            return Err(Error::NoDiskRests { id });
+        }
         if agreed.has(Capabilities::DISK_TERMS) {
             return Ok(());
         }
@@ -169,7 +176,9 @@ impl Travelling {
     /// Those whose content is fetched from here, of which so much was `sent` before.
     pub fn on_demand(&self, sent: &Disks) -> Vec<OnDemandDisk> {
         let all = self.offers.iter().enumerate();
-        let later = all.filter(|(_, offer)| offer.wish == Wish::OnDemand);
+        let later = all.filter(|(number, offer)| {
+            offer.wish == Wish::OnDemand || sent.rest_of(*number).is_some()
+        });
         let told = later.map(|(number, offer)| OnDemandDisk {
             id: offer.id.clone(),
             served_at: offer
@@ -242,6 +251,29 @@ impl Travelling {
             sent.mirror(number);
         }
         is_news
+    }
+
+    /// All that may leave a rest behind do so from here on; whether that is news of any.
+    pub fn leave_rests(&mut self, sent: &Disks) -> bool {
+        let mut is_news = false;
+        let all = self.offers.iter().enumerate();
+        for (number, _) in all.filter(|(_, offer)| offer.may_leave_rest()) {
+            is_news |= sent.rest_of(number).is_none();
+            sent.leave_rest(number);
+        }
+        is_news
+    }
+
+    /// What the destination is told of those that have left a rest behind, when the last marks are taken.
+    pub fn rests(&self, sent: &Disks) -> impl Iterator<Item = BlocksLeft> {
+        let rests = (0..).zip(&self.offers);
+        let rests = rests.filter_map(|(number, _)| Some((number, sent.rest_of(number as usize)?)));
+        rests.flat_map(|(number, words)| BlocksLeft::of(number, &words).collect::<Vec<_>>())
+    }
+
+    /// Whether there is one that may leave a rest behind.
+    pub fn may_leave_rests(&self) -> bool {
+        self.offers.iter().any(VolumeOffer::may_leave_rest)
     }
 
     /// Whether there is none that is not mirrored.

@@ -27,8 +27,8 @@ pub struct VolumeOffer {
     /// Format of the image that is made of it, or written over; absent where that is left to the destination.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<DiskFormat>,
-    /// Where its content is, once the guest has gone, of one that goes [on demand](Wish::OnDemand); absent where it is only
-    /// asked whether that would work.
+    /// Where its content is, once the guest has gone, of one that goes [on demand](Wish::OnDemand), or may go over to that; absent
+    /// where it is only asked whether that would work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub served: Option<Served>,
 }
@@ -84,6 +84,11 @@ impl VolumeOffer {
             Wish::Travels | Wish::MayTravel => self.size,
             Wish::OnDemand => 0,
         }
+    }
+
+    /// Whether a part of it may be fetched afterwards though it [travels](Wish::Travels).
+    pub fn may_leave_rest(&self) -> bool {
+        self.wish == Wish::Travels && self.served.is_some()
     }
 
     /// Blocks of those, the last of which may be short.
@@ -152,6 +157,17 @@ pub trait DestinationVolume: Send + Sync {
     fn write_zeroes(&self, range: Range<u64>) -> VmResult<()>;
     /// Makes durable all that was written.
     fn flush(&self) -> VmResult<()>;
+    /// Of one [that may leave a rest behind](VolumeOffer::may_leave_rest), what takes that.
+    fn rest(&self) -> Option<&dyn RestOfVolume> {
+        None
+    }
+}
+
+/// A disk that comes in, of which a part may be fetched when its guest is here.
+pub trait RestOfVolume {
+    /// All has come that comes with the guest, and was flushed. The blocks are missing that `blocks` has, a bit for each in words
+    /// of 64; none beyond those words are. Makes that durable, and fetches them when the guest runs.
+    fn lacks(&self, blocks: &[u64]) -> VmResult<()>;
 }
 
 /// What an image holds that a disk which comes in is written over. Calls come from one thread, while others write.

@@ -15,6 +15,7 @@ use super::check;
 pub use super::digests::{BlockDigests, BlocksPresent, SomeBlocks};
 use super::kind::Kind;
 pub use super::kind::MAX_FORWARDED;
+pub use super::left::{BlocksLeft, LEFT_WORDS};
 use crate::error::Error;
 use crate::observation::Observation;
 pub use crate::resolution::Resolution;
@@ -87,6 +88,8 @@ pub enum Message {
     BlockDigests(BlockDigests),
     /// See [`BlocksPresent`].
     BlocksPresent(BlocksPresent),
+    /// See [`BlocksLeft`].
+    BlocksLeft(BlocksLeft),
 }
 
 impl Message {
@@ -119,6 +122,7 @@ impl Message {
             Self::Forwarded(_) => Kind::Forwarded,
             Self::BlockDigests(_) => Kind::BlockDigests,
             Self::BlocksPresent(_) => Kind::BlocksPresent,
+            Self::BlocksLeft(_) => Kind::BlocksLeft,
         }
     }
 
@@ -148,6 +152,7 @@ impl Message {
             Self::Resolution(body) => json(body),
             Self::BlockDigests(body) => Ok(body.body()),
             Self::BlocksPresent(body) => Ok(body.body()),
+            Self::BlocksLeft(body) => Ok(body.body()),
             Self::Prepare | Self::Commit | Self::Finish | Self::PlanEnd => Ok(Vec::new()),
         }
     }
@@ -257,6 +262,7 @@ impl Message {
                 Kind::Forwarded => Self::Forwarded(body),
                 Kind::BlockDigests => Self::BlockDigests(BlockDigests::read(&body)?),
                 Kind::BlocksPresent => Self::BlocksPresent(BlocksPresent::read(&body)?),
+                Kind::BlocksLeft => Self::BlocksLeft(BlocksLeft::read(&body)?),
             },
         )
     }

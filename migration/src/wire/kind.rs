@@ -5,6 +5,7 @@
 
 use super::MAX_STATE;
 use super::digests::{HEAD_LEN, MAX_QUESTION};
+use super::left::MAX_LEFT;
 use crate::observation::Side;
 use crate::progress::Phase;
 
@@ -64,6 +65,8 @@ pub enum Kind {
     BlockDigests,
     /// Which of them are.
     BlocksPresent,
+    /// Which blocks of a disk stay with its source.
+    BlocksLeft,
 }
 
 /// How many kinds there are.
@@ -124,7 +127,7 @@ const fn rule(
 
 /// By number, from 1.
 #[rustfmt::skip]
-const RULES: [Rule; 21] = {
+const RULES: [Rule; 22] = {
     use Sender::{Both, Destination as D, Source as S};
     use Kind::*;
     use Times::{Any, AtMost, EachPass};
@@ -150,6 +153,7 @@ const RULES: [Rule; 21] = {
         rule(Forwarded,  "forwarded",   S, Some(Committed),  AtMost(MOST_FORWARDED), MAX_FORWARDED, None),
         rule(BlockDigests,  "block-digests",  S, Some(Prepared),     Any,    MAX_QUESTION, None),
         rule(BlocksPresent, "blocks-present", D, Some(BlockDigests), Any,    HEAD_LEN,  None),
+        rule(BlocksLeft,    "blocks-left",    S, Some(State),        Any,    MAX_LEFT,  None),
     ]
 };
 

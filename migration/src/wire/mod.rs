@@ -13,6 +13,7 @@ pub(crate) mod conversation;
 pub mod digests;
 pub mod hello;
 pub mod kind;
+mod left;
 pub mod pull;
 
 /// Version of the protocol that this engine speaks.

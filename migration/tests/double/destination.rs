@@ -132,10 +132,13 @@ impl DestinationMachine for Destination {
         self.disks = made
             .map(|offer| {
                 let existing = self.existing.iter().find(|(id, _)| *id == offer.id);
-                match existing {
+                let disk = match existing {
                     Some((id, bytes)) => MemoryDisk::holding(id, bytes),
                     None => MemoryDisk::new(&offer.id, offer.size as usize),
-                }
+                };
+                disk.may_lack
+                    .store(offer.may_leave_rest(), Ordering::SeqCst);
+                disk
             })
             .collect();
         for disk in &self.disks {

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use migration::observation::{Observation, Side};
 use migration::vm::{
-    BLOCK_SIZE, DestinationVolume, HeldBefore, SourceVolume, VmResult, VolumeOffer, Wish,
+    BLOCK_SIZE, DestinationVolume, HeldBefore, RestOfVolume, SourceVolume, VmResult, VolumeOffer,
+    Wish,
 };
 
 /// What is done with a disk while it travels.
@@ -22,6 +23,7 @@ pub enum Operation {
     MapBefore,
     ReadBefore,
     Flush,
+    Lack,
 }
 
 /// A disk in memory. Sectors that were never written, or were zeroed, hold no data.
@@ -40,6 +42,10 @@ pub struct MemoryDisk {
     pub damages: AtomicBool,
     /// It held something before it was to be a guest's.
     held_before: AtomicBool,
+    /// A rest of it may be fetched later.
+    pub may_lack: AtomicBool,
+    /// What it was told to lack, and how often.
+    lacks: Mutex<Vec<Vec<u64>>>,
 }
 
 #[derive(Default)]
@@ -88,6 +94,8 @@ impl MemoryDisk {
             let_in: Condvar::new(),
             damages: AtomicBool::new(false),
             held_before: AtomicBool::new(false),
+            may_lack: AtomicBool::new(false),
+            lacks: Mutex::default(),
         })
     }
 
@@ -190,6 +198,11 @@ impl MemoryDisk {
     /// Bytes that storage was given.
     pub fn allocated(&self) -> usize {
         self.with(|content| content.allocated.iter().filter(|&&is| is).count() * SECTOR)
+    }
+
+    /// What it was told to lack, each time that it was.
+    pub fn lacks(&self) -> Vec<Vec<u64>> {
+        self.lacks.lock().unwrap().clone()
     }
 
     pub fn track(&self) {
@@ -340,6 +353,10 @@ impl DestinationVolume for MemoryDisk {
         (self.held_before.load(Ordering::SeqCst)).then_some(self as &dyn HeldBefore)
     }
 
+    fn rest(&self) -> Option<&dyn RestOfVolume> {
+        (self.may_lack.load(Ordering::SeqCst)).then_some(self as &dyn RestOfVolume)
+    }
+
     fn write(&self, offset: u64, bytes: &mut [u8]) -> VmResult<()> {
         self.check(Operation::Write)?;
         if self.damages.load(Ordering::SeqCst) {
@@ -358,6 +375,16 @@ impl DestinationVolume for MemoryDisk {
     fn flush(&self) -> VmResult<()> {
         self.check(Operation::Flush)?;
         self.with(|content| content.flushed = true);
+        Ok(())
+    }
+}
+
+impl RestOfVolume for MemoryDisk {
+    fn lacks(&self, blocks: &[u64]) -> VmResult<()> {
+        self.check(Operation::Lack)?;
+        // What is not durable may be told to be here.
+        assert!(self.is_flushed());
+        self.lacks.lock().unwrap().push(blocks.to_vec());
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 #![allow(unused_imports, reason = "each test binary uses its part")]
 
+pub mod busy;
 mod destination;
 pub mod disks;
 mod guest;

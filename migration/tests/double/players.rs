@@ -15,8 +15,8 @@ use migration::vm::{MachineDescription, RunState};
 use migration::wire::batch::{BATCH_LEN, BatchHeader, BatchKind, RANGE_LEN};
 use migration::wire::capabilities::Capabilities;
 use migration::wire::control::{
-    Answer, BlockDigests, BlocksPresent, Committed, Extents, Intent, LastPass, Message, Negotiate,
-    Negotiated, PassPlaced, Prepared, Ready, Resolution, SomeBlocks, Welcome,
+    Answer, BlockDigests, BlocksLeft, BlocksPresent, Committed, Extents, Intent, LastPass, Message,
+    Negotiate, Negotiated, PassPlaced, Prepared, Ready, Resolution, SomeBlocks, Welcome,
 };
 use migration::wire::hello::{HELLO_LEN, Hello, Role};
 use migration::wire::kind::Kind;
@@ -126,6 +126,11 @@ pub fn message_of(kind: Kind) -> Message {
         }),
         Kind::PlanEnd => Message::PlanEnd,
         Kind::Forwarded => Message::Forwarded(vec![1; 100]),
+        Kind::BlocksLeft => Message::BlocksLeft(BlocksLeft {
+            volume: 0,
+            first: 0,
+            words: vec![1],
+        }),
         Kind::BlockDigests => Message::BlockDigests(BlockDigests {
             of: first_block(),
             digests: vec![[1; 16]],

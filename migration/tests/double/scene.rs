@@ -4,13 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use migration::journal::MemoryJournal;
+use migration::observation::Observation;
 use migration::progress::Limits;
 use migration::request::MigrateRequest;
 use migration::steering::{Events, Steering};
 use migration::transport::memory::{self, Injection};
 use migration::units::{Rate, Span};
+use migration::wire::capabilities::Capabilities;
+use migration::wire::control::Message;
 use migration::{MigrationId, Outcome, destination, source};
 
+use super::players::relay;
 use super::{Destination, Guest, Source, Witness, ends_within};
 
 /// Dirties memory faster than the limit on bandwidth lets it go.
@@ -59,6 +63,47 @@ impl Scene {
         let request = &mut self.options.request;
         request.downtime_limit = Span(limits.downtime);
         request.bandwidth = Rate(limits.bandwidth);
+    }
+
+    /// Runs it with a destination of a version without `capability`, which the source refuses for that; why.
+    #[track_caller]
+    pub fn refused_without(&mut self, capability: Capabilities) -> Observation {
+        let older = |message| match message {
+            Message::Welcome(mut welcome) => {
+                let told = welcome.capabilities.unwrap();
+                welcome.capabilities = Some(told & !capability.bits());
+                Message::Welcome(welcome)
+            }
+            other => other,
+        };
+        let (connect, between) = memory::network(&[]);
+        let (onwards, listen) = memory::network(&[]);
+        let receiving = Steering::new();
+        let Self {
+            vm,
+            into,
+            options,
+            journal,
+            ..
+        } = self;
+        let here = std::thread::scope(|scope| {
+            let there = scope.spawn(|| {
+                let options = destination::Options::default();
+                destination::receive(&listen, into, &options, &receiving, journal)
+            });
+            scope.spawn(|| relay(&between, &onwards, &older));
+            let journal = MemoryJournal::default();
+            let here = source::migrate(vm, &connect, options, &Steering::new(), &journal);
+            receiving.cancel();
+            there.join().unwrap();
+            here
+        });
+        let Outcome::Failed(report) = here else {
+            panic!("it is not refused")
+        };
+        self.assert_kept();
+        let why = report.error.unwrap();
+        why.root().clone()
     }
 
     /// Runs the migration while `steer` watches its events.

@@ -1,6 +1,7 @@
 //! What the tests of the real binary share: two "hosts" on this machine, guests that check
 //! themselves, migrations followed event by event, and peers that misbehave.
 
+pub mod busy_disk;
 pub mod clock_ledger;
 pub mod console;
 pub mod disk_load;

@@ -7,7 +7,6 @@ use control::api::client::Client;
 use control::exit::{Exit, exit_of_report, local};
 use control::instance::VmState;
 use control::runtime_dir::{Entry, RuntimeDir, VmProcess};
-use migration::disk_modes::DiskMode;
 use migration::observation::Observation;
 use migration::progress::{Event, Report};
 use migration::request::MigrateRequest;
@@ -64,7 +63,7 @@ pub(super) fn run(
     let goes_later = request
         .disks
         .iter()
-        .any(|disk| disk.mode == DiskMode::OnDemand);
+        .any(|disk| request.may_go_on_demand(disk.mode));
     let mut servers = match goes_later {
         true => {
             let status = block_on(client.status())?;

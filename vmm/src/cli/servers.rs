@@ -66,7 +66,7 @@ impl Servers {
         Self(Vec::new())
     }
 
-    /// Starts one for each disk of the VM, whose status this is, that moves on demand as `request` says, at `serve_at` or where the
+    /// Starts one for each disk of the VM, whose status this is, that moves on demand as `request` says, or may, at `serve_at` or where the
     /// destination reaches this host; and says so in the request.
     ///
     /// # Errors
@@ -80,10 +80,15 @@ impl Servers {
         let mut servers = Self::none();
         let all = status.disks.iter().map(|disk| disk.id.as_str());
         let modes = disk_modes::modes(&request.disks, all)?;
-        let later = modes.iter().filter(|(_, mode)| *mode == DiskMode::OnDemand);
-        let later: Vec<_> = later
-            .filter_map(|(id, _)| status.disks.iter().find(|disk| disk.id == *id))
-            .collect();
+        let later = modes
+            .iter()
+            .filter(|(_, mode)| request.may_go_on_demand(*mode));
+        let later = later.filter_map(|(id, mode)| {
+            let disk = status.disks.iter().find(|disk| disk.id == *id)?;
+            // One that is only read goes with its guest; where that is not wanted, the VM says so.
+            (*mode == DiskMode::OnDemand || !disk.read_only).then_some(disk)
+        });
+        let later: Vec<_> = later.collect();
         if request.plan || later.is_empty() {
             return Ok(servers);
         }

@@ -51,6 +51,18 @@ impl Bits {
             .is_none_or(|clear| clear >= blocks.end)
     }
 
+    /// Sets those of the 64 from `index * 64` on that `bits` has; how many were not.
+    pub(crate) fn add_word(&self, index: u64, bits: u64) -> u64 {
+        let over = self.blocks.saturating_sub(index * 64);
+        let within = if over < 64 { (1 << over) - 1 } else { u64::MAX };
+        let word = self.words.get(index as usize);
+        word.map_or(0, |word| {
+            let new = bits & within;
+            let before = word.fetch_or(new, Ordering::AcqRel);
+            u64::from((new & !before).count_ones())
+        })
+    }
+
     /// Sets that of `block`; whether it was not.
     pub(crate) fn set(&self, block: u64) -> bool {
         let bit = 1 << (block % 64);

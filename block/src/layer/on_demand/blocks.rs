@@ -103,6 +103,15 @@ impl Blocks {
         self.hands.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Before any request is made: all blocks are here but those that `missing` has, a bit for each, and that were missing.
+    pub(super) fn are_here_but(&self, missing: &[u64]) {
+        for index in 0..self.present.len().div_ceil(64) {
+            let absent = missing.get(index as usize).copied().unwrap_or(0);
+            let new = self.present.add_word(index, !absent);
+            self.missing.fetch_sub(new, Ordering::AcqRel);
+        }
+    }
+
     /// How many blocks are not here.
     pub(super) fn missing(&self) -> u64 {
         self.missing.load(Ordering::Acquire)

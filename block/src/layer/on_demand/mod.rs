@@ -44,7 +44,7 @@ pub use origin::{Allocation, Class, Origin, OriginError};
 pub use supply::{OnLoss, Status, Supply};
 
 use self::bits::touched;
-use self::blocks::{Blocks, Cover, Outcome};
+use self::blocks::{Awaited, Blocks, Cover, Outcome};
 use self::fetching::Fetching;
 use self::keeping::Keeping;
 use self::supply::Standing;
@@ -201,6 +201,19 @@ impl OnDemand {
     /// Whether the block of byte `offset`, which is one of the disk, is here.
     pub fn has(&self, offset: u64) -> bool {
         self.fetching.blocks.are_present(&(offset..offset + 1))
+    }
+
+    /// Before any request is made: the image holds all of the disk but the blocks that `missing` has, a bit for each in words of
+    /// 64, and was flushed. Makes that durable.
+    ///
+    /// # Errors
+    /// As [`OnDemand::finish`].
+    pub fn holds_all_but(&self, missing: &[u64]) -> Result<()> {
+        self.fetching.blocks.are_here_but(missing);
+        self.finish()?;
+        // Somebody may wait until it is whole.
+        self.fetching.arrived(Awaited::No);
+        Ok(())
     }
 
     /// Makes durable all that is here, and that it is here; how many bytes are missing.

@@ -1,0 +1,55 @@
+//! Disks that travel with a guest which writes them faster than the link carries, and of which the rest is fetched when the guest
+//! has gone: no write of which it was told is lost.
+
+use serde_json::Value;
+use tests::blackbox::busy_disk::BusyDisk;
+use tests::blackbox::wait::eventually;
+use tests::blackbox::{Vms, guest_lock};
+
+const REST: &[&str] = &["--disks", "precopy", "--on-timeout", "on-demand"];
+
+fn served(scene: &BusyDisk) -> Vec<Value> {
+    let run = scene.pair.source.vmm(["disk", "serve", "--list", "--json"]);
+    run.success().json_lines()
+}
+
+/// Waits until who served the disk knows that nobody needs it any more.
+fn is_released(scene: &BusyDisk) {
+    eventually("its server is told that the disk is whole", || {
+        let served = served(scene);
+        (served[0]["released"] == true && served[0]["pid"].is_null()).then_some(())
+    });
+    let status = scene.pair.destination.status("there");
+    assert!(status["disks"][0]["missing"].is_null(), "{status:#}");
+}
+
+#[test]
+fn a_disk_that_passes_do_not_get_away_goes_over_to_on_demand_when_its_time_is_over() {
+    let Some(_lock) = guest_lock() else { return };
+    let scene = BusyDisk::begin();
+    let more = [REST, &["--timeout", "6s"]].concat();
+    let ended = scene.leaves(&more).finish();
+    let is_told = |event: &&Value| event["observation"]["id"] == "migration.over-to-on-demand";
+    assert_eq!(ended.events.iter().filter(is_told).count(), 1);
+    let report = ended.completed();
+    let disks = &report["disks"];
+    let before = disks["on_demand"][0]["disk_bytes_before_commit"].as_u64();
+    assert!(before > Some(8 << 20), "{report:#}");
+    assert_eq!(disks["left"][0]["whole"], false, "{report:#}");
+    is_released(&scene);
+    scene.has_moved();
+}
+
+#[test]
+fn a_disk_that_gets_away_in_time_leaves_no_rest() {
+    let Some(_lock) = guest_lock() else { return };
+    let scene = BusyDisk::begin();
+    let how = ["--timeout", "1h", "--downtime-limit", "1s"];
+    let leaving = scene.leaves_by(&[REST, &how].concat());
+    let report = leaving.finish().completed();
+    let disks = &report["disks"];
+    assert!(disks["on_demand"].is_null(), "{report:#}");
+    assert_eq!(disks["left"][0]["whole"], true, "{report:#}");
+    is_released(&scene);
+    scene.has_moved();
+}

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use block::fault::{Effect, Fault, FaultLayer, Operation};
-use block::on_demand::{BLOCK, ImageOrigin, OnLoss, Origin, PresenceMap, Pull, Supply};
+use block::on_demand::{Allocation, BLOCK, ImageOrigin, OnLoss, Origin, PresenceMap, Pull, Supply};
 use block::{BlockDevice, Buffer, Discarded, Durability, Error, Extent, ExtentKind, ZeroMode};
 use origins::{
     Answers, KINDS, Kind, LONG, Scene, about, all, content, made, map_storage, over, when_come,
@@ -358,4 +358,42 @@ fn an_image_is_an_origin_and_its_copy_takes_no_more_room() {
         assert!(room("target") <= room("source"), "{kind:?}");
         assert!(disk.status().fetched_bytes <= 4 * BLOCK);
     }
+}
+
+#[test]
+fn what_an_image_holds_beforehand_is_here_durably_and_all_else_is_not() {
+    let dir = TempDir::new().unwrap();
+    let was = content(SIZE);
+    let origin = origins::TestOrigin::new(was.clone(), Answers::Right);
+    let image = made(&dir.path().join("image"), SIZE, Kind::Raw);
+    // It came without a request; of block 2 something came that is old.
+    let mut came = was.clone();
+    came[2 * BLOCK as usize..][..512].fill(0xee);
+    let end = 10 * BLOCK as usize;
+    let buffers = [Buffer::new(&mut came[..end])];
+    image.write(&buffers, 0, Durability::Flushed).unwrap();
+    image.flush().unwrap();
+    let storage = map_storage(&dir.path().join("map"), SIZE);
+    let none = Allocation::none(SIZE);
+    none.add(&(0..SIZE));
+    let map = PresenceMap::create(storage.clone(), about(SIZE), &none).unwrap();
+    let (disk, told) = over(image.clone(), map, origin.clone(), Pull::Off);
+    let missing = [1 << 2 | 1 << 10];
+    disk.holds_all_but(&missing).unwrap();
+    assert_eq!(disk.status().missing_bytes, 2 * BLOCK);
+    drop((disk, told));
+    // It was durable.
+    let map = PresenceMap::open(storage, SIZE).unwrap();
+    let present: Vec<_> = (0..11).map(|block| block != 2 && block != 10).collect();
+    assert_eq!(map.present(), present);
+    let (disk, told) = over(image, map, origin.clone(), Pull::Off);
+    assert_eq!(
+        try_read(&*disk, BLOCK, 512).unwrap(),
+        was[BLOCK as usize..][..512]
+    );
+    assert!(when_come(&told, || try_read(&*disk, 0, SIZE as usize)).unwrap() == was);
+    assert_eq!(origin.given().into_keys().collect::<Vec<_>>(), [2, 10]);
+    // Nothing is missing beyond the words that are told.
+    disk.holds_all_but(&[]).unwrap();
+    assert!(disk.wait_whole(LONG));
 }

@@ -10,8 +10,10 @@ use double::busy::{BLOCK, BLOCKS, run, scene};
 use double::disks::{MemoryDisk, Operation};
 use double::scene::{Scene, ignore};
 use migration::disk_modes::{DiskMode, DiskPull};
+use migration::observation::Side;
 use migration::progress::{Event, Limits, Report, TimeoutAction, Verify};
 use migration::request::ServedDisk;
+use migration::transport::memory::{Fault, Injection};
 use migration::units::Span;
 use migration::vm::Served;
 use migration::wire::capabilities::Capabilities;
@@ -148,4 +150,31 @@ fn a_destination_that_cannot_fetch_a_rest_is_not_gone_to() {
     let why = scene.refused_without(Capabilities::DISK_RESTS);
     assert_eq!(why.id, "migration.no-disk-rests");
     assert!(why.message.contains("disk0"), "{why}");
+}
+
+#[test]
+fn a_link_that_is_lost_makes_no_block_count_as_there_that_is_not() {
+    let mut again = 0;
+    for frame in (10..400).step_by(26) {
+        let mut scene = leaving(2, Duration::from_millis(300));
+        scene.options.request.reconnect_for = Span(Duration::from_secs(10));
+        scene.injections = vec![Injection {
+            side: Side::Source,
+            frame,
+            fault: Fault::Cut,
+        }];
+        let (outcomes, _) = run(&mut scene, |_| {});
+        match &outcomes[0] {
+            Outcome::Completed(report) => {
+                let _ = moved(&scene, &outcomes);
+                let _ = lacking(&scene);
+                again += report.reconnects;
+            }
+            // The commit, or its answer, was lost.
+            Outcome::HandoverUnknown(_) => {}
+            // The guest stood still.
+            _ => assert_eq!(scene.witness.running(), (true, false), "{outcomes:?}"),
+        }
+    }
+    assert!(again > 0, "no link was made anew");
 }

@@ -4,7 +4,7 @@
 use serde_json::Value;
 use tests::blackbox::busy_disk::BusyDisk;
 use tests::blackbox::wait::eventually;
-use tests::blackbox::{Vms, guest_lock};
+use tests::blackbox::{Vms, guest_lock, holds, images};
 
 const REST: &[&str] = &["--disks", "precopy", "--on-timeout", "on-demand"];
 
@@ -52,4 +52,29 @@ fn a_disk_that_gets_away_in_time_leaves_no_rest() {
     assert_eq!(disks["left"][0]["whole"], true, "{report:#}");
     is_released(&scene);
     scene.has_moved();
+}
+
+#[test]
+fn what_is_cancelled_before_leaves_the_guest_and_nothing_else() {
+    let Some(_lock) = guest_lock() else { return };
+    let mut scene = BusyDisk::begin();
+    let more = [REST, &["--timeout", "1h"]].concat();
+    let mut leaving = scene.leaves(&more);
+    leaving.wait_progress();
+    assert_eq!(served(&scene)[0]["awaiting"], true);
+    leaving.interrupt();
+    let _ = leaving.finish().ended(4, "cancelled");
+    scene.load.goes_on(20);
+    assert_eq!(served(&scene), Vec::<Value>::new());
+    let there = scene.there();
+    holds("nothing is left there", || {
+        !there.exists() && !images::map_of(&there).exists()
+    });
+    scene.pair.source.press("guest", b'q');
+    scene.pair.source.ended("guest");
+    scene.load.comes_to_its_end();
+    scene
+        .load
+        .has_lost_nothing_at(&scene.pair.source.path().join("data.raw"));
+    scene.pair.destination.waits_no_more("there");
 }

@@ -80,6 +80,8 @@ pub enum ScenarioArg {
     DiskLocal,
     /// A guest that moves with a disk that it writes to fast
     DiskBusy,
+    /// A guest that goes before its disk, which is fetched
+    DiskOnDemand,
 }
 
 impl From<ScenarioArg> for Scenario {
@@ -97,6 +99,7 @@ impl From<ScenarioArg> for Scenario {
             ScenarioArg::DiskDowntime => Self::DiskMoves(DiskScenario::Downtime),
             ScenarioArg::DiskLocal => Self::DiskMoves(DiskScenario::Local),
             ScenarioArg::DiskBusy => Self::DiskMoves(DiskScenario::Busy),
+            ScenarioArg::DiskOnDemand => Self::DiskMoves(DiskScenario::OnDemand),
         }
     }
 }

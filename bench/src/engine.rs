@@ -124,13 +124,14 @@ fn guest_of(host: &Host, name: &'static str, process: Running) -> Guest {
 }
 
 /// Has the destination host wait for a guest; the guest and the address that it waits at.
-fn receive(
+pub(super) fn receive(
     hosts: &Hosts,
     name: &'static str,
     terms: &Terms<'_>,
     reserve: Option<u64>,
     cache: DiskCache,
 ) -> Result<(Guest, String), BenchError> {
+    forget(&hosts.destination, name);
     let listen = format!("{}:0", terms.link.destination_address());
     let images: Vec<_> = terms
         .disks
@@ -204,7 +205,6 @@ pub(super) fn run(
     let mut guest = terms
         .link
         .at_source(|| start(hosts, name, workload, terms.disks, cache))?;
-    forget(&hosts.destination, name);
     let preparing = Instant::now();
     let (mut arrived, to) = terms
         .link
@@ -318,7 +318,9 @@ fn copied(disk: &MovingDisk) -> DiskChoice {
     DiskChoice::new(Some(disk.id.clone()), DiskMode::Precopy)
 }
 
-fn block_on<T>(future: impl Future<Output = Result<T, BenchError>>) -> Result<T, BenchError> {
+pub(super) fn block_on<T>(
+    future: impl Future<Output = Result<T, BenchError>>,
+) -> Result<T, BenchError> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

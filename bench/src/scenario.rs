@@ -64,7 +64,7 @@ pub(super) struct Plan {
 
 impl Scenario {
     /// All, in the order of the report.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Idle,
         Self::Dirty,
         Self::Slow,
@@ -77,6 +77,7 @@ impl Scenario {
         Self::DiskMoves(DiskScenario::Downtime),
         Self::DiskMoves(DiskScenario::Local),
         Self::DiskMoves(DiskScenario::Busy),
+        Self::DiskMoves(DiskScenario::OnDemand),
     ];
 
     /// How the memory of a guest is moved, with `bytes` of data in the large ones; `None` where that is not what is

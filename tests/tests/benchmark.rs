@@ -285,7 +285,7 @@ fn a_disk_that_moves_is_measured_beside_mirrors_and_the_plain_copy() {
 fn what_disks_add_pause_send_again_and_cost_is_measured() {
     let Some(_lock) = machine_lock() else { return };
     let dir = tempfile::tempdir().unwrap();
-    let scenarios = ["disk-downtime", "disk-local", "disk-busy"];
+    let scenarios = ["disk-downtime", "disk-local", "disk-busy", "disk-on-demand"];
     let mut arguments = vec!["--runs", "1", "--memory", "8MiB", "--no-qemu", "--json"];
     for scenario in scenarios.iter().chain(&["disk-tracking"]) {
         arguments.extend(["--scenario", scenario]);
@@ -316,6 +316,8 @@ fn what_disks_add_pause_send_again_and_cost_is_measured() {
     are_measured(busy, &["total_ms", "writes_per_s"]);
     let sent = busy["disk_sent_to_data"]["median"].as_f64().unwrap();
     assert!(sent >= 1.0, "all of it travels: {busy}");
+    let first = &contenders(3)[0];
+    are_measured(first, &["total_ms", "runs_ms", "bulk_bytes_per_s"]);
     let tracking = &figures["disk_tracking"];
     let share = |end: &str| tracking[end].as_f64().unwrap();
     assert!(

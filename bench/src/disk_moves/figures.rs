@@ -47,6 +47,8 @@ pub struct MoverFigures {
     pub gave_up: Option<String>,
     /// From the request until the guest runs at the destination, or its disk is at the new path.
     pub total_ms: Option<Samples>,
+    /// From the request until the guest runs at the destination, where that is before all of its disk is there.
+    pub runs_ms: Option<Samples>,
     /// Largest gap that the guest saw.
     pub guest_gap_ms: Option<Samples>,
     /// Guest stopped to guest running, by the engine's report.
@@ -99,6 +101,7 @@ impl MoverFigures {
             role,
             gave_up,
             total_ms: of(|turn| Some(turn.total_ms)),
+            runs_ms: of(|turn| turn.runs_ms),
             guest_gap_ms: of(|turn| turn.guest_gap_ms),
             downtime_ms: of(|turn| turn.downtime_ms),
             io_pause_ms: of(|turn| turn.io_pause_ms),

@@ -79,6 +79,14 @@ impl DiskMoveFigures {
             } else if self.name == DiskScenario::Busy.name() {
                 let sent = engine(|c| median(&c.disk_sent_to_data));
                 vec![("disk_sent_to_data", sent, AtMost, 1.3, Ratio)]
+            } else if self.name == DiskScenario::OnDemand.name() {
+                let first = |figure| of(MoverRole::EngineForBulk, figure);
+                let runs = first(|c| median(&c.runs_ms));
+                let bulk = first(|c| c.bulk_to_plain_copy);
+                vec![
+                    ("runs_ms", runs, AtMost, 300.0, Milliseconds),
+                    ("bulk_to_plain_copy", bulk, AtLeast, 0.9, Ratio),
+                ]
             } else {
                 Vec::new()
             };

@@ -65,7 +65,10 @@ pub(crate) fn measure(
             });
             (figures.collect(), None)
         }
-        DiskScenario::Move | DiskScenario::Downtime | DiskScenario::Busy => {
+        DiskScenario::Move
+        | DiskScenario::Downtime
+        | DiskScenario::Busy
+        | DiskScenario::OnDemand => {
             let (copy, absent) = match NbdCopy::look() {
                 Ok(copy) => (Some(copy), None),
                 Err(why) => (None, Some(why)),
@@ -81,7 +84,8 @@ pub(crate) fn measure(
                 let (name, role) = (record.contender.name(), record.contender.role());
                 MoverFigures::new(name, role, &record.turns, record.gave_up)
             });
-            let absent = absent.filter(|_| plan.scenario == DiskScenario::Move);
+            let is_compared = matches!(plan.scenario, DiskScenario::Move | DiskScenario::OnDemand);
+            let absent = absent.filter(|_| is_compared);
             (figures.collect(), absent)
         }
     };
@@ -95,8 +99,9 @@ fn tell<'t>(turns: impl IntoIterator<Item = &'t DiskTurn>) -> String {
             ms.map_or_else(String::new, |ms| format!(", {name} {}", human_ms(ms)))
         };
         format!(
-            "{}{}{}{}",
+            "{}{}{}{}{}",
             human_ms(turn.total_ms),
+            part("runs after", turn.runs_ms),
             part("gap", turn.guest_gap_ms),
             part("I/O pause", turn.io_pause_ms),
             part("p99 of writes", turn.beside.write_p99_ms)

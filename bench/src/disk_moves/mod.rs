@@ -7,6 +7,7 @@ mod local;
 mod measure;
 mod mover;
 mod nbdcopy;
+mod on_demand;
 mod plan;
 mod report;
 mod role;

@@ -9,6 +9,7 @@ use super::super::qemu::{self, Found, Qemu, Variant};
 use super::super::rounds::TakesTurns;
 use super::super::terms::Terms;
 use super::nbdcopy::NbdCopy;
+use super::on_demand;
 use super::plan::{DiskPlan, DiskScenario};
 use super::role::MoverRole;
 use super::turn::DiskTurn;
@@ -17,6 +18,8 @@ use super::turn::DiskTurn;
 pub(super) enum Mover {
     /// This engine.
     Engine(Engine),
+    /// This engine, with a guest that goes before its disk does.
+    First,
     /// A QEMU.
     Qemu { qemu: Qemu, variant: Variant },
     /// The plain copy, beside a guest that does as this one does.
@@ -88,6 +91,13 @@ impl Mover {
                 [without, with, more].map(Self::Engine).into()
             }
             DiskScenario::Busy => vec![Self::Engine(with)],
+            DiskScenario::OnDemand => {
+                let copy = copy.map(|copy| Self::Copy {
+                    copy: copy.clone(),
+                    beside: plan.little,
+                });
+                std::iter::once(Self::First).chain(copy).collect()
+            }
             // It has contenders of its own.
             DiskScenario::Local => Vec::new(),
         }
@@ -97,6 +107,7 @@ impl Mover {
     pub fn role(&self) -> MoverRole {
         match self {
             Self::Engine(engine) => engine.role,
+            Self::First => MoverRole::EngineForBulk,
             Self::Qemu { .. } => MoverRole::Peer,
             Self::Copy { .. } => MoverRole::PlainCopy,
         }
@@ -126,6 +137,7 @@ impl Mover {
                 let moved = engine::run(hosts, &engine.workload, &terms, asked)?;
                 Ok(of_move(&moved, &engine.workload, engine.disks))
             }
+            Self::First => on_demand::turn(hosts, plan, terms),
             Self::Qemu { qemu, variant } => {
                 let moved = qemu::run(hosts, &plan.workload, terms, qemu, *variant)?;
                 Ok(of_move(&moved, &plan.workload, terms.disks.len()))
@@ -139,6 +151,7 @@ impl TakesTurns for Mover {
     fn name(&self) -> String {
         match self {
             Self::Engine(engine) => engine.name.to_owned(),
+            Self::First => "vmm".to_owned(),
             Self::Qemu { qemu, variant } => {
                 format!("QEMU {} {}, {variant}", qemu.version, variant.copy_mode)
             }
@@ -148,7 +161,7 @@ impl TakesTurns for Mover {
 
     fn is_left_out_after(&self, error: &BenchError) -> bool {
         match self {
-            Self::Engine(_) => matches!(error, BenchError::NotConverged(_)),
+            Self::Engine(_) | Self::First => matches!(error, BenchError::NotConverged(_)),
             Self::Qemu { .. } | Self::Copy { .. } => true,
         }
     }

@@ -31,6 +31,14 @@ const fn light(length: u64) -> WriteLoad {
     }
 }
 
+/// Hardly any.
+const IDLE: WriteLoad = WriteLoad {
+    size: 4096,
+    rate: 1,
+    depth: 1,
+    length: MIB,
+};
+
 /// What can be measured of disks that move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DiskScenario {
@@ -42,6 +50,8 @@ pub enum DiskScenario {
     Local,
     /// A guest that writes half as fast as the link carries.
     Busy,
+    /// A guest that goes before its disk does.
+    OnDemand,
 }
 
 /// What the contenders of a scenario find.
@@ -81,6 +91,7 @@ impl DiskScenario {
             Self::Downtime => "disk-downtime",
             Self::Local => "disk-local",
             Self::Busy => "disk-busy",
+            Self::OnDemand => "disk-on-demand",
         }
     }
 }
@@ -147,6 +158,16 @@ pub(crate) fn plan(scenario: DiskScenario, bytes: u64) -> DiskPlan {
                 bytes,
             )
         },
+        DiskScenario::OnDemand => DiskPlan {
+            load: IDLE,
+            ..plan(
+                "an idle guest goes before its full disk does, which is fetched",
+                LITTLE,
+                1,
+                8 * bytes,
+                8 * bytes,
+            )
+        },
     }
 }
 
@@ -190,6 +211,7 @@ mod tests {
                 DiskScenario::Downtime,
                 DiskScenario::Local,
                 DiskScenario::Busy,
+                DiskScenario::OnDemand,
             ] {
                 let plan = plan(scenario, bytes);
                 let DiskPlan {

@@ -23,9 +23,11 @@ fn ratio(ratio: Option<f64>) -> Option<String> {
 }
 
 /// All columns; those that no contender has anything in are left out.
-const COLUMNS: [Column; 18] = [
+const COLUMNS: [Column; 20] = [
     ("total", |c| median(&c.total_ms, Unit::Milliseconds)),
     ("max", |c| largest(&c.total_ms, Unit::Milliseconds)),
+    ("runs after", |c| median(&c.runs_ms, Unit::Milliseconds)),
+    ("at most", |c| largest(&c.runs_ms, Unit::Milliseconds)),
     ("gap", |c| median(&c.guest_gap_ms, Unit::Milliseconds)),
     ("downtime", |c| median(&c.downtime_ms, Unit::Milliseconds)),
     ("I/O pause", |c| median(&c.io_pause_ms, Unit::Milliseconds)),

@@ -6,9 +6,11 @@ use super::super::watch::Beside;
 /// What one move, or one copy, took. What was not measured is `None`.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct DiskTurn {
-    /// From the request until the guest runs at the destination, or its disk at the new path; of the
+    /// From the request until the guest and all of its disk are at the destination, or its disk at the new path; of the
     /// plain copy, from its start to its end.
     pub total_ms: f64,
+    /// From the request until the guest runs at the destination, where that is before all of its disk is there.
+    pub runs_ms: Option<f64>,
     /// Largest gap that the guest saw.
     pub guest_gap_ms: Option<f64>,
     /// Guest stopped to guest running, by this engine's report.
@@ -42,6 +44,7 @@ impl DiskTurn {
         let of_disks = |bytes: f64| (disk_data > 0).then(|| bytes / disk_data as f64);
         Self {
             total_ms: moved.total_ms,
+            runs_ms: None,
             guest_gap_ms: Some(moved.guest_gap_ms),
             downtime_ms: moved.engine.map(|engine| engine.downtime_ms),
             io_pause_ms: None,

@@ -74,6 +74,10 @@ impl MovingDisk {
     pub fn remove_destination(&self) {
         // There is none after a turn that failed early.
         let _ = std::fs::remove_file(&self.destination);
+        // What says which of its blocks have come, of one that came after its guest.
+        let mut map = self.destination.clone().into_os_string();
+        map.push(".vmm-map");
+        let _ = std::fs::remove_file(map);
     }
 }
 

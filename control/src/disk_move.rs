@@ -183,6 +183,8 @@ pub struct DiskMoveHow {
     pub on_not_converging: Option<OnNotConverging>,
     /// Of mirror; absent is [`OnTargetError::Drop`].
     pub on_target_error: Option<OnTargetError>,
+    /// Of mirror.
+    pub writes: Rate,
 }
 
 impl DiskMoveHow {
@@ -198,6 +200,9 @@ impl DiskMoveHow {
             || self.on_not_converging == Some(OnNotConverging::Mirror);
         if self.on_target_error.is_some() && !may_mirror {
             return Err("on-target-error is of mirror, and this move never is one".into());
+        }
+        if !self.writes.is_unlimited() && !may_mirror {
+            return Err("writes is of mirror, and this move never is one".into());
         }
         Ok(())
     }
@@ -300,6 +305,14 @@ pub struct DiskMoveRequest {
     )]
     #[schema(value_type = Option<u64>)]
     pub bandwidth: Rate,
+    /// Most that the guest may write to the disk in a second while it is mirrored; absent or 0 is unlimited.
+    #[serde(
+        rename = "writes_bytes_per_s",
+        default,
+        skip_serializing_if = "Rate::is_unlimited"
+    )]
+    #[schema(value_type = Option<u64>)]
+    pub writes: Rate,
     /// Longest that the guest's requests to the disk may wait when it goes over.
     #[serde(rename = "downtime_limit_ms", default = "default_downtime")]
     #[schema(value_type = u64)]
@@ -313,6 +326,7 @@ impl DiskMoveRequest {
             mode: self.mode,
             on_not_converging: self.on_not_converging,
             on_target_error: self.on_target_error,
+            writes: self.writes,
         }
     }
 }
@@ -435,6 +449,16 @@ mod tests {
                 mode,
                 on_not_converging,
                 on_target_error,
+                writes: Rate::default(),
+            };
+            assert_eq!(how.check().is_ok(), fits, "{how:?}");
+        }
+        for (mode, fits) in [(Mirror, true), (Precopy, false)] {
+            let how = DiskMoveHow {
+                mode,
+                on_not_converging: None,
+                on_target_error: None,
+                writes: Rate(Some(1)),
             };
             assert_eq!(how.check().is_ok(), fits, "{how:?}");
         }

@@ -95,7 +95,9 @@ pub struct MigrateRequest {
     /// link, so that it ends however much is written; `on-demand`: the guest goes at once, and fetches there what it reads, from
     /// a process of this host that serves the image; the rest comes meanwhile, or not with `,pull=off`; `auto`, as without this
     /// option: shared where the destination reaches them, else copied to where it was told to put them. Of those that are copied
-    /// `,format=raw|qcow2` is the format there, and `,after=keep|delete` what becomes of the image here.
+    /// `,format=raw|qcow2` is the format there, and `,after=keep|delete` what becomes of the image here. Of a mirrored one
+    /// `,before` has memory go when the disk is there, `,after` has it go on demand, and `,writes=RATE` is the most that the guest
+    /// writes to it in a second.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(
         feature = "command-line",

@@ -24,6 +24,7 @@ mod source;
 pub mod target;
 pub(crate) mod tracking;
 mod unused;
+pub(crate) mod write_limit;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};

@@ -99,10 +99,7 @@ impl Instance for Served {
 
     fn set_limits(&self, change: LimitChange) -> Result<(), Observation> {
         match self.lock().active() {
-            Some(migration) => {
-                migration.set_limits(change);
-                Ok(())
-            }
+            Some(migration) => migration.set_limits(change),
             None => Err(refuse("migration.none", "no migration is running")),
         }
     }

@@ -10,6 +10,7 @@ use migration::observation::{Observation, Side};
 use migration::vm::{BLOCK_SIZE, SourceVolume, VmResult, VolumeOffer, Wish};
 
 use crate::disks::content::DiskContent;
+use crate::disks::write_limit::WriteLimit;
 use crate::machine::Machine;
 
 const _: () = assert!(BLOCK == BLOCK_SIZE);
@@ -22,6 +23,8 @@ pub(crate) struct OutgoingVolume {
     content: DiskContent,
     /// What changed from here on was not asked for yet.
     since: Mutex<Generation>,
+    /// What its guest may write in a second while it is mirrored.
+    writes: WriteLimit,
 }
 
 impl OutgoingVolume {
@@ -38,6 +41,7 @@ impl OutgoingVolume {
                 uncached: machine.devices().disks.bare_image(id),
             },
             since: Mutex::new(Generation::FIRST),
+            writes: WriteLimit::default(),
         })
     }
 }
@@ -130,12 +134,17 @@ impl SourceVolume for OutgoingVolume {
             (Some(backlog), _) => backlog,
             (None, None) => return Ok(()),
             (None, Some(_)) => {
-                let laid = self.machine.devices().bound_backlog(&self.content.id);
+                let devices = self.machine.devices();
+                let laid = devices.bound_backlog(&self.content.id, &self.writes);
                 laid.map_err(|e| e.observed(Side::Source))?
             }
         };
         backlog.bound(most);
         Ok(())
+    }
+
+    fn limit_writes(&self, rate: Option<u64>) {
+        self.writes.set(rate);
     }
 
     fn let_in(&self) -> u64 {

@@ -120,6 +120,9 @@ pub trait SourceVolume: Send + Sync {
     fn bound_backlog(&self, _most: Option<u64>) -> VmResult<()> {
         Ok(())
     }
+    /// Has the guest write no more than `rate` bytes a second from when changes are [bound](Self::bound_backlog) on; `None`: any
+    /// number. Told again and again.
+    fn limit_writes(&self, _rate: Option<u64>) {}
     /// Bytes of blocks that the guest was let in to change while that was counted: it only grows. Asked before marks are
     /// taken.
     fn let_in(&self) -> u64 {

@@ -127,7 +127,7 @@ impl Fake {
 
     /// What `set_limits` was last told.
     pub fn limits(&self) -> Option<LimitChange> {
-        self.inner.lock().unwrap().limits
+        self.inner.lock().unwrap().limits.clone()
     }
 
     /// What `migrate` was last asked.
@@ -165,7 +165,11 @@ fn has_ended(events: &[Event]) -> bool {
 fn job_of(inner: &Inner) -> Option<Job> {
     let events = inner.events.as_ref()?;
     let request = inner.request.as_ref().expect("asked for");
-    let limits = request.limits().changed(inner.limits.unwrap_or_default());
+    let limits = request.limits();
+    let limits = inner
+        .limits
+        .iter()
+        .fold(limits, migration::progress::Limits::changed);
     Some(Job {
         to: Some(request.to.clone()),
         limits: Some(limits.into()),
@@ -415,6 +419,7 @@ impl Instance for Fake {
             limits: Some(LimitChange {
                 downtime_limit: Some(request.downtime_limit),
                 bandwidth: Some(request.bandwidth),
+                ..LimitChange::default()
             }),
             held_up_by: None,
             result: None,

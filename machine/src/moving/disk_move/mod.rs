@@ -37,6 +37,7 @@ use self::standing::Standing;
 pub(crate) use self::told::Told;
 use crate::disks::Disk;
 use crate::disks::marks::{self, Mark};
+use crate::disks::write_limit::WriteLimit;
 use crate::error::MachineError;
 use crate::machine::Machine;
 
@@ -69,6 +70,8 @@ pub(crate) struct DiskMove {
     pub(crate) on_target_error: OnTargetError,
     pub(crate) told: Arc<Told>,
     pub(crate) steering: Arc<Steering>,
+    /// What the guest may write in a second while the disk is mirrored.
+    pub(crate) writes: Arc<WriteLimit>,
 }
 
 /// What is done while requests wait.

@@ -215,7 +215,7 @@ impl Course<'_> {
             if let Some(bytes) = self.slowed {
                 let limits = Limits {
                     bytes: Some(bytes),
-                    requests: None,
+                    ..Limits::default()
                 };
                 let begin = || threads::begin(ThreadKind::Disk);
                 stack.try_lay(|below| Throttle::new(below, limits, begin))?;

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 pub use migration::disk_bytes::ClassBytes;
+pub use migration::disk_modes::StorageReach;
 use migration::units::{Rate, Span};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -29,16 +30,6 @@ pub enum TargetContent {
     Blank,
     /// Anything, which is written over.
     Anything,
-}
-
-/// Who can reach the storage of an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum StorageReach {
-    /// This host alone, at any one time.
-    ThisHost,
-    /// Other hosts as well, perhaps.
-    OtherHosts,
 }
 
 /// How the content of a disk gets to its new image.

@@ -23,6 +23,9 @@ pub enum DiskMode {
     /// It is copied while the guest runs, and what is written meanwhile goes along with that; the guest's writes wait for the
     /// link, so that it ends however much is written.
     Mirror,
+    /// Its image stays as it is while it is copied, and its guest goes on in an overlay; then what is in overlays follows, in
+    /// rounds, until the rest fits the downtime.
+    Snapshot,
     /// Its guest goes without its content, and has that fetched from this host when it runs at the destination.
     OnDemand,
 }
@@ -55,6 +58,17 @@ pub enum DiskFormat {
     Raw,
     /// QEMU's format.
     Qcow2,
+}
+
+/// Who can reach the storage of an image.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StorageReach {
+    /// This host alone, at any one time.
+    ThisHost,
+    /// Other hosts as well, perhaps.
+    OtherHosts,
 }
 
 /// What becomes of the image at the source of a disk that has travelled.
@@ -130,13 +144,18 @@ pub struct DiskChoice {
 }
 
 /// Options of a disk in ways to move that are not there yet.
-const NOT_YET: &[&str] = &[
-    "log",
-    "overlay",
-    "keep-chain",
-    "bandwidth",
-    "on-source-loss",
-];
+const NOT_YET: &[&str] = &["log", "keep-chain", "bandwidth", "on-source-loss"];
+
+/// Why overlays do not lie at `side`.
+fn no_overlay_at(side: &str) -> String {
+    match side {
+        "source" => "overlay=source is for a disk that moves by snapshot".into(),
+        "destination" => "overlay=destination is of vmm disk move: overlays of a disk that moves with its guest lie beside its \
+             image, where they always do"
+            .into(),
+        _ => format!("{side:?} is nowhere for overlays: overlay=source says where they lie"),
+    }
+}
 
 /// Why no disk moves in part before its guest and in part after it.
 const ACROSS: &str = "mirror,across is not in this version: a disk that is partly at the destination when its guest goes would need \
@@ -192,7 +211,11 @@ impl DiskChoice {
             DiskMode::Shared => Err(format!(
                 "{said} is for a disk that travels, and a shared one keeps its image"
             )),
-            DiskMode::Auto | DiskMode::Precopy | DiskMode::Mirror | DiskMode::OnDemand => Ok(()),
+            DiskMode::Auto
+            | DiskMode::Precopy
+            | DiskMode::Mirror
+            | DiskMode::Snapshot
+            | DiskMode::OnDemand => Ok(()),
         }
     }
 }
@@ -259,11 +282,9 @@ impl FromStr for DiskMode {
             "precopy" => Ok(Self::Precopy),
             "mirror" => Ok(Self::Mirror),
             "on-demand" => Ok(Self::OnDemand),
-            "snapshot" => Err(format!(
-                "disks do not move by {text} in this version: auto, shared, precopy, mirror and on-demand are there"
-            )),
+            "snapshot" => Ok(Self::Snapshot),
             _ => Err(format!(
-                "{text:?} is no way for disks to move: auto, shared, precopy, mirror and on-demand are"
+                "{text:?} is no way for disks to move: auto, shared, precopy, mirror, snapshot and on-demand are"
             )),
         }
     }
@@ -286,7 +307,7 @@ impl FromStr for DiskChoice {
         }
         let mut mode = mode.parse()?;
         let (mut format, mut after, mut backlog, mut pull) = (None, None, None, None);
-        let (mut writes, mut order) = (None, None);
+        let (mut writes, mut order, mut overlay) = (None, None, None);
         for part in parts {
             let again = match part.split_once('=') {
                 Some(("format", name)) => format.replace(name.parse()?).is_some(),
@@ -302,6 +323,10 @@ impl FromStr for DiskChoice {
                 None if part == "before" => order.replace(MoveOrder::Before).is_some(),
                 None if part == "after" => order.replace(MoveOrder::After).is_some(),
                 None if part == "across" => return Err(ACROSS.into()),
+                Some(("overlay", "source")) if mode == DiskMode::Snapshot => {
+                    overlay.replace(()).is_some()
+                }
+                Some(("overlay", side)) => return Err(no_overlay_at(side)),
                 Some(("pull", name)) => pull.replace(name.parse()?).is_some(),
                 _ => {
                     let key = part.split_once('=').map_or(part, |(key, _)| key);
@@ -419,7 +444,7 @@ mod tests {
         assert!(refused.contains("it has root, data"), "{refused}");
         modes_of(&["root=precopy", "root=shared"]).unwrap_err();
         modes_of(&["precopy", "shared"]).unwrap_err();
-        for text in ["", "=precopy", "copy", "data=", "snapshot"] {
+        for text in ["", "=precopy", "copy", "data="] {
             text.parse::<DiskChoice>().unwrap_err();
         }
     }
@@ -450,6 +475,9 @@ mod tests {
             ("mirror,writes=much", "much"),
             ("data=precopy,after=mirror", "after=mirror"),
             ("data=precopy,after=burn", "burn"),
+            ("data=snapshot,overlay=destination", "overlay=destination"),
+            ("data=precopy,overlay=source", "snapshot"),
+            ("data=snapshot,overlay=source,overlay=source", "twice"),
             ("data=precopy,format=vmdk", "vmdk"),
             ("data=precopy,format=raw,format=raw", "twice"),
             ("shared,format=raw", "format="),

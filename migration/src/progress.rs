@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::disk_bytes::DiskBytes;
+use crate::disk_bytes::{DiskBytes, SnapshotDisk};
 use crate::disk_modes::{AfterMove, MoveOrder};
 use crate::id::MigrationId;
 use crate::observation::Observation;
@@ -261,6 +261,9 @@ pub struct DisksReport {
     /// Those whose content the destination fetches from there on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub on_demand: Vec<OnDemandDisk>,
+    /// Those that went by way of overlays.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub snapshots: Vec<SnapshotDisk>,
 }
 
 /// A disk that has gone on demand: what of its content went before the guest did, and where the rest is.

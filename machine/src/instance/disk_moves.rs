@@ -106,6 +106,7 @@ impl VmInstance {
                 return Err(why);
             }
         };
+        let moving = Arc::new(moving);
         self.on_a_thread(job, move || moving.run(next))
     }
 

@@ -11,6 +11,7 @@ mod inherited;
 mod jobs;
 pub(crate) mod launch;
 mod leaving;
+mod leaving_by_overlays;
 mod requests;
 mod running_move;
 mod vm;

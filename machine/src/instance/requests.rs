@@ -8,6 +8,7 @@ use std::time::Duration;
 use control::disk_move::{DiskMoveFiles, DiskMoveRequest};
 use control::instance::{Instance, Requester, StopMode, VmState, VmStatus};
 use control::job::{Job, JobState, Jobs};
+use control::passed::PassedFile;
 use migration::observation::{Observation, Side};
 use migration::progress::LimitChange;
 use migration::request::MigrateRequest;
@@ -79,8 +80,12 @@ impl Instance for Served {
         }
     }
 
-    fn migrate(&self, request: MigrateRequest) -> Result<String, Observation> {
-        self.leave(request)
+    fn migrate(
+        &self,
+        request: MigrateRequest,
+        overlays: Vec<Vec<PassedFile>>,
+    ) -> Result<String, Observation> {
+        self.leave(request, overlays)
     }
 
     fn migration_events(&self) -> Option<Events> {

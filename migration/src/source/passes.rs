@@ -134,6 +134,7 @@ impl Moving<'_, '_, '_> {
             let done = self.course.counters.bytes_done() - done_before;
             let left_bytes = bytes.saturating_sub(done);
             self.check_stop(&self.observed(pass, left_bytes, rates))?;
+            self.transfer.disks.check()?;
             self.mirror_within(rates)?;
             self.look_after_mirrors()?;
             match self.next(PROGRESS.saturating_sub(told.0.elapsed()))? {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::course::Course;
 use crate::blocks::MAX_SIZE;
 use crate::blocks::sender::Disks;
+use crate::disk_bytes::SnapshotDisk;
 use crate::disk_modes::{self, AfterMove, DiskMode, MoveOrder};
 use crate::error::Error;
 use crate::progress::{LeftImage, OnDemandDisk, Verify};
@@ -188,6 +189,19 @@ impl Travelling {
             disk_bytes_before_commit: sent.sent_of(number),
         });
         told.collect()
+    }
+
+    /// What was done of those that go by way of overlays.
+    pub fn snapshots(&self) -> Vec<SnapshotDisk> {
+        let all = self.volumes.iter();
+        all.filter_map(|volume| volume.overlays()).collect()
+    }
+
+    /// Whether all can still go.
+    pub fn check(&self) -> Result<(), Error> {
+        let mut all = self.volumes.iter();
+        all.try_for_each(|volume| volume.check())
+            .map_err(Error::vm("go on with the disks"))
     }
 
     /// Their identities.

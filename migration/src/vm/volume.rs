@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::terms::VmResult;
+use crate::disk_bytes::SnapshotDisk;
 use crate::disk_modes::{DiskFormat, DiskPull};
 use crate::id::PullSecret;
 
@@ -132,6 +133,14 @@ pub trait SourceVolume: Send + Sync {
     fn carried(&self, _let_in: u64) {}
     /// For how long changes have waited while nothing was carried away, if any wait.
     fn waits_for(&self) -> Option<Duration> {
+        None
+    }
+    /// Whether it can still go: asked again and again while it is copied, and answered at once.
+    fn check(&self) -> VmResult<()> {
+        Ok(())
+    }
+    /// What was done by way of overlays, of one that goes so.
+    fn overlays(&self) -> Option<SnapshotDisk> {
         None
     }
     /// Which of the bytes of `range` hold data, ascending, in sectors; all others read as zeroes.

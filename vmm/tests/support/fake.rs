@@ -14,6 +14,7 @@ use control::instance::{
     Ending, Instance, MigrationStatus, Requester, StopMode, VmEnd, VmState, VmStatus,
 };
 use control::job::{Job, JobKind, JobOutcome, JobProgress, JobResult, JobState, Jobs};
+use control::passed::PassedFile;
 use control::runtime_dir::VmDir;
 use machine::config::{ReceiveConfig, RunConfig};
 use machine::console::ConsoleHub;
@@ -259,7 +260,11 @@ impl Instance for Fake {
         Ok(())
     }
 
-    fn migrate(&self, request: MigrateRequest) -> Result<String, Observation> {
+    fn migrate(
+        &self,
+        request: MigrateRequest,
+        _: Vec<Vec<PassedFile>>,
+    ) -> Result<String, Observation> {
         let to = request.endpoint()?.to_string();
         self.expect(&[VmState::Running])?;
         let phases = [Phase::Negotiate, Phase::Prepare, Phase::Precopy];

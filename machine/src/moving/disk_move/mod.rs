@@ -149,7 +149,7 @@ impl DiskMove {
     }
 
     /// Moves the disk to `next`; what was done, and why it came to nothing, if it did.
-    pub(crate) fn run(&self, mut next: Disk) -> (DiskMoveReport, Result<(), MoveError>) {
+    pub(crate) fn run(self: &Arc<Self>, mut next: Disk) -> (DiskMoveReport, Result<(), MoveError>) {
         let began = Instant::now();
         let opens = self.machine.devices().disks.exclusive_opens();
         if let Some(exclusive) = next.take_exclusive() {
@@ -185,7 +185,7 @@ impl DiskMove {
     }
 
     fn move_to(
-        &self,
+        self: &Arc<Self>,
         next: &Arc<Disk>,
         to: &str,
         report: &mut DiskMoveReport,

@@ -49,8 +49,8 @@ fn requests_pass_through_all_layers_and_the_stack_says_which_they_are() {
     });
     disk.flush().unwrap_err();
     throttle.set_limits(Limits {
-        bytes: None,
         requests: Some(0),
+        ..Limits::default()
     });
     let error = disk.discard(0, 512).unwrap_err();
     assert!(matches!(error, Error::Throttled { .. }), "{error}");

@@ -32,6 +32,7 @@ fn throttled(dir: &TempDir, limits: Limits) -> (Arc<Throttle>, Receiver<()>) {
 const NOTHING: Limits = Limits {
     bytes: None,
     requests: Some(0),
+    writes: None,
 };
 
 fn write(disk: &dyn BlockDevice, len: usize) -> block::Result<()> {
@@ -53,9 +54,18 @@ fn exhaust(disk: &dyn BlockDevice) {
 
 #[test]
 fn whatever_is_over_a_limit_is_told_when_it_may_come_again() {
-    for (bytes, requests) in [(Some(512 << 10), None), (None, Some(100))] {
+    for (bytes, requests, writes) in [
+        (Some(512 << 10), None, None),
+        (None, Some(100), None),
+        (None, None, Some(512 << 10)),
+    ] {
         let dir = TempDir::new().unwrap();
-        let (disk, told) = throttled(&dir, Limits { bytes, requests });
+        let limits = Limits {
+            bytes,
+            requests,
+            writes,
+        };
+        let (disk, told) = throttled(&dir, limits);
         for _ in 0..5 {
             exhaust(&*disk);
             disk.flush().unwrap();
@@ -72,7 +82,7 @@ fn no_more_gets_through_than_the_rate_lets() {
         &dir,
         Limits {
             bytes: Some(1 << 20),
-            requests: None,
+            ..Limits::default()
         },
     );
     let (began, mut written) = (Instant::now(), 0);
@@ -108,6 +118,31 @@ fn limits_are_changed_and_taken_away_while_requests_wait() {
     for _ in 0..1000 {
         write(&*disk, 512).unwrap();
     }
+}
+
+#[test]
+fn a_limit_on_writes_holds_up_no_read_and_counts_no_write_that_is_put_off_below() {
+    let dir = TempDir::new().unwrap();
+    let writes = |rate| Limits {
+        writes: Some(rate),
+        ..Limits::default()
+    };
+    let (disk, _told) = throttled(&dir, writes(0));
+    exhaust(&*disk);
+    let mut bytes = [0; 512];
+    for _ in 0..1000 {
+        disk.read(&[Buffer::new(&mut bytes)], 0).unwrap();
+    }
+    // Whoever is held up by the layer below comes again, and again.
+    let (below, _told) = throttled(&dir, NOTHING);
+    exhaust(&*below);
+    let over = Throttle::new(below.clone(), writes(1), || {}).unwrap();
+    for _ in 0..1000 {
+        write(&over, 512).unwrap_err();
+    }
+    below.set_limits(Limits::default());
+    write(&over, 512).unwrap();
+    write(&over, 512).unwrap_err();
 }
 
 /// A request that says how it ended, or that it was parked.

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 pub use migration::disk_bytes::ClassBytes;
+pub use migration::disk_modes::StorageReach;
 use migration::units::{Rate, Span};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -29,16 +30,6 @@ pub enum TargetContent {
     Blank,
     /// Anything, which is written over.
     Anything,
-}
-
-/// Who can reach the storage of an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum StorageReach {
-    /// This host alone, at any one time.
-    ThisHost,
-    /// Other hosts as well, perhaps.
-    OtherHosts,
 }
 
 /// How the content of a disk gets to its new image.
@@ -183,6 +174,8 @@ pub struct DiskMoveHow {
     pub on_not_converging: Option<OnNotConverging>,
     /// Of mirror; absent is [`OnTargetError::Drop`].
     pub on_target_error: Option<OnTargetError>,
+    /// Of mirror.
+    pub writes: Rate,
 }
 
 impl DiskMoveHow {
@@ -198,6 +191,9 @@ impl DiskMoveHow {
             || self.on_not_converging == Some(OnNotConverging::Mirror);
         if self.on_target_error.is_some() && !may_mirror {
             return Err("on-target-error is of mirror, and this move never is one".into());
+        }
+        if !self.writes.is_unlimited() && !may_mirror {
+            return Err("writes is of mirror, and this move never is one".into());
         }
         Ok(())
     }
@@ -300,6 +296,14 @@ pub struct DiskMoveRequest {
     )]
     #[schema(value_type = Option<u64>)]
     pub bandwidth: Rate,
+    /// Most that the guest may write to the disk in a second while it is mirrored; absent or 0 is unlimited.
+    #[serde(
+        rename = "writes_bytes_per_s",
+        default,
+        skip_serializing_if = "Rate::is_unlimited"
+    )]
+    #[schema(value_type = Option<u64>)]
+    pub writes: Rate,
     /// Longest that the guest's requests to the disk may wait when it goes over.
     #[serde(rename = "downtime_limit_ms", default = "default_downtime")]
     #[schema(value_type = u64)]
@@ -313,6 +317,7 @@ impl DiskMoveRequest {
             mode: self.mode,
             on_not_converging: self.on_not_converging,
             on_target_error: self.on_target_error,
+            writes: self.writes,
         }
     }
 }
@@ -435,6 +440,16 @@ mod tests {
                 mode,
                 on_not_converging,
                 on_target_error,
+                writes: Rate::default(),
+            };
+            assert_eq!(how.check().is_ok(), fits, "{how:?}");
+        }
+        for (mode, fits) in [(Mirror, true), (Precopy, false)] {
+            let how = DiskMoveHow {
+                mode,
+                on_not_converging: None,
+                on_target_error: None,
+                writes: Rate(Some(1)),
             };
             assert_eq!(how.check().is_ok(), fits, "{how:?}");
         }

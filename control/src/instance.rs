@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk_move::{DiskMoveFiles, DiskMoveRequest, ImageFormat};
 use crate::job::{Job, JobState, Jobs};
+use crate::passed::PassedFile;
 
 /// What a VM is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -233,8 +234,13 @@ pub trait Instance: Send + Sync + 'static {
     fn resume(&self) -> Result<(), Observation>;
     /// Ends the guest; that it has ended may not be told yet when this returns.
     fn stop(&self, mode: StopMode, by: Requester) -> Result<(), Observation>;
-    /// Begins a migration on a thread of its own and returns its identifier.
-    fn migrate(&self, request: MigrateRequest) -> Result<String, Observation>;
+    /// Begins a migration on a thread of its own and returns its identifier; `overlays` are the files of those that it names, in
+    /// their order.
+    fn migrate(
+        &self,
+        request: MigrateRequest,
+        overlays: Vec<Vec<PassedFile>>,
+    ) -> Result<String, Observation>;
     /// Events of the migration from its beginning, as far as they are kept; closed after the last one.
     fn migration_events(&self) -> Option<Events>;
     /// Asks the running migration to stop before commit.

@@ -62,6 +62,22 @@ impl ClassMeter {
     }
 }
 
+/// A disk that has gone by way of overlays.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotDisk {
+    /// Identity of the disk.
+    pub id: String,
+    /// How often its guest went over to the next overlay, so that what was in the one before could follow.
+    pub rounds: u32,
+    /// How long its requests waited each time, and for the first overlay, in microseconds.
+    pub pauses_us: Vec<u64>,
+    /// Bytes that the overlays were forecast to take.
+    pub forecast_bytes: u64,
+    /// Most bytes that they took.
+    pub overlay_bytes: u64,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::observation::{Observation, Side};
-use crate::units::ByteSize;
+use crate::units::{ByteSize, Rate};
 
 /// How a disk moves.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -23,6 +23,9 @@ pub enum DiskMode {
     /// It is copied while the guest runs, and what is written meanwhile goes along with that; the guest's writes wait for the
     /// link, so that it ends however much is written.
     Mirror,
+    /// Its image stays as it is while it is copied, and its guest goes on in an overlay; then what is in overlays follows, in
+    /// rounds, until the rest fits the downtime.
+    Snapshot,
     /// Its guest goes without its content, and has that fetched from this host when it runs at the destination.
     OnDemand,
 }
@@ -57,6 +60,17 @@ pub enum DiskFormat {
     Qcow2,
 }
 
+/// Who can reach the storage of an image.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StorageReach {
+    /// This host alone, at any one time.
+    ThisHost,
+    /// Other hosts as well, perhaps.
+    OtherHosts,
+}
+
 /// What becomes of the image at the source of a disk that has travelled.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -68,6 +82,17 @@ pub enum AfterMove {
     /// Whoever asked for the migration removes it, once the destination has said that it holds the disk whole and
     /// durable, and the guest runs there.
     Delete,
+}
+
+/// When a mirrored disk moves, next to its guest.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MoveOrder {
+    /// Before it: memory begins to be copied once nothing of the disk is missing but what the guest is ahead of the link.
+    Before,
+    /// After it: it goes [on demand](DiskMode::OnDemand).
+    After,
 }
 
 impl AfterMove {
@@ -101,23 +126,40 @@ pub struct DiskChoice {
         skip_serializing_if = "Option::is_none"
     )]
     pub backlog: Option<u64>,
+    /// Most that the guest may write to it in a second while it is mirrored; absent or 0 is unlimited.
+    #[serde(
+        rename = "writes_bytes_per_s",
+        default,
+        skip_serializing_if = "Rate::is_unlimited"
+    )]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u64>))]
+    pub writes: Rate,
+    /// When it moves, as its user said of a mirror: `before` its guest, or `after` it, which is on demand; absent where that goes
+    /// beside its guest's memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<MoveOrder>,
     /// What comes of it that nobody asks for, if it goes on demand.
     #[serde(default, skip_serializing_if = "DiskPull::is_background")]
     pub pull: DiskPull,
 }
 
 /// Options of a disk in ways to move that are not there yet.
-const NOT_YET: &[&str] = &[
-    "log",
-    "before",
-    "across",
-    "after",
-    "overlay",
-    "keep-chain",
-    "bandwidth",
-    "writes",
-    "on-source-loss",
-];
+const NOT_YET: &[&str] = &["log", "keep-chain", "bandwidth", "on-source-loss"];
+
+/// Why overlays do not lie at `side`.
+fn no_overlay_at(side: &str) -> String {
+    match side {
+        "source" => "overlay=source is for a disk that moves by snapshot".into(),
+        "destination" => "overlay=destination is of vmm disk move: overlays of a disk that moves with its guest lie beside its \
+             image, where they always do"
+            .into(),
+        _ => format!("{side:?} is nowhere for overlays: overlay=source says where they lie"),
+    }
+}
+
+/// Why no disk moves in part before its guest and in part after it.
+const ACROSS: &str = "mirror,across is not in this version: a disk that is partly at the destination when its guest goes would need \
+     a presence map of what was sent, which only a disk that goes on demand from its beginning has; before and after are there";
 
 impl DiskChoice {
     /// That `mode` is how all disks move, or disk `id`, and nothing else is said.
@@ -128,6 +170,8 @@ impl DiskChoice {
             format: None,
             after: AfterMove::default(),
             backlog: None,
+            writes: Rate::default(),
+            order: None,
             pull: DiskPull::default(),
         }
     }
@@ -136,6 +180,17 @@ impl DiskChoice {
     fn check(&self) -> Result<(), String> {
         if self.backlog.is_some() && self.mode != DiskMode::Mirror {
             return Err("backlog= is for a disk that is mirrored".into());
+        }
+        if !self.writes.is_unlimited() && self.mode != DiskMode::Mirror {
+            return Err("writes= is for a disk that is mirrored".into());
+        }
+        let ordered = match self.order {
+            None => self.mode,
+            Some(MoveOrder::Before) => DiskMode::Mirror,
+            Some(MoveOrder::After) => DiskMode::OnDemand,
+        };
+        if ordered != self.mode {
+            return Err("before and after are for a disk that is mirrored".into());
         }
         if self.mode == DiskMode::OnDemand && self.after == AfterMove::Delete {
             return Err(
@@ -156,7 +211,11 @@ impl DiskChoice {
             DiskMode::Shared => Err(format!(
                 "{said} is for a disk that travels, and a shared one keeps its image"
             )),
-            DiskMode::Auto | DiskMode::Precopy | DiskMode::Mirror | DiskMode::OnDemand => Ok(()),
+            DiskMode::Auto
+            | DiskMode::Precopy
+            | DiskMode::Mirror
+            | DiskMode::Snapshot
+            | DiskMode::OnDemand => Ok(()),
         }
     }
 }
@@ -223,11 +282,9 @@ impl FromStr for DiskMode {
             "precopy" => Ok(Self::Precopy),
             "mirror" => Ok(Self::Mirror),
             "on-demand" => Ok(Self::OnDemand),
-            "snapshot" => Err(format!(
-                "disks do not move by {text} in this version: auto, shared, precopy, mirror and on-demand are there"
-            )),
+            "snapshot" => Ok(Self::Snapshot),
             _ => Err(format!(
-                "{text:?} is no way for disks to move: auto, shared, precopy, mirror and on-demand are"
+                "{text:?} is no way for disks to move: auto, shared, precopy, mirror, snapshot and on-demand are"
             )),
         }
     }
@@ -236,7 +293,8 @@ impl FromStr for DiskMode {
 impl FromStr for DiskChoice {
     type Err = String;
 
-    /// Reads `[ID=]MODE[,format=raw|qcow2][,after=keep|delete][,backlog=BYTES][,pull=background|off]`.
+    /// Reads `[ID=]MODE[,before|after][,format=raw|qcow2][,after=keep|delete][,backlog=BYTES][,writes=RATE][,pull=background|off]`.
+    /// A mirror `after` its guest is one on demand.
     fn from_str(text: &str) -> Result<Self, String> {
         let mut parts = text.split(',');
         let what = parts.next().unwrap_or_default();
@@ -247,8 +305,9 @@ impl FromStr for DiskChoice {
         if id.as_deref() == Some("") {
             return Err("write MODE, or ID=MODE with the id of a disk".into());
         }
-        let mode = mode.parse()?;
+        let mut mode = mode.parse()?;
         let (mut format, mut after, mut backlog, mut pull) = (None, None, None, None);
+        let (mut writes, mut order, mut overlay) = (None, None, None);
         for part in parts {
             let again = match part.split_once('=') {
                 Some(("format", name)) => format.replace(name.parse()?).is_some(),
@@ -257,6 +316,17 @@ impl FromStr for DiskChoice {
                     let size = size.parse::<ByteSize>().map_err(|e| e.to_string())?;
                     backlog.replace(size.0).is_some()
                 }
+                Some(("writes", rate)) => {
+                    let rate = rate.parse::<Rate>().map_err(|e| e.to_string())?;
+                    writes.replace(rate).is_some()
+                }
+                None if part == "before" => order.replace(MoveOrder::Before).is_some(),
+                None if part == "after" => order.replace(MoveOrder::After).is_some(),
+                None if part == "across" => return Err(ACROSS.into()),
+                Some(("overlay", "source")) if mode == DiskMode::Snapshot => {
+                    overlay.replace(()).is_some()
+                }
+                Some(("overlay", side)) => return Err(no_overlay_at(side)),
                 Some(("pull", name)) => pull.replace(name.parse()?).is_some(),
                 _ => {
                     let key = part.split_once('=').map_or(part, |(key, _)| key);
@@ -265,8 +335,8 @@ impl FromStr for DiskChoice {
                             "{part:?} is an option of a way to move disks that is not in this version"
                         ),
                         false => format!(
-                            "{part:?} is no option of a disk that moves: format=raw|qcow2, after=keep|delete, backlog=BYTES and \
-                             pull=background|off are"
+                            "{part:?} is no option of a disk that moves: format=raw|qcow2, after=keep|delete, backlog=BYTES, \
+                             writes=RATE, before, after and pull=background|off are"
                         ),
                     });
                 }
@@ -275,12 +345,21 @@ impl FromStr for DiskChoice {
                 return Err(format!("{part:?}: that is said twice"));
             }
         }
+        if let (DiskMode::Mirror, Some(MoveOrder::After)) = (mode, order) {
+            mode = DiskMode::OnDemand;
+        } else if order == Some(MoveOrder::After) {
+            return Err(
+                "after is for a disk that is mirrored: on-demand moves it after its guest".into(),
+            );
+        }
         let choice = Self {
             id,
             mode,
             format,
             after: after.unwrap_or_default(),
             backlog,
+            writes: writes.unwrap_or_default(),
+            order,
             pull: pull.unwrap_or_default(),
         };
         choice.check().map(|()| choice)
@@ -365,7 +444,7 @@ mod tests {
         assert!(refused.contains("it has root, data"), "{refused}");
         modes_of(&["root=precopy", "root=shared"]).unwrap_err();
         modes_of(&["precopy", "shared"]).unwrap_err();
-        for text in ["", "=precopy", "copy", "data=", "snapshot"] {
+        for text in ["", "=precopy", "copy", "data="] {
             text.parse::<DiskChoice>().unwrap_err();
         }
     }
@@ -386,9 +465,19 @@ mod tests {
             ("precopy,size=7", "size=7"),
             ("precopy,", "\"\""),
             ("data=precopy,log=mirror", "not in this version"),
-            ("data=precopy,before", "not in this version"),
+            ("data=precopy,before", "mirrored"),
+            ("data=precopy,after", "mirrored"),
+            ("data=mirror,across", "presence map"),
+            ("mirror,before,after", "twice"),
+            ("mirror,after,after=delete", "whole there"),
+            ("mirror,after,writes=7B/s", "writes="),
+            ("precopy,writes=7B/s", "mirrored"),
+            ("mirror,writes=much", "much"),
             ("data=precopy,after=mirror", "after=mirror"),
             ("data=precopy,after=burn", "burn"),
+            ("data=snapshot,overlay=destination", "overlay=destination"),
+            ("data=precopy,overlay=source", "snapshot"),
+            ("data=snapshot,overlay=source,overlay=source", "twice"),
             ("data=precopy,format=vmdk", "vmdk"),
             ("data=precopy,format=raw,format=raw", "twice"),
             ("shared,format=raw", "format="),

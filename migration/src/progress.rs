@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::disk_bytes::DiskBytes;
-use crate::disk_modes::AfterMove;
+use crate::disk_bytes::{DiskBytes, SnapshotDisk};
+use crate::disk_modes::{AfterMove, MoveOrder};
 use crate::id::MigrationId;
 use crate::observation::Observation;
 use crate::units::{Rate, Span};
@@ -147,7 +147,7 @@ impl Default for Limits {
 /// Limits that are told, or asked for: what is absent does not apply, or stays as it is. As JSON, the body of
 /// `PATCH /vm/migration/limits`.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = LimitsBody))]
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LimitChange {
     /// Longest that the guest may be stopped.
@@ -166,6 +166,17 @@ pub struct LimitChange {
     )]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<u64>))]
     pub bandwidth: Option<Rate>,
+    /// Most that the guest may write in a second to a disk that is mirrored; 0 is unlimited.
+    #[serde(
+        rename = "writes_bytes_per_s",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u64>))]
+    pub writes: Option<Rate>,
+    /// The disk of which that is said, and nothing else is; absent for all that the job moves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
 }
 
 impl From<Limits> for LimitChange {
@@ -173,20 +184,18 @@ impl From<Limits> for LimitChange {
         Self {
             downtime_limit: Some(Span(limits.downtime)),
             bandwidth: Some(Rate(limits.bandwidth)),
+            writes: None,
+            disk: None,
         }
     }
 }
 
 impl Limits {
-    /// These limits after `change`.
-    pub fn changed(self, change: LimitChange) -> Self {
-        let LimitChange {
-            downtime_limit,
-            bandwidth,
-        } = change;
+    /// These limits after `change`, as far as it is of them.
+    pub fn changed(self, change: &LimitChange) -> Self {
         Self {
-            downtime: downtime_limit.map_or(self.downtime, |limit| limit.0),
-            bandwidth: bandwidth.map_or(self.bandwidth, |rate| rate.0),
+            downtime: change.downtime_limit.map_or(self.downtime, |limit| limit.0),
+            bandwidth: change.bandwidth.map_or(self.bandwidth, |rate| rate.0),
         }
     }
 }
@@ -258,6 +267,9 @@ pub struct DisksReport {
     /// Those whose content the destination fetches from there on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub on_demand: Vec<OnDemandDisk>,
+    /// Those that went by way of overlays.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub snapshots: Vec<SnapshotDisk>,
 }
 
 /// A disk that has gone on demand: what of its content went before the guest did, and where the rest is.
@@ -270,6 +282,9 @@ pub struct OnDemandDisk {
     pub served_at: String,
     /// Bytes of its content that travelled before the commit.
     pub disk_bytes_before_commit: u64,
+    /// That its user asked for a mirror `after` its guest, which this is; absent otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<MoveOrder>,
 }
 
 fn is_none(bytes: &u64) -> bool {

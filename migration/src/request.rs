@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::address::Address;
-use crate::disk_modes::{DiskChoice, DiskMode};
+use crate::disk_modes::{DiskChoice, DiskMode, StorageReach};
 use crate::endpoint::Endpoint;
 use crate::observation::{Observation, Side};
 use crate::progress::{Limits, TimeoutAction, Verify};
@@ -92,10 +92,13 @@ pub struct MigrateRequest {
     pub verify: Verify,
     /// How disks move: MODE for all, or ID=MODE for one, which may be repeated. `shared`: the destination opens them where
     /// they lie; `precopy`: they are copied while the guest runs; `mirror`: so are they, and the guest's writes wait for the
-    /// link, so that it ends however much is written; `on-demand`: the guest goes at once, and fetches there what it reads, from
+    /// link, so that it ends however much is written; `snapshot`: the image is copied
+    /// as it is while the guest goes on in an overlay, and what is in that follows in rounds; `on-demand`: the guest goes at once, and fetches there what it reads, from
     /// a process of this host that serves the image; the rest comes meanwhile, or not with `,pull=off`; `auto`, as without this
     /// option: shared where the destination reaches them, else copied to where it was told to put them. Of those that are copied
-    /// `,format=raw|qcow2` is the format there, and `,after=keep|delete` what becomes of the image here.
+    /// `,format=raw|qcow2` is the format there, and `,after=keep|delete` what becomes of the image here. Of a mirrored one
+    /// `,before` has memory go when the disk is there, `,after` has it go on demand, and `,writes=RATE` is the most that the guest
+    /// writes to it in a second.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(
         feature = "command-line",
@@ -108,6 +111,11 @@ pub struct MigrateRequest {
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<Object>))]
     #[cfg_attr(feature = "command-line", arg(skip))]
     pub served: Vec<ServedDisk>,
+    /// The overlays of each disk that moves by snapshot. The command line has made them; a VM that is asked for such a disk without
+    /// is not moved.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "command-line", arg(skip))]
+    pub overlays: Vec<DiskOverlays>,
     /// Allow plain TCP beyond this host.
     #[serde(default)]
     #[cfg_attr(feature = "command-line", arg(long))]
@@ -126,6 +134,26 @@ pub struct ServedDisk {
     /// Where it is served, and as whom the destination asks for it.
     #[serde(flatten)]
     pub by: Served,
+}
+
+/// The overlays of a disk that moves by snapshot, which were made for that.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskOverlays {
+    /// Identity of the disk.
+    pub disk: String,
+    /// Identifier by which the overlays are marked and recorded, 32 hexadecimal digits that nobody has used.
+    pub job: String,
+    /// Three empty qcow2 images over the image that the disk has, as they were passed, in their order: regular files, open to be
+    /// read and written.
+    pub files: Vec<String>,
+    /// What their paths begin with; that of number N goes on with `.overlay-N.qcow2`.
+    pub beginning: String,
+    /// Who can reach their storage.
+    pub reach: StorageReach,
+    /// Bytes that there are for them: a migration whose overlays are forecast to take more does not begin.
+    pub room_bytes: u64,
 }
 
 /// Longest that a new link is tried.
@@ -158,6 +186,7 @@ impl MigrateRequest {
             verify: Verify::default(),
             disks: Vec::new(),
             served: Vec::new(),
+            overlays: Vec::new(),
             insecure: false,
             plan: false,
         }
@@ -177,7 +206,7 @@ impl MigrateRequest {
         match mode {
             DiskMode::OnDemand => true,
             DiskMode::Precopy => self.on_timeout == TimeoutAction::OnDemand,
-            DiskMode::Auto | DiskMode::Shared | DiskMode::Mirror => false,
+            DiskMode::Auto | DiskMode::Shared | DiskMode::Mirror | DiskMode::Snapshot => false,
         }
     }
 

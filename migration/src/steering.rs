@@ -13,10 +13,11 @@ use history::History;
 use crate::disk_bytes::{ClassBytes, ClassMeter, DiskBytes};
 use crate::error::Error;
 use crate::id::MigrationId;
-use crate::observation::Observation;
+use crate::observation::{Observation, Side};
 use crate::outcome::Outcome;
-use crate::progress::{Event, Limits, Phase};
+use crate::progress::{Event, LimitChange, Limits, Phase};
 use crate::session::Session;
+use crate::units::Rate;
 
 /// Why a migration is to end before its commit, though nothing of it failed.
 #[derive(Debug, Clone)]
@@ -55,6 +56,9 @@ struct State {
     told: bool,
     settle: Option<Settle>,
     disks: Vec<(DiskBytes, ClassMeter)>,
+    /// What its user has said while it runs of what the guest may write to mirrored disks: to one, or to all (`None`); what was
+    /// said last goes before.
+    writes: Vec<(Option<String>, Option<u64>)>,
 }
 
 /// Shared handle of one migration.
@@ -156,6 +160,45 @@ impl Steering {
     pub fn set_limits(&self, limits: Limits) {
         self.lock().limits = Some(limits);
         self.changed.notify_all();
+    }
+
+    /// Changes the limits, and what the guest may write to disks; in force at once.
+    ///
+    /// # Errors
+    /// `usage.limits` when it names a disk that does not go with the guest, or says something of a disk that is of all.
+    pub fn change_limits(&self, change: LimitChange) -> Result<(), Observation> {
+        let wrong = |what: String| Err(Observation::new(Side::Source, "usage.limits", what));
+        let mut state = self.lock();
+        if let Some(disk) = &change.disk {
+            if change.downtime_limit.is_some() || change.bandwidth.is_some() {
+                return wrong(
+                    "downtime-limit and bandwidth are of all that is moved: only writes is said of a disk".into(),
+                );
+            }
+            if !state.disks.iter().any(|(bytes, _)| bytes.id == *disk) {
+                return wrong(format!(
+                    "disk {disk} does not go with the guest, or not yet"
+                ));
+            }
+        }
+        let limits = state.limits.unwrap_or_default();
+        state.limits = Some(limits.changed(&change));
+        if let Some(Rate(rate)) = change.writes {
+            let of_all = change.disk.is_none();
+            state.writes.retain(|(of, _)| !of_all && *of != change.disk);
+            state.writes.push((change.disk, rate));
+        }
+        drop(state);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// What the guest may write to a disk in a second, where its user has said so since the migration began.
+    pub(crate) fn writes_to(&self, disk: &str) -> Option<Option<u64>> {
+        let state = self.lock();
+        let said = state.writes.iter().rev();
+        let mut said = said.filter(|(of, _)| of.as_deref().is_none_or(|of| of == disk));
+        said.next().map(|(_, rate)| *rate)
     }
 
     /// The limits in force.

@@ -67,3 +67,36 @@ fn a_destination_that_dies_leaves_the_guest_of_a_mirrored_disk_writing_and_whole
     let image = scene.pair.source.path().join("data.raw");
     scene.load.has_lost_nothing_at(&image);
 }
+
+#[test]
+fn a_disk_goes_before_memory_and_its_guest_writes_no_faster_than_its_user_says_by_then() {
+    let Some(_lock) = guest_lock() else { return };
+    let scene = Scene::begin();
+    let mut leaving = scene.leaves(&["--disks", "data=mirror,before,writes=16KiB/s"]);
+    let rate = |class: &str| {
+        let jobs = scene.pair.source.vmm(["disk", "jobs", "guest", "--json"]);
+        let job = jobs.success().json_lines().pop()?;
+        job["disks"][0]["class_bytes_per_s"][class].as_u64()
+    };
+    eventually("the disk goes, and what the guest writes hardly", || {
+        (rate("background") > Some(1 << 20) && rate("write") < Some(1 << 20)).then_some(())
+    });
+    let refused = scene
+        .pair
+        .source
+        .vmm(["migrate", "guest", "--set", "other,writes=1MiB/s"]);
+    assert_eq!(refused.code(), 2, "{}", refused.stderr);
+    let set = ["disk", "jobs", "guest", "--set", "data,writes=0"];
+    let _ = scene.pair.source.vmm(set).success();
+    eventually("the guest writes as fast as the link lets it", || {
+        (rate("write") > Some(2 << 20)).then_some(())
+    });
+    let pass = |n: u64| move |event: &Value| event["event"] == "iteration" && event["n"] == n;
+    let first = leaving.wait_for("the first pass", pass(1));
+    assert_eq!(first["pages"], 0, "{first:#}");
+    assert!(first["disk_bytes"].as_u64() >= Some(32 << 20), "{first:#}");
+    let second = leaving.wait_for("the second pass", pass(2));
+    assert_eq!(second["pages"], 192 << 8, "{second:#}");
+    let report = leaving.finish().completed();
+    scene.has_moved(&report);
+}

@@ -157,6 +157,7 @@ fn a_running_migration_is_steered_and_cancelled() {
         let limits = LimitChange {
             downtime_limit: Some(Span(Duration::from_millis(50))),
             bandwidth: Some(Rate(None)),
+            ..LimitChange::default()
         };
         client.set_limits(&limits).await.unwrap();
         assert_eq!(host.vm.limits(), Some(limits));

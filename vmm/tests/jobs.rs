@@ -54,14 +54,14 @@ fn a_migration_is_a_job_that_is_watched_steered_and_cancelled() {
         let bandwidth = Some(Rate(Some(7)));
         let by_job = LimitChange {
             downtime_limit,
-            bandwidth: None,
+            ..LimitChange::default()
         };
         let job = client.set_job_limits(&id, &by_job).await.unwrap();
         assert_eq!(job.limits.unwrap().downtime_limit, downtime_limit);
-        assert_eq!(host.vm.limits(), Some(by_job));
+        assert_eq!(host.vm.limits(), Some(by_job.clone()));
         let by_migration = LimitChange {
-            downtime_limit: None,
             bandwidth,
+            ..LimitChange::default()
         };
         client.set_limits(&by_migration).await.unwrap();
         let limits = client.job(&id).await.unwrap().limits.unwrap();
@@ -183,8 +183,8 @@ fn a_job_is_begun_by_its_kind_and_told_of_until_it_is_over() {
         let mut lines = client.follow_job(fake::ID).await.unwrap();
         assert_eq!(lines.next().await.unwrap(), Some(begun));
         let limits = LimitChange {
-            downtime_limit: None,
             bandwidth: Some(Rate(Some(7))),
+            ..LimitChange::default()
         };
         client.set_job_limits(fake::ID, &limits).await.unwrap();
         let changed = lines.next().await.unwrap().unwrap();
@@ -254,6 +254,7 @@ fn a_disk_moves_by_a_job_that_names_it() {
                 map: None,
                 pull: DiskPull::default(),
                 bandwidth: Rate(Some(9)),
+                writes: Rate::default(),
                 downtime_limit: Span(Duration::from_millis(50)),
             },
         })
@@ -296,8 +297,8 @@ fn who_reads_slowly_is_told_the_newest() {
         let lines = lines.unwrap();
         for n in 1..=500 {
             let limits = LimitChange {
-                downtime_limit: None,
                 bandwidth: Some(Rate(Some(n))),
+                ..LimitChange::default()
             };
             client.set_job_limits(fake::ID, &limits).await.unwrap();
         }
@@ -306,6 +307,9 @@ fn who_reads_slowly_is_told_the_newest() {
         assert!(told.len() < 250, "{}", told.len());
         let last = told.last().unwrap();
         assert_eq!(last.state, JobState::Concluded);
-        assert_eq!(last.limits.unwrap().bandwidth, Some(Rate(Some(500))));
+        assert_eq!(
+            last.limits.clone().unwrap().bandwidth,
+            Some(Rate(Some(500)))
+        );
     });
 }

@@ -9,8 +9,9 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use migration::observation::Observation;
+use migration::observation::{Observation, Side};
 use migration::progress::LimitChange;
+use migration::request::MigrateRequest;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::body::{DiskMoveJob, JobRequest};
@@ -20,7 +21,7 @@ use super::streams::{self, Next, wants_lines};
 use crate::disk_move::{DeviceFiles, DeviceRequest, DiskMoveFiles, DiskMoveRequest};
 use crate::instance::Instance;
 use crate::job::{Job, JobState, Jobs};
-use crate::passed::{FileAccess, FileKind};
+use crate::passed::{FileAccess, FileId, FileKind, PassedFiles};
 
 /// Between two looks at a job that is followed: its progress is told so often at most. That its state changes is told
 /// at once where the VM notices by itself.
@@ -61,8 +62,9 @@ pub(super) async fn begin(
     };
     let job = match request {
         JobRequest::Migration(request) => {
+            let files = Arc::clone(&vm.files);
             let begun = move |vm: &dyn Instance| {
-                let id = vm.migrate(request)?;
+                let id = begin_migration(vm, &files, request)?;
                 vm.jobs().find(&id)
             };
             vm.call_slow(begun).await??
@@ -79,6 +81,23 @@ pub(super) async fn begin(
         }
         None => (StatusCode::CREATED, place, Json(job)).into_response(),
     })
+}
+
+/// Begins a migration, with the files that it names.
+pub(super) fn begin_migration(
+    vm: &dyn Instance,
+    files: &PassedFiles,
+    request: MigrateRequest,
+) -> Result<String, Observation> {
+    let claim = |id: &String| {
+        let id = id.parse::<FileId>();
+        let id = id.map_err(|e| Observation::from_error(Side::Source, "usage.file-id", &e))?;
+        files.claim(id, FileKind::Disk, FileAccess::ReadWrite)
+    };
+    let overlays = request.overlays.iter();
+    let overlays = overlays.map(|of| of.files.iter().map(claim).collect::<Result<_, _>>());
+    let overlays = overlays.collect::<Result<_, Observation>>()?;
+    vm.migrate(request, overlays)
 }
 
 async fn begin_disk_move(vm: &Vm, disk: String, request: DiskMoveRequest) -> Result<Job, ApiError> {

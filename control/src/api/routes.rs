@@ -150,7 +150,9 @@ async fn migrate(
     } else {
         None
     };
-    let id = vm.call_slow(move |vm| vm.migrate(request)).await??;
+    let files = Arc::clone(&vm.files);
+    let begun = move |vm: &dyn Instance| jobs::begin_migration(vm, &files, request);
+    let id = vm.call_slow(begun).await??;
     match permit {
         // A migration may be over, and this process about to end, before a second request is made.
         Some(permit) => {

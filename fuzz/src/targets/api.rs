@@ -14,7 +14,7 @@ use control::instance::{
     Ending, Instance, MigrationStatus, Requester, StopMode, VmEnd, VmState, VmStatus,
 };
 use control::job::{Job, JobState, Jobs};
-use control::passed::FilesSocket;
+use control::passed::{FilesSocket, PassedFile};
 use migration::observation::{Observation, Side};
 use migration::progress::{Event, LimitChange, Limits, Report};
 use migration::request::MigrateRequest;
@@ -117,7 +117,11 @@ impl Instance for Agreeable {
         Ok(())
     }
 
-    fn migrate(&self, request: MigrateRequest) -> Result<String, Observation> {
+    fn migrate(
+        &self,
+        request: MigrateRequest,
+        _: Vec<Vec<PassedFile>>,
+    ) -> Result<String, Observation> {
         request.endpoint()?;
         Ok("0".repeat(32))
     }
@@ -304,7 +308,7 @@ fn json(bytes: &[u8]) {
         let _ = request.endpoint();
     }
     if let Some(change) = again::<LimitChange>(bytes) {
-        let _ = Limits::default().changed(change);
+        let _ = Limits::default().changed(&change);
     }
     again::<JobRequest>(bytes);
     again::<StopBody>(bytes);

@@ -12,6 +12,7 @@ use block::{BlockDevice, Stack};
 use super::Devices;
 use crate::disks::pivots::PATIENCE;
 use crate::disks::tracking::Track;
+use crate::disks::write_limit::WriteLimit;
 use crate::error::MachineError;
 use crate::threads::{self, ThreadKind};
 
@@ -36,11 +37,15 @@ impl Devices {
     }
 
     /// Has changes of disk `id`, which is tracked, held up from here on whenever what they have marked is not carried away
-    /// soon enough for the bound that is set then.
+    /// soon enough for the bound that is set then, or when they are over what `writes` says.
     ///
     /// # Errors
     /// As [`Devices::track`].
-    pub(crate) fn bound_backlog(&self, id: &str) -> Result<Arc<Backlog>, MachineError> {
+    pub(crate) fn bound_backlog(
+        &self,
+        id: &str,
+        writes: &WriteLimit,
+    ) -> Result<Arc<Backlog>, MachineError> {
         let mut tracked = self.disks.tracked().lock();
         let before = self.untracked(&tracked, id)?;
         let Some(changes) = tracked.get(id).map(|track| track.changes.clone()) else {
@@ -49,6 +54,7 @@ impl Devices {
         let mut with = before.clone();
         with.lay(|disk| Tracker::new(disk, changes.clone()));
         let backlog = with.lay(|disk| Backlog::new(disk, changes.clone()));
+        limited(id, &mut with, writes)?;
         let track = Track {
             changes,
             backlog: Some(backlog.clone()),
@@ -60,7 +66,7 @@ impl Devices {
     }
 
     /// Has what is written to disk `id` go to `target` as well from here on, each request of which may take `patience` there,
-    /// in place of being tracked: [`Disks::changes`](crate::disks::Disks::changes) tells what was until now, and what the
+    /// in place of being tracked, and no more of it in a second than `writes` says: [`Disks::changes`](crate::disks::Disks::changes) tells what was until now, and what the
     /// target misses.
     ///
     /// # Errors
@@ -70,6 +76,7 @@ impl Devices {
         id: &str,
         target: Arc<dyn BlockDevice>,
         patience: Duration,
+        writes: &WriteLimit,
     ) -> Result<Arc<Mirror>, MachineError> {
         let mut tracked = self.disks.tracked().lock();
         let before = self.untracked(&tracked, id)?;
@@ -82,10 +89,8 @@ impl Devices {
             let begin = || threads::begin(ThreadKind::Disk);
             Mirror::new(disk, target, changes.clone(), patience, begin)
         });
-        let mirror = mirror.map_err(|source| MachineError::Device {
-            id: id.to_owned(),
-            source: devices::Error::Disk { source },
-        })?;
+        let mirror = mirror.map_err(|source| not_laid(id, source))?;
+        limited(id, &mut with, writes)?;
         let track = Track {
             changes,
             backlog: None,
@@ -162,5 +167,17 @@ impl Devices {
         }
         tracked.remove(id);
         Ok(())
+    }
+}
+
+/// Has what is written to disk `id` by way of `stack` be no more in a second than `writes` says.
+fn limited(id: &str, stack: &mut Stack, writes: &WriteLimit) -> Result<(), MachineError> {
+    writes.lay(stack).map_err(|source| not_laid(id, source))
+}
+
+fn not_laid(id: &str, source: block::Error) -> MachineError {
+    MachineError::Device {
+        id: id.to_owned(),
+        source: devices::Error::Disk { source },
     }
 }

@@ -1,6 +1,7 @@
 //! The disks of a machine: how their images are opened and claimed, by an owner or a successor, and
 //! whether a successor has the right ones.
 
+pub(crate) mod away;
 pub(crate) mod claims;
 pub(crate) mod coming;
 pub(crate) mod content;
@@ -24,6 +25,7 @@ mod source;
 pub mod target;
 pub(crate) mod tracking;
 mod unused;
+pub(crate) mod write_limit;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
@@ -35,6 +37,7 @@ use migration::observation::{Observation, Side};
 use migration::wire::kind::MAX_SAMPLES;
 
 use crate::debug;
+use crate::disks::away::Away;
 pub(crate) use crate::disks::disk::Disk;
 use crate::disks::exclusive_opens::ExclusiveOpens;
 use crate::disks::in_part::Lack;
@@ -57,6 +60,7 @@ pub(crate) struct Disks {
     host: Option<String>,
     exclusive_opens: ExclusiveOpens,
     tracked: Tracked,
+    away: Away,
     lacking: Mutex<Vec<Lacking>>,
 }
 
@@ -98,6 +102,7 @@ impl Disks {
             host,
             exclusive_opens,
             tracked: Tracked::default(),
+            away: Away::default(),
             lacking: Mutex::new(lacking),
         })
     }
@@ -148,6 +153,11 @@ impl Disks {
     /// The changes of disk `id`, as long as they are tracked.
     pub(crate) fn changes(&self, id: &str) -> Option<Arc<ChangeMap>> {
         self.tracked.changes(id)
+    }
+
+    /// Those that are in overlays.
+    pub(crate) fn away(&self) -> &Away {
+        &self.away
     }
 
     /// Those whose changes are tracked.

@@ -360,6 +360,11 @@ impl Passed {
         recorded.is_some_and(|record| record.handover == Handover::Gone)
     }
 
+    /// Whether there is anything by its name.
+    pub fn is_there(&self) -> bool {
+        self.path.exists()
+    }
+
     /// Removes the image, if it was made for a move that came to nothing; one that was there before stays, marked if it
     /// holds a part of the disk. Nothing is done while the VM has it, or it is the disk.
     pub fn discard(&self, journal: &dyn Journal) {

@@ -25,6 +25,7 @@ use crate::disks::Disk;
 use crate::disks::coming::Coming;
 use crate::disks::marks::Mark;
 use crate::disks::opened_image::{OpenedAs, OpenedImage};
+use crate::disks::write_limit::WriteLimit;
 use crate::instance::disk_move_mode::{checked_path, mode_of, opened_as, reached};
 use crate::instance::running_move::{RunningMove, Watched};
 use crate::instance::vm::{Core, VmInstance, refuse, wrong_state};
@@ -94,6 +95,7 @@ impl VmInstance {
         let watched = Watched {
             steering: Arc::new(Steering::new(request.bandwidth.0, request.downtime_limit.0)),
             told: Arc::default(),
+            writes: Arc::new(WriteLimit::of(request.writes.0)),
         };
         let machine = self.begin_disk_move(id, job, &request.path, &watched)?;
         let prepared = self.prepare(&machine, id, job, &request, path, files, watched);
@@ -104,6 +106,7 @@ impl VmInstance {
                 return Err(why);
             }
         };
+        let moving = Arc::new(moving);
         self.on_a_thread(job, move || moving.run(next))
     }
 
@@ -130,6 +133,7 @@ impl VmInstance {
                 watched: Watched {
                     steering: lacking.steering.clone(),
                     told: Arc::default(),
+                    writes: Arc::default(),
                 },
                 given_up: None,
             });
@@ -311,6 +315,7 @@ impl VmInstance {
             on_target_error: request.on_target_error.unwrap_or_default(),
             told: watched.told,
             steering: watched.steering,
+            writes: watched.writes,
         };
         moving
             .begin(&request.path)

@@ -20,9 +20,12 @@ impl Migration {
         ))
     }
 
-    pub(super) fn set_limits(&self, change: LimitChange) {
-        let limits = self.steering.limits();
-        self.steering.set_limits(limits.changed(change));
+    /// Changes its limits.
+    ///
+    /// # Errors
+    /// `usage.limits` where they name a disk that does not go with the guest, or are none of a disk's.
+    pub(super) fn set_limits(&self, change: LimitChange) -> Result<(), Observation> {
+        self.steering.change_limits(change)
     }
 }
 
@@ -156,16 +159,13 @@ impl Steered<'_> {
 
     pub(super) fn set_limits(&self, change: LimitChange) -> Result<(), Observation> {
         match self {
-            Self::Migration(migration) if migration.to.is_none() => {
-                return Err(refuse(
-                    "job.no-limits",
-                    "the guest comes in: its limits are those of the job at the host that it leaves",
-                ));
-            }
+            Self::Migration(migration) if migration.to.is_none() => Err(refuse(
+                "job.no-limits",
+                "the guest comes in: its limits are those of the job at the host that it leaves",
+            )),
             Self::Migration(migration) => migration.set_limits(change),
             Self::DiskMove(moving) => moving.set_limits(change),
         }
-        Ok(())
     }
 }
 

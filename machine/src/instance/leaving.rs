@@ -12,6 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use control::instance::VmState;
+use control::passed::PassedFile;
 use migration::disk_modes::{self, DiskModes};
 use migration::endpoint::Endpoint;
 use migration::journal::{FileJournal, Journal};
@@ -39,7 +40,11 @@ const ASK_AT_LEAST: Duration = Duration::from_secs(5);
 
 impl VmInstance {
     /// Begins a migration on a thread of its own and returns its identifier.
-    pub(crate) fn leave(self: &Arc<Self>, request: MigrateRequest) -> Result<String, Observation> {
+    pub(crate) fn leave(
+        self: &Arc<Self>,
+        request: MigrateRequest,
+        overlays: Vec<Vec<PassedFile>>,
+    ) -> Result<String, Observation> {
         let to = request.endpoint()?;
         let journal = FileJournal::open(self.dir.migrations())
             .map_err(|e| Observation::from_error(Side::Source, "migration.journal", &e))?;
@@ -59,6 +64,13 @@ impl VmInstance {
             broken: None,
         };
         let (machine, modes) = self.begin(migration, &request)?;
+        let ways = match self.ways(&machine, &modes, &request, overlays) {
+            Ok(ways) => ways,
+            Err(why) => {
+                self.lock().migration = None;
+                return Err(why);
+            }
+        };
         let served = request.served.iter().map(|served| served.disk.clone());
         let served = served.collect();
         let options = source::Options::new(id, request);
@@ -77,6 +89,7 @@ impl VmInstance {
                 let vm = MachineSource::new(machine, &instance.dir.name()).with_disks(
                     modes,
                     served,
+                    ways,
                     journal.identity(),
                 );
                 let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
@@ -125,6 +138,13 @@ impl VmInstance {
             return Err(wrong_state(VmState::Stopped));
         }
         machine.devices().disks.all_here()?;
+        if let Some(id) = machine.devices().disks.away().first() {
+            let message = format!(
+                "disk {id} is in an overlay, from which a migration that failed could not bring it back: when the guest has \
+                 ended, `vmm run` brings both together again"
+            );
+            return Err(refuse("disk.in-overlay", message));
+        }
         let all = machine.spec().disks.iter().map(|disk| disk.id.as_str());
         let modes = disk_modes::modes(&request.disks, all)?;
         check_later(request, &modes, &machine.spec().disks)?;

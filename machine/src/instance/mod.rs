@@ -12,6 +12,7 @@ mod jobs;
 mod later_disks;
 pub(crate) mod launch;
 mod leaving;
+mod leaving_by_overlays;
 mod requests;
 mod running_move;
 mod vm;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use control::disk_move::{DiskMoveFiles, DiskMoveRequest};
 use control::instance::{Instance, Requester, StopMode, VmState, VmStatus};
 use control::job::{Job, JobState, Jobs};
+use control::passed::PassedFile;
 use migration::observation::{Observation, Side};
 use migration::progress::LimitChange;
 use migration::request::MigrateRequest;
@@ -79,8 +80,12 @@ impl Instance for Served {
         }
     }
 
-    fn migrate(&self, request: MigrateRequest) -> Result<String, Observation> {
-        self.leave(request)
+    fn migrate(
+        &self,
+        request: MigrateRequest,
+        overlays: Vec<Vec<PassedFile>>,
+    ) -> Result<String, Observation> {
+        self.leave(request, overlays)
     }
 
     fn migration_events(&self) -> Option<Events> {
@@ -99,10 +104,7 @@ impl Instance for Served {
 
     fn set_limits(&self, change: LimitChange) -> Result<(), Observation> {
         match self.lock().active() {
-            Some(migration) => {
-                migration.set_limits(change);
-                Ok(())
-            }
+            Some(migration) => migration.set_limits(change),
             None => Err(refuse("migration.none", "no migration is running")),
         }
     }

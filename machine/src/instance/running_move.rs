@@ -11,6 +11,7 @@ use migration::observation::{Observation, Side};
 use migration::progress::LimitChange;
 use migration::units::{Rate, Span};
 
+use crate::disks::write_limit::WriteLimit;
 use crate::moving::disk_move::Told;
 
 fn ending(message: impl Into<String>) -> Observation {
@@ -22,6 +23,7 @@ fn ending(message: impl Into<String>) -> Observation {
 pub(super) struct Watched {
     pub(super) steering: Arc<Steering>,
     pub(super) told: Arc<Told>,
+    pub(super) writes: Arc<WriteLimit>,
 }
 
 /// A disk that is being moved.
@@ -69,17 +71,34 @@ impl RunningMove {
         Err(ending(message))
     }
 
-    pub(super) fn set_limits(&self, change: LimitChange) {
+    /// Changes its limits.
+    ///
+    /// # Errors
+    /// `usage.limits` where they are another disk's.
+    pub(super) fn set_limits(&self, change: LimitChange) -> Result<(), Observation> {
         let LimitChange {
             downtime_limit,
             bandwidth,
+            writes,
+            disk,
         } = change;
+        if let Some(disk) = disk.filter(|disk| *disk != self.disk) {
+            let message = format!(
+                "the job {} moves disk {}, and not {disk}",
+                self.job, self.disk
+            );
+            return Err(Observation::new(Side::Source, "usage.limits", message));
+        }
         if let Some(Span(limit)) = downtime_limit {
             self.watched.steering.set_limit(limit);
         }
         if let Some(Rate(rate)) = bandwidth {
             self.watched.steering.set_bandwidth(rate);
         }
+        if let Some(Rate(rate)) = writes {
+            self.watched.writes.set(rate);
+        }
+        Ok(())
     }
 
     /// As it is told.
@@ -117,6 +136,8 @@ impl RunningMove {
             limits: Some(LimitChange {
                 downtime_limit: Some(Span(self.watched.steering.limit())),
                 bandwidth: Some(Rate(self.watched.steering.bandwidth())),
+                writes: self.watched.writes.rate().map(|rate| Rate(Some(rate))),
+                disk: None,
             }),
             held_up_by: self.watched.told.held_up_by(),
             result: None,

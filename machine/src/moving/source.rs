@@ -12,12 +12,14 @@ use migration::vm::{
 use migration::{GuestRam, HostId, MigrationId};
 
 use crate::build::spec::DiskAccess;
+use crate::disks::away::InOverlay;
 use crate::disks::marks::{self, Mark};
 use crate::error::MachineError;
 use crate::kvm::slots::DirtyLog;
 use crate::machine::Machine;
+use crate::moving::disk_move::snapshot::with_guest::WithGuest;
 use crate::moving::forwarding;
-use crate::moving::volume::{LeftVolume, OutgoingVolume};
+use crate::moving::volume::{LeftVolume, OutgoingVolume, SnapshotVolume};
 use crate::power::PauseReason;
 use crate::snapshot::agreement::{Agreed, Known};
 use crate::state::components;
@@ -36,6 +38,8 @@ pub(crate) struct MachineSource {
     modes: DiskModes,
     /// Disks of which somebody serves what stays behind.
     served: Vec<String>,
+    /// Those that go by way of overlays.
+    ways: Vec<Arc<WithGuest>>,
     /// Those that travel with it.
     travelling: Mutex<Vec<String>>,
     /// Who records what becomes of it, where disks travel.
@@ -51,17 +55,25 @@ impl MachineSource {
             form: Mutex::new(Form::One),
             modes: Vec::new(),
             served: Vec::new(),
+            ways: Vec::new(),
             travelling: Mutex::default(),
             journal: None,
         }
     }
 
-    /// Has its disks move as `modes` says, with those `served` that are named; the destination opens those that are not named in either
-    /// where they lie. `journal` records what becomes of it.
-    pub(crate) fn with_disks(self, modes: DiskModes, served: Vec<String>, journal: HostId) -> Self {
+    /// Has its disks move as `modes` says, with those `served` that are named and others by way of overlays; the destination opens those
+    /// that are not named in `modes` where they lie. `journal` records what becomes of it.
+    pub(crate) fn with_disks(
+        self,
+        modes: DiskModes,
+        served: Vec<String>,
+        ways: Vec<Arc<WithGuest>>,
+        journal: HostId,
+    ) -> Self {
         Self {
             modes,
             served,
+            ways,
             journal: Some(journal),
             ..self
         }
@@ -83,6 +95,11 @@ impl MachineSource {
     fn stays_behind(&self, id: &str) -> bool {
         let mode = self.modes.iter().find(|(disk, _)| disk == id);
         mode.is_some_and(|(_, mode)| *mode == DiskMode::OnDemand)
+    }
+
+    /// How disk `id` goes by way of overlays, if it does.
+    fn way_of(&self, id: &str) -> Option<&Arc<WithGuest>> {
+        self.ways.iter().find(|way| way.id() == id)
     }
 
     /// Images that the guest may write: only those are ever out of date elsewhere.
@@ -235,14 +252,15 @@ impl SourceDisks for MachineSource {
         let offered = self.modes.iter().filter_map(|(id, mode)| match mode {
             DiskMode::Shared => None,
             DiskMode::Auto => Some((id, Wish::MayTravel)),
-            DiskMode::Precopy | DiskMode::Mirror => Some((id, Wish::Travels)),
+            DiskMode::Precopy | DiskMode::Mirror | DiskMode::Snapshot => Some((id, Wish::Travels)),
             DiskMode::OnDemand => Some((id, Wish::OnDemand)),
         });
         let volumes = offered.map(|(id, wish)| {
             let machine = &self.machine;
-            let volume: Option<Arc<dyn SourceVolume>> = match wish {
-                Wish::OnDemand => LeftVolume::of(machine, id).map(|it| Arc::new(it) as _),
-                Wish::Travels | Wish::MayTravel => {
+            let volume: Option<Arc<dyn SourceVolume>> = match (wish, self.way_of(id)) {
+                (_, Some(way)) => SnapshotVolume::of(machine, way).map(|it| Arc::new(it) as _),
+                (Wish::OnDemand, None) => LeftVolume::of(machine, id).map(|it| Arc::new(it) as _),
+                (Wish::Travels | Wish::MayTravel, None) => {
                     OutgoingVolume::of(machine, id, wish).map(|it| Arc::new(it) as _)
                 }
             };
@@ -267,6 +285,10 @@ impl SourceDisks for MachineSource {
         let of_later = Mark::of_guest_on_demand(id, journal, Some(destination));
         let travelling = self.lock_travelling();
         for (disk, image) in self.written().filter(|(id, _)| travelling.contains(id)) {
+            if let Some(way) = self.way_of(disk) {
+                way.mark(id).map_err(|e| e.observed())?;
+                continue;
+            }
             let is_served = self.served.contains(disk);
             let mark = if is_served { &of_later } else { &mark };
             let set = mark.set_leaving(image.file());
@@ -286,9 +308,10 @@ impl SourceDisks for MachineSource {
     }
 
     fn unmark_disks(&self) -> VmResult<()> {
+        let away = self.machine.devices().disks.away();
         let marked = self
             .written()
-            .filter(|(_, image)| marks::are_on(image.file()));
+            .filter(|(id, image)| !away.has(id) && marks::are_on(image.file()));
         let mut removed = Ok(());
         for (id, image) in marked {
             // Each, whatever comes of one.
@@ -302,14 +325,19 @@ impl SourceDisks for MachineSource {
         let tracked = self
             .lock_travelling()
             .iter()
-            .filter(|id| !self.stays_behind(id))
+            .filter(|id| !self.stays_behind(id) && self.way_of(id).is_none())
             .try_for_each(|id| devices.track(id));
-        tracked.map_err(|e| observed(&e))
+        tracked.map_err(|e| observed(&e))?;
+        self.ways.iter().try_for_each(|way| {
+            devices.disks.away().add(way.clone());
+            way.begin().map_err(|e| e.observed())
+        })
     }
 
     fn untrack_disks(&self) -> VmResult<()> {
         let devices = self.machine.devices();
-        devices.untrack_all().map_err(|e| observed(&e))
+        let back = devices.disks.away().bring_back();
+        devices.untrack_all().map_err(|e| observed(&e)).and(back)
     }
 
     fn offer_disks(&self) -> VmResult<()> {
@@ -354,5 +382,6 @@ impl SourceDisks for MachineSource {
     fn hand_over_disks(&self) {
         self.machine.devices().disks.exclusive_opens().release();
         self.machine.devices().claims.release();
+        self.machine.devices().disks.away().let_go();
     }
 }

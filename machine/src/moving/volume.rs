@@ -6,11 +6,15 @@ use std::time::Duration;
 
 use block::layer::backlog::Backlog;
 use block::layer::tracker::{BLOCK, Generation};
+use migration::disk_bytes::SnapshotDisk;
 use migration::observation::{Observation, Side};
 use migration::vm::{BLOCK_SIZE, SourceVolume, VmResult, VolumeOffer, Wish};
 
+use crate::disks::away::InOverlay;
 use crate::disks::content::DiskContent;
+use crate::disks::write_limit::WriteLimit;
 use crate::machine::Machine;
+use crate::moving::disk_move::snapshot::with_guest::{View, WithGuest};
 
 const _: () = assert!(BLOCK == BLOCK_SIZE);
 
@@ -22,6 +26,8 @@ pub(crate) struct OutgoingVolume {
     content: DiskContent,
     /// What changed from here on was not asked for yet.
     since: Mutex<Generation>,
+    /// What its guest may write in a second while it is mirrored.
+    writes: WriteLimit,
 }
 
 impl OutgoingVolume {
@@ -38,6 +44,7 @@ impl OutgoingVolume {
                 uncached: machine.devices().disks.bare_image(id),
             },
             since: Mutex::new(Generation::FIRST),
+            writes: WriteLimit::default(),
         })
     }
 }
@@ -130,12 +137,17 @@ impl SourceVolume for OutgoingVolume {
             (Some(backlog), _) => backlog,
             (None, None) => return Ok(()),
             (None, Some(_)) => {
-                let laid = self.machine.devices().bound_backlog(&self.content.id);
+                let devices = self.machine.devices();
+                let laid = devices.bound_backlog(&self.content.id, &self.writes);
                 laid.map_err(|e| e.observed(Side::Source))?
             }
         };
         backlog.bound(most);
         Ok(())
+    }
+
+    fn limit_writes(&self, rate: Option<u64>) {
+        self.writes.set(rate);
     }
 
     fn let_in(&self) -> u64 {
@@ -158,5 +170,75 @@ impl SourceVolume for OutgoingVolume {
 
     fn read(&self, offset: u64, into: &mut [u8]) -> VmResult<()> {
         self.content.read(offset, into)
+    }
+}
+
+/// A disk of a machine that goes by way of overlays.
+pub(crate) struct SnapshotVolume {
+    /// The disk before it is in an overlay.
+    before: OutgoingVolume,
+    way: Arc<WithGuest>,
+}
+
+impl SnapshotVolume {
+    /// The disk of the machine that goes by `way`; `None` when there is none.
+    pub(crate) fn of(machine: &Arc<Machine>, way: &Arc<WithGuest>) -> Option<Self> {
+        Some(Self {
+            before: OutgoingVolume::of(machine, way.id(), Wish::Travels)?,
+            way: way.clone(),
+        })
+    }
+
+    /// What is read of it now, where that is not the image.
+    fn elsewhere(&self) -> Option<DiskContent> {
+        let (View::Left(disk) | View::Still(disk)) = self.way.view() else {
+            return None;
+        };
+        Some(DiskContent {
+            side: Side::Source,
+            id: self.before.content.id.clone(),
+            disk,
+            uncached: None,
+        })
+    }
+}
+
+impl SourceVolume for SnapshotVolume {
+    fn offer(&self) -> VolumeOffer {
+        self.before.offer()
+    }
+
+    fn image(&self) -> Option<String> {
+        Some(self.way.path())
+    }
+
+    fn take_changes(&self, changed: &mut [u64]) -> VmResult<()> {
+        self.way.take_changes(changed).map_err(|e| e.observed())
+    }
+
+    fn has_changed(&self, block: u64) -> bool {
+        self.way.has_changed(block)
+    }
+
+    fn check(&self) -> VmResult<()> {
+        self.way.check().map_err(|e| e.observed())
+    }
+
+    fn overlays(&self) -> Option<SnapshotDisk> {
+        Some(self.way.told())
+    }
+
+    fn data(&self, range: Range<u64>) -> VmResult<Vec<Range<u64>>> {
+        match self.elsewhere() {
+            Some(content) => content.data(range),
+            None => self.before.data(range),
+        }
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) -> VmResult<()> {
+        match self.elsewhere() {
+            Some(content) => content.read(offset, into),
+            None => self.before.read(offset, into),
+        }
     }
 }

@@ -147,7 +147,9 @@ fn a_guest_moves_and_the_source_lets_go() {
     let listen = target.status().listen.unwrap();
 
     assert_eq!(target.status().migration.unwrap().id, None);
-    let id = source.migrate(MigrateRequest::new(&listen)).unwrap();
+    let id = source
+        .migrate(MigrateRequest::new(&listen), Vec::new())
+        .unwrap();
     match last_event(&*source) {
         Event::Completed(report) => {
             assert!(report.verified);
@@ -175,7 +177,10 @@ fn a_guest_that_its_user_paused_arrives_paused() {
     let target = destination(&there);
     source.pause().unwrap();
     source
-        .migrate(MigrateRequest::new(target.status().listen.unwrap()))
+        .migrate(
+            MigrateRequest::new(target.status().listen.unwrap()),
+            Vec::new(),
+        )
         .unwrap();
     assert!(matches!(last_event(&*source), Event::Completed(_)));
     assert_eq!(target.status().state, VmState::Paused);
@@ -193,7 +198,7 @@ fn a_guest_whose_destination_is_not_there_goes_on() {
     let here = Host::new();
     let source = guest(&here, kernel.path());
     source
-        .migrate(MigrateRequest::new("unix:/nonexistent/socket"))
+        .migrate(MigrateRequest::new("unix:/nonexistent/socket"), Vec::new())
         .unwrap();
     match last_event(&*source) {
         Event::Failed(report) => assert!(report.error.is_some()),
@@ -217,7 +222,7 @@ fn the_job_of_a_migration_has_the_limits_that_were_asked_for_and_says_why_it_fai
         ..MigrateRequest::new("unix:/nonexistent/socket")
     };
     let limits = Some(request.limits().into());
-    let id = source.migrate(request).unwrap();
+    let id = source.migrate(request, Vec::new()).unwrap();
     // Its thread may not have begun yet.
     assert_eq!(source.jobs().find(&id).unwrap().limits, limits);
     last_event(&*source);
@@ -245,7 +250,10 @@ fn a_guest_that_ends_at_once_is_not_said_to_run() {
         let ended = vm.status();
         std::thread::sleep(Duration::from_millis(5));
         assert_eq!(vm.status().uptime_ms, ended.uptime_ms, "it is over");
-        assert!(vm.migrate(MigrateRequest::new("127.0.0.1:9")).is_err());
+        assert!(
+            vm.migrate(MigrateRequest::new("127.0.0.1:9"), Vec::new())
+                .is_err()
+        );
     }
 }
 
@@ -260,7 +268,7 @@ fn whoever_hears_that_a_migration_failed_may_ask_for_the_next() {
     let source = guest(&host, kernel.path());
     for _ in 0..200 {
         source
-            .migrate(MigrateRequest::new("unix:/nonexistent/socket"))
+            .migrate(MigrateRequest::new("unix:/nonexistent/socket"), Vec::new())
             .unwrap();
         assert!(matches!(last_event(&*source), Event::Failed(_)));
         assert_eq!(source.status().state, VmState::Running);
@@ -320,7 +328,10 @@ fn a_guest_whose_engine_failed_while_it_was_paused_is_not_let_go_on() {
     vm.settle(None);
     assert_eq!(vm.status().state, VmState::HandoverUnknown);
     assert!(vm.resume().is_err());
-    assert!(vm.migrate(MigrateRequest::new("127.0.0.1:9")).is_err());
+    assert!(
+        vm.migrate(MigrateRequest::new("127.0.0.1:9"), Vec::new())
+            .is_err()
+    );
     assert!(vm.stop(StopMode::Force, Requester::Holder).is_err());
     vm.end(Ending::PoweredOff, None);
     assert_eq!(vm.status().state, VmState::HandoverUnknown);
@@ -390,7 +401,9 @@ fn whatever_its_user_does_meanwhile_a_guest_is_on_one_side() {
         let source = guest(&here, kernel.path());
         let target = destination(&there);
         let listen = target.status().listen.unwrap();
-        source.migrate(MigrateRequest::new(&listen)).unwrap();
+        source
+            .migrate(MigrateRequest::new(&listen), Vec::new())
+            .unwrap();
         let over = std::sync::atomic::AtomicBool::new(false);
         let moved = std::thread::scope(|scope| {
             for user in 0..2 {
@@ -404,7 +417,10 @@ fn whatever_its_user_does_meanwhile_a_guest_is_on_one_side() {
                             0 | 2 => source.pause(),
                             1 | 3 => source.resume(),
                             _ => source
-                                .migrate(MigrateRequest::new("unix:/nonexistent/socket"))
+                                .migrate(
+                                    MigrateRequest::new("unix:/nonexistent/socket"),
+                                    Vec::new(),
+                                )
                                 .map(drop),
                         };
                         if turn % 97 == 50 && round % 3 == 0 {

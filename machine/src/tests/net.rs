@@ -231,7 +231,10 @@ fn connections_to_a_guest_stay_while_it_moves() {
                     }
                 });
                 source
-                    .migrate(MigrateRequest::new(target.status().listen.unwrap()))
+                    .migrate(
+                        MigrateRequest::new(target.status().listen.unwrap()),
+                        Vec::new(),
+                    )
                     .unwrap();
                 let end = last_event(&*source);
                 moving.store(false, Ordering::SeqCst);
@@ -277,7 +280,10 @@ fn a_destination_whose_tap_is_missing_or_busy_refuses_at_once() {
             let second = Host::new();
             let target = destination(&second, nets);
             source
-                .migrate(MigrateRequest::new(target.status().listen.unwrap()))
+                .migrate(
+                    MigrateRequest::new(target.status().listen.unwrap()),
+                    Vec::new(),
+                )
                 .unwrap();
             match last_event(&*source) {
                 Event::Failed(report) => {

@@ -1,5 +1,6 @@
 //! Pre-copy: passes while the guest runs, until it can be stopped within the limit.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 use std::thread::Scope;
 use std::time::{Duration, Instant};
@@ -30,7 +31,10 @@ pub(super) struct Copying<'m, 's, 'a> {
     pub moving: Moving<'m, 's, 'a>,
     /// The pass that is next, or was last.
     pub pass: u32,
+    /// What the pass sends of disks.
     pub kind: PassKind,
+    /// What it sends of memory, and from which pass on.
+    pub memory: MemoryTurn,
     /// What is to be sent.
     pub marks: Marks,
     /// What was, and is not known to be placed: the marks of it are taken, and kept here.
@@ -45,6 +49,49 @@ pub(super) struct Copying<'m, 's, 'a> {
     pub scope: &'s Scope<'s, 'a>,
 }
 
+/// When memory goes: from the first pass on, or when the disks have that go before it.
+#[derive(Clone, Copy)]
+pub(super) struct MemoryTurn {
+    /// The first pass of it.
+    from: u32,
+    /// The pass in which the link was lost last.
+    cut: Option<u32>,
+}
+
+impl MemoryTurn {
+    fn after_disks(go_first: bool) -> Self {
+        Self {
+            from: if go_first { 2 } else { 1 },
+            cut: None,
+        }
+    }
+
+    /// The link was lost in `pass`, of which the rest is sent on the next one.
+    pub(super) fn cut_in(&mut self, pass: u32) {
+        self.cut = Some(pass);
+    }
+
+    /// Whether it waits in `pass`.
+    fn waits(self, pass: u32) -> bool {
+        pass < self.from
+    }
+
+    /// Whether all of it is to be sent from `pass` on, and none was before.
+    fn begins_late(self, pass: u32) -> bool {
+        self.from > 1 && pass == self.from && self.cut != Some(pass)
+    }
+
+    /// As what it is sent in `pass`.
+    fn kind(self, pass: u32) -> Option<PassKind> {
+        match pass.cmp(&self.from) {
+            Ordering::Less => None,
+            Ordering::Equal if self.cut == Some(pass) => Some(PassKind::Rest),
+            Ordering::Equal => Some(PassKind::First),
+            Ordering::Greater => Some(PassKind::Again),
+        }
+    }
+}
+
 /// Bytes that a pass sent, and those that were written meanwhile.
 struct Passed {
     sent: u64,
@@ -54,11 +101,13 @@ struct Passed {
 impl<'m, 's, 'a> Copying<'m, 's, 'a> {
     /// Nothing is copied yet, and the dirty log is on.
     pub fn new(moving: Moving<'m, 's, 'a>, scope: &'s Scope<'s, 'a>) -> Self {
+        let go_first = moving.transfer.disks.go_first();
         Self {
             marks: Marks::all(&moving.transfer.ram, moving.transfer.disks.offers()),
             moving,
             pass: 1,
             kind: PassKind::First,
+            memory: MemoryTurn::after_disks(go_first),
             under_way: None,
             log_read: Instant::now(),
             rates: Rates::default(),
@@ -78,7 +127,18 @@ impl<'m, 's, 'a> Copying<'m, 's, 'a> {
             self.moving.stop()
         });
         match stopped {
-            Ok(()) => Ok(Stopped::new(self.moving, self.pass, self.marks)),
+            Ok(()) => {
+                let late = self.memory.waits(self.pass);
+                if late {
+                    self.marks.add_all_pages(&self.moving.transfer.ram);
+                }
+                let memory = if late {
+                    PassKind::First
+                } else {
+                    PassKind::Again
+                };
+                Ok(Stopped::new(self.moving, self.pass, self.marks, memory))
+            }
             Err(error) => Err(self.moving.fail(error)),
         }
     }
@@ -113,6 +173,11 @@ impl<'m, 's, 'a> Copying<'m, 's, 'a> {
             let Passed { sent, left } = self.pass()?;
             if self.moving.is_stopped() {
                 return Ok(());
+            }
+            if self.memory.waits(self.pass) {
+                self.pass += 1;
+                self.kind = PassKind::Again;
+                continue;
             }
             self.moving.transfer.costs.flush = flushing.cost();
             let limits = self.moving.limits();
@@ -169,24 +234,35 @@ impl<'m, 's, 'a> Copying<'m, 's, 'a> {
             moving,
             pass,
             kind,
+            memory,
             marks,
             under_way,
             log_read,
             rates,
             ..
         } = self;
+        if memory.begins_late(*pass) {
+            marks.add_all_pages(&moving.transfer.ram);
+        } else if memory.waits(*pass) {
+            marks.leave_pages_out();
+        }
         let (sent, pages) = (marks.bytes(), marks.page_count());
         let counters = moving.course.counters.clone();
         let (wire_before, disks_before) = (counters.wire_bytes(), counters.disk_bytes());
         let present_before = counters.present_bytes();
         let began = Instant::now();
-        *under_way = Some(moving.start_pass(*pass, *kind, std::mem::take(marks)));
+        let kinds = (*kind, memory.kind(*pass));
+        *under_way = Some(moving.start_pass(*pass, kinds, std::mem::take(marks)));
         moving.finish_pass(*pass, sent, rates, Until::Placed)?;
         *under_way = None;
         let took = began.elapsed().max(Duration::from_micros(1)).as_secs_f64();
         let wire = counters.wire_bytes() - wire_before;
         let read_before = std::mem::replace(log_read, Instant::now());
         *marks = moving.take_marks()?;
+        if memory.waits(*pass) {
+            // All of it is to go, which is no measure of what was written.
+            marks.leave_pages_out();
+        }
         let left = marks.bytes();
         let between = (*log_read - read_before).max(Duration::from_micros(1));
         rates.dirty = left as f64 / between.as_secs_f64();

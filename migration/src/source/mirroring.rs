@@ -51,7 +51,14 @@ impl Moving<'_, '_, '_> {
         let disks = self.transfer.disks.mirrored().count().max(1);
         // Less than a block lets one change in after the other.
         let most = share.clamp(0.0, MOST) as u64 / disks as u64;
+        self.limit_writes();
         self.bound_backlogs(Some(most))
+    }
+
+    fn limit_writes(&self) {
+        let steering = self.course.steering;
+        let disks = &self.transfer.disks;
+        disks.limit_writes(|disk| steering.writes_to(disk));
     }
 
     /// How long to wait between two passes that have been told to.
@@ -63,8 +70,10 @@ impl Moving<'_, '_, '_> {
     }
 
     /// Lets a guest go on whose changes have waited for as long as a peer may take, while nothing is carried away: they are
-    /// marked, and sent when the link is. From the next pass on they wait again.
+    /// marked, and sent when the link is. From the next pass on they wait again. What they may write in a second is what their user
+    /// says by now.
     pub(super) fn look_after_mirrors(&mut self) -> Result<(), Error> {
+        self.limit_writes();
         let patience = self.course.options.io_timeout;
         let mut mirrored = self.transfer.disks.mirrored();
         let waits = mirrored.any(|volume| volume.waits_for().is_some_and(|time| time >= patience));

@@ -51,10 +51,10 @@ pub(super) struct Holds<'a> {
     pub sharing: Option<Undo<'a>>,
     /// The dirty log is on.
     pub log: Option<Undo<'a>>,
-    /// Images of disks that travel are marked as leaving.
-    pub marks: Option<Undo<'a>>,
-    /// Changes of disks that travel are tracked.
+    /// Changes of disks that travel are tracked, or they are in overlays.
     pub tracking: Option<Undo<'a>>,
+    /// Images of disks that travel are marked as leaving; the marks tell of overlays as long as there are any.
+    pub marks: Option<Undo<'a>>,
     /// The disks are offered to the destination.
     pub disks: Option<Undo<'a>>,
     /// The journal has a record.

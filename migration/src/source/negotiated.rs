@@ -13,6 +13,7 @@ use super::moving::{Holds, Moving, Transfer};
 use super::options::default_streams;
 use super::travelling::Travelling;
 use crate::error::Error;
+use crate::observation::{Observation, Side};
 use crate::pages::sender::Sent;
 use crate::progress::{DisksReport, Phase};
 use crate::raw::Ram;
@@ -135,6 +136,15 @@ impl<'m, 's, 'a> Negotiated<'m, 's, 'a> {
                     travelling: chosen.volumes,
                     ..DisksReport::default()
                 });
+                for id in disks.go_after() {
+                    let message = format!(
+                        "disk {id} is to move after its guest: it goes on demand, and what is not there when the guest needs it is \
+                         fetched from here"
+                    );
+                    let id = "migration.after-is-on-demand";
+                    let told = Observation::new(Side::Source, id, message);
+                    course.steering.warn(told.in_phase(Phase::Negotiate.name()));
+                }
                 let vm = course.vm;
                 vm.agree_on_disks(&disks.ids())
                     .map_err(Error::vm("let the chosen disks travel"))?;

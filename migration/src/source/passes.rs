@@ -97,12 +97,18 @@ impl Moving<'_, '_, '_> {
         })
     }
 
-    /// Has the streams send `marks`, which are kept in what it returns.
-    pub(super) fn start_pass(&self, number: u32, kind: PassKind, mut marks: Marks) -> Arc<Pass> {
+    /// Has the streams send `marks`, of disks and of memory as what they are sent; they are kept in what it returns.
+    pub(super) fn start_pass(
+        &self,
+        number: u32,
+        (kind, memory): (PassKind, Option<PassKind>),
+        mut marks: Marks,
+    ) -> Arc<Pass> {
         self.transfer.sent_blocks.begin_pass(&mut marks.blocks);
         let pass = Arc::new(Pass {
             number,
             kind,
+            memory,
             marks,
             under_way: AtomicUsize::new(self.link.streams()),
         });
@@ -128,6 +134,7 @@ impl Moving<'_, '_, '_> {
             let done = self.course.counters.bytes_done() - done_before;
             let left_bytes = bytes.saturating_sub(done);
             self.check_stop(&self.observed(pass, left_bytes, rates))?;
+            self.transfer.disks.check()?;
             self.mirror_within(rates)?;
             self.leave_rests()?;
             self.look_after_mirrors()?;

@@ -185,6 +185,7 @@ impl Copying<'_, '_, '_> {
                     .sent_blocks
                     .leave_out_placed(&mut marks.blocks, pass.number, frames);
                 self.marks = marks;
+                self.memory.cut_in(pass.number);
                 if self.kind == PassKind::First {
                     self.kind = PassKind::Rest;
                 }

@@ -21,14 +21,17 @@ pub(super) struct Stopped<'m, 's, 'a> {
     pass: u32,
     /// What was fetched after it, or was not sent in it.
     marks: Marks,
+    /// As what memory is sent first.
+    memory: PassKind,
 }
 
 impl<'m, 's, 'a> Stopped<'m, 's, 'a> {
-    pub fn new(moving: Moving<'m, 's, 'a>, pass: u32, marks: Marks) -> Self {
+    pub fn new(moving: Moving<'m, 's, 'a>, pass: u32, marks: Marks, memory: PassKind) -> Self {
         Self {
             moving,
             pass,
             marks,
+            memory,
         }
     }
 
@@ -53,7 +56,8 @@ impl<'m, 's, 'a> Stopped<'m, 's, 'a> {
         let rates = Rates::default();
         let mut pass = self.pass + 1;
         let mut bytes = marks.bytes();
-        self.moving.start_pass(pass, PassKind::Again, marks);
+        let kinds = (PassKind::Again, Some(self.memory));
+        self.moving.start_pass(pass, kinds, marks);
         // The state is saved while the last pages travel.
         let saving = Instant::now();
         let saved = self.moving.transfer.heard.map(|(after_pass, heard)| Saved {
@@ -80,7 +84,8 @@ impl<'m, 's, 'a> Stopped<'m, 's, 'a> {
         if more > 0 {
             pass += 1;
             bytes += more;
-            self.moving.start_pass(pass, PassKind::Again, written);
+            let kinds = (PassKind::Again, Some(PassKind::Again));
+            self.moving.start_pass(pass, kinds, written);
             self.moving.finish_pass(pass, more, &rates, Until::Sent)?;
         }
         self.moving.tell_rests()?;

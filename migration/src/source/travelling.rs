@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::course::Course;
 use crate::blocks::MAX_SIZE;
 use crate::blocks::sender::Disks;
-use crate::disk_modes::{self, AfterMove, DiskMode};
+use crate::disk_bytes::SnapshotDisk;
+use crate::disk_modes::{self, AfterMove, DiskMode, MoveOrder};
 use crate::error::Error;
 use crate::progress::{LeftImage, OnDemandDisk, Verify};
 use crate::request::MigrateRequest;
@@ -24,6 +25,10 @@ struct Chosen {
     after: AfterMove,
     /// Bytes that its guest may be ahead of the link, if it is mirrored.
     backlog: Option<u64>,
+    /// Bytes that it may write in a second then.
+    writes: Option<u64>,
+    /// When it moves.
+    order: Option<MoveOrder>,
 }
 
 /// They, and what was said of each.
@@ -61,6 +66,8 @@ impl Travelling {
                 mode: choice.map(|choice| choice.mode).unwrap_or_default(),
                 after: choice.map(|choice| choice.after).unwrap_or_default(),
                 backlog: choice.and_then(|choice| choice.backlog),
+                writes: choice.and_then(|choice| choice.writes.0),
+                order: choice.and_then(|choice| choice.order),
             }
         };
         let chosen = offers.iter().map(chosen).collect();
@@ -176,10 +183,12 @@ impl Travelling {
     /// Those whose content is fetched from here, of which so much was `sent` before.
     pub fn on_demand(&self, sent: &Disks) -> Vec<OnDemandDisk> {
         let all = self.offers.iter().enumerate();
-        let later = all.filter(|(number, offer)| {
+        let all = all.zip(&self.chosen);
+        let later = all.filter(|((number, offer), _)| {
             offer.wish == Wish::OnDemand || sent.rest_of(*number).is_some()
         });
-        let told = later.map(|(number, offer)| OnDemandDisk {
+        let told = later.map(|((number, offer), chosen)| OnDemandDisk {
+            order: chosen.order,
             id: offer.id.clone(),
             served_at: offer
                 .served
@@ -189,6 +198,19 @@ impl Travelling {
             disk_bytes_before_commit: sent.sent_of(number),
         });
         told.collect()
+    }
+
+    /// What was done of those that go by way of overlays.
+    pub fn snapshots(&self) -> Vec<SnapshotDisk> {
+        let all = self.volumes.iter();
+        all.filter_map(|volume| volume.overlays()).collect()
+    }
+
+    /// Whether all can still go.
+    pub fn check(&self) -> Result<(), Error> {
+        let mut all = self.volumes.iter();
+        all.try_for_each(|volume| volume.check())
+            .map_err(Error::vm("go on with the disks"))
     }
 
     /// Their identities.
@@ -203,6 +225,28 @@ impl Travelling {
     /// Whether the content of any goes with the guest.
     pub fn have_what_goes(&self) -> bool {
         self.offers.iter().any(|offer| offer.wish != Wish::OnDemand)
+    }
+
+    /// Whether any moves before its guest's memory.
+    pub fn go_first(&self) -> bool {
+        let mut all = self.chosen.iter();
+        all.any(|chosen| chosen.order == Some(MoveOrder::Before))
+    }
+
+    /// Those that go on demand because they are to move after their guest.
+    pub fn go_after(&self) -> impl Iterator<Item = &str> {
+        let all = self.offers.iter().zip(&self.chosen);
+        all.filter_map(|(offer, chosen)| {
+            (chosen.order == Some(MoveOrder::After)).then_some(offer.id.as_str())
+        })
+    }
+
+    /// Has guests write to mirrored disks no more than their user says, by `said` where that was said since.
+    pub fn limit_writes(&self, said: impl Fn(&str) -> Option<Option<u64>>) {
+        let all = self.volumes.iter().zip(&self.offers).zip(&self.chosen);
+        for ((volume, offer), chosen) in all.filter(|(_, chosen)| chosen.mode == DiskMode::Mirror) {
+            volume.limit_writes(said(&offer.id).unwrap_or(chosen.writes));
+        }
     }
 
     /// What the destination is told of them.

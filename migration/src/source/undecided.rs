@@ -168,6 +168,7 @@ fn told_gone(course: &mut Course<'_>, transfer: &Transfer, ready: Instant) {
     if let Some(disks) = &mut course.report.disks {
         disks.left = transfer.disks.left();
         disks.on_demand = transfer.disks.on_demand(&transfer.sent_blocks);
+        disks.snapshots = transfer.disks.snapshots();
     }
     course.report.downtime.commit = milliseconds(now - ready);
     course.gone(now);

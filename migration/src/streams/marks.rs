@@ -24,6 +24,17 @@ impl Marks {
         }
     }
 
+    /// All pages are to be sent.
+    pub fn add_all_pages(&mut self, ram: &Ram) {
+        self.pages = dirty::all(ram);
+    }
+
+    /// No page is to be sent.
+    pub fn leave_pages_out(&mut self) {
+        let words = self.pages.iter_mut().flatten();
+        words.for_each(|word| *word = 0);
+    }
+
     /// Adds those of `other`, which is of the same guest.
     pub fn add(&mut self, other: &Self) {
         let all = |marks: &mut [Vec<u64>], others: &[Vec<u64>]| {

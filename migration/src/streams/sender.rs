@@ -23,7 +23,10 @@ const LOOK: Duration = Duration::from_millis(1);
 /// A pass over what is to be sent of all volumes.
 pub(crate) struct Pass {
     pub number: u32,
+    /// Of disks.
     pub kind: PassKind,
+    /// Of memory; none while that waits for disks that go before it.
+    pub memory: Option<PassKind>,
     pub marks: Marks,
     /// Streams that have not sent their share of it.
     pub under_way: AtomicUsize,
@@ -83,15 +86,16 @@ impl<'a> StreamSender<'a> {
     /// Disks go first: they take longer, and pages that the guest writes before their marks are cleared travel once. What is
     /// written to mirrored disks meanwhile goes before either, until all streams are at the end of the pass.
     fn send_pass(&mut self, pass: &Pass) -> Result<(), Error> {
-        let of = (pass.number, pass.kind);
         let (blocks, outlet) = (&mut self.blocks, &mut self.outlet);
         blocks.send_echo(outlet, pass.number)?;
-        blocks.send_pass(outlet, of, &pass.marks.blocks)?;
+        blocks.send_pass(outlet, (pass.number, pass.kind), &pass.marks.blocks)?;
         let may_be_mirrored = blocks.are_any();
         let mut beside = |outlet: &mut Outlet<'_>| blocks.send_echo(outlet, pass.number);
         let beside: Option<Beside<'_>> = may_be_mirrored.then_some(&mut beside);
-        self.pages
-            .send_pass(outlet, of, &pass.marks.pages, beside)?;
+        if let Some(kind) = pass.memory {
+            self.pages
+                .send_pass(outlet, (pass.number, kind), &pass.marks.pages, beside)?;
+        }
         pass.under_way.fetch_sub(1, Ordering::SeqCst);
         while blocks.are_mirrored() && pass.under_way.load(Ordering::SeqCst) > 0 {
             outlet.check()?;

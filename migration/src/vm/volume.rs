@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::terms::VmResult;
+use crate::disk_bytes::SnapshotDisk;
 use crate::disk_modes::{DiskFormat, DiskPull};
 use crate::id::PullSecret;
 
@@ -125,6 +126,9 @@ pub trait SourceVolume: Send + Sync {
     fn bound_backlog(&self, _most: Option<u64>) -> VmResult<()> {
         Ok(())
     }
+    /// Has the guest write no more than `rate` bytes a second from when changes are [bound](Self::bound_backlog) on; `None`: any
+    /// number. Told again and again.
+    fn limit_writes(&self, _rate: Option<u64>) {}
     /// Bytes of blocks that the guest was let in to change while that was counted: it only grows. Asked before marks are
     /// taken.
     fn let_in(&self) -> u64 {
@@ -134,6 +138,14 @@ pub trait SourceVolume: Send + Sync {
     fn carried(&self, _let_in: u64) {}
     /// For how long changes have waited while nothing was carried away, if any wait.
     fn waits_for(&self) -> Option<Duration> {
+        None
+    }
+    /// Whether it can still go: asked again and again while it is copied, and answered at once.
+    fn check(&self) -> VmResult<()> {
+        Ok(())
+    }
+    /// What was done by way of overlays, of one that goes so.
+    fn overlays(&self) -> Option<SnapshotDisk> {
         None
     }
     /// Which of the bytes of `range` hold data, ascending, in sectors; all others read as zeroes.

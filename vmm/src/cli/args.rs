@@ -15,7 +15,7 @@ use migration::progress::LimitChange;
 use migration::request::MigrateRequest;
 
 use super::disk::DiskArgs;
-use super::limits::parse_limits;
+use super::limits::{parse_limits, parse_migration_limits};
 use crate::logging::{LogFormat, LogOptions};
 use crate::sandbox::Sandbox;
 
@@ -355,8 +355,9 @@ pub struct MigrateArgs {
     /// Ask the destination at once whether it ran the guest, when that is not known.
     #[arg(long, conflicts_with = "request")]
     pub(super) resolve: bool,
-    /// Change limits of the migration that runs: downtime-limit=TIME,bandwidth=RATE.
-    #[arg(long, value_name = "LIMITS", value_parser = parse_limits, conflicts_with = "request")]
+    /// Change limits of the migration that runs: downtime-limit=TIME,bandwidth=RATE,writes=RATE; or ID,writes=RATE, of what the
+    /// guest may write to the mirrored disk ID.
+    #[arg(long, value_name = "LIMITS", value_parser = parse_migration_limits, conflicts_with = "request")]
     pub(super) set: Option<LimitChange>,
 }
 
@@ -376,7 +377,7 @@ pub struct JobsArgs {
     /// Let it go on.
     #[arg(long, requires = "id", conflicts_with_all = ["cancel", "set", "pause"])]
     pub(super) resume: bool,
-    /// Change its limits: downtime-limit=TIME,bandwidth=RATE.
+    /// Change its limits: downtime-limit=TIME,bandwidth=RATE,writes=RATE.
     #[arg(long, value_name = "LIMITS", value_parser = parse_limits, requires = "id",
         conflicts_with = "cancel")]
     pub(super) set: Option<LimitChange>,

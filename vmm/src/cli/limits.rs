@@ -25,13 +25,19 @@ pub(super) fn parse_disk_limits(text: &str) -> Result<DiskLimits, String> {
     match (first, rest) {
         ("", _) => Err("it begins with a comma: ID,LIMITS or LIMITS are what can be said".into()),
         (_, None) => Err(format!(
-            "no limit is named for {first:?}: downtime-limit=TIME and bandwidth=RATE are"
+            "no limit is named for {first:?}: downtime-limit=TIME, bandwidth=RATE and writes=RATE are"
         )),
         (disk, Some(rest)) => Ok(DiskLimits {
             disk: Some(disk.into()),
             limits: parse_limits(rest)?,
         }),
     }
+}
+
+/// `[ID,]LIMITS` of a migration, of which a disk has one of its own.
+pub(super) fn parse_migration_limits(text: &str) -> Result<LimitChange, String> {
+    let DiskLimits { disk, limits } = parse_disk_limits(text)?;
+    Ok(LimitChange { disk, ..limits })
 }
 
 pub(super) fn parse_limits(text: &str) -> Result<LimitChange, String> {
@@ -42,13 +48,17 @@ pub(super) fn parse_limits(text: &str) -> Result<LimitChange, String> {
                 let time: Span = time.parse().map_err(|e| format!("downtime-limit: {e}"))?;
                 set_once(&mut change.downtime_limit, "downtime-limit", time)?;
             }
+            Some(("writes", rate)) => {
+                let rate: Rate = rate.parse().map_err(|e| format!("writes: {e}"))?;
+                set_once(&mut change.writes, "writes", rate)?;
+            }
             Some(("bandwidth", rate)) => {
                 let rate: Rate = rate.parse().map_err(|e| format!("bandwidth: {e}"))?;
                 set_once(&mut change.bandwidth, "bandwidth", rate)?;
             }
             _ => {
                 return Err(format!(
-                    "{part:?} is not a limit: downtime-limit=TIME and bandwidth=RATE are"
+                    "{part:?} is not a limit: downtime-limit=TIME, bandwidth=RATE and writes=RATE are"
                 ));
             }
         }
@@ -63,8 +73,8 @@ mod tests {
     #[test]
     fn limits_of_a_move_may_name_its_disk_first() {
         let rate = |rate| LimitChange {
-            downtime_limit: None,
             bandwidth: Some(Rate(Some(rate))),
+            ..LimitChange::default()
         };
         for (text, disk, bandwidth) in [
             ("bandwidth=7KiB/s", None, 7 << 10),
@@ -80,7 +90,8 @@ mod tests {
             (",bandwidth=7", "comma"),
             ("data", "no limit"),
             ("data,", "\"\""),
-            ("data,writes=7", "writes"),
+            ("data,writes=7,writes=8", "writes"),
+            ("data,reads=7", "reads"),
             ("data,bandwidth=7KiB/s,other", "other"),
             ("data,bandwidth=7KiB/s,bandwidth=8KiB/s", "bandwidth"),
             ("data,bandwidth=much", "bandwidth"),

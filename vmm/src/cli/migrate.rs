@@ -7,6 +7,7 @@ use control::api::client::Client;
 use control::exit::{Exit, exit_of_report, local};
 use control::instance::VmState;
 use control::runtime_dir::{Entry, RuntimeDir, VmProcess};
+use migration::disk_modes::DiskMode;
 use migration::observation::Observation;
 use migration::progress::{Event, Report};
 use migration::request::MigrateRequest;
@@ -14,6 +15,7 @@ use migration::request::MigrateRequest;
 use super::args::MigrateArgs;
 use super::event_loop::block_on;
 use super::outcome::Asked;
+use super::overlays::Overlays;
 use super::progress::{Progress, await_interrupt};
 use super::servers::Servers;
 use super::wording::state_name;
@@ -71,6 +73,26 @@ pub(super) fn run(
         }
         false => Servers::none(),
     };
+    let by_overlays = request
+        .disks
+        .iter()
+        .any(|disk| disk.mode == DiskMode::Snapshot);
+    let mut overlays = match by_overlays {
+        true => {
+            let made = block_on(async {
+                let status = client.status().await?;
+                Overlays::make(&mut request, &status, &client, runtime).await
+            });
+            match made {
+                Ok(made) => Some(made),
+                Err(why) => {
+                    servers.are_not_needed();
+                    return Err(why);
+                }
+            }
+        }
+        false => None,
+    };
     servers.tell(output);
     let mut progress = Progress::new(output);
     let (mut begun, mut lost) = (false, false);
@@ -113,6 +135,9 @@ pub(super) fn run(
         progress.show(&end);
         last(end).ok_or_else(|| ended_early(name))
     });
+    if let Some(overlays) = &mut overlays {
+        overlays.discard();
+    }
     let end = match end {
         Ok(end) => end,
         Err(why) => {

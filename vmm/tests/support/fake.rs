@@ -14,6 +14,7 @@ use control::instance::{
     Ending, Instance, MigrationStatus, Requester, StopMode, VmEnd, VmState, VmStatus,
 };
 use control::job::{Job, JobKind, JobOutcome, JobProgress, JobResult, JobState, Jobs};
+use control::passed::PassedFile;
 use control::runtime_dir::VmDir;
 use machine::config::{ReceiveConfig, RunConfig};
 use machine::console::ConsoleHub;
@@ -127,7 +128,7 @@ impl Fake {
 
     /// What `set_limits` was last told.
     pub fn limits(&self) -> Option<LimitChange> {
-        self.inner.lock().unwrap().limits
+        self.inner.lock().unwrap().limits.clone()
     }
 
     /// What `migrate` was last asked.
@@ -165,7 +166,11 @@ fn has_ended(events: &[Event]) -> bool {
 fn job_of(inner: &Inner) -> Option<Job> {
     let events = inner.events.as_ref()?;
     let request = inner.request.as_ref().expect("asked for");
-    let limits = request.limits().changed(inner.limits.unwrap_or_default());
+    let limits = request.limits();
+    let limits = inner
+        .limits
+        .iter()
+        .fold(limits, migration::progress::Limits::changed);
     Some(Job {
         to: Some(request.to.clone()),
         limits: Some(limits.into()),
@@ -255,7 +260,11 @@ impl Instance for Fake {
         Ok(())
     }
 
-    fn migrate(&self, request: MigrateRequest) -> Result<String, Observation> {
+    fn migrate(
+        &self,
+        request: MigrateRequest,
+        _: Vec<Vec<PassedFile>>,
+    ) -> Result<String, Observation> {
         let to = request.endpoint()?.to_string();
         self.expect(&[VmState::Running])?;
         let phases = [Phase::Negotiate, Phase::Prepare, Phase::Precopy];
@@ -415,6 +424,7 @@ impl Instance for Fake {
             limits: Some(LimitChange {
                 downtime_limit: Some(request.downtime_limit),
                 bandwidth: Some(request.bandwidth),
+                ..LimitChange::default()
             }),
             held_up_by: None,
             result: None,

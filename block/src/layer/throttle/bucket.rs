@@ -75,6 +75,13 @@ impl Bucket {
             self.level -= tokens as f64;
         }
     }
+
+    /// Puts back what was taken for nothing.
+    pub(crate) fn give_back(&mut self, tokens: u64) {
+        if self.rate.is_some() {
+            self.level = (self.level + tokens as f64).min(self.capacity());
+        }
+    }
 }
 
 #[cfg(test)]

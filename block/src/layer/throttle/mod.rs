@@ -25,6 +25,8 @@ pub struct Limits {
     pub bytes: Option<u64>,
     /// Requests that are not flushes.
     pub requests: Option<u64>,
+    /// Bytes that are written.
+    pub writes: Option<u64>,
 }
 
 /// Those who wait are told at most so often: each is tried again for it, though only some get on.
@@ -33,14 +35,31 @@ const TOLD: Duration = Duration::from_millis(2);
 struct State {
     bytes: Bucket,
     requests: Bucket,
+    writes: Bucket,
     /// Nothing is held up any more.
     is_released: bool,
-    /// A request was refused, and is to be told of when it may come again.
-    is_awaited: bool,
+    /// A request was refused that reads, and one that changes the disk: it is to be told when such may come again.
+    awaited: Awaited,
     stop: bool,
 }
 
+#[derive(Clone, Copy, Default)]
+struct Awaited {
+    read: bool,
+    change: bool,
+}
+
+/// What a request costs.
+#[derive(Clone, Copy)]
+enum Cost {
+    /// It reads so many bytes.
+    Read(u64),
+    /// It changes the disk, by so many bytes.
+    Change(u64),
+}
+
 impl State {
+    /// How long any request has to wait.
     fn wait(&mut self, now: Instant) -> Option<Duration> {
         if self.is_released {
             return None;
@@ -49,9 +68,36 @@ impl State {
         self.bytes.wait(now).max(self.requests.wait(now))
     }
 
-    fn take(&mut self, bytes: u64) {
+    fn wait_for(&mut self, cost: Cost, now: Instant) -> Option<Duration> {
+        let wait = self.wait(now);
+        match cost {
+            Cost::Change(_) if !self.is_released => wait.max(self.writes.wait(now)),
+            Cost::Change(_) | Cost::Read(_) => wait,
+        }
+    }
+
+    fn take(&mut self, cost: Cost) {
+        let (bytes, written) = cost.bytes();
         self.bytes.take(bytes);
+        self.writes.take(written);
         self.requests.take(1);
+    }
+
+    fn give_back(&mut self, cost: Cost) {
+        let (bytes, written) = cost.bytes();
+        self.bytes.give_back(bytes);
+        self.writes.give_back(written);
+        self.requests.give_back(1);
+    }
+}
+
+impl Cost {
+    /// Bytes that it moves, and those of them that it writes.
+    fn bytes(self) -> (u64, u64) {
+        match self {
+            Self::Read(bytes) => (bytes, 0),
+            Self::Change(bytes) => (bytes, bytes),
+        }
     }
 }
 
@@ -75,16 +121,19 @@ impl Shared {
     fn tell(&self) {
         let mut state = self.state();
         while !state.stop {
-            if !state.is_awaited {
+            let Awaited { read, change } = state.awaited;
+            if !read && !change {
                 let woken = self.changed.wait(state);
                 state = woken.unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            if let Some(wait) = state.wait(Instant::now()) {
+            // One that reads may come no later than one that writes.
+            let sooner = if read { Cost::Read(0) } else { Cost::Change(0) };
+            if let Some(wait) = state.wait_for(sooner, Instant::now()) {
                 state = self.wait(state, wait.max(TOLD));
                 continue;
             }
-            state.is_awaited = false;
+            state.awaited = Awaited::default();
             drop(state);
             self.arrivals.arrive();
             state = self.state();
@@ -110,8 +159,9 @@ impl Throttle {
             state: Mutex::new(State {
                 bytes: Bucket::new(limits.bytes, now),
                 requests: Bucket::new(limits.requests, now),
+                writes: Bucket::new(limits.writes, now),
                 is_released: false,
-                is_awaited: false,
+                awaited: Awaited::default(),
                 stop: false,
             }),
             changed: Condvar::new(),
@@ -144,6 +194,7 @@ impl Throttle {
         let mut state = self.shared.state();
         state.bytes.set_rate(limits.bytes, now);
         state.requests.set_rate(limits.requests, now);
+        state.writes.set_rate(limits.writes, now);
         drop(state);
         self.shared.changed.notify_all();
     }
@@ -171,14 +222,24 @@ impl Throttle {
         }
     }
 
-    /// Takes what a request costs, or says that it has to wait.
-    fn pass(&self, bytes: u64) -> Result<()> {
+    /// Has `act` do what costs that, or says that it has to wait.
+    fn pass<T>(&self, cost: Cost, act: impl FnOnce() -> Result<T>) -> Result<T> {
         let mut state = self.shared.state();
-        if state.wait(Instant::now()).is_none() {
-            state.take(bytes);
-            return Ok(());
+        if state.wait_for(cost, Instant::now()).is_none() {
+            state.take(cost);
+            drop(state);
+            return act().inspect_err(|error| {
+                // It is tried again, and was not done.
+                if error.is_for_now() {
+                    self.shared.state().give_back(cost);
+                }
+            });
         }
-        let is_first = !std::mem::replace(&mut state.is_awaited, true);
+        let awaited = match cost {
+            Cost::Read(_) => &mut state.awaited.read,
+            Cost::Change(_) => &mut state.awaited.change,
+        };
+        let is_first = !std::mem::replace(awaited, true);
         drop(state);
         if is_first {
             self.shared.changed.notify_all();
@@ -197,24 +258,24 @@ impl Layer for Throttle {
     }
 
     fn read(&self, buffers: &[Buffer<'_>], offset: u64) -> Result<()> {
-        self.pass(Buffer::total_len(buffers))?;
-        self.inner.read(buffers, offset)
+        let cost = Cost::Read(Buffer::total_len(buffers));
+        self.pass(cost, || self.inner.read(buffers, offset))
     }
 
     fn write(&self, buffers: &[Buffer<'_>], offset: u64, durability: Durability) -> Result<()> {
-        self.pass(Buffer::total_len(buffers))?;
-        self.inner.write(buffers, offset, durability)
+        let cost = Cost::Change(Buffer::total_len(buffers));
+        self.pass(cost, || self.inner.write(buffers, offset, durability))
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<Discarded> {
         // Moves no bytes.
-        self.pass(0)?;
-        self.inner.discard(offset, len)
+        self.pass(Cost::Change(0), || self.inner.discard(offset, len))
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
-        self.pass(0)?;
-        self.inner.write_zeroes(offset, len, mode)
+        self.pass(Cost::Change(0), || {
+            self.inner.write_zeroes(offset, len, mode)
+        })
     }
 
     fn tell_arrivals(&self, arrived: Arrived) {

@@ -10,6 +10,7 @@
 
 #[cfg(test)]
 mod tests;
+mod within;
 
 use std::path::{Path, PathBuf};
 
@@ -68,6 +69,9 @@ pub(crate) struct Mark {
     /// Of a disk that moves by way of overlays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     course: Option<Course>,
+    /// The migration with which such a disk goes: when the guest has gone by that, nothing is needed here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    within: Option<String>,
     #[serde(skip)]
     lies: Lies,
 }
@@ -154,6 +158,7 @@ impl Mark {
             since: now.map_or(0, |now| now.as_secs()),
             of: Of::Migration,
             course: None,
+            within: None,
             lies: Lies::default(),
         }
     }
@@ -359,6 +364,9 @@ pub(crate) fn whereabouts(image: &RawImage, journal: &dyn Journal) -> Whereabout
         Some(Err(why)) => return Whereabouts::Unknown(format!("its mark cannot be read: {why}")),
         Some(Ok(mark)) => mark,
     };
+    if let Some(went) = mark.guest_went(journal) {
+        return went;
+    }
     let id = &mark.migration;
     let to = mark.destination.as_deref().unwrap_or("another host");
     let recorded = match mark.id() {
@@ -396,7 +404,8 @@ pub(crate) fn whereabouts(image: &RawImage, journal: &dyn Journal) -> Whereabout
 /// Whether the disk whose image this is has left it in the migration or move `id`, as its mark and `journal` say.
 pub(crate) fn has_left(image: &RawImage, id: MigrationId, journal: &dyn Journal) -> bool {
     let mark = read(image, LEAVING).and_then(Result::ok);
-    mark.and_then(|mark| mark.id()) == Some(id)
+    let moves = mark.map(|mark| mark.within.unwrap_or(mark.migration));
+    moves.and_then(|moves| moves.parse().ok()) == Some(id)
         && matches!(whereabouts(image, journal), Whereabouts::Gone(_))
 }
 
@@ -416,6 +425,11 @@ pub(crate) fn why_needed(image: &RawImage, journal: &dyn Journal) -> Option<Stri
         _ => {}
     }
     let mark = read(image, LEAVING).and_then(Result::ok)?;
+    match mark.guest_went(journal) {
+        Some(Whereabouts::Unknown(why)) => return Some(why),
+        Some(Whereabouts::Gone(_)) => return None,
+        Some(Whereabouts::Here) | None => {}
+    }
     let id = mark.id().filter(|_| mark.journal == journal.identity())?;
     let record = journal.recorded(id).ok().flatten()?;
     if let Some(overlay) = record.overlay
@@ -487,6 +501,11 @@ fn recorded(mark: &Mark, journal: &dyn Journal) -> Arrival {
         Some(id) if mark.journal == journal.identity() => id,
         _ => return unknown,
     };
+    match mark.guest_went(journal) {
+        Some(Whereabouts::Gone(_)) => return Arrival::Never(mark.of),
+        Some(Whereabouts::Unknown(why)) => return Arrival::InChain(why),
+        Some(Whereabouts::Here) | None => {}
+    }
     match mark.of {
         Of::Migration | Of::GuestOnDemand => match (journal.decision(id), journal.answered(id)) {
             (Ok(None | Some(Decision::GiveUp)), _) => Arrival::Never(mark.of),
@@ -546,6 +565,9 @@ pub(crate) fn unsettled(image: &RawImage, journal: &dyn Journal) -> Option<Unset
     let marks = [ARRIVING, LEAVING].into_iter();
     let mut marks = marks.filter_map(|name| read(image, name).and_then(Result::ok));
     marks.find_map(|mark| {
+        if mark.given_away(journal).is_some() {
+            return None;
+        }
         let id = mark.id().filter(|_| mark.journal == journal.identity())?;
         let record = journal.recorded(id).ok().flatten()?;
         let overlay = record.overlay?;

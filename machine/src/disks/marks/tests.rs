@@ -301,6 +301,84 @@ fn of_the_images_of_a_move_by_overlays_one_is_the_disk_and_none_that_it_needs_is
 }
 
 #[test]
+fn overlays_of_a_disk_that_goes_with_its_guest_are_needed_until_that_has_gone_and_no_longer() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let overlays = Overlays {
+        old: path("old"),
+        old_is: ImageFormat::Raw,
+        new: path("old"),
+        new_is: ImageFormat::Raw,
+        beginning: path("old"),
+    };
+    let journal = MemoryJournal::default();
+    let (job, migration) = (MigrationId([7; 16]), MigrationId([8; 16]));
+    let marked = |part| {
+        let image = image(&path(&format!("{part:?}")));
+        let mark = Mark::of_disk_move(job, journal.identity(), "there:1");
+        let mark = mark.in_course(&overlays, part).within(migration);
+        let is_marked = match part {
+            Part::Old => mark.set_leaving(&image),
+            Part::New | Part::Overlay(_) => mark.set_arriving(&image),
+        };
+        is_marked.unwrap().then_some(image)
+    };
+    let (Some(old), Some(over)) = (marked(Part::Old), marked(Part::Overlay(1))) else {
+        println!("skipped: {} has no marks", dir.path().display());
+        return;
+    };
+    let record = |id, handover, overlay| {
+        let record = SourceRecord {
+            handover,
+            destination: "there:1".into(),
+            host: None,
+            overlay,
+        };
+        journal.record(id, &record).unwrap();
+    };
+    let in_overlay = Some(Overlay {
+        number: 1,
+        base: OverlayBase::Old,
+    });
+    record(job, Handover::Begun, in_overlay);
+    // The migration; whether both are brought together; whether the overlay is of no use; whether the image is needed.
+    for (handover, together, useless, needed) in [
+        (Handover::Begun, true, false, true),
+        (Handover::Kept, true, false, true),
+        (Handover::CommitSent, false, false, true),
+        (Handover::Gone, false, true, false),
+    ] {
+        record(migration, handover, None);
+        assert_eq!(
+            unsettled(&old, &journal).is_some(),
+            together,
+            "{handover:?}"
+        );
+        assert_eq!(
+            unsettled(&over, &journal).is_some(),
+            together,
+            "{handover:?}"
+        );
+        assert_eq!(is_abandoned(&over, &journal), useless, "{handover:?}");
+        assert_eq!(why_needed(&old, &journal).is_some(), needed, "{handover:?}");
+        assert_ne!(
+            whereabouts(&old, &journal),
+            Whereabouts::Here,
+            "{handover:?}"
+        );
+        assert_eq!(has_left(&old, migration, &journal), useless, "{handover:?}");
+    }
+    assert!(
+        matches!(whereabouts(&old, &journal), Whereabouts::Gone(why) if why.contains("there:1"))
+    );
+    // Nothing is in an overlay, and the guest stays.
+    record(migration, Handover::Kept, None);
+    record(job, Handover::Kept, None);
+    assert_eq!(whereabouts(&old, &journal), Whereabouts::Here);
+    assert!(is_abandoned(&over, &journal));
+}
+
+#[test]
 fn of_the_two_images_of_a_disk_that_moves_one_is_the_disk_at_any_moment() {
     let dir = tempfile::tempdir().unwrap();
     let [old, new] = ["old", "new"].map(|name| image(&dir.path().join(name)));

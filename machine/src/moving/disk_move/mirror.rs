@@ -82,7 +82,7 @@ impl DiskMove {
         report: &mut DiskMoveReport,
     ) -> Result<Arc<Mirror>, MachineError> {
         let devices = self.machine.devices();
-        let mirror = devices.mirror(&next.id, next.target(), PATIENCE)?;
+        let mirror = devices.mirror(&next.id, next.target(), PATIENCE, &self.writes)?;
         report.mode = DiskMoveMode::Mirror;
         self.told.mirrors(&mirror);
         Ok(mirror)

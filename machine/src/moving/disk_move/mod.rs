@@ -37,6 +37,7 @@ use self::standing::Standing;
 pub(crate) use self::told::Told;
 use crate::disks::Disk;
 use crate::disks::marks::{self, Mark};
+use crate::disks::write_limit::WriteLimit;
 use crate::error::MachineError;
 use crate::machine::Machine;
 
@@ -69,6 +70,8 @@ pub(crate) struct DiskMove {
     pub(crate) on_target_error: OnTargetError,
     pub(crate) told: Arc<Told>,
     pub(crate) steering: Arc<Steering>,
+    /// What the guest may write in a second while the disk is mirrored.
+    pub(crate) writes: Arc<WriteLimit>,
 }
 
 /// What is done while requests wait.
@@ -146,7 +149,7 @@ impl DiskMove {
     }
 
     /// Moves the disk to `next`; what was done, and why it came to nothing, if it did.
-    pub(crate) fn run(&self, mut next: Disk) -> (DiskMoveReport, Result<(), MoveError>) {
+    pub(crate) fn run(self: &Arc<Self>, mut next: Disk) -> (DiskMoveReport, Result<(), MoveError>) {
         let began = Instant::now();
         let opens = self.machine.devices().disks.exclusive_opens();
         if let Some(exclusive) = next.take_exclusive() {
@@ -182,7 +185,7 @@ impl DiskMove {
     }
 
     fn move_to(
-        &self,
+        self: &Arc<Self>,
         next: &Arc<Disk>,
         to: &str,
         report: &mut DiskMoveReport,

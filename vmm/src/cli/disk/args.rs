@@ -98,6 +98,9 @@ pub struct MoveArgs {
     /// Most that is copied in a second, as in 200MiB/s.
     #[arg(long, value_name = "RATE", default_value_t = Rate::default())]
     pub(super) bandwidth: Rate,
+    /// Most that the guest may write to the disk in a second while it is mirrored, as in 100MiB/s.
+    #[arg(long, value_name = "RATE", default_value_t = Rate::default())]
+    pub(super) writes: Rate,
     /// Longest that the guest's requests to the disk may wait when it goes over to the new image.
     #[arg(long, value_name = "TIME", default_value_t = Span(DOWNTIME_LIMIT))]
     pub(super) downtime_limit: Span,
@@ -133,6 +136,7 @@ impl MoveArgs {
             mode: self.mode,
             on_not_converging: self.on_not_converging,
             on_target_error: self.on_target_error,
+            writes: self.writes,
         }
     }
 }
@@ -200,7 +204,8 @@ pub enum After {
 pub struct DiskJobsArgs {
     /// Name of the VM.
     pub(super) name: String,
-    /// Change limits of the move that runs, or of that of disk ID: [ID,]bandwidth=RATE,downtime-limit=TIME.
+    /// Change limits of the move that runs, or of that of disk ID: [ID,]bandwidth=RATE,downtime-limit=TIME,writes=RATE.
+    /// A disk that moves with its guest has writes=RATE alone.
     #[arg(long, value_name = "LIMITS", value_parser = parse_disk_limits, group = "what")]
     pub(super) set: Option<DiskLimits>,
     /// Cancel a job.

@@ -6,6 +6,7 @@ use control::job::{Job, JobKind, JobState};
 use control::output::Output;
 use control::runtime_dir::RuntimeDir;
 use migration::observation::Observation;
+use migration::progress::LimitChange;
 
 use super::super::event_loop::block_on;
 use super::super::job_row::{disk_row, row, show};
@@ -32,6 +33,13 @@ pub(super) fn run(
         let moves = jobs.into_iter().filter(|job| job.kind == JobKind::DiskMove);
         Ok::<Vec<Job>, Observation>(moves.collect())
     };
+    let with_guest = || {
+        let jobs = block_on(client.jobs())?.jobs;
+        let moves = jobs
+            .into_iter()
+            .filter(|job| job.kind == JobKind::Migration);
+        Ok::<Vec<Job>, Observation>(moves.collect())
+    };
     // Disks move with their guest, too.
     let of_disks = |job: &Job| job.kind == JobKind::DiskMove || !job.disks.is_empty();
     let job = match (set, cancel, pause, resume) {
@@ -41,9 +49,19 @@ pub(super) fn run(
                     return Err(usage("either --job or a disk says whose limits change"));
                 }
                 (Some(id), None) => id.clone(),
-                (None, disk) => the_one_that_runs(moves()?, disk.as_deref())?,
+                (None, disk) => {
+                    let mut jobs = moves()?;
+                    if disk.is_some() {
+                        jobs.extend(with_guest()?);
+                    }
+                    the_one_that_runs(jobs, disk.as_deref())?
+                }
             };
-            block_on(client.set_job_limits(&id, limits))?
+            let limits = LimitChange {
+                disk: disk.clone(),
+                ..limits.clone()
+            };
+            block_on(client.set_job_limits(&id, &limits))?
         }
         (_, Some(id), ..) => block_on(client.cancel_job(id))?,
         (_, _, Some(id), _) => block_on(client.pause_job(id))?,
@@ -69,7 +87,10 @@ pub(super) fn run(
 /// The job that moves a disk: the one of `disk`, where it is named.
 fn the_one_that_runs(moves: Vec<Job>, disk: Option<&str>) -> Result<String, Observation> {
     let mut running = moves.into_iter().filter(|job| {
-        let is_named = disk.is_none_or(|disk| job.disk.as_deref() == Some(disk));
+        let moves = |disk: &str| {
+            job.disk.as_deref() == Some(disk) || job.disks.iter().any(|of| of.id == disk)
+        };
+        let is_named = disk.is_none_or(moves);
         is_named && job.state != JobState::Concluded
     });
     match (running.next(), running.next(), disk) {

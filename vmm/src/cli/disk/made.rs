@@ -3,7 +3,6 @@
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use block::Reach;
 use control::api::client::Client;
 use control::disk_move::{
     DeviceRequest, DiskMoveMode, ImageFormat, OverlayEnd, OverlayRequest, StorageReach,
@@ -16,6 +15,7 @@ use machine::disk_target::{Overlays, Passed, Target, Wanted};
 use migration::journal::FileJournal;
 use migration::observation::Observation;
 
+use super::super::storage_reach::told;
 use super::args::{MoveArgs, OverlaySide};
 use super::wrong::usage;
 
@@ -75,14 +75,6 @@ pub(super) fn overlays_of(
             new_is,
         }
     })
-}
-
-/// Who can reach storage, as the API tells it.
-pub(super) fn told(reach: Reach) -> StorageReach {
-    match reach {
-        Reach::ThisHost => StorageReach::ThisHost,
-        Reach::OtherHosts => StorageReach::OtherHosts,
-    }
 }
 
 impl Images {

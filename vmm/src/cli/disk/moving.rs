@@ -276,6 +276,7 @@ impl Mover<'_> {
             pull: self.args.pull.unwrap_or_default(),
             overlays: taken.overlays,
             bandwidth: self.args.bandwidth,
+            writes: self.args.writes,
             downtime_limit: self.args.downtime_limit,
         };
         let job = JobRequest::DiskMove(DiskMoveJob {

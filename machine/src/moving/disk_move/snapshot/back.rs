@@ -14,7 +14,7 @@ use crate::moving::disk_move::standing::Standing;
 /// Between two tries to write to storage that is full.
 const RETRY: Duration = Duration::from_millis(500);
 
-impl Course<'_> {
+impl Course {
     /// Goes back, as the move failed because of `why`; what is told of it.
     pub(super) fn back(&mut self, why: MoveError) -> MoveError {
         let Some(active) = &self.active else {

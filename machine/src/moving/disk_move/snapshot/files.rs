@@ -117,6 +117,11 @@ impl OverlayFiles {
         mark.in_course(&self.paths, Part::Old)
     }
 
+    /// The mark of another image of the move.
+    pub(super) fn mark_of(&self, mark: Mark, part: Part) -> Mark {
+        mark.in_course(&self.paths, part)
+    }
+
     /// The numbers of all.
     pub(super) fn numbers(&self) -> std::ops::Range<u8> {
         0..OVERLAYS

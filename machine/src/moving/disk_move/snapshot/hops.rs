@@ -9,6 +9,7 @@ use block::image::qcow2::Qcow2Image;
 use block::image::qcow2::overlay::{Lower, NewBelow};
 use block::room::Room;
 use block::throttle::{Limits, Throttle};
+use block::tracker::Tracker;
 use migration::journal::{Overlay, OverlayBase};
 
 use super::{Active, Course, Frozen, MoveError, copy};
@@ -17,7 +18,7 @@ use crate::moving::disk_move::standing::Standing;
 use crate::moving::disk_move::{Step, micros};
 use crate::threads::{self, ThreadKind};
 
-impl Course<'_> {
+impl Course {
     /// Where the disk is, as it is recorded.
     fn standing(&self) -> Standing {
         match &self.active {
@@ -77,6 +78,8 @@ impl Course<'_> {
         let image = Qcow2Image::over_opened(self.files.of(number).file.clone(), &lower);
         let image = Arc::new(image.map_err(MoveError::Overlay)?);
         let (disk, room) = self.laid(number, &image)?;
+        let changes = self.changes.clone();
+        let mut cut = None;
         let mut rest = || {
             let begun = current.device().flush().and_then(|()| {
                 name.take().map_or(Ok(()), NewBelow::lead)?;
@@ -85,10 +88,15 @@ impl Course<'_> {
                 }
                 image.begin_use()
             });
+            // No change is under way: what comes from here on is in the next overlay, and marked so.
+            cut = changes.as_ref().map(|(map, _)| map.begin_generation());
             begun.map(|()| 0).map_err(MoveError::Overlay)
         };
         let becomes = Standing::Overlay(self.recorded_in(number));
         self.take(&mut rest, &disk, becomes)?;
+        if let (Some((_, at)), Some(cut)) = (&mut self.changes, cut) {
+            *at = cut;
+        }
         self.below = frozen;
         self.active = Some(Active {
             number,
@@ -215,10 +223,13 @@ impl Course<'_> {
             if let Some(bytes) = self.slowed {
                 let limits = Limits {
                     bytes: Some(bytes),
-                    requests: None,
+                    ..Limits::default()
                 };
                 let begin = || threads::begin(ThreadKind::Disk);
                 stack.try_lay(|below| Throttle::new(below, limits, begin))?;
+            }
+            if let Some((changes, _)) = &self.changes {
+                stack.lay(|below| Tracker::new(below, changes.clone()));
             }
             Ok(())
         };

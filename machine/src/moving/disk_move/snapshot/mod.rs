@@ -19,9 +19,10 @@ pub(crate) mod files;
 mod hops;
 mod rounds;
 mod space;
+pub(crate) mod with_guest;
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -30,7 +31,7 @@ use block::BlockDevice;
 use block::copy::{Copy, CopyError, Figures, Patience, Steering, total};
 use block::image::qcow2::Qcow2Image;
 use block::room::Room;
-use block::tracker::ChangeMap;
+use block::tracker::{ChangeMap, Generation};
 use control::disk_move::{DiskMoveMode, DiskMoveReport, OverlayEnd};
 use migration::journal::OverlayBase;
 
@@ -62,9 +63,9 @@ struct Frozen {
 }
 
 /// A move on its way.
-struct Course<'m> {
-    this: &'m DiskMove,
-    files: &'m Arc<OverlayFiles>,
+struct Course {
+    this: Arc<DiskMove>,
+    files: Arc<OverlayFiles>,
     old: Arc<Disk>,
     new: Arc<Disk>,
     to: String,
@@ -79,39 +80,30 @@ struct Course<'m> {
     slowed: Option<u64>,
     /// There was no room for what the guest writes.
     full: Arc<AtomicBool>,
-    report: &'m mut DiskMoveReport,
+    /// What marks changes of what overlays hold, of a disk that goes with its guest; and what the last step has cut off.
+    changes: Option<(Arc<ChangeMap>, Generation)>,
+    report: DiskMoveReport,
 }
 
 impl DiskMove {
     /// Has the disk move from `old` by way of overlays: where it is then.
     pub(super) fn by_overlays(
-        &self,
+        self: &Arc<Self>,
         old: &Arc<Disk>,
         new: &Arc<Disk>,
         files: &Arc<OverlayFiles>,
         report: &mut DiskMoveReport,
     ) -> Result<Arc<Disk>, MoveError> {
         report.mode = DiskMoveMode::Snapshot;
-        let mut course = Course {
-            this: self,
-            files,
-            old: old.clone(),
-            new: new.clone(),
-            to: new.image().file().path().display().to_string(),
-            base: OverlayBase::Old,
-            recorded: OverlayBase::Old,
-            active: None,
-            below: None,
-            ahead: Vec::new(),
-            slowed: None,
-            full: Arc::default(),
-            report,
-        };
+        let to = new.image().file().path().display().to_string();
+        let mut course = Course::new(self, files, (old, new), to);
+        course.report = std::mem::take(report);
         let moved = course.forward();
         let moved = moved.map_err(|why| course.back(why));
         if !matches!(moved, Err(MoveError::InOverlay { .. })) {
             course.give_space_back();
         }
+        *report = course.report;
         moved
     }
 }
@@ -142,7 +134,32 @@ struct Measured {
     in_vain: Option<Instant>,
 }
 
-impl Course<'_> {
+impl Course {
+    /// Nothing is done yet.
+    fn new(
+        this: &Arc<DiskMove>,
+        files: &Arc<OverlayFiles>,
+        (old, new): (&Arc<Disk>, &Arc<Disk>),
+        to: String,
+    ) -> Self {
+        Self {
+            this: this.clone(),
+            files: files.clone(),
+            old: old.clone(),
+            new: new.clone(),
+            to,
+            base: OverlayBase::Old,
+            recorded: OverlayBase::Old,
+            active: None,
+            below: None,
+            ahead: Vec::new(),
+            slowed: None,
+            full: Arc::default(),
+            changes: None,
+            report: DiskMoveReport::default(),
+        }
+    }
+
     /// To the new image, or as far as it is to go.
     fn forward(&mut self) -> Result<Arc<Disk>, MoveError> {
         let steering = Arc::clone(&self.this.steering);
@@ -289,7 +306,15 @@ impl Course<'_> {
     /// Empties the overlays that nobody needs any more: whoever made them removes them, if it is there.
     fn give_space_back(&self) {
         let stays = self.this.machine.devices().disks.find(&self.old.id);
-        let stays = stays.map(|disk| disk.image().file().path().to_owned());
+        self.empty_but(stays.map(|disk| disk.image().file().path().to_owned()));
+    }
+
+    /// The same of all: there is no guest any more.
+    fn empty_all(&self) {
+        self.empty_but(None);
+    }
+
+    fn empty_but(&self, stays: Option<PathBuf>) {
         for number in self.files.numbers() {
             let path = self.files.of(number).file.path().to_owned();
             if stays.as_deref() == Some(Path::new(&path)) {

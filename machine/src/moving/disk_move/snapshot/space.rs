@@ -54,7 +54,7 @@ fn forecast(watched: &Watched, (allocated, size): (u64, u64), rate: f64) -> u64 
     first + second
 }
 
-impl Course<'_> {
+impl Course {
     /// Looks at how the guest writes, and tells what overlays will take.
     ///
     /// # Errors

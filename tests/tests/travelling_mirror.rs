@@ -71,7 +71,7 @@ fn a_destination_that_dies_leaves_the_guest_of_a_mirrored_disk_writing_and_whole
 #[test]
 fn a_disk_goes_before_memory_and_its_guest_writes_no_faster_than_its_user_says_by_then() {
     let Some(_lock) = guest_lock() else { return };
-    let scene = Scene::begin();
+    let scene = BusyDisk::begin();
     let mut leaving = scene.leaves(&["--disks", "data=mirror,before,writes=16KiB/s"]);
     let rate = |class: &str| {
         let jobs = scene.pair.source.vmm(["disk", "jobs", "guest", "--json"]);
@@ -98,5 +98,5 @@ fn a_disk_goes_before_memory_and_its_guest_writes_no_faster_than_its_user_says_b
     let second = leaving.wait_for("the second pass", pass(2));
     assert_eq!(second["pages"], 192 << 8, "{second:#}");
     let report = leaving.finish().completed();
-    scene.has_moved(&report);
+    has_moved(scene, &report);
 }

@@ -5,9 +5,14 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tests::Host;
-use tests::blackbox::moving_disk::{CHECK, Scene, allocated, holds_its_content, options_of};
+use tests::blackbox::moving_disk::{
+    CHECK, SIZE, Scene, VERIFY, allocated, holds_its_content, options_of,
+};
+use tests::blackbox::relay::Link;
 use tests::blackbox::wait::PATIENCE;
 use tests::blackbox::{Guest, Migration, Vms, eventually, guest_lock, holds, images, kill};
+use tests::matrix::verdict::chain;
+use tests::network::TwoHosts;
 
 const LISTEN: &str = "127.0.0.1:0";
 const ON_DEMAND: &[&str] = &["--disks", "data=on-demand"];
@@ -296,4 +301,68 @@ fn a_source_that_is_killed_before_the_commit_has_its_guest_run_again_from_its_im
     assert_eq!(leaving.served(), Vec::<Value>::new());
     leaving.scene.host().stop("guest");
     leaving.scene.host().is_swept();
+}
+
+/// Where one host would serve and the other does not get through.
+const PORT: u16 = 4444;
+
+#[test]
+fn a_guest_stays_whose_disk_could_not_be_fetched_where_it_goes() {
+    let Some(_lock) = guest_lock() else { return };
+    let Some(hosts) = TwoHosts::new() else { return };
+    let (here, there) = (&hosts.a, &hosts.b);
+    let disk = images::sparse(here.host.path(), "data.raw", SIZE);
+    let guest = Guest::dirtying().disk_with(&disk, "id=data", VERIFY);
+    let mut console = here.host.run("guest", &guest);
+    console.verifies_blocks();
+    let image = there.host.path().join("there.raw");
+    let made = format!("data={},create", image.display());
+    let listen = format!("{}:0", there.address);
+    let address = there
+        .host
+        .receive_with("guest", &listen, &["--disk", &made]);
+    let at = format!("{}:{PORT}", here.address);
+    let how = [ON_DEMAND, &["--insecure", "--serve-at", &at]].concat();
+
+    let wall = format!("ipproto tcp dport {PORT} prohibit");
+    let _ = there
+        .namespace
+        .ip(&format!("rule add {wall}"))
+        .expect("a firewall");
+    let ended = Migration::start(&here.host, "guest", &address, &how).finish();
+    let text = ended.ended(1, "failed");
+    let ids = chain(&ended.report["error"]);
+    assert!(ids.iter().any(|id| id == "negotiate.server"), "{ids:?}");
+    assert!(text.contains(&at), "{text}");
+    let listed = here.host.vmm(["disk", "serve", "--list", "--json"]);
+    assert_eq!(listed.success().json_lines(), Vec::<Value>::new());
+    console.verifies_blocks();
+    // Nothing was made, so that it waits on.
+    let _ = there.host.waits_on("guest");
+    assert!(!image.exists(), "what was made is left");
+
+    // By way of a relay nobody is tried that the guest does not seem to come from.
+    let relay = hosts.relay(&address, Link::default());
+    let via = relay.address();
+    let migration = Migration::start(&here.host, "guest", &via, &how);
+    let report = migration.finish().completed();
+    assert_eq!(
+        report["warnings"][0]["id"], "disk.server-untried",
+        "{report:#}"
+    );
+    console.moves_to(&there.host, "guest");
+    let missing = || there.host.status("guest")["disks"][0]["missing"].clone();
+    eventually("it is told why nothing comes", || {
+        missing()["why"].is_string().then_some(())
+    });
+    let _ = there
+        .namespace
+        .ip(&format!("rule del {wall}"))
+        .expect("no firewall");
+    console.verifies_blocks();
+    console.verifies_ledger();
+    eventually("the disk is whole", || missing().is_null().then_some(()));
+    there.host.stop("guest");
+    drop(relay);
+    hosts.is_clean();
 }

@@ -12,6 +12,7 @@ use migration::disk_modes::DiskPull;
 use migration::journal::MemoryJournal;
 use migration::progress::{TimeoutAction, Verify};
 use migration::request::ServedDisk;
+use migration::source_loss::OnSourceLoss;
 use migration::steering::Steering;
 use migration::transport::memory;
 use migration::vm::{Served, Wish};
@@ -27,6 +28,7 @@ fn served() -> Served {
         id: "11".repeat(16),
         secret: PullSecret([9; 16]),
         pull: DiskPull::Background,
+        on_source_loss: OnSourceLoss::Pause,
     }
 }
 
@@ -40,9 +42,12 @@ fn scene() -> Scene {
     }
     *scene.vm.disks[1].wish.lock().unwrap() = Wish::OnDemand;
     let request = &mut scene.options.request;
-    request.disks = ["goes=precopy", "stays=on-demand,pull=off,format=raw"]
-        .map(|text| text.parse().unwrap())
-        .into();
+    request.disks = [
+        "goes=precopy",
+        "stays=on-demand,pull=off,format=raw,on-source-loss=error:2s",
+    ]
+    .map(|text| text.parse().unwrap())
+    .into();
     request.served = vec![ServedDisk {
         disk: "stays".into(),
         by: served(),
@@ -88,6 +93,7 @@ fn nothing_of_it_goes_before_the_guest_does() {
         let offered = &scene.into.expected[1];
         let expected = Served {
             pull: DiskPull::Off,
+            on_source_loss: "error:2s".parse().unwrap(),
             ..served()
         };
         assert_eq!(
@@ -145,10 +151,17 @@ fn a_guest_that_stays_has_left_nothing() {
 
 #[test]
 fn a_destination_that_knows_nothing_of_it_refuses_it_by_name() {
+    refuses(Capabilities::ON_DEMAND, "migration.no-on-demand");
+    refuses(Capabilities::SOURCE_LOSS, "migration.no-disk-terms");
+}
+
+/// A destination without `lacking` is not given the guest, because of `id`.
+#[track_caller]
+fn refuses(lacking: Capabilities, id: &str) {
     let older = |message| match message {
         Message::Welcome(mut welcome) => {
             let told = welcome.capabilities.unwrap();
-            welcome.capabilities = Some(told & !Capabilities::ON_DEMAND.bits());
+            welcome.capabilities = Some(told & !lacking.bits());
             Message::Welcome(welcome)
         }
         other => other,
@@ -181,7 +194,7 @@ fn a_destination_that_knows_nothing_of_it_refuses_it_by_name() {
     };
     let why = report.error.unwrap();
     let why = why.root();
-    assert_eq!(why.id, "migration.no-on-demand");
+    assert_eq!(why.id, id);
     assert!(why.message.contains("stays"), "{why}");
     scene.assert_kept();
 }

@@ -1,97 +1,13 @@
 //! Guests that go to another host before the content of their disk does.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-
 use serde_json::Value;
-use tests::Host;
-use tests::blackbox::moving_disk::{
-    CHECK, SIZE, Scene, VERIFY, allocated, holds_its_content, options_of,
-};
+use tests::blackbox::leaving::{LISTEN, Leaving, NOT_BY_ITSELF, ON_DEMAND, hash};
+use tests::blackbox::moving_disk::{CHECK, SIZE, VERIFY, allocated, holds_its_content, options_of};
 use tests::blackbox::relay::Link;
 use tests::blackbox::wait::PATIENCE;
 use tests::blackbox::{Guest, Migration, Vms, eventually, guest_lock, holds, images, kill};
 use tests::matrix::verdict::chain;
 use tests::network::TwoHosts;
-
-const LISTEN: &str = "127.0.0.1:0";
-const ON_DEMAND: &[&str] = &["--disks", "data=on-demand"];
-const NOT_BY_ITSELF: &[&str] = &["--disks", "data=on-demand,pull=off"];
-
-fn hash(image: &Path) -> blake3::Hash {
-    blake3::hash(&fs::read(image).expect("image"))
-}
-
-/// A guest with a disk that only its host has, and another host.
-struct Leaving {
-    scene: Scene,
-    /// Where the disk comes.
-    there: PathBuf,
-}
-
-impl Leaving {
-    fn new(there: &str) -> Self {
-        let scene = Scene::verifying();
-        let there = scene.pair.destination.path().join(there);
-        Self { scene, there }
-    }
-
-    fn here(&self) -> &Host {
-        &self.scene.pair.source
-    }
-
-    fn destination(&self) -> &Host {
-        &self.scene.pair.destination
-    }
-
-    /// Waits there for the guest.
-    fn receives(&self, how: &[&str]) -> String {
-        let disk = format!("data={},create", self.there.display());
-        let disk = match self.there.extension().is_some_and(|it| it == "qcow2") {
-            true => format!("{disk},format=qcow2"),
-            false => disk,
-        };
-        let all = [&["--disk", &*disk], how].concat();
-        self.destination().receive_with("guest", LISTEN, &all)
-    }
-
-    /// The guest goes; its report.
-    fn goes(&mut self, address: &str, how: &[&str]) -> Value {
-        let report = Migration::start(self.here(), "guest", address, how)
-            .finish()
-            .completed();
-        self.scene
-            .console
-            .moves_to(&self.scene.pair.destination, "guest");
-        report
-    }
-
-    /// What is recorded of images that are served here.
-    fn served(&self) -> Vec<Value> {
-        let run = self.here().vmm(["disk", "serve", "--list", "--json"]);
-        run.success().json_lines()
-    }
-
-    /// What is missing there.
-    fn missing(&self) -> Option<Value> {
-        let status = self.destination().status("guest");
-        let missing = status["disks"][0]["missing"].clone();
-        (!missing.is_null()).then_some(missing)
-    }
-
-    /// Waits until nothing is, and who served it knows.
-    #[track_caller]
-    fn becomes_whole(&self) {
-        eventually("the disk is whole", || {
-            self.missing().is_none().then_some(())
-        });
-        eventually("its server is told so", || {
-            let served = self.served();
-            let is_over = served[0]["released"] == true && served[0]["pid"].is_null();
-            is_over.then_some(())
-        });
-    }
-}
 
 #[test]
 fn a_guest_goes_before_its_disk_does_and_fetches_each_block_once() {

@@ -1,6 +1,7 @@
 //! The disks of a machine: how their images are opened and claimed, by an owner or a successor, and
 //! whether a successor has the right ones.
 
+pub(crate) mod changes;
 pub(crate) mod claims;
 pub(crate) mod coming;
 pub(crate) mod content;

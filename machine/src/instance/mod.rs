@@ -11,6 +11,7 @@ mod inherited;
 mod jobs;
 pub(crate) mod launch;
 mod leaving;
+mod on_demand;
 mod requests;
 mod running_move;
 mod vm;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use control::disk_move::{DiskMoveFiles, DiskMoveRequest};
 use control::instance::{Instance, Requester, StopMode, VmState, VmStatus};
 use control::job::{Job, JobState, Jobs};
+use control::on_demand::OnDemandChange;
 use migration::observation::{Observation, Side};
 use migration::progress::LimitChange;
 use migration::request::MigrateRequest;
@@ -140,6 +141,10 @@ impl Instance for Served {
         files: DiskMoveFiles,
     ) -> Result<(), Observation> {
         self.move_disk_to(id, request, files)
+    }
+
+    fn change_on_demand(&self, id: &str, change: OnDemandChange) -> Result<(), Observation> {
+        self.change_missing(id, change)
     }
 
     fn resolve(&self, sockets: Vec<SocketAddr>) -> Result<VmState, Observation> {

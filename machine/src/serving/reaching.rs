@@ -101,6 +101,7 @@ mod tests {
 
     use migration::PullSecret;
     use migration::disk_modes::DiskPull;
+    use migration::source_loss::OnSourceLoss;
 
     use super::*;
 
@@ -112,6 +113,7 @@ mod tests {
             secret: PullSecret([7; 16]),
             disk: "data".into(),
             pull: DiskPull::Background,
+            on_source_loss: OnSourceLoss::Pause,
         }
     }
 

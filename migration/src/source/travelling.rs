@@ -9,6 +9,7 @@ use crate::disk_modes::{self, AfterMove, DiskMode};
 use crate::error::Error;
 use crate::progress::{LeftImage, OnDemandDisk, Verify};
 use crate::request::MigrateRequest;
+use crate::source_loss::OnSourceLoss;
 use crate::undo::Undo;
 use crate::vm::{Served, SourceVm, SourceVolume, TravellingDisk, VolumeOffer, Wish};
 use crate::wire::MAX_VOLUMES;
@@ -23,6 +24,7 @@ struct Chosen {
     after: AfterMove,
     /// Bytes that its guest may be ahead of the link, if it is mirrored.
     backlog: Option<u64>,
+    on_source_loss: OnSourceLoss,
 }
 
 /// They, and what was said of each.
@@ -48,6 +50,9 @@ impl Travelling {
                 format: chosen.and_then(|choice| choice.format),
                 served: served.map(|served| Served {
                     pull: chosen.map(|choice| choice.pull).unwrap_or_default(),
+                    on_source_loss: chosen
+                        .map(|choice| choice.on_source_loss)
+                        .unwrap_or_default(),
                     ..served.by.clone()
                 }),
                 ..offer
@@ -60,6 +65,9 @@ impl Travelling {
                 mode: choice.map(|choice| choice.mode).unwrap_or_default(),
                 after: choice.map(|choice| choice.after).unwrap_or_default(),
                 backlog: choice.and_then(|choice| choice.backlog),
+                on_source_loss: choice
+                    .map(|choice| choice.on_source_loss)
+                    .unwrap_or_default(),
             }
         };
         let chosen = offers.iter().map(chosen).collect();
@@ -105,6 +113,14 @@ impl Travelling {
         {
             let id = offer.id.clone();
             return Err(Error::NoOnDemand { id });
+        }
+        let mut all = self.offers.iter().zip(&self.chosen);
+        if let Some((offer, _)) = all.find(|(_, chosen)| !chosen.on_source_loss.is_pause())
+            && !agreed.has(Capabilities::SOURCE_LOSS)
+        {
+            let id = offer.id.clone();
+            let wanted = "on-source-loss=";
+            return Err(Error::NoDiskTerms { id, wanted });
         }
         if agreed.has(Capabilities::DISK_TERMS) {
             return Ok(());

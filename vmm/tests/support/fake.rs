@@ -14,6 +14,7 @@ use control::instance::{
     Ending, Instance, MigrationStatus, Requester, StopMode, VmEnd, VmState, VmStatus,
 };
 use control::job::{Job, JobKind, JobOutcome, JobProgress, JobResult, JobState, Jobs};
+use control::on_demand::OnDemandChange;
 use control::runtime_dir::VmDir;
 use machine::config::{ReceiveConfig, RunConfig};
 use machine::console::ConsoleHub;
@@ -420,6 +421,10 @@ impl Instance for Fake {
             result: None,
         });
         Ok(())
+    }
+
+    fn change_on_demand(&self, id: &str, _: OnDemandChange) -> Result<(), Observation> {
+        Err(observed("disk.unknown", &format!("there is no disk {id}")))
     }
 
     fn resolve(&self, _: Vec<SocketAddr>) -> Result<VmState, Observation> {

@@ -14,7 +14,7 @@ use super::blocks::{Awaited, Blocks, Outcome, Run};
 use super::image_origin::error_chain;
 use super::keeping::Keeping;
 use super::origin::{Class, Origin, OriginError};
-use super::supply::{Standing, Supply};
+use super::supply::{OnLoss, Standing, Supply};
 use crate::arrivals::Arrivals;
 use crate::copy::Steering;
 use crate::{BlockDevice, Buffer, Durability, Result, ZeroMode};
@@ -110,9 +110,19 @@ impl Fetching {
         self.order(|orders| orders.asked += 1);
     }
 
-    /// The origin says that it is back.
+    /// The origin says that it is back: what is asked for from here on waits for it.
     pub(super) fn returned(&self) {
+        if let Supply::Lost(_) = self.standing.supply() {
+            self.tell(Supply::Comes);
+        }
         self.order(|orders| orders.returned += 1);
+    }
+
+    /// What requests do while the origin is lost is another.
+    pub(super) fn set_on_loss(&self, on_loss: OnLoss) {
+        self.standing.set_on_loss(on_loss);
+        self.arrivals.arrive();
+        self.order(|_| ());
     }
 
     pub(super) fn set_pull(&self, pull: Pull) {
@@ -291,11 +301,20 @@ impl Fetching {
         0
     }
 
+    /// Nothing is asked any more; whoever waits is told when it is to fail.
     fn wait_until_stopped(&self) {
-        let stopped = self
-            .changed
-            .wait_while(self.orders(), |orders| !orders.stop);
-        drop(stopped.unwrap_or_else(PoisonError::into_inner));
+        let mut orders = self.orders();
+        while !orders.stop {
+            let Some(left) = self.standing.fails_in() else {
+                let woken = self.changed.wait(orders);
+                orders = woken.unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let woken = self.changed.wait_timeout(orders, left);
+            drop(woken.unwrap_or_else(PoisonError::into_inner));
+            self.arrivals.arrive();
+            orders = self.orders();
+        }
     }
 
     /// Says how it goes, where that is news.

@@ -65,6 +65,7 @@ fn what_is_read_comes_once_and_nothing_else() {
         scene.origin.assert_each_once();
         assert_eq!(scene.disk.status().missing_bytes, 6 * BLOCK);
         assert_eq!(scene.disk.status().fetched_bytes, 2 * BLOCK + 512);
+        assert_eq!(scene.disk.status().demanded_bytes, 2 * BLOCK + 512);
     }
 }
 

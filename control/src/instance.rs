@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk_move::{DiskMoveFiles, DiskMoveRequest, ImageFormat};
 use crate::job::{Job, JobState, Jobs};
-use crate::on_demand::OnDemandChange;
+use crate::on_demand::{OnDemandChange, PullPriority};
 
 /// What a VM is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -165,6 +165,9 @@ pub struct MissingStatus {
     /// What requests for them do while whoever serves them is lost.
     #[serde(default, skip_serializing_if = "OnSourceLoss::is_pause")]
     pub on_source_loss: OnSourceLoss,
+    /// How those are had that nobody asks for.
+    #[serde(default, skip_serializing_if = "PullPriority::is_background")]
+    pub priority: PullPriority,
     /// Why they do not come; absent as long as they do, or nobody needs them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,

@@ -9,15 +9,14 @@ use std::time::Duration;
 use block::copy::Steering;
 use block::image::Image;
 use block::on_demand::{OnDemand, Origin, Policy, Pull};
-use control::on_demand::OnDemandChange;
+use control::on_demand::{OnDemandChange, PullPriority};
 use migration::address::Address;
-use migration::disk_modes::DiskPull;
 use migration::endpoint::Endpoint;
 use migration::transport::socket::SocketConnect;
 
 use crate::disks::Disk;
 use crate::disks::changes::{self, Changed};
-use crate::disks::coming::Coming;
+use crate::disks::coming::{Coming, Pulling};
 use crate::disks::in_part::{Absent, Terms};
 use crate::disks::lacking;
 use crate::disks::marks;
@@ -76,15 +75,9 @@ pub(super) fn lay(disk: &Disk, absent: Absent) -> Result<Coming, MachineError> {
         threads::begin(ThreadKind::Pull);
     })?;
     here.is(&layer);
-    if by.pull == DiskPull::Background {
-        // There is nobody to ask before.
-        let layer = Arc::downgrade(&layer);
-        origin.tell_return(Arc::new(move || {
-            if let Some(layer) = layer.upgrade() {
-                layer.set_pull(Pull::Background);
-            }
-        }));
-    }
+    let pulling = Arc::new(Pulling::of(&layer, terms.priority));
+    let returned = pulling.clone();
+    origin.tell_return(Arc::new(move || returned.begin()));
     disk.served.store(true, Ordering::Release);
     let (changes, changed) = changes::channel();
     let terms = Arc::new(Mutex::new(terms));
@@ -96,6 +89,7 @@ pub(super) fn lay(disk: &Disk, absent: Absent) -> Result<Coming, MachineError> {
         missing: disk.served.clone(),
         changed,
         terms: terms.clone(),
+        pulling: pulling.clone(),
     };
     let thread = Builder::new().name("disk-whole".into());
     let started = thread.spawn(move || {
@@ -105,10 +99,12 @@ pub(super) fn lay(disk: &Disk, absent: Absent) -> Result<Coming, MachineError> {
     started.map(drop).map_err(failed)?;
     Ok(Coming {
         at: by.served_at,
+        job: secret_of,
         layer: Arc::downgrade(&layer),
         gate,
         changes,
         terms,
+        pulling,
     })
 }
 
@@ -121,6 +117,7 @@ struct Completion {
     missing: Arc<AtomicBool>,
     changed: Changed,
     terms: Arc<Mutex<Terms>>,
+    pulling: Arc<Pulling>,
 }
 
 impl Completion {
@@ -154,15 +151,19 @@ impl Completion {
 
     /// Makes a change durable, then has it in force.
     fn change(&self, change: OnDemandChange) -> block::Result<()> {
-        let OnDemandChange { on_source_loss } = change;
         let mut terms = self.terms.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = Terms {
-            on_source_loss: on_source_loss.unwrap_or(terms.on_source_loss),
-        };
+        let next = terms.changed(change);
         next.keep(self.image.file())?;
         *terms = next;
         if let Some(layer) = self.layer.upgrade() {
             layer.set_on_loss(next.on_loss());
+            if change.priority.is_some_and(|it| it != PullPriority::Off) {
+                // It may have been paused.
+                layer.steering().resume();
+            }
+        }
+        if change.priority.is_some() {
+            self.pulling.want(next.priority);
         }
         Ok(())
     }

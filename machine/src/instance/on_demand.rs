@@ -1,10 +1,43 @@
 //! Disks of the VM of which another host serves a part.
 
+use std::sync::Arc;
+
+use control::job::Job;
 use control::on_demand::OnDemandChange;
 use migration::observation::{Observation, Side};
 
+use crate::disks::Disk;
 use crate::disks::changes::NotChanged;
-use crate::instance::vm::{VmInstance, refuse};
+use crate::disks::coming::Coming;
+use crate::instance::vm::{Core, VmInstance, refuse};
+
+impl Core {
+    /// Disks of which a part comes, or came, from another host.
+    fn pulled(&self) -> impl Iterator<Item = Arc<Disk>> + use<> {
+        let machine = self.machine.as_ref();
+        let disks: Vec<_> = machine
+            .into_iter()
+            .flat_map(|machine| machine.devices().disks.iter())
+            .filter(|disk| disk.coming.is_some())
+            .collect();
+        disks.into_iter()
+    }
+
+    /// What brings them, as jobs.
+    pub(super) fn pulls(&self) -> impl Iterator<Item = Job> + use<> {
+        self.pulled().filter_map(|disk| {
+            let to = disk.image().file().path().display().to_string();
+            disk.coming.as_ref()?.told(&disk.id, to)
+        })
+    }
+
+    /// The disk that job `id` brings.
+    pub(super) fn pulled_by(&self, id: &str) -> Option<Arc<Disk>> {
+        let is_it = |coming: &Coming| coming.job().to_string() == id;
+        self.pulled()
+            .find(|disk| disk.coming.as_ref().is_some_and(is_it))
+    }
+}
 
 impl VmInstance {
     /// Changes how what is missing of disk `id` is had.

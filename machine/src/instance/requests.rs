@@ -127,11 +127,11 @@ impl Instance for Served {
     }
 
     fn pause_job(&self, id: &str) -> Result<(), Observation> {
-        self.lock().steered(id)?.pausable()?.pause()
+        self.lock().steered(id)?.pause()
     }
 
     fn resume_job(&self, id: &str) -> Result<(), Observation> {
-        self.lock().steered(id)?.pausable()?.resume()
+        self.lock().steered(id)?.resume()
     }
 
     fn move_disk(

@@ -23,12 +23,16 @@ pub(super) fn missing(missing: &MissingStatus) -> String {
         bytes,
         from,
         on_source_loss,
+        priority,
         why,
     } = missing;
     let bytes = human_bytes(*bytes as f64);
     let mut text = format!("waiting for {from}: {bytes} missing");
     if let Some(why) = why {
         text.push_str(&format!(" ({why})"));
+    }
+    if !priority.is_background() {
+        text.push_str(&format!(", pull {priority}"));
     }
     if !on_source_loss.is_pause() {
         text.push_str(&format!(", on source loss {on_source_loss}"));

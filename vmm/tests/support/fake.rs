@@ -411,6 +411,7 @@ impl Instance for Fake {
             state: JobState::Running,
             to: Some(request.path),
             disk: Some(id.into()),
+            from: None,
             progress: JobProgress::default(),
             disks: Vec::new(),
             limits: Some(LimitChange {

@@ -164,10 +164,12 @@ impl OnDemand {
 
     /// How much is missing, and how it comes along.
     pub fn status(&self) -> Status {
+        let [demanded, background] = self.fetching.fetched();
         Status {
             origin: self.fetching.origin.name(),
             missing_bytes: self.fetching.missing().min(self.fetching.image.size()),
-            fetched_bytes: self.fetching.fetched(),
+            fetched_bytes: demanded + background,
+            demanded_bytes: demanded,
             supply: self.fetching.standing.supply(),
             lost_for: self.fetching.standing.lost_for(),
         }

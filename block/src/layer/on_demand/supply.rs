@@ -38,6 +38,8 @@ pub struct Status {
     pub missing_bytes: u64,
     /// Bytes that came from the origin and were written, by this process.
     pub fetched_bytes: u64,
+    /// Those of them that a request waited for.
+    pub demanded_bytes: u64,
     /// Whether they come.
     pub supply: Supply,
     /// For how long the origin has been lost, or wrong, as far as anybody asked it.

@@ -5,6 +5,7 @@
 
 use block::RawImage;
 use block::on_demand::OnLoss;
+use control::on_demand::{OnDemandChange, PullPriority};
 use migration::source_loss::OnSourceLoss;
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +17,8 @@ use crate::disks::marks;
 pub(crate) struct Terms {
     /// What requests do while whoever serves it is lost.
     pub(crate) on_source_loss: OnSourceLoss,
+    /// How what nobody asks for is had.
+    pub(crate) priority: PullPriority,
 }
 
 impl Terms {
@@ -28,7 +31,20 @@ impl Terms {
         let changed = changed.and_then(|text| serde_json::from_slice(&text).ok());
         changed.unwrap_or(Self {
             on_source_loss: by.on_source_loss,
+            priority: by.pull.into(),
         })
+    }
+
+    /// The same, changed.
+    pub(crate) fn changed(self, change: OnDemandChange) -> Self {
+        let OnDemandChange {
+            on_source_loss,
+            priority,
+        } = change;
+        Self {
+            on_source_loss: on_source_loss.unwrap_or(self.on_source_loss),
+            priority: priority.unwrap_or(self.priority),
+        }
     }
 
     /// Makes them those of the disk, durably.

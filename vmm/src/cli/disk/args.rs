@@ -8,6 +8,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use control::disk_move::{
     DOWNTIME_LIMIT, DiskMoveHow, DiskMoveMode, DiskPull, OnNotConverging, OnTargetError,
 };
+use control::on_demand::PullPriority;
 use control::units::{ByteSize, Rate, Span};
 use migration::source_loss::OnSourceLoss;
 
@@ -61,6 +62,10 @@ pub struct PullArgs {
     /// error:TIME, after which they fail [default: as it is].
     #[arg(long, value_name = "WHAT", conflicts_with_all = ["from", "at"])]
     pub(super) on_source_loss: Option<OnSourceLoss>,
+    /// Of a guest that runs: how what it does not ask for is had: background, high (as if it waited for that) or off
+    /// [default: background, unless something else is changed].
+    #[arg(long, value_name = "HOW", conflicts_with_all = ["from", "at"])]
+    pub(super) priority: Option<PullPriority>,
     /// Make the image, of a disk that another host serves: a copy of the record that `vmm disk serve` names there, which has
     /// the secret.
     #[arg(long, value_name = "RECORD")]

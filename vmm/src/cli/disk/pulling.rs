@@ -5,7 +5,7 @@ use std::path::Path;
 
 use control::api::client::Client;
 use control::exit::{Exit, local};
-use control::on_demand::OnDemandChange;
+use control::on_demand::{OnDemandChange, PullPriority};
 use control::output::Output;
 use control::runtime_dir::RuntimeDir;
 use control::units::human_bytes;
@@ -32,9 +32,9 @@ pub(super) fn run(
     if let Some((name, id)) = of_a_guest(&args.what) {
         return while_it_runs(args, &Client::new(runtime, name), id, output);
     }
-    if args.on_source_loss.is_some() {
+    if args.on_source_loss.is_some() || args.priority.is_some() {
         return Err(usage(
-            "what a guest's requests do is said of one that runs, by NAME:ID",
+            "--on-source-loss and --priority are for the disk of a guest that runs, as NAME:ID",
         ));
     }
     let path = std::path::absolute(&args.what)
@@ -82,12 +82,11 @@ fn while_it_runs(
     if args.from.is_some() || args.at.is_some() {
         return Err(usage("--from and --at are for an image that no guest uses"));
     }
+    let begins = args.on_source_loss.is_none();
     let change = OnDemandChange {
         on_source_loss: args.on_source_loss,
+        priority: args.priority.or(begins.then_some(PullPriority::Background)),
     };
-    if change == OnDemandChange::default() {
-        return Err(usage("say what is to change: --on-source-loss"));
-    }
     let status = block_on(client.change_on_demand(id, &change))?;
     let disk = status.disks.iter().find(|disk| disk.id == id);
     let disk = disk.ok_or_else(|| local("disk.unknown", format!("the guest has no disk {id}")))?;

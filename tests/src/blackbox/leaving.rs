@@ -7,7 +7,8 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::moving_disk::Scene;
-use super::{Migration, Vms, eventually, kill};
+use super::wait::PATIENCE;
+use super::{Guest, Migration, Vms, eventually, kill};
 use crate::Host;
 use crate::process::Process;
 
@@ -37,7 +38,16 @@ pub struct Leaving {
 impl Leaving {
     /// With its disk to come into `there` of the other host.
     pub fn new(there: &str) -> Self {
-        let scene = Scene::verifying();
+        Self::of(Scene::verifying(), there)
+    }
+
+    /// The same of a guest that needs long until it has asked for all that it uses.
+    pub fn slowly(there: &str) -> Self {
+        let words = "block=verify,size=32M block_rate=200";
+        Self::of(Scene::with(&Guest::dirtying(), words), there)
+    }
+
+    fn of(scene: Scene, there: &str) -> Self {
         let there = scene.pair.destination.path().join(there);
         Self { scene, there }
     }
@@ -50,6 +60,32 @@ impl Leaving {
     /// Where it goes.
     pub fn destination(&self) -> &Host {
         &self.scene.pair.destination
+    }
+
+    /// Waits there for the guest, with storage that does as `change` has the process told.
+    #[track_caller]
+    pub fn receives_with(&self, change: impl FnOnce(&mut Command)) -> String {
+        let disk = format!("data={},create", self.there.display());
+        let args = [
+            "receive", "--listen", LISTEN, "--name", "guest", "--detach", "--disk", &disk,
+        ];
+        let mut command = self.destination().command(args);
+        change(&mut command);
+        let run = self.destination().start(command).finish(PATIENCE);
+        let _ = run.unwrap_or_else(|e| panic!("{e:#}")).success();
+        let status = self.destination().status("guest");
+        status["listen"].as_str().expect("address").to_owned()
+    }
+
+    /// The job there that brings what is missing, once it is as `fits` says.
+    #[track_caller]
+    pub fn job(&self, fits: impl Fn(&Value) -> bool) -> Value {
+        let args = ["disk", "jobs", "guest", "--json"];
+        eventually("the job is so", || {
+            let jobs = self.destination().vmm(args).success().json_lines();
+            let job = jobs.into_iter().find(|job| job["kind"] == "disk-pull");
+            job.filter(&fits)
+        })
     }
 
     /// Waits there for the guest.

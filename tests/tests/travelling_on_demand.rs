@@ -278,6 +278,11 @@ fn a_guest_stays_whose_disk_could_not_be_fetched_where_it_goes() {
     console.verifies_blocks();
     console.verifies_ledger();
     eventually("the disk is whole", || missing().is_null().then_some(()));
+    eventually("its server is told so", || {
+        let listed = here.host.vmm(["disk", "serve", "--list", "--json"]);
+        let served = listed.success().json_lines();
+        (served[0]["released"] == true && served[0]["pid"].is_null()).then_some(())
+    });
     there.host.stop("guest");
     drop(relay);
     hosts.is_clean();

@@ -4,7 +4,7 @@ mod origins;
 
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use block::fault::{Effect, Fault, FaultLayer, Operation};
 use block::on_demand::{Allocation, BLOCK, ImageOrigin, OnLoss, Origin, PresenceMap, Pull, Supply};
@@ -65,6 +65,7 @@ fn what_is_read_comes_once_and_nothing_else() {
         scene.origin.assert_each_once();
         assert_eq!(scene.disk.status().missing_bytes, 6 * BLOCK);
         assert_eq!(scene.disk.status().fetched_bytes, 2 * BLOCK + 512);
+        assert_eq!(scene.disk.status().demanded_bytes, 2 * BLOCK + 512);
     }
 }
 
@@ -205,7 +206,12 @@ fn requests_fail_for_a_lost_origin_only_if_that_is_wanted() {
     for answers in [Answers::Lost, Answers::Wrong] {
         let scene = scene(Pull::Off, answers);
         assert_waits(try_read(&*scene.disk, 0, 512));
-        scene.disk.set_on_loss(OnLoss::Fail);
+        let after = LONG * 100;
+        scene.disk.set_on_loss(OnLoss::Fail { after });
+        assert_waits(try_read(&*scene.disk, 0, 512));
+        // The request that waits is told, though nobody asks an origin again that is wrong.
+        let after = Duration::from_millis(50);
+        scene.disk.set_on_loss(OnLoss::Fail { after });
         let read = scene.when_come(|| try_read(&*scene.disk, 0, 512));
         let error = read.unwrap_err();
         assert!(
@@ -219,11 +225,9 @@ fn requests_fail_for_a_lost_origin_only_if_that_is_wanted() {
             assert!(try_read(&*scene.disk, BLOCK, 512).is_err());
             continue;
         }
-        let deadline = Instant::now() + LONG;
-        while try_read(&*scene.disk, BLOCK, 512).is_err() {
-            assert!(Instant::now() < deadline);
-            std::thread::yield_now();
-        }
+        // From the moment at which it is back, nothing fails any more.
+        let read = scene.when_come(|| try_read(&*scene.disk, BLOCK, 512));
+        assert_eq!(read.unwrap(), content(SIZE)[BLOCK as usize..][..512]);
     }
 }
 
@@ -310,6 +314,9 @@ fn what_cannot_be_written_here_is_asked_for_again() {
     let storage = map_storage(&dir.path().join("map"), SIZE);
     let map = PresenceMap::create(storage, about(SIZE), &origin.allocation().unwrap()).unwrap();
     let (disk, told) = over(image.clone(), map, origin.clone(), Pull::Off);
+    // Its origin is there.
+    let after = Duration::ZERO;
+    disk.set_on_loss(OnLoss::Fail { after });
     image.inject(Fault {
         operation: Operation::Write,
         skip: 0,

@@ -8,12 +8,14 @@ use std::time::Duration;
 use migration::observation::Observation;
 use migration::progress::{Event, LimitChange};
 use migration::request::MigrateRequest;
+use migration::source_loss::OnSourceLoss;
 use migration::steering::Events;
 use migration::wire::control::Resolution;
 use serde::{Deserialize, Serialize};
 
 use crate::disk_move::{DiskMoveFiles, DiskMoveRequest, ImageFormat};
 use crate::job::{Job, JobState, Jobs};
+use crate::on_demand::{OnDemandChange, PullPriority};
 use crate::passed::PassedFile;
 
 /// What a VM is doing.
@@ -161,6 +163,12 @@ pub struct MissingStatus {
     pub bytes: u64,
     /// Where they are served.
     pub from: String,
+    /// What requests for them do while whoever serves them is lost.
+    #[serde(default, skip_serializing_if = "OnSourceLoss::is_pause")]
+    pub on_source_loss: OnSourceLoss,
+    /// How those are had that nobody asks for.
+    #[serde(default, skip_serializing_if = "PullPriority::is_background")]
+    pub priority: PullPriority,
     /// Why they do not come; absent as long as they do, or nobody needs them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
@@ -266,6 +274,8 @@ pub trait Instance: Send + Sync + 'static {
         request: DiskMoveRequest,
         files: DiskMoveFiles,
     ) -> Result<(), Observation>;
+    /// Changes how what is missing of disk `id` is had; durable and in force when this returns.
+    fn change_on_demand(&self, id: &str, change: OnDemandChange) -> Result<(), Observation>;
     /// Asks the destination whether it ran the guest, and acts on the answer: the new state. `sockets`
     /// are what its name stands for by now; where empty, what it stood for when the guest left.
     fn resolve(&self, sockets: Vec<SocketAddr>) -> Result<VmState, Observation>;

@@ -17,6 +17,8 @@ pub enum JobKind {
     Migration,
     /// A disk moves to another image on this host.
     DiskMove,
+    /// What a disk lacks comes from the host that serves it.
+    DiskPull,
 }
 
 /// How far a job is, from its beginning to its end.
@@ -78,6 +80,9 @@ pub struct JobProgress {
     /// The link of a migration is lost, and a new one is tried or waited for; absent where it stands.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link_lost: Option<bool>,
+    /// For how long nothing has come of a disk that is pulled, in milliseconds, as whoever serves it is lost; absent where it comes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_ms: Option<u64>,
 }
 
 /// How a job ended, and why.
@@ -109,9 +114,12 @@ pub struct Job {
     /// to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
-    /// The disk that moves.
+    /// The disk that moves, or comes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<String>,
+    /// Where a disk comes from that is pulled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
     /// How much is done.
     pub progress: JobProgress,
     /// What has gone of each disk that moves, by why it did, as far as this side counts it.
@@ -120,7 +128,8 @@ pub struct Job {
     /// The limits in force; absent where somebody else has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<LimitChange>,
-    /// Why it is paused, where nobody asked for that: it goes on when it is told to, and this is mended.
+    /// Why it does not go on, where nobody asked for that: one that is paused goes on when it is told to, and this is mended; a pull
+    /// by itself, when it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_up_by: Option<Observation>,
     /// How it ended, once it is over.
@@ -250,6 +259,7 @@ impl Job {
             state,
             to: None,
             disk: None,
+            from: None,
             progress,
             disks: Vec::new(),
             limits: None,

@@ -6,6 +6,7 @@ pub mod disk_move;
 pub mod exit;
 pub mod instance;
 pub mod job;
+pub mod on_demand;
 pub mod output;
 pub mod passed;
 pub mod peer;

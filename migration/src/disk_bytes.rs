@@ -11,9 +11,12 @@ const MEASURED: Duration = Duration::from_millis(500);
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClassBytes {
+    /// A request of the guest waited for them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub demand: u64,
     /// The guest wrote them meanwhile.
     pub write: u64,
-    /// They were copied, in passes over the disk.
+    /// They were copied, in passes over the disk, or came though nobody waited.
     pub background: u64,
 }
 
@@ -30,12 +33,18 @@ pub struct DiskBytes {
     pub class_bytes_per_s: Option<ClassBytes>,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde asks for it")]
+fn is_zero(bytes: &u64) -> bool {
+    *bytes == 0
+}
+
 impl ClassBytes {
     /// What has come since it was `before`, by the second.
     fn per_second(self, before: Self, took: Duration) -> Self {
         let seconds = took.as_secs_f64().max(1e-3);
         let rate = |now: u64, before: u64| (now.saturating_sub(before) as f64 / seconds) as u64;
         Self {
+            demand: rate(self.demand, before.demand),
             write: rate(self.write, before.write),
             background: rate(self.background, before.background),
         }
@@ -84,7 +93,11 @@ mod tests {
 
     #[test]
     fn a_rate_is_that_of_the_time_since_it_was_measured_before() {
-        let bytes = |write, background| ClassBytes { write, background };
+        let bytes = |write, background| ClassBytes {
+            demand: 0,
+            write,
+            background,
+        };
         let began = Instant::now();
         let mut meter = ClassMeter::default();
         for (ms, told, rate) in [

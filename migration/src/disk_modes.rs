@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::observation::{Observation, Side};
+use crate::source_loss::OnSourceLoss;
 use crate::units::{ByteSize, Rate};
 
 /// How a disk moves.
@@ -141,10 +142,13 @@ pub struct DiskChoice {
     /// What comes of it that nobody asks for, if it goes on demand.
     #[serde(default, skip_serializing_if = "DiskPull::is_background")]
     pub pull: DiskPull,
+    /// What requests for its missing blocks do while whoever serves them is lost, if it goes on demand.
+    #[serde(default, skip_serializing_if = "OnSourceLoss::is_pause")]
+    pub on_source_loss: OnSourceLoss,
 }
 
 /// Options of a disk in ways to move that are not there yet.
-const NOT_YET: &[&str] = &["log", "keep-chain", "bandwidth", "on-source-loss"];
+const NOT_YET: &[&str] = &["log", "keep-chain", "bandwidth"];
 
 /// Why overlays do not lie at `side`.
 fn no_overlay_at(side: &str) -> String {
@@ -173,6 +177,7 @@ impl DiskChoice {
             writes: Rate::default(),
             order: None,
             pull: DiskPull::default(),
+            on_source_loss: OnSourceLoss::default(),
         }
     }
 
@@ -201,6 +206,9 @@ impl DiskChoice {
         }
         if self.mode != DiskMode::OnDemand && self.pull == DiskPull::Off {
             return Err("pull= is for a disk that moves on-demand".into());
+        }
+        if self.mode != DiskMode::OnDemand && !self.on_source_loss.is_pause() {
+            return Err("on-source-loss= is for a disk that moves on-demand".into());
         }
         let said = match (self.format, self.after) {
             (Some(_), _) => "format=",
@@ -293,8 +301,8 @@ impl FromStr for DiskMode {
 impl FromStr for DiskChoice {
     type Err = String;
 
-    /// Reads `[ID=]MODE[,before|after][,format=raw|qcow2][,after=keep|delete][,backlog=BYTES][,writes=RATE][,pull=background|off]`.
-    /// A mirror `after` its guest is one on demand.
+    /// Reads `[ID=]MODE[,before|after][,format=raw|qcow2][,after=keep|delete][,backlog=BYTES][,writes=RATE][,pull=background|off]
+    /// [,on-source-loss=pause|error[:TIME]]`. A mirror `after` its guest is one on demand.
     fn from_str(text: &str) -> Result<Self, String> {
         let mut parts = text.split(',');
         let what = parts.next().unwrap_or_default();
@@ -308,6 +316,7 @@ impl FromStr for DiskChoice {
         let mut mode = mode.parse()?;
         let (mut format, mut after, mut backlog, mut pull) = (None, None, None, None);
         let (mut writes, mut order, mut overlay) = (None, None, None);
+        let mut on_source_loss = None;
         for part in parts {
             let again = match part.split_once('=') {
                 Some(("format", name)) => format.replace(name.parse()?).is_some(),
@@ -328,6 +337,7 @@ impl FromStr for DiskChoice {
                 }
                 Some(("overlay", side)) => return Err(no_overlay_at(side)),
                 Some(("pull", name)) => pull.replace(name.parse()?).is_some(),
+                Some(("on-source-loss", what)) => on_source_loss.replace(what.parse()?).is_some(),
                 _ => {
                     let key = part.split_once('=').map_or(part, |(key, _)| key);
                     return Err(match NOT_YET.contains(&key) {
@@ -336,7 +346,7 @@ impl FromStr for DiskChoice {
                         ),
                         false => format!(
                             "{part:?} is no option of a disk that moves: format=raw|qcow2, after=keep|delete, backlog=BYTES, \
-                             writes=RATE, before, after and pull=background|off are"
+                             writes=RATE, before, after, pull=background|off and on-source-loss=pause|error[:TIME] are"
                         ),
                     });
                 }
@@ -361,6 +371,7 @@ impl FromStr for DiskChoice {
             writes: writes.unwrap_or_default(),
             order,
             pull: pull.unwrap_or_default(),
+            on_source_loss: on_source_loss.unwrap_or_default(),
         };
         choice.check().map(|()| choice)
     }
@@ -488,7 +499,8 @@ mod tests {
             ("precopy,pull=off", "on-demand"),
             ("on-demand,pull=slowly", "pull=slowly"),
             ("on-demand,pull=off,pull=off", "twice"),
-            ("on-demand,on-source-loss=error", "not in this version"),
+            ("precopy,on-source-loss=error", "on-demand"),
+            ("on-demand,on-source-loss=never", "never"),
         ] {
             let refused = read(text).unwrap_err();
             assert!(refused.contains(named), "{text}: {refused}");
@@ -498,11 +510,12 @@ mod tests {
             let choice = read(&format!("data=mirror,backlog={text}")).unwrap();
             assert_eq!(choice.backlog, Some(backlog));
         }
-        let later = read("data=on-demand,pull=off,format=qcow2").unwrap();
+        let later = read("data=on-demand,pull=off,format=qcow2,on-source-loss=error:2s").unwrap();
         assert_eq!(
             (later.mode, later.pull),
             (DiskMode::OnDemand, DiskPull::Off)
         );
+        assert_eq!(later.on_source_loss.to_string(), "error:2s");
         // As a program says it.
         let shared = DiskChoice {
             after: AfterMove::Delete,

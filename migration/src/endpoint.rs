@@ -107,6 +107,48 @@ impl Endpoint {
     }
 }
 
+/// The host at the other end of a connection, as far as this one can tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RemoteHost {
+    /// This one, by a unix socket or loopback; a tunnel that ends here looks the same.
+    Here,
+    /// The one that has this address; the port is any.
+    At(SocketAddr),
+    /// It cannot be told.
+    Unknown,
+}
+
+impl RemoteHost {
+    /// The host that connects from `address`.
+    pub fn from(address: SocketAddr) -> Self {
+        match address.ip().to_canonical().is_loopback() {
+            true => Self::Here,
+            false => Self::At(address),
+        }
+    }
+
+    /// Whether whoever connects to `endpoint` reaches this host and no other.
+    pub fn is_at(&self, endpoint: &Endpoint) -> bool {
+        match self {
+            Self::Here => endpoint.is_loopback(),
+            Self::At(host) => {
+                let sockets = endpoint.sockets();
+                !sockets.is_empty() && sockets.iter().all(|socket| is_same_host(host, socket))
+            }
+            Self::Unknown => false,
+        }
+    }
+}
+
+/// Whether both are addresses of one host; the same number in another scope may be somebody else's.
+fn is_same_host(one: &SocketAddr, other: &SocketAddr) -> bool {
+    let scope = |address: &SocketAddr| match address {
+        SocketAddr::V4(_) => 0,
+        SocketAddr::V6(address) => address.scope_id(),
+    };
+    one.ip().to_canonical() == other.ip().to_canonical() && scope(one) == scope(other)
+}
+
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.address.fmt(f)
@@ -187,5 +229,33 @@ mod tests {
         assert!(Endpoint::resolved(address("name:7"), Vec::new()).is_err());
         let many = of(&["127.0.0.1:7"; 100]);
         assert_eq!(many.sockets().len(), MAX_SOCKETS);
+    }
+
+    #[test]
+    fn an_endpoint_is_of_a_remote_host_only_if_nobody_else_is_reached_there() {
+        let here = RemoteHost::from("127.0.0.1:9".parse().unwrap());
+        let there = RemoteHost::from("10.0.0.1:9".parse().unwrap());
+        let mapped = RemoteHost::from("[::ffff:10.0.0.1]:9".parse().unwrap());
+        let linked = RemoteHost::from("[fe80::1%7]:9".parse().unwrap());
+        for (host, text, is_there) in [
+            (here, "127.0.0.3:1", true),
+            (here, "[::1]:1", true),
+            (here, "unix:/s", true),
+            (here, "10.0.0.1:1", false),
+            (there, "10.0.0.1:1", true),
+            (mapped, "10.0.0.1:1", true),
+            (there, "10.0.0.2:1", false),
+            (there, "127.0.0.1:1", false),
+            (there, "unix:/s", false),
+            (linked, "[fe80::1%7]:1", true),
+            (linked, "[fe80::1%8]:1", false),
+            (RemoteHost::Unknown, "127.0.0.1:1", false),
+        ] {
+            let endpoint = Endpoint::numeric(address(text)).unwrap();
+            assert_eq!(host.is_at(&endpoint), is_there, "{host:?} {text}");
+        }
+        let sockets = ["10.0.0.1:7", "10.0.0.2:7"].map(|text| text.parse().unwrap());
+        let both = Endpoint::resolved(address("name:7"), sockets.to_vec()).unwrap();
+        assert!(!there.is_at(&both));
     }
 }

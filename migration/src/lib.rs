@@ -33,6 +33,7 @@ pub mod request;
 mod resolution;
 mod session;
 pub mod source;
+pub mod source_loss;
 pub mod steering;
 mod streams;
 pub mod threads;

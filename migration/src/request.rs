@@ -94,7 +94,8 @@ pub struct MigrateRequest {
     /// they lie; `precopy`: they are copied while the guest runs; `mirror`: so are they, and the guest's writes wait for the
     /// link, so that it ends however much is written; `snapshot`: the image is copied
     /// as it is while the guest goes on in an overlay, and what is in that follows in rounds; `on-demand`: the guest goes at once, and fetches there what it reads, from
-    /// a process of this host that serves the image; the rest comes meanwhile, or not with `,pull=off`; `auto`, as without this
+    /// a process of this host that serves the image; the rest comes meanwhile, or not with `,pull=off`, and requests for it wait while that process is lost, or fail with
+    /// `,on-source-loss=error[:TIME]`; `auto`, as without this
     /// option: shared where the destination reaches them, else copied to where it was told to put them. Of those that are copied
     /// `,format=raw|qcow2` is the format there, and `,after=keep|delete` what becomes of the image here. Of a mirrored one
     /// `,before` has memory go when the disk is there, `,after` has it go on demand, and `,writes=RATE` is the most that the guest

@@ -9,6 +9,7 @@ use double::played_disks::{SIZES, is_refused, play_source_to, with_disks};
 use double::players::Point;
 use migration::PullSecret;
 use migration::disk_modes::DiskPull;
+use migration::source_loss::OnSourceLoss;
 use migration::vm::Served;
 use migration::wire::control::{BlocksLeft, Message, Negotiate};
 
@@ -20,6 +21,7 @@ fn with_a_rest() -> Negotiate {
         id: "11".repeat(16),
         secret: PullSecret([9; 16]),
         pull: DiskPull::Background,
+        on_source_loss: OnSourceLoss::default(),
     });
     negotiate
 }

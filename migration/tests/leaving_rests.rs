@@ -13,6 +13,7 @@ use migration::disk_modes::{DiskMode, DiskPull};
 use migration::observation::Side;
 use migration::progress::{Event, Limits, Report, TimeoutAction, Verify};
 use migration::request::ServedDisk;
+use migration::source_loss::OnSourceLoss;
 use migration::transport::memory::{Fault, Injection};
 use migration::units::Span;
 use migration::vm::Served;
@@ -35,6 +36,7 @@ fn leaving(streams: u8, time: Duration) -> Scene {
             id: "11".repeat(16),
             secret: PullSecret([9; 16]),
             pull: DiskPull::Background,
+            on_source_loss: OnSourceLoss::default(),
         },
     }];
     scene

@@ -42,7 +42,9 @@ fn a_guest_that_writes_faster_than_the_link_carries_moves_with_a_mirrored_disk()
         let [of_one] = &disks.by_disk[..] else {
             panic!("{disks:?}")
         };
-        let ClassBytes { write, background } = of_one.class_bytes;
+        let ClassBytes {
+            write, background, ..
+        } = of_one.class_bytes;
         assert_eq!(of_one.id, "disk0");
         assert_eq!(write + background, disks.bytes, "{disks:?}");
         // All blocks hold data, so each travels as a whole.

@@ -10,6 +10,7 @@ use double::{Flaw, Guest};
 use migration::disk_modes::DiskPull;
 use migration::progress::{TimeoutAction, Verify};
 use migration::request::ServedDisk;
+use migration::source_loss::OnSourceLoss;
 use migration::vm::{Served, Wish};
 use migration::wire::capabilities::Capabilities;
 use migration::{Outcome, PullSecret};
@@ -22,6 +23,7 @@ fn served() -> Served {
         id: "11".repeat(16),
         secret: PullSecret([9; 16]),
         pull: DiskPull::Background,
+        on_source_loss: OnSourceLoss::Pause,
     }
 }
 
@@ -35,9 +37,12 @@ fn scene() -> Scene {
     }
     *scene.vm.disks[1].wish.lock().unwrap() = Wish::OnDemand;
     let request = &mut scene.options.request;
-    request.disks = ["goes=precopy", "stays=on-demand,pull=off,format=raw"]
-        .map(|text| text.parse().unwrap())
-        .into();
+    request.disks = [
+        "goes=precopy",
+        "stays=on-demand,pull=off,format=raw,on-source-loss=error:2s",
+    ]
+    .map(|text| text.parse().unwrap())
+    .into();
     request.served = vec![ServedDisk {
         disk: "stays".into(),
         by: served(),
@@ -83,6 +88,7 @@ fn nothing_of_it_goes_before_the_guest_does() {
         let offered = &scene.into.expected[1];
         let expected = Served {
             pull: DiskPull::Off,
+            on_source_loss: "error:2s".parse().unwrap(),
             ..served()
         };
         assert_eq!(
@@ -140,9 +146,16 @@ fn a_guest_that_stays_has_left_nothing() {
 
 #[test]
 fn a_destination_that_knows_nothing_of_it_refuses_it_by_name() {
+    refuses(Capabilities::ON_DEMAND, "migration.no-on-demand");
+    refuses(Capabilities::SOURCE_LOSS, "migration.no-disk-terms");
+}
+
+/// A destination without `lacking` is not given the guest, because of `id`.
+#[track_caller]
+fn refuses(lacking: Capabilities, id: &str) {
     let mut scene = scene();
-    let why = scene.refused_without(Capabilities::ON_DEMAND);
-    assert_eq!(why.id, "migration.no-on-demand");
+    let why = scene.refused_without(lacking);
+    assert_eq!(why.id, id);
     assert!(why.message.contains("stays"), "{why}");
     scene.assert_kept();
 }

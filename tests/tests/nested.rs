@@ -28,8 +28,9 @@ const RESETS_VARIABLE: &str = "VMM_NESTED_RESETS";
 /// Overrides the kernels whose page cache is moved, separated by spaces.
 const CACHES_VARIABLE: &str = "VMM_NESTED_CACHES";
 
-/// Overrides the guests whose disk travels, separated by spaces: a kernel, a number of vCPUs, and whether the disk comes
-/// back to the image that it was (`existing`) or to a new one (`create`).
+/// Overrides the guests whose disk travels, separated by spaces: a kernel, a number of vCPUs, whether the disk comes
+/// back to the image that it was (`existing`) or to a new one (`create`), and by which modes it goes there and back, as in
+/// `stock-1-create:mirror:on-demand`; or `all`, which is one there and back by each mode.
 const DISKS_VARIABLE: &str = "VMM_NESTED_DISKS";
 
 /// A scenario as it is, and as it is without the kernel that it asks for.
@@ -49,7 +50,9 @@ const CACHES: &str = "stock";
 const CACHED_MIB: u64 = 200;
 
 /// Guests whose disk travels.
-const DISKS: &str = "stock-1-existing";
+const DISKS: &str = "stock-1-existing stock-1-create:on-demand:mirror";
+/// All modes in which it does.
+const MODES: &[&str] = &["precopy", "mirror", "on-demand"];
 /// What is on it that the guest does not write to.
 const COLD_MIB: u64 = 8;
 
@@ -101,6 +104,14 @@ fn usual_disks() -> String {
         skip::line(format_args!("{QEMU_IMG} is not installed"))
     );
     String::new()
+}
+
+/// Those of every run, and one guest for each mode.
+fn all_disks() -> String {
+    let each = MODES.iter();
+    let each = each.map(|mode| format!("stock-1-create:{mode}:{mode}"));
+    let each: Vec<_> = std::iter::once(DISKS.to_owned()).chain(each).collect();
+    each.join(" ")
 }
 
 fn payload(
@@ -203,7 +214,11 @@ fn distribution_kernels_move_there_and_back_lose_nothing_and_reset_in_every_way(
     let scenarios = numbered(&scenarios);
     let resets = std::env::var(RESETS_VARIABLE).unwrap_or_else(|_| usual_resets());
     let caches = std::env::var(CACHES_VARIABLE).unwrap_or_else(|_| CACHES.to_owned());
-    let disks = std::env::var(DISKS_VARIABLE).unwrap_or_else(|_| usual_disks());
+    let disks = match std::env::var(DISKS_VARIABLE) {
+        Ok(all) if all == "all" => all_disks(),
+        Ok(named) => named,
+        Err(_) => usual_disks(),
+    };
     let payload = payload(&rig, &scenarios, &resets, &caches, &disks).unwrap();
     let run = run(&rig, &payload).unwrap();
     for line in run.lines_after("scenario: ") {

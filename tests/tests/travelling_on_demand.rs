@@ -1,94 +1,16 @@
 //! Guests that go to another host before the content of their disk does.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-
 use serde_json::Value;
-use tests::Host;
-use tests::blackbox::moving_disk::{CHECK, Scene, allocated, holds_its_content, options_of};
+use tests::blackbox::leaving::{LISTEN, Leaving, NOT_BY_ITSELF, ON_DEMAND, hash};
+use tests::blackbox::moving_disk::{CHECK, SIZE, VERIFY, allocated, holds_its_content, options_of};
+use tests::blackbox::relay::Link;
 use tests::blackbox::wait::PATIENCE;
 use tests::blackbox::{Guest, Migration, Vms, crash, eventually, guest_lock, holds, images, kill};
+use tests::matrix::verdict::chain;
+use tests::network::TwoHosts;
 
-const LISTEN: &str = "127.0.0.1:0";
-const ON_DEMAND: &[&str] = &["--disks", "data=on-demand"];
-const NOT_BY_ITSELF: &[&str] = &["--disks", "data=on-demand,pull=off"];
 /// Where nobody else listens or connects from, so that its port is free when its server has been killed.
 const SERVED_AT: &[&str] = &["--serve-at", "127.77.1.1:0"];
-
-fn hash(image: &Path) -> blake3::Hash {
-    blake3::hash(&fs::read(image).expect("image"))
-}
-
-/// A guest with a disk that only its host has, and another host.
-struct Leaving {
-    scene: Scene,
-    /// Where the disk comes.
-    there: PathBuf,
-}
-
-impl Leaving {
-    fn new(there: &str) -> Self {
-        let scene = Scene::verifying();
-        let there = scene.pair.destination.path().join(there);
-        Self { scene, there }
-    }
-
-    fn here(&self) -> &Host {
-        &self.scene.pair.source
-    }
-
-    fn destination(&self) -> &Host {
-        &self.scene.pair.destination
-    }
-
-    /// Waits there for the guest.
-    fn receives(&self, how: &[&str]) -> String {
-        let disk = format!("data={},create", self.there.display());
-        let disk = match self.there.extension().is_some_and(|it| it == "qcow2") {
-            true => format!("{disk},format=qcow2"),
-            false => disk,
-        };
-        let all = [&["--disk", &*disk], how].concat();
-        self.destination().receive_with("guest", LISTEN, &all)
-    }
-
-    /// The guest goes; its report.
-    fn goes(&mut self, address: &str, how: &[&str]) -> Value {
-        let report = Migration::start(self.here(), "guest", address, how)
-            .finish()
-            .completed();
-        self.scene
-            .console
-            .moves_to(&self.scene.pair.destination, "guest");
-        report
-    }
-
-    /// What is recorded of images that are served here.
-    fn served(&self) -> Vec<Value> {
-        let run = self.here().vmm(["disk", "serve", "--list", "--json"]);
-        run.success().json_lines()
-    }
-
-    /// What is missing there.
-    fn missing(&self) -> Option<Value> {
-        let status = self.destination().status("guest");
-        let missing = status["disks"][0]["missing"].clone();
-        (!missing.is_null()).then_some(missing)
-    }
-
-    /// Waits until nothing is, and who served it knows.
-    #[track_caller]
-    fn becomes_whole(&self) {
-        eventually("the disk is whole", || {
-            self.missing().is_none().then_some(())
-        });
-        eventually("its server is told so", || {
-            let served = self.served();
-            let is_over = served[0]["released"] == true && served[0]["pid"].is_null();
-            is_over.then_some(())
-        });
-    }
-}
 
 #[test]
 fn a_guest_goes_before_its_disk_does_and_fetches_each_block_once() {
@@ -297,4 +219,73 @@ fn a_source_that_is_killed_before_the_commit_has_its_guest_run_again_from_its_im
     assert_eq!(leaving.served(), Vec::<Value>::new());
     leaving.scene.host().stop("guest");
     leaving.scene.host().is_swept();
+}
+
+/// Where one host would serve and the other does not get through.
+const PORT: u16 = 4444;
+
+#[test]
+fn a_guest_stays_whose_disk_could_not_be_fetched_where_it_goes() {
+    let Some(_lock) = guest_lock() else { return };
+    let Some(hosts) = TwoHosts::new() else { return };
+    let (here, there) = (&hosts.a, &hosts.b);
+    let disk = images::sparse(here.host.path(), "data.raw", SIZE);
+    let guest = Guest::dirtying().disk_with(&disk, "id=data", VERIFY);
+    let mut console = here.host.run("guest", &guest);
+    console.verifies_blocks();
+    let image = there.host.path().join("there.raw");
+    let made = format!("data={},create", image.display());
+    let listen = format!("{}:0", there.address);
+    let address = there
+        .host
+        .receive_with("guest", &listen, &["--disk", &made]);
+    let at = format!("{}:{PORT}", here.address);
+    let how = [ON_DEMAND, &["--insecure", "--serve-at", &at]].concat();
+
+    let wall = format!("ipproto tcp dport {PORT} prohibit");
+    let _ = there
+        .namespace
+        .ip(&format!("rule add {wall}"))
+        .expect("a firewall");
+    let ended = Migration::start(&here.host, "guest", &address, &how).finish();
+    let text = ended.ended(1, "failed");
+    let ids = chain(&ended.report["error"]);
+    assert!(ids.iter().any(|id| id == "negotiate.server"), "{ids:?}");
+    assert!(text.contains(&at), "{text}");
+    let listed = here.host.vmm(["disk", "serve", "--list", "--json"]);
+    assert_eq!(listed.success().json_lines(), Vec::<Value>::new());
+    console.verifies_blocks();
+    // Nothing was made, so that it waits on.
+    let _ = there.host.waits_on("guest");
+    assert!(!image.exists(), "what was made is left");
+
+    // By way of a relay nobody is tried that the guest does not seem to come from.
+    let relay = hosts.relay(&address, Link::default());
+    let via = relay.address();
+    let migration = Migration::start(&here.host, "guest", &via, &how);
+    let report = migration.finish().completed();
+    assert_eq!(
+        report["warnings"][0]["id"], "disk.server-untried",
+        "{report:#}"
+    );
+    console.moves_to(&there.host, "guest");
+    let missing = || there.host.status("guest")["disks"][0]["missing"].clone();
+    eventually("it is told why nothing comes", || {
+        missing()["why"].is_string().then_some(())
+    });
+    let _ = there
+        .namespace
+        .ip(&format!("rule del {wall}"))
+        .expect("no firewall");
+    console.verifies_blocks();
+    console.verifies_ledger();
+    eventually("the disk is whole", || missing().is_null().then_some(()));
+    eventually("its server is told so", || {
+        let listed = here.host.vmm(["disk", "serve", "--list", "--json"]);
+        let served = listed.success().json_lines();
+        (served[0]["released"] == true && served[0]["pid"].is_null()).then_some(())
+    });
+    there.host.stop("guest");
+    drop(relay);
+    hosts.is_clean();
 }

@@ -19,8 +19,9 @@ use super::error::ApiError;
 use super::served::{Answer, Vm, body};
 use super::streams::{self, Next, wants_lines};
 use crate::disk_move::{DeviceFiles, DeviceRequest, DiskMoveFiles, DiskMoveRequest};
-use crate::instance::Instance;
+use crate::instance::{Instance, VmStatus};
 use crate::job::{Job, JobState, Jobs};
+use crate::on_demand::OnDemandChange;
 use crate::passed::{FileAccess, FileId, FileKind, PassedFiles};
 
 /// Between two looks at a job that is followed: its progress is told so often at most. That its state changes is told
@@ -134,6 +135,24 @@ pub(super) async fn move_disk(
     let request: DiskMoveRequest = body(&bytes)?;
     let job = begin_disk_move(&vm, job_id(id), request).await?;
     Ok((StatusCode::ACCEPTED, Json(job)))
+}
+
+pub(super) async fn change_on_demand(
+    State(vm): State<Vm>,
+    id: JobId,
+    bytes: Bytes,
+) -> Answer<VmStatus> {
+    let id = job_id(id);
+    let change: OnDemandChange = body(&bytes)?;
+    if change == OnDemandChange::default() {
+        return Err(ApiError::new("usage.body", "nothing is named that changes"));
+    }
+    // It waits for storage.
+    let changed = move |vm: &dyn Instance| {
+        vm.change_on_demand(&id, change)?;
+        Ok::<_, Observation>(vm.status())
+    };
+    Ok(Json(vm.call_slow(changed).await??))
 }
 
 pub(super) async fn job(State(vm): State<Vm>, id: JobId) -> Answer<Job> {

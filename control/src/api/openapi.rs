@@ -8,6 +8,7 @@ use super::body::{
 use crate::disk_move::DiskMoveRequest;
 use crate::instance::VmStatus;
 use crate::job::{Job, Jobs};
+use crate::on_demand::OnDemandChange;
 use crate::passed::KeptFiles;
 use migration::observation::Observation;
 use migration::progress::{Event, LimitChange};
@@ -25,9 +26,28 @@ pub fn document() -> utoipa::openapi::OpenApi {
         description = "Controls one VM through its control socket. Errors are observations."
     ),
     paths(
-        status, pause, resume, stop, wait, migrate, events, cancel, resolve, limits, jobs,
-        begin_job, job, follow_job, cancel_job, pause_job, resume_job, job_limits, move_disk,
-        files, let_go
+        status,
+        pause,
+        resume,
+        stop,
+        wait,
+        migrate,
+        events,
+        cancel,
+        resolve,
+        limits,
+        jobs,
+        begin_job,
+        job,
+        follow_job,
+        cancel_job,
+        pause_job,
+        resume_job,
+        job_limits,
+        move_disk,
+        change_on_demand,
+        files,
+        let_go
     ),
     components(schemas(Observation, Event))
 )]
@@ -150,6 +170,14 @@ fn resume_job() {}
     (status = 409, body = Observation), (status = 500, body = Observation)))]
 #[expect(dead_code, reason = "describes the endpoint")]
 fn move_disk() {}
+
+/// Changes how what is missing is had of a disk of which another host serves a part; durable when it answers.
+#[utoipa::path(patch, path = "/vm/disks/{id}/on-demand", request_body = OnDemandChange,
+    params(("id" = String, Path, description = "Of the disk")), responses(
+    (status = 200, body = VmStatus), (status = 400, body = Observation), (status = 404, body = Observation),
+    (status = 409, body = Observation), (status = 500, body = Observation)))]
+#[expect(dead_code, reason = "describes the endpoint")]
+fn change_on_demand() {}
 
 /// Changes limits of a job that runs.
 #[utoipa::path(patch, path = "/vm/jobs/{id}/limits", request_body = LimitChange,

@@ -56,6 +56,7 @@ pub(super) fn router(instance: Arc<dyn Instance>, files: Arc<PassedFiles>) -> Ro
         .route("/vm/jobs/{id}/resume", post(jobs::resume_job))
         .route("/vm/jobs/{id}/limits", patch(jobs::job_limits))
         .route("/vm/disks/{id}/move", post(jobs::move_disk))
+        .route("/vm/disks/{id}/on-demand", patch(jobs::change_on_demand))
         .route("/vm/files", get(kept_files))
         .route("/vm/files/{id}", delete(let_go))
         .route("/openapi.json", get(openapi))

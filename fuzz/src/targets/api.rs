@@ -14,6 +14,7 @@ use control::instance::{
     Ending, Instance, MigrationStatus, Requester, StopMode, VmEnd, VmState, VmStatus,
 };
 use control::job::{Job, JobState, Jobs};
+use control::on_demand::OnDemandChange;
 use control::passed::{FilesSocket, PassedFile};
 use migration::observation::{Observation, Side};
 use migration::progress::{Event, LimitChange, Limits, Report};
@@ -173,6 +174,10 @@ impl Instance for Agreeable {
     }
 
     fn set_limits(&self, _: LimitChange) -> Result<(), Observation> {
+        Ok(())
+    }
+
+    fn change_on_demand(&self, _: &str, _: OnDemandChange) -> Result<(), Observation> {
         Ok(())
     }
 

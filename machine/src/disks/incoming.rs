@@ -208,6 +208,7 @@ fn served_by(
         secret: served.secret,
         disk: id.to_owned(),
         pull: served.pull,
+        on_source_loss: served.on_source_loss,
     })
 }
 

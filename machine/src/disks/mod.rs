@@ -2,6 +2,7 @@
 //! whether a successor has the right ones.
 
 pub(crate) mod away;
+pub(crate) mod changes;
 pub(crate) mod claims;
 pub(crate) mod coming;
 pub(crate) mod content;

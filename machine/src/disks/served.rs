@@ -2,21 +2,22 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::Builder;
 use std::time::Duration;
 
 use block::copy::Steering;
 use block::image::Image;
 use block::on_demand::{OnDemand, Origin, Policy, Pull};
+use control::on_demand::{OnDemandChange, PullPriority};
 use migration::address::Address;
-use migration::disk_modes::DiskPull;
 use migration::endpoint::Endpoint;
 use migration::transport::socket::SocketConnect;
 
 use crate::disks::Disk;
-use crate::disks::coming::Coming;
-use crate::disks::in_part::Absent;
+use crate::disks::changes::{self, Changed};
+use crate::disks::coming::{Coming, Pulling};
+use crate::disks::in_part::{Absent, Terms};
 use crate::disks::lacking;
 use crate::disks::marks;
 use crate::error::MachineError;
@@ -64,8 +65,10 @@ pub(super) fn lay(disk: &Disk, absent: Absent) -> Result<Coming, MachineError> {
     );
     let origin = Arc::new(origin.map_err(|e| failed(io::Error::other(e)))?);
     let steering = Arc::new(Steering::new(None, Duration::ZERO));
+    let terms = Terms::of(disk.image.file(), &by);
     let policy = Policy {
         pull: Pull::Off,
+        on_loss: terms.on_loss(),
         ..Policy::default()
     };
     let bare = disk.stack();
@@ -73,22 +76,21 @@ pub(super) fn lay(disk: &Disk, absent: Absent) -> Result<Coming, MachineError> {
         threads::begin(ThreadKind::Pull);
     })?;
     here.is(&layer);
-    if by.pull == DiskPull::Background {
-        // There is nobody to ask before.
-        let layer = Arc::downgrade(&layer);
-        origin.tell_return(Arc::new(move || {
-            if let Some(layer) = layer.upgrade() {
-                layer.set_pull(Pull::Background);
-            }
-        }));
-    }
+    let pulling = Arc::new(Pulling::of(&layer, terms.priority));
+    let returned = pulling.clone();
+    origin.tell_return(Arc::new(move || returned.begin()));
     disk.served.store(true, Ordering::Release);
+    let (changes, changed) = changes::channel();
+    let terms = Arc::new(Mutex::new(terms));
     let completion = Completion {
         id: disk.id.clone(),
         layer: Arc::downgrade(&layer),
         origin: Arc::downgrade(&origin),
         image: disk.image.clone(),
         missing: disk.served.clone(),
+        changed,
+        terms: terms.clone(),
+        pulling: pulling.clone(),
     };
     let thread = Builder::new().name("disk-whole".into());
     let started = thread.spawn(move || {
@@ -98,9 +100,13 @@ pub(super) fn lay(disk: &Disk, absent: Absent) -> Result<Coming, MachineError> {
     started.map(drop).map_err(failed)?;
     Ok(Coming {
         at: by.served_at,
+        job: secret_of,
         layer: Arc::downgrade(&layer),
         bare,
         gate,
+        changes,
+        terms,
+        pulling,
     })
 }
 
@@ -111,6 +117,9 @@ struct Completion {
     origin: Weak<PulledOrigin>,
     image: Image,
     missing: Arc<AtomicBool>,
+    changed: Changed,
+    terms: Arc<Mutex<Terms>>,
+    pulling: Arc<Pulling>,
 }
 
 impl Completion {
@@ -119,25 +128,46 @@ impl Completion {
             match self.layer.upgrade() {
                 // The guest has ended before.
                 None => return,
-                Some(layer) if layer.wait_whole(LOOK) => match self.complete(&layer) {
+                Some(layer) if layer.wait_whole(Duration::ZERO) => match self.complete(&layer) {
                     Ok(()) => break,
                     Err(error) => {
                         tracing::warn!(disk = %self.id, %error, "the disk is here, and that is not durable yet");
                     }
                 },
-                Some(_) => continue,
+                Some(_) => {}
             }
-            std::thread::sleep(LOOK);
+            (self.changed).make_next(LOOK, |change| self.change(change));
         }
+        drop(self.changed);
         // Until then its server serves for nobody, which does no harm.
-        while let Some(origin) = self.origin.upgrade() {
+        let (id, origin) = (self.id, self.origin);
+        while let Some(origin) = origin.upgrade() {
             match origin.finish(PATIENCE) {
                 Ok(()) => return,
                 Err(error) => {
-                    tracing::warn!(disk = %self.id, %error, "who served the disk is not told yet that it is whole");
+                    tracing::warn!(disk = %id, %error, "who served the disk is not told yet that it is whole");
                 }
             }
         }
+    }
+
+    /// Makes a change durable, then has it in force.
+    fn change(&self, change: OnDemandChange) -> block::Result<()> {
+        let mut terms = self.terms.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = terms.changed(change);
+        next.keep(self.image.file())?;
+        *terms = next;
+        if let Some(layer) = self.layer.upgrade() {
+            layer.set_on_loss(next.on_loss());
+            if change.priority.is_some_and(|it| it != PullPriority::Off) {
+                // It may have been paused.
+                layer.steering().resume();
+            }
+        }
+        if change.priority.is_some() {
+            self.pulling.want(next.priority);
+        }
+        Ok(())
     }
 
     fn complete(&self, layer: &OnDemand) -> block::Result<()> {

@@ -1,10 +1,14 @@
 //! The jobs of a VM: its migrations and the moves of its disks, those that ended before included.
 
+use std::sync::Arc;
+
 use control::instance::VmState;
-use control::job::{Job, JobOutcome, JobResult, JobState, Jobs};
+use control::job::{Job, JobKind, JobOutcome, JobResult, JobState, Jobs};
 use migration::observation::Observation;
 use migration::progress::LimitChange;
 
+use crate::disks::Disk;
+use crate::disks::coming::Coming;
 use crate::instance::running_move::RunningMove;
 use crate::instance::vm::{Core, Migration, Stage, refuse};
 
@@ -54,7 +58,9 @@ impl Core {
         let newest = newest.map(|job| (self.migration_began, job));
         let moves = self.disk_moves.iter().map(|job| (job.began, job.told()));
         let ended = self.ended_jobs.iter().cloned();
-        let mut jobs: Vec<_> = ended.chain(newest).chain(moves).collect();
+        // They began with the guest that they came with.
+        let pulls = self.pulls().map(|job| (self.migration_began, job));
+        let mut jobs: Vec<_> = ended.chain(newest).chain(moves).chain(pulls).collect();
         jobs.sort_by_key(|(began, _)| *began);
         Jobs {
             jobs: jobs.into_iter().map(|(_, job)| job).collect(),
@@ -119,6 +125,10 @@ impl Core {
                 Err(refuse("job.concluded", format!("the job {id} is over")))
             }
             (_, Some(moving), _) => Ok(Steered::DiskMove(moving)),
+            _ if job.kind == JobKind::DiskPull => match self.pulled_by(id) {
+                Some(disk) => Ok(Steered::DiskPull(disk)),
+                None => Err(refuse("job.concluded", format!("the job {id} is over"))),
+            },
             (JobState::Resolving, ..) => Err(refuse(
                 "migration.committing",
                 "it is too late: only the destination knows whether the guest runs there",
@@ -133,6 +143,7 @@ impl Core {
 pub(super) enum Steered<'c> {
     Migration(&'c Migration),
     DiskMove(&'c RunningMove),
+    DiskPull(Arc<Disk>),
 }
 
 impl Steered<'_> {
@@ -140,20 +151,35 @@ impl Steered<'_> {
         match self {
             Self::Migration(migration) => migration.cancel(),
             Self::DiskMove(moving) => moving.cancel(),
+            Self::DiskPull(disk) => Err(refuse(
+                "job.no-cancel",
+                format!(
+                    "what disk {} lacks is a part of it: its coming can be paused, and not cancelled",
+                    disk.id
+                ),
+            )),
         }
     }
 
-    /// The disk that it moves.
-    ///
-    /// # Errors
-    /// `job.no-pause` for another.
-    pub(super) fn pausable(&self) -> Result<&RunningMove, Observation> {
+    pub(super) fn pause(&self) -> Result<(), Observation> {
         match self {
-            Self::DiskMove(moving) => Ok(moving),
-            Self::Migration(_) => Err(refuse(
-                "job.no-pause",
-                "a migration cannot be paused: its bandwidth can be limited",
-            )),
+            Self::DiskMove(moving) => moving.pause(),
+            Self::DiskPull(disk) => {
+                disk.coming.iter().for_each(Coming::pause);
+                Ok(())
+            }
+            Self::Migration(_) => Err(no_pause()),
+        }
+    }
+
+    pub(super) fn resume(&self) -> Result<(), Observation> {
+        match self {
+            Self::DiskMove(moving) => moving.resume(),
+            Self::DiskPull(disk) => {
+                disk.coming.iter().for_each(Coming::resume);
+                Ok(())
+            }
+            Self::Migration(_) => Err(no_pause()),
         }
     }
 
@@ -165,8 +191,27 @@ impl Steered<'_> {
             )),
             Self::Migration(migration) => migration.set_limits(change),
             Self::DiskMove(moving) => moving.set_limits(change),
+            Self::DiskPull(_) if change.downtime_limit.is_some() || change.writes.is_some() => {
+                Err(refuse(
+                    "job.no-limits",
+                    "a disk that comes while its guest runs has no downtime, and its guest writes as it likes: bandwidth= limits it",
+                ))
+            }
+            Self::DiskPull(disk) => {
+                let coming = disk.coming.iter();
+                let rate = change.bandwidth;
+                coming.for_each(|coming| rate.into_iter().for_each(|it| coming.set_bandwidth(it)));
+                Ok(())
+            }
         }
     }
+}
+
+fn no_pause() -> Observation {
+    refuse(
+        "job.no-pause",
+        "a migration cannot be paused: its bandwidth can be limited",
+    )
 }
 
 #[cfg(test)]

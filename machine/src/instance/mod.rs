@@ -13,6 +13,7 @@ mod later_disks;
 pub(crate) mod launch;
 mod leaving;
 mod leaving_by_overlays;
+mod on_demand;
 mod requests;
 mod running_move;
 mod vm;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use control::disk_move::{DiskMoveFiles, DiskMoveRequest};
 use control::instance::{Instance, Requester, StopMode, VmState, VmStatus};
 use control::job::{Job, JobState, Jobs};
+use control::on_demand::OnDemandChange;
 use control::passed::PassedFile;
 use migration::observation::{Observation, Side};
 use migration::progress::LimitChange;
@@ -128,11 +129,11 @@ impl Instance for Served {
     }
 
     fn pause_job(&self, id: &str) -> Result<(), Observation> {
-        self.lock().steered(id)?.pausable()?.pause()
+        self.lock().steered(id)?.pause()
     }
 
     fn resume_job(&self, id: &str) -> Result<(), Observation> {
-        self.lock().steered(id)?.pausable()?.resume()
+        self.lock().steered(id)?.resume()
     }
 
     fn move_disk(
@@ -142,6 +143,10 @@ impl Instance for Served {
         files: DiskMoveFiles,
     ) -> Result<(), Observation> {
         self.move_disk_to(id, request, files)
+    }
+
+    fn change_on_demand(&self, id: &str, change: OnDemandChange) -> Result<(), Observation> {
+        self.change_missing(id, change)
     }
 
     fn resolve(&self, sockets: Vec<SocketAddr>) -> Result<VmState, Observation> {

@@ -105,6 +105,7 @@ impl RunningMove {
     pub(super) fn told(&self) -> Job {
         let progress = self.watched.steering.progress();
         let class_bytes = ClassBytes {
+            demand: 0,
             write: self.watched.told.written(),
             background: progress.done,
         };
@@ -119,6 +120,7 @@ impl RunningMove {
             },
             to: Some(self.to.clone()),
             disk: Some(self.disk.clone()),
+            from: None,
             progress: JobProgress {
                 phase: None,
                 pass: Some(progress.passes),

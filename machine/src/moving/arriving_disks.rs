@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use migration::MigrationId;
+use migration::endpoint::RemoteHost;
 use migration::journal::FileJournal;
 use migration::observation::{Observation, Side};
 use migration::vm::{DestinationVolume, TravellingDisk, VmResult, VolumeOffer, Wish};
@@ -18,6 +19,7 @@ use crate::disks::places::DiskPlaces;
 use crate::disks::{self, DiskClaim, DiskSource, Disks};
 use crate::error::MachineError;
 use crate::opener;
+use crate::serving::reaching;
 
 /// Where this host puts or finds disks.
 pub(super) struct Here<'a> {
@@ -43,6 +45,8 @@ pub(super) struct ArrivingDisks {
     volumes: Vec<Arc<dyn DestinationVolume>>,
     /// Those of them whose content comes with the guest.
     incoming: Vec<Arc<IncomingVolume>>,
+    /// What is to be told of those whose content comes later.
+    warnings: Vec<Observation>,
 }
 
 impl ArrivingDisks {
@@ -115,6 +119,22 @@ impl ArrivingDisks {
             false => incoming::check(&placements, here.journal.clone())?,
         };
         Ok(())
+    }
+
+    /// Looks whether who serves those is reached whose content comes later, at `source`, where the guest is.
+    ///
+    /// # Errors
+    /// `negotiate.server` when one is not.
+    pub(super) fn reach_servers(&mut self, source: RemoteHost) -> VmResult<()> {
+        let servers = self.placements.iter().filter_map(|it| it.rest.as_ref());
+        let servers: Vec<_> = servers.collect();
+        self.warnings = reaching::reach(&servers, source)?;
+        Ok(())
+    }
+
+    /// What went wrong and did not keep the guest from coming.
+    pub(super) fn warnings(&self) -> impl Iterator<Item = Observation> + '_ {
+        self.warnings.iter().cloned()
     }
 
     /// Makes the images that are to be made, each marked as one that is coming.

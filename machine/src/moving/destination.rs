@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use block::Content;
 use control::runtime_dir::VmDir;
+use migration::endpoint::RemoteHost;
 use migration::observation::{Observation, Side};
 use migration::vm::{
     DestinationDisks, DestinationMachine, DestinationMemory, DestinationVolume, HugePages,
@@ -384,7 +385,8 @@ impl DestinationMachine for MachineDestination {
             .machine
             .iter()
             .flat_map(|m| m.devices().disks.warnings());
-        failures.chain(of_disks).collect()
+        let of_servers = self.arriving.warnings();
+        failures.chain(of_disks).chain(of_servers).collect()
     }
 
     fn take_forwarded(&mut self, packets: &[u8]) -> VmResult<()> {
@@ -422,6 +424,10 @@ impl DestinationDisks for MachineDestination {
     fn expect_volumes(&mut self, id: MigrationId, offered: &[VolumeOffer]) -> VmResult<()> {
         self.arriving = ArrivingDisks::of(id, offered);
         Ok(())
+    }
+
+    fn reach_servers(&mut self, source: RemoteHost) -> VmResult<()> {
+        self.arriving.reach_servers(source)
     }
 
     fn travelling_disks(&self) -> Vec<TravellingDisk> {

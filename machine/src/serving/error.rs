@@ -12,6 +12,9 @@ pub enum ServeError {
     /// The image cannot be used.
     #[error("cannot serve the image")]
     Image(#[source] block::Error),
+    /// What whoever tests this program asked for cannot be had.
+    #[error("cannot lay over the image what was asked for")]
+    Debug(#[source] Box<Observation>),
     /// A record cannot be read or written.
     #[error("cannot {operation} the record {}", path.display())]
     Record {
@@ -79,6 +82,7 @@ impl ServeError {
     pub fn id(&self) -> &'static str {
         match self {
             Self::Image(_) => "disk.open",
+            Self::Debug(_) => "usage.debug",
             Self::Record { .. } => "serve.record",
             Self::Another { .. } => "serve.another",
             Self::Served { .. } => "serve.in-use",
@@ -92,8 +96,10 @@ impl ServeError {
     /// The error and what explains it.
     pub fn observe(&self) -> Observation {
         match self {
-            Self::Server(cause) => Observation::new(Side::Client, self.id(), self.to_string())
-                .caused_by((**cause).clone()),
+            Self::Server(cause) | Self::Debug(cause) => {
+                Observation::new(Side::Client, self.id(), self.to_string())
+                    .caused_by((**cause).clone())
+            }
             _ => Observation::from_error(Side::Client, self.id(), self),
         }
     }

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use block::image::qcow2::BackingRules;
 use block::image::{Format, Image};
-use block::{Access, Claim, Content};
+use block::{Access, Claim, Content, Stack};
 use migration::observation::Side;
 use migration::pull::{PullSource, PulledVolume};
 use migration::vm::{BLOCK_SIZE, VmResult};
@@ -14,6 +14,7 @@ use migration::vm::{BLOCK_SIZE, VmResult};
 use super::error::ServeError;
 use super::record::{Progress, ServingRecord};
 use super::records::Held;
+use crate::debug::DebugLayers;
 use crate::disks::content::DiskContent;
 
 /// An image that is open for reading, claimed with other readers, and recorded.
@@ -24,6 +25,14 @@ pub struct ServedImage {
     record: Mutex<(ServingRecord, Held)>,
 }
 
+/// An image that is open to be served, and claimed.
+pub(super) struct OpenedImage {
+    pub(super) image: Image,
+    claim: Claim,
+    /// What is over it, for tests of this program.
+    debug: DebugLayers,
+}
+
 /// Opens an image to be served, and claims it: nobody can change it meanwhile.
 ///
 /// # Errors
@@ -32,25 +41,37 @@ pub(super) fn open(
     path: &Path,
     format: Format,
     rules: &BackingRules,
-) -> Result<(Image, Claim), ServeError> {
+) -> Result<OpenedImage, ServeError> {
+    let debug = DebugLayers::asked_for(Side::Source).map_err(|e| ServeError::Debug(Box::new(e)))?;
     let image = Image::open(path, Access::ReadOnly, format, Content::Raw, rules);
     let image = image.map_err(ServeError::Image)?;
     let claim = image.claim().map_err(ServeError::Image)?;
     image.begin_use().map_err(ServeError::Image)?;
-    Ok((image, claim))
+    Ok(OpenedImage {
+        image,
+        claim,
+        debug,
+    })
 }
 
 impl ServedImage {
-    pub(super) fn new((image, claim): (Image, Claim), record: ServingRecord, held: Held) -> Self {
+    pub(super) fn new(opened: OpenedImage, record: ServingRecord, held: Held) -> Self {
+        let OpenedImage {
+            image,
+            claim,
+            debug,
+        } = opened;
+        let mut stack = Stack::over(image.device(), image.format().name());
+        debug.lay(&record.disk, &mut stack);
         Self {
             content: DiskContent {
                 side: Side::Source,
                 id: record.disk.clone(),
-                disk: image.device(),
                 uncached: match &image {
-                    Image::Raw(image) => Some(image.clone()),
-                    Image::Qcow2(_) => None,
+                    Image::Raw(image) if stack.names().count() == 1 => Some(image.clone()),
+                    Image::Raw(_) | Image::Qcow2(_) => None,
                 },
+                disk: stack.device(),
             },
             _claim: claim,
             record: Mutex::new((record, held)),

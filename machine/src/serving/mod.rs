@@ -7,6 +7,7 @@ pub(crate) mod here;
 mod image;
 pub(crate) mod origin;
 mod pulling;
+pub(crate) mod reaching;
 mod record;
 mod records;
 mod serve;

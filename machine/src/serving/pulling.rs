@@ -9,6 +9,7 @@ use block::on_demand::{Allocation, Origin, OriginError, Status};
 use migration::disk_modes::DiskPull;
 use migration::journal::Journal;
 use migration::observation::{Observation, Side};
+use migration::source_loss::OnSourceLoss;
 use migration::transport::Connect;
 use migration::{Error, MigrationId, PullSecret};
 
@@ -113,6 +114,7 @@ pub fn begin(
         secret: record.secret,
         disk: record.disk.clone(),
         pull: DiskPull::Background,
+        on_source_loss: OnSourceLoss::Pause,
     };
     in_part::begin(path, &by, &allocation, journal)
 }

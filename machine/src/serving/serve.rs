@@ -35,7 +35,7 @@ pub fn open(
     journal: &dyn Journal,
 ) -> Result<ServedImage, ServeError> {
     let opened = image::open(what.image, what.format, what.rules)?;
-    let size = opened.0.device().size();
+    let size = opened.image.device().size();
     let (record, held) = match records.find(what.image)? {
         Some(found) => {
             let (record, held) = go_on(records, found, what, size)?;

@@ -146,6 +146,7 @@ impl Disks {
     pub fn class_bytes(&self) -> impl Iterator<Item = (String, ClassBytes)> {
         self.all.iter().map(|disk| {
             let bytes = ClassBytes {
+                demand: 0,
                 write: disk.echoed.load(Ordering::Relaxed),
                 background: disk.passed.load(Ordering::Relaxed),
             };

@@ -13,6 +13,7 @@ use super::taking::Taking;
 use super::transfer::Transfer;
 use crate::bandwidth::FixedLimit;
 use crate::blocks::receiver::{Before, DisksHere};
+use crate::endpoint::RemoteHost;
 use crate::error::Error;
 use crate::id::random_bytes;
 use crate::observation::Side;
@@ -45,6 +46,7 @@ impl<'m, 's, 'a> Negotiated<'m, 's, 'a> {
         course: &'m mut Course<'a>,
     ) -> Result<Self, Failure> {
         let conversation = Conversation::new(Side::Destination);
+        let source = peer.connection.remote();
         let session = Session::new(conversation, peer.connection, course.timing());
         course.steering.attach(&session.0);
         let mut taking = Taking {
@@ -52,7 +54,7 @@ impl<'m, 's, 'a> Negotiated<'m, 's, 'a> {
             holds: Holds::nothing(vm, course.failures()),
             course,
         };
-        match taking.agree() {
+        match taking.agree(source) {
             Ok((requested, token)) => Ok(Self {
                 taking,
                 requested,
@@ -89,7 +91,7 @@ impl<'m, 's, 'a> Negotiated<'m, 's, 'a> {
 }
 
 impl Taking<'_, '_, '_> {
-    fn agree(&mut self) -> Result<(Negotiate, [u8; 16]), Error> {
+    fn agree(&mut self, source: RemoteHost) -> Result<(Negotiate, [u8; 16]), Error> {
         let Self {
             link,
             holds,
@@ -124,6 +126,8 @@ impl Taking<'_, '_, '_> {
             .map_err(Error::vm("take the disks that travel"))?;
         vm.negotiate(&requested.machine)
             .map_err(Error::vm("run the described machine"))?;
+        vm.reach_servers(source)
+            .map_err(Error::vm("reach who serves the disks"))?;
         let state = vm
             .choose_state(&requested.machine, requested.state.as_deref())
             .map_err(Error::vm("load the described machine's state"))?;

@@ -10,6 +10,7 @@ use crate::disk_modes::{self, AfterMove, DiskMode, MoveOrder};
 use crate::error::Error;
 use crate::progress::{LeftImage, OnDemandDisk, Verify};
 use crate::request::MigrateRequest;
+use crate::source_loss::OnSourceLoss;
 use crate::undo::Undo;
 use crate::vm::{Served, SourceVm, SourceVolume, TravellingDisk, VolumeOffer, Wish};
 use crate::wire::MAX_VOLUMES;
@@ -29,6 +30,7 @@ struct Chosen {
     writes: Option<u64>,
     /// When it moves.
     order: Option<MoveOrder>,
+    on_source_loss: OnSourceLoss,
 }
 
 /// They, and what was said of each.
@@ -54,6 +56,9 @@ impl Travelling {
                 format: chosen.and_then(|choice| choice.format),
                 served: served.map(|served| Served {
                     pull: chosen.map(|choice| choice.pull).unwrap_or_default(),
+                    on_source_loss: chosen
+                        .map(|choice| choice.on_source_loss)
+                        .unwrap_or_default(),
                     ..served.by.clone()
                 }),
                 ..offer
@@ -68,6 +73,9 @@ impl Travelling {
                 backlog: choice.and_then(|choice| choice.backlog),
                 writes: choice.and_then(|choice| choice.writes.0),
                 order: choice.and_then(|choice| choice.order),
+                on_source_loss: choice
+                    .map(|choice| choice.on_source_loss)
+                    .unwrap_or_default(),
             }
         };
         let chosen = offers.iter().map(chosen).collect();
@@ -119,6 +127,14 @@ impl Travelling {
         {
             let id = offer.id.clone();
             return Err(Error::NoDiskRests { id });
+        }
+        let mut all = self.offers.iter().zip(&self.chosen);
+        if let Some((offer, _)) = all.find(|(_, chosen)| !chosen.on_source_loss.is_pause())
+            && !agreed.has(Capabilities::SOURCE_LOSS)
+        {
+            let id = offer.id.clone();
+            let wanted = "on-source-loss=";
+            return Err(Error::NoDiskTerms { id, wanted });
         }
         if agreed.has(Capabilities::DISK_TERMS) {
             return Ok(());

@@ -3,6 +3,8 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use crate::endpoint::RemoteHost;
+
 pub use crate::raw::{Piece, gather, scatter};
 
 pub mod memory;
@@ -65,6 +67,10 @@ pub trait Connection: Send + Sync {
     fn set_io_timeout(&self, timeout: Duration) -> io::Result<()>;
     /// Ends the connection now: calls blocked in other threads return.
     fn shutdown(&self);
+    /// Who is at the other end.
+    fn remote(&self) -> RemoteHost {
+        RemoteHost::Unknown
+    }
 }
 
 /// Bytes per second that the peer takes or gives at least, once a frame has begun.

@@ -17,7 +17,7 @@ use rustix::net::{
 use super::stretch;
 use super::{Connect, Connection, Listen, Patience, Piece, Within};
 use crate::address::Address;
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, RemoteHost};
 use crate::raw::{PagePipe, Then, receive_all, send_all};
 
 /// Asked of the kernel for each direction of a unix socket; it may grant less. Two batches fit. Those
@@ -188,6 +188,15 @@ impl Connection for SocketConnection {
     fn shutdown(&self) {
         // Fails only when it is closed already.
         let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both);
+    }
+
+    fn remote(&self) -> RemoteHost {
+        if let Ok(AddressFamily::UNIX) = sockopt::socket_domain(&self.fd) {
+            return RemoteHost::Here;
+        }
+        let peer = rustix::net::getpeername(&self.fd).ok().flatten();
+        let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+        peer.map_or(RemoteHost::Unknown, RemoteHost::from)
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::terms::{HugePages, MachineDescription, VmResult};
 use super::volume::{DestinationVolume, TravellingDisk, VolumeOffer};
+use crate::endpoint::RemoteHost;
 use crate::observation::{Observation, Side};
 use crate::{GuestRam, MigrationId};
 
@@ -82,6 +83,12 @@ pub trait DestinationDisks: Send {
                 format!("this VM takes no disk that travels, as {} does", disk.id),
             )),
         }
+    }
+    /// Looks whether this host reaches who serves the disks whose content is fetched when the guest is here. Before the commit nobody
+    /// is connected to but `_source`, the host that the guest comes from. Asked once the machine is negotiated; an error leaves
+    /// the guest at the source.
+    fn reach_servers(&mut self, _source: RemoteHost) -> VmResult<()> {
+        Ok(())
     }
     /// Which of them travel, in the order of the offers; asked once the machine is negotiated.
     fn travelling_disks(&self) -> Vec<TravellingDisk> {

@@ -9,6 +9,7 @@ use super::terms::VmResult;
 use crate::disk_bytes::SnapshotDisk;
 use crate::disk_modes::{DiskFormat, DiskPull};
 use crate::id::PullSecret;
+use crate::source_loss::OnSourceLoss;
 
 /// Bytes in a block, the unit in which a disk's changes are marked and sent again.
 pub const BLOCK_SIZE: u64 = 64 << 10;
@@ -46,6 +47,9 @@ pub struct Served {
     /// What comes that nobody asks for.
     #[serde(default, skip_serializing_if = "DiskPull::is_background")]
     pub pull: DiskPull,
+    /// What requests for what is missing do while whoever serves it is lost.
+    #[serde(default, skip_serializing_if = "OnSourceLoss::is_pause")]
+    pub on_source_loss: OnSourceLoss,
 }
 
 /// What a source wants of a disk.

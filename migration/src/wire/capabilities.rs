@@ -28,6 +28,8 @@ impl Capabilities {
     pub const ON_DEMAND: Self = Self(1 << 9);
     /// A destination keeps what an image held that a disk is written over, and compares blocks by their digests.
     pub const BLOCK_DIGESTS: Self = Self(1 << 10);
+    /// A destination has a guest's requests fail, if its source wants that, for which whoever serves a disk is lost.
+    pub const SOURCE_LOSS: Self = Self(1 << 13);
     /// A destination takes a disk of which a part goes with the guest, and fetches the rest when the guest runs there.
     pub const DISK_RESTS: Self = Self(1 << 14);
     /// What this engine can do.
@@ -41,6 +43,7 @@ impl Capabilities {
             | Self::DISK_TERMS.0
             | Self::ON_DEMAND.0
             | Self::BLOCK_DIGESTS.0
+            | Self::SOURCE_LOSS.0
             | Self::DISK_RESTS.0,
     );
 

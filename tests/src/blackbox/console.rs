@@ -40,6 +40,33 @@ impl Line {
     }
 }
 
+impl Line {
+    /// Whether it tells of a fault of one of these kinds.
+    fn is_one_of(&self, kinds: &[&str]) -> bool {
+        let kind = self.fields.get("kind");
+        kind.is_some_and(|kind| kinds.contains(&kind.as_str()))
+    }
+}
+
+/// What a guest tells of changes of its disk that failed.
+const WRITES_FAILED: [&str; 4] = [
+    "block-write",
+    "block-flush",
+    "disk-write-error",
+    "disk-flush-error",
+];
+/// And of all requests that did.
+const REQUESTS_FAILED: [&str; 8] = [
+    "block-read",
+    "block-write",
+    "block-flush",
+    "disk-read-error",
+    "disk-write-error",
+    "disk-flush-error",
+    "disk-discard-error",
+    "disk-zeroes-error",
+];
+
 /// The console of one guest, from its first byte on, wherever it runs.
 pub struct Console {
     file: File,
@@ -47,7 +74,7 @@ pub struct Console {
     log: File,
     text: Vec<u8>,
     /// Its disk was made to fail, of which it may have been told.
-    disk_failed: bool,
+    failed: &'static [&'static str],
 }
 
 impl Console {
@@ -61,14 +88,25 @@ impl Console {
             file: open(host, vm, "serial.log"),
             log: open(host, vm, "vmm.log"),
             text: Vec::new(),
-            disk_failed: false,
+            failed: &[],
         }
     }
 
     /// Its disk failed, or refused what the guest wanted, on purpose: that the guest was told so is
     /// no harm.
     pub fn knows_of_disk_faults(&mut self) {
-        self.disk_failed = true;
+        self.failed = &WRITES_FAILED;
+    }
+
+    /// Whoever has what its disk lacks is lost, and its requests fail for that: that the guest was told so is no harm.
+    pub fn knows_of_a_lost_source(&mut self) {
+        self.failed = &REQUESTS_FAILED;
+    }
+
+    /// How many requests the guest was told to have failed.
+    pub fn failed_requests(&mut self) -> usize {
+        let failed = |line: &Line| line.is_one_of(&REQUESTS_FAILED);
+        self.lines().into_iter().filter(failed).count()
     }
 
     /// The guest has moved, and what it prints now is read there: the text goes on where it was.
@@ -181,19 +219,12 @@ impl Console {
     /// When it has.
     #[track_caller]
     pub fn is_unharmed(&mut self) {
-        let told = |line: &Line| {
-            let kind = line.fields.get("kind").map(String::as_str);
-            matches!(
-                kind,
-                Some("block-write" | "block-flush" | "disk-write-error" | "disk-flush-error")
-            )
-        };
-        let disk_failed = self.disk_failed;
+        let failed = self.failed;
         let faults: Vec<_> = self
             .lines()
             .into_iter()
             .filter(|l| l.kind == "fault" || l.kind == "panic")
-            .filter(|line| !(disk_failed && told(line)))
+            .filter(|line| !line.is_one_of(failed))
             .collect();
         assert!(faults.is_empty(), "the guest found {faults:?}");
     }

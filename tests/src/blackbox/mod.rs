@@ -8,6 +8,7 @@ pub mod disk_load;
 pub mod guest;
 pub mod guest_lock;
 pub mod images;
+pub mod leaving;
 pub mod leftovers;
 pub mod migration;
 pub mod mounted;

@@ -25,6 +25,11 @@ pub(super) fn row(job: &Job) -> String {
             job.disk.as_deref().unwrap_or_default(),
             to.as_deref().unwrap_or_default()
         ),
+        (JobKind::DiskPull, _) => format!(
+            "disk {} from {}",
+            job.disk.as_deref().unwrap_or_default(),
+            job.from.as_deref().unwrap_or_default()
+        ),
     };
     format!("{}  {what}: {}", job.id, standing(job))
 }
@@ -51,7 +56,13 @@ pub(super) fn disk_row(disk: &DiskBytes) -> String {
         class_bytes.background,
         rate.map(|rate| rate.background),
     );
-    format!("disk {id}: {background}, {write}")
+    match class_bytes.demand {
+        0 => format!("disk {id}: {background}, {write}"),
+        demand => {
+            let demand = class("asked for", demand, rate.map(|rate| rate.demand));
+            format!("disk {id}: {demand}, {background}, {write}")
+        }
+    }
 }
 
 fn standing(job: &Job) -> String {
@@ -63,11 +74,14 @@ fn standing(job: &Job) -> String {
         None => "",
     };
     match job.state {
-        JobState::Running => format!("running{}", progress(&job.progress)),
-        JobState::Paused => {
+        JobState::Running | JobState::Paused => {
+            let name = match job.state {
+                JobState::Paused => "paused",
+                _ => "running",
+            };
             let why = job.held_up_by.as_ref();
             let why = why.map_or_else(String::new, |why| format!(" ({})", why.id));
-            format!("paused{why}{}", progress(&job.progress))
+            format!("{name}{why}{}", progress(&job.progress))
         }
         JobState::Cancelling => "being cancelled".into(),
         JobState::Finishing => "about to end".into(),
@@ -86,6 +100,7 @@ fn progress(progress: &JobProgress) -> String {
         class_bytes,
         reconnects,
         link_lost,
+        waiting_ms,
     } = progress;
     let mut text = String::new();
     if let Some(phase) = phase {
@@ -107,6 +122,9 @@ fn progress(progress: &JobProgress) -> String {
     }
     if let Some(times) = reconnects {
         text.push_str(&format!(", link made anew {times} times"));
+    }
+    if let Some(waiting) = waiting_ms {
+        text.push_str(&format!(", waiting for {}", human_ms(*waiting as f64)));
     }
     if let Some(left) = eta_ms {
         text.push_str(&format!(", {} left", human_ms(*left)));
@@ -180,6 +198,7 @@ mod tests {
             progress: JobProgress {
                 pass: Some(1),
                 class_bytes: Some(ClassBytes {
+                    demand: 0,
                     write: 3 << 20,
                     background: 1 << 20,
                 }),
@@ -194,7 +213,11 @@ mod tests {
 
     #[test]
     fn a_row_of_a_disk_tells_what_goes_by_why_it_does() {
-        let bytes = |write, background| ClassBytes { write, background };
+        let bytes = |write, background| ClassBytes {
+            demand: 0,
+            write,
+            background,
+        };
         let mut disk = DiskBytes {
             id: "data".into(),
             class_bytes: bytes(1 << 20, 3 << 20),

@@ -21,6 +21,7 @@ use migration::endpoint::Endpoint;
 use migration::observation::Observation;
 use migration::progress::Event;
 use migration::request::{MigrateRequest, ServedDisk};
+use migration::source_loss::OnSourceLoss;
 use migration::vm::Served;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
@@ -275,6 +276,7 @@ impl Server {
                 id: record.migration,
                 secret: record.secret,
                 pull: DiskPull::default(),
+                on_source_loss: OnSourceLoss::default(),
             },
         })
     }

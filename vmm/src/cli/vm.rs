@@ -5,11 +5,9 @@ use std::time::{Duration, Instant};
 use control::api::client::Client;
 use control::disk_move::ImageFormat;
 use control::exit::{Exit, local};
-use control::instance::{
-    MigrationStatus, MissingStatus, Requester, StopMode, VmEnd, VmState, VmStatus,
-};
+use control::instance::{MigrationStatus, Requester, StopMode, VmEnd, VmState, VmStatus};
 use control::runtime_dir::{Entry, Forgotten, RuntimeDir, VmProcess};
-use control::units::{ByteSize, human_bytes, human_ms};
+use control::units::{ByteSize, human_ms};
 use migration::observation::Observation;
 use migration::progress::Event;
 use migration::wire::control::Resolution;
@@ -18,7 +16,7 @@ use super::event_loop::block_on;
 use super::process;
 use super::progress::describe_event;
 use super::wait::PROCESS_END;
-use super::wording::{described, ending, state_name};
+use super::wording::{described, ending, missing as missing_told, state_name};
 use control::output::{Output, explain};
 
 /// How long `stop --force` leaves it to a VM to end; less than the five seconds after which it is gone.
@@ -90,14 +88,8 @@ fn describe(status: &VmStatus, output: Output) {
             "disk       {} at {} ({format}, {size}{only})",
             disk.id, disk.path
         ));
-        if let Some(MissingStatus { bytes, from, why }) = &disk.missing {
-            let missing = human_bytes(*bytes as f64);
-            let why = why
-                .as_ref()
-                .map_or(String::new(), |why| format!(" ({why})"));
-            output.line(format!(
-                "           waiting for {from}: {missing} missing{why}"
-            ));
+        if let Some(missing) = &disk.missing {
+            output.line(format!("           {}", missing_told(missing)));
         }
     }
     if let Some(listen) = listen {

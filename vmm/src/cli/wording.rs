@@ -1,6 +1,7 @@
 //! What a VM is doing or how it ended, in words: the same ones from every command.
 
-use control::instance::{Ending, VmEnd, VmState, VmStatus};
+use control::instance::{Ending, MissingStatus, VmEnd, VmState, VmStatus};
+use control::units::human_bytes;
 
 /// Name of a state, as in JSON.
 pub(crate) fn state_name(state: VmState) -> &'static str {
@@ -14,6 +15,29 @@ pub(crate) fn state_name(state: VmState) -> &'static str {
         VmState::Stopped => "stopped",
         VmState::Failed => "failed",
     }
+}
+
+/// What of a disk is missing, from whom, and what that means for the guest.
+pub(super) fn missing(missing: &MissingStatus) -> String {
+    let MissingStatus {
+        bytes,
+        from,
+        on_source_loss,
+        priority,
+        why,
+    } = missing;
+    let bytes = human_bytes(*bytes as f64);
+    let mut text = format!("waiting for {from}: {bytes} missing");
+    if let Some(why) = why {
+        text.push_str(&format!(" ({why})"));
+    }
+    if !priority.is_background() {
+        text.push_str(&format!(", pull {priority}"));
+    }
+    if !on_source_loss.is_pause() {
+        text.push_str(&format!(", on source loss {on_source_loss}"));
+    }
+    text
 }
 
 /// How a VM ended, in words.

@@ -14,6 +14,7 @@ use control::instance::{
     Ending, Instance, MigrationStatus, Requester, StopMode, VmEnd, VmState, VmStatus,
 };
 use control::job::{Job, JobKind, JobOutcome, JobProgress, JobResult, JobState, Jobs};
+use control::on_demand::OnDemandChange;
 use control::passed::PassedFile;
 use control::runtime_dir::VmDir;
 use machine::config::{ReceiveConfig, RunConfig};
@@ -419,6 +420,7 @@ impl Instance for Fake {
             state: JobState::Running,
             to: Some(request.path),
             disk: Some(id.into()),
+            from: None,
             progress: JobProgress::default(),
             disks: Vec::new(),
             limits: Some(LimitChange {
@@ -430,6 +432,10 @@ impl Instance for Fake {
             result: None,
         });
         Ok(())
+    }
+
+    fn change_on_demand(&self, id: &str, _: OnDemandChange) -> Result<(), Observation> {
+        Err(observed("disk.unknown", &format!("there is no disk {id}")))
     }
 
     fn resolve(&self, _: Vec<SocketAddr>) -> Result<VmState, Observation> {

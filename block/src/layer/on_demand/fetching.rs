@@ -14,7 +14,7 @@ use super::blocks::{Awaited, Blocks, Outcome, Run};
 use super::image_origin::error_chain;
 use super::keeping::Keeping;
 use super::origin::{Class, Origin, OriginError};
-use super::supply::{Standing, Supply};
+use super::supply::{OnLoss, Standing, Supply};
 use crate::arrivals::Arrivals;
 use crate::copy::Steering;
 use crate::{BlockDevice, Buffer, Durability, Result, ZeroMode};
@@ -35,6 +35,8 @@ pub enum Pull {
     /// All of it, in the background.
     #[default]
     Background,
+    /// All of it, asked for like what requests wait for.
+    Urgent,
     /// Nothing but what is asked for.
     Off,
 }
@@ -61,7 +63,8 @@ pub(super) struct Fetching {
     pub(super) standing: Standing,
     pub(super) arrivals: Arrivals,
     pub(super) steering: Arc<Steering>,
-    fetched: AtomicU64,
+    /// Bytes that came and were written, for requests and in the background.
+    fetched: [AtomicU64; 2],
     orders: Mutex<Orders>,
     changed: Condvar,
 }
@@ -83,7 +86,7 @@ impl Fetching {
             standing,
             arrivals: Arrivals::default(),
             steering,
-            fetched: AtomicU64::new(0),
+            fetched: Default::default(),
             orders: Mutex::new(Orders {
                 pull,
                 stop: false,
@@ -110,9 +113,19 @@ impl Fetching {
         self.order(|orders| orders.asked += 1);
     }
 
-    /// The origin says that it is back.
+    /// The origin says that it is back: what is asked for from here on waits for it.
     pub(super) fn returned(&self) {
+        if let Supply::Lost(_) = self.standing.supply() {
+            self.tell(Supply::Comes);
+        }
         self.order(|orders| orders.returned += 1);
+    }
+
+    /// What requests do while the origin is lost is another.
+    pub(super) fn set_on_loss(&self, on_loss: OnLoss) {
+        self.standing.set_on_loss(on_loss);
+        self.arrivals.arrive();
+        self.order(|_| ());
     }
 
     pub(super) fn set_pull(&self, pull: Pull) {
@@ -157,9 +170,11 @@ impl Fetching {
         true
     }
 
-    /// Bytes that came and were written.
-    pub(super) fn fetched(&self) -> u64 {
-        self.fetched.load(Ordering::Relaxed)
+    /// Bytes that came and were written, for requests and in the background.
+    pub(super) fn fetched(&self) -> [u64; 2] {
+        self.fetched
+            .each_ref()
+            .map(|fetched| fetched.load(Ordering::Relaxed))
     }
 
     /// Bytes that are missing; the last block counts as a whole one.
@@ -194,7 +209,8 @@ impl Fetching {
             };
             // Whatever happens to it: what follows is likely to be asked for next.
             self.blocks.read_ahead(run.blocks.end);
-            self.fetch(&run, Class::Demand, &mut buffer, &mut rest);
+            let counted = &self.fetched[0];
+            self.fetch(&run, (Class::Demand, counted), &mut buffer, &mut rest);
         }
     }
 
@@ -204,7 +220,15 @@ impl Fetching {
         let mut rest = FIRST_REST;
         let mut not_kept = 0;
         while let Some(seen) = self.news() {
-            if self.pull() == Pull::Off || self.blocks.missing() == 0 {
+            let class = match self.pull() {
+                Pull::Background => Class::Background,
+                Pull::Urgent => Class::Demand,
+                Pull::Off => {
+                    self.wait_for_news(seen);
+                    continue;
+                }
+            };
+            if self.blocks.missing() == 0 {
                 self.wait_for_news(seen);
                 continue;
             }
@@ -220,7 +244,8 @@ impl Fetching {
             };
             let bytes = self.blocks.bytes(&run.blocks);
             self.steering.spend(bytes.end - bytes.start);
-            not_kept += self.fetch(&run, Class::Background, &mut buffer, &mut rest);
+            let counted = &self.fetched[1];
+            not_kept += self.fetch(&run, (class, counted), &mut buffer, &mut rest);
             if not_kept >= KEPT {
                 not_kept = 0;
                 if let Err(error) = self.keeping.keep_all(&*self.image) {
@@ -256,12 +281,18 @@ impl Fetching {
         *rest = (*rest * 2).min(LONGEST_REST);
     }
 
-    /// Asks for a run and writes what comes; how many bytes of it were.
-    fn fetch(&self, run: &Run, class: Class, buffer: &mut Vec<u8>, rest: &mut Duration) -> u64 {
+    /// Asks for a run and writes what comes, which is counted; how many bytes of it were.
+    fn fetch(
+        &self,
+        run: &Run,
+        (class, counted): (Class, &AtomicU64),
+        buffer: &mut Vec<u8>,
+        rest: &mut Duration,
+    ) -> u64 {
         let bytes = self.blocks.bytes(&run.blocks);
         buffer.resize((bytes.end - bytes.start) as usize, 0);
         let (supply, awaited) = match self.origin.fetch(bytes.start, buffer, class) {
-            Ok(()) => match self.place(run, bytes.start, buffer) {
+            Ok(()) => match self.place(run, bytes.start, buffer, counted) {
                 Ok(written) => {
                     *rest = FIRST_REST;
                     self.tell(Supply::Comes);
@@ -291,11 +322,20 @@ impl Fetching {
         0
     }
 
+    /// Nothing is asked any more; whoever waits is told when it is to fail.
     fn wait_until_stopped(&self) {
-        let stopped = self
-            .changed
-            .wait_while(self.orders(), |orders| !orders.stop);
-        drop(stopped.unwrap_or_else(PoisonError::into_inner));
+        let mut orders = self.orders();
+        while !orders.stop {
+            let Some(left) = self.standing.fails_in() else {
+                let woken = self.changed.wait(orders);
+                orders = woken.unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let woken = self.changed.wait_timeout(orders, left);
+            drop(woken.unwrap_or_else(PoisonError::into_inner));
+            self.arrivals.arrive();
+            orders = self.orders();
+        }
     }
 
     /// Says how it goes, where that is news.
@@ -316,7 +356,7 @@ impl Fetching {
     }
 
     /// Writes what came of a run to the image, where nobody else has; how many bytes.
-    fn place(&self, run: &Run, start: u64, came: &mut [u8]) -> Result<u64> {
+    fn place(&self, run: &Run, start: u64, came: &mut [u8], counted: &AtomicU64) -> Result<u64> {
         let mut placed = Ok(0);
         for mine in self.blocks.begin_placing(run) {
             let bytes = self.blocks.bytes(&mine);
@@ -336,7 +376,7 @@ impl Fetching {
                     self.keeping.note(mine);
                     let len = bytes.end - bytes.start;
                     *all += len;
-                    self.fetched.fetch_add(len, Ordering::Relaxed);
+                    counted.fetch_add(len, Ordering::Relaxed);
                     self.steering.copied(len);
                     self.steering.set_left(self.missing());
                 }

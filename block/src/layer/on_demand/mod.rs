@@ -9,7 +9,7 @@
 //! # Invariants
 //! - A block that is *present* is read and written in the image alone, whatever is the matter with the origin. One that is
 //!   *absent* is never read from the image; a request that needs it fails with [`Error::Absent`], and with
-//!   [`Error::SourceLost`] where the origin is lost and its user wants that ([`OnLoss::Fail`]).
+//!   [`Error::SourceLost`] where the origin has been lost for as long as its user wants that ([`OnLoss::Fail`]).
 //! - *Present wins*: what a request has written is never replaced by what comes ([`blocks`]).
 //! - A flush that was confirmed covers the bits of what it covers ([`keeping`]). No bit is durable before its content is
 //!   ([`map`]).
@@ -164,11 +164,14 @@ impl OnDemand {
 
     /// How much is missing, and how it comes along.
     pub fn status(&self) -> Status {
+        let [demanded, background] = self.fetching.fetched();
         Status {
             origin: self.fetching.origin.name(),
             missing_bytes: self.fetching.missing().min(self.fetching.image.size()),
-            fetched_bytes: self.fetching.fetched(),
+            fetched_bytes: demanded + background,
+            demanded_bytes: demanded,
             supply: self.fetching.standing.supply(),
+            lost_for: self.fetching.standing.lost_for(),
         }
     }
 
@@ -179,8 +182,7 @@ impl OnDemand {
 
     /// Changes what requests do while nothing comes; acts at once.
     pub fn set_on_loss(&self, on_loss: OnLoss) {
-        self.fetching.standing.set_on_loss(on_loss);
-        self.fetching.arrivals.arrive();
+        self.fetching.set_on_loss(on_loss);
     }
 
     /// What steers the background.

@@ -1,6 +1,7 @@
 //! How what is missing comes along, for whoever watches.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Whether what is missing comes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,14 +16,17 @@ pub enum Supply {
     NotStored(String),
 }
 
-/// What requests for missing blocks do while nothing comes.
+/// What requests for missing blocks do while the origin is lost, or wrong; they wait for what cannot be written here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnLoss {
     /// They wait.
     #[default]
     Wait,
     /// They fail.
-    Fail,
+    Fail {
+        /// Once it has been so for this long.
+        after: Duration,
+    },
 }
 
 /// How much is missing, and how that comes along.
@@ -34,14 +38,30 @@ pub struct Status {
     pub missing_bytes: u64,
     /// Bytes that came from the origin and were written, by this process.
     pub fetched_bytes: u64,
+    /// Those of them that a request waited for.
+    pub demanded_bytes: u64,
     /// Whether they come.
     pub supply: Supply,
+    /// For how long the origin has been lost, or wrong, as far as anybody asked it.
+    pub lost_for: Option<Duration>,
 }
 
 #[derive(Debug)]
 struct State {
     supply: Supply,
+    /// Since when the origin is lost, or wrong.
+    lost_since: Option<Instant>,
     on_loss: OnLoss,
+}
+
+impl State {
+    /// How long it takes until requests fail for what is missing; nothing if they do not.
+    fn patience(&self) -> Option<Duration> {
+        match (self.on_loss, self.lost_since) {
+            (OnLoss::Fail { after }, Some(since)) => Some(after.saturating_sub(since.elapsed())),
+            (OnLoss::Wait, _) | (_, None) => None,
+        }
+    }
 }
 
 /// What is known of the origin, and what it means for requests.
@@ -52,6 +72,7 @@ impl Standing {
     pub(super) fn new(on_loss: OnLoss) -> Self {
         Self(Mutex::new(State {
             supply: Supply::Comes,
+            lost_since: None,
             on_loss,
         }))
     }
@@ -71,8 +92,17 @@ impl Standing {
         if state.supply == supply || matches!(state.supply, Supply::Wrong(_)) {
             return false;
         }
+        state.lost_since = match supply {
+            Supply::Comes | Supply::NotStored(_) => None,
+            Supply::Lost(_) | Supply::Wrong(_) => state.lost_since.or_else(|| Some(Instant::now())),
+        };
         state.supply = supply;
         true
+    }
+
+    /// For how long the origin has been lost, or wrong.
+    pub(super) fn lost_for(&self) -> Option<Duration> {
+        self.state().lost_since.map(|since| since.elapsed())
     }
 
     pub(super) fn set_on_loss(&self, on_loss: OnLoss) {
@@ -82,11 +112,14 @@ impl Standing {
     /// Why requests for what is missing fail; nothing if they wait.
     pub(super) fn failure(&self) -> Option<String> {
         let state = self.state();
-        match (&state.supply, state.on_loss) {
-            (Supply::Comes, _) | (_, OnLoss::Wait) => None,
-            (Supply::Lost(why) | Supply::Wrong(why) | Supply::NotStored(why), OnLoss::Fail) => {
-                Some(why.clone())
-            }
+        match (&state.supply, state.patience()) {
+            (Supply::Lost(why) | Supply::Wrong(why), Some(Duration::ZERO)) => Some(why.clone()),
+            (_, _) => None,
         }
+    }
+
+    /// How long it takes until they fail that wait now; nothing if they do already, or go on waiting.
+    pub(super) fn fails_in(&self) -> Option<Duration> {
+        self.state().patience().filter(|left| !left.is_zero())
     }
 }

@@ -8,7 +8,9 @@ use super::connection::{Client, json};
 use super::lines::Lines;
 use crate::api::body::JobRequest;
 use crate::disk_move::DiskMoveRequest;
+use crate::instance::VmStatus;
 use crate::job::{Job, Jobs};
+use crate::on_demand::OnDemandChange;
 
 /// Where a job is; what can be no identifier names none.
 fn job_path(id: &str, what: &str) -> Result<String, Observation> {
@@ -106,13 +108,31 @@ impl Client {
     /// # Errors
     /// What the VM observed, and as for [`Client::status`].
     pub async fn move_disk(&self, id: &str, request: &DiskMoveRequest) -> Result<Job, Observation> {
-        // It is a part of a path.
-        let is_id = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if id.is_empty() || !id.chars().all(is_id) {
-            let message = format!("{id:?} is no identity of a disk");
-            return Err(Observation::new(Side::Client, "disk.unknown", message));
-        }
-        let path = format!("/vm/disks/{id}/move");
+        let path = disk_path(id, "move")?;
         self.call(Method::POST, &path, Some(request)).await
     }
+
+    /// `PATCH /vm/disks/ID/on-demand`
+    ///
+    /// # Errors
+    /// What the VM observed, and as for [`Client::status`].
+    pub async fn change_on_demand(
+        &self,
+        id: &str,
+        change: &OnDemandChange,
+    ) -> Result<VmStatus, Observation> {
+        let path = disk_path(id, "on-demand")?;
+        self.call(Method::PATCH, &path, Some(change)).await
+    }
+}
+
+/// Path of what is asked of disk `id`.
+fn disk_path(id: &str, what: &str) -> Result<String, Observation> {
+    // It is a part of a path.
+    let is_id = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if id.is_empty() || !id.chars().all(is_id) {
+        let message = format!("{id:?} is no identity of a disk");
+        return Err(Observation::new(Side::Client, "disk.unknown", message));
+    }
+    Ok(format!("/vm/disks/{id}/{what}"))
 }

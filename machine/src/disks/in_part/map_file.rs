@@ -12,6 +12,7 @@ use block::{Access, BlockDevice, Content, RawImage};
 use migration::PullSecret;
 use migration::disk_modes::DiskPull;
 use migration::observation::{Observation, Side};
+use migration::source_loss::OnSourceLoss;
 use serde::{Deserialize, Serialize};
 
 /// What is added to the name of an image for that of its map.
@@ -45,6 +46,9 @@ pub struct ServedBy {
     /// What comes of it that nobody asks for.
     #[serde(default, skip_serializing_if = "DiskPull::is_background")]
     pub pull: DiskPull,
+    /// What requests for what is missing do while whoever serves it is lost.
+    #[serde(default, skip_serializing_if = "OnSourceLoss::is_pause")]
+    pub on_source_loss: OnSourceLoss,
 }
 
 /// Who has what a disk lacks.

@@ -9,6 +9,7 @@ mod images;
 mod lack;
 mod map_file;
 mod served;
+mod terms;
 
 pub use images::{Completed, complete};
 pub(crate) use images::{OtherImage, remove_whole_map};
@@ -17,3 +18,4 @@ pub(crate) use map_file::Note;
 pub use map_file::{MapFile, ServedBy, remove_map};
 pub(crate) use served::{Absent, Comes, ServedPart, begin_arriving};
 pub use served::{begin, served_by};
+pub(crate) use terms::Terms;

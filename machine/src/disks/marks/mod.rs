@@ -27,6 +27,8 @@ use serde::{Deserialize, Serialize};
 const LEAVING: &str = "user.vmm.leaving";
 /// On an image that is made for a disk whose content comes; removed when the guest is here.
 const ARRIVING: &str = "user.vmm.arriving";
+/// Name of what was changed of how the rest of a disk in part is had.
+const TERMS: &str = "user.vmm.on-demand";
 
 /// What a mark is of.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -241,7 +243,19 @@ impl Mark {
 
 /// The guest stays, or is here for good: nothing on its image says otherwise any more.
 pub(crate) fn remove(image: &RawImage) -> block::Result<()> {
-    image.remove_mark(LEAVING).and(image.remove_mark(ARRIVING))
+    let removed = [LEAVING, ARRIVING, TERMS].map(|name| image.remove_mark(name));
+    removed.into_iter().collect()
+}
+
+/// What was changed of how the rest of a disk in part is had, if anything was.
+pub(crate) fn terms(image: &RawImage) -> block::Result<Option<Vec<u8>>> {
+    image.mark(TERMS)
+}
+
+/// Keeps what was changed of that; durable when this returns.
+pub(crate) fn set_terms(image: &RawImage, terms: &[u8]) -> block::Result<()> {
+    // An image in part has marks, so there is room for this one.
+    image.set_mark(TERMS, terms).map(drop)
 }
 
 /// Whether the image may hold a part of a disk alone, of which the rest is in the one that it left.

@@ -1,6 +1,6 @@
 # A stock kernel whose root is a qcow2 image over a backing file, on storage that only its host reaches: the disk
 # travels with it while it commits transactions, becomes a raw image on the other host, and a qcow2 image again on its way
-# back. Then its power is cut, and the disk must hold what the guest told as committed. What the test looks at later are
+# back, each way in the mode that is asked for. Then its power is cut, and the disk must hold what the guest told as committed. What the test looks at later are
 # the lines `disk: NAME JSON`, the report of each move, and `unmarked: IMAGE`, whose staleness was not tried.
 
 disk_a=$work/host-disk-a
@@ -49,15 +49,31 @@ has_committed() {
     [ "$(last_committed "$1")" -ge "$2" ]
 }
 
-# travel FROM TO DISK: live migration with the disk; the guest must commit during and after it.
+# disk_is_whole HOST: nothing of the guest's disk is missing there.
+disk_is_whole() { on "$1" status guest --json && ! grep -q '"missing":' "$output"; }
+
+# nobody_serves HOST: whoever served a disk from there has been told that it is needed no more.
+nobody_serves() { on "$1" disk serve --list --json && ! grep -q '"pid":[0-9]' "$output"; }
+
+# travel MODE FROM TO DISK: live migration with the disk; the guest must commit during it, where that takes its time, and after
+# it. A disk on demand is whole when this is over.
 travel() {
+    mode=$1
+    shift
     committed=$(last_committed "$1")
+    moving="--disks $mode --bandwidth $at_rate"
     hand_over "$1" "$2" --disk "root=$3"
+    moving=
     eventually "the source to end" has_ended "$1"
-    echo "disk: $name $report"
-    say "$name: $(($(last_committed "$1") - committed)) transactions while it moved"
-    [ "$(last_committed "$1")" -gt "$committed" ] || fail "$name: nothing was committed while it moved"
+    echo "disk: $name $mode $report"
+    say "$name: $(($(last_committed "$1") - committed)) transactions while it moved by $mode"
+    [ "$mode" = on-demand ] || [ "$(last_committed "$1")" -gt "$committed" ] ||
+        fail "$name: nothing was committed while it moved"
     serial "$1" >>"$printed"
+    if [ "$mode" = on-demand ]; then
+        eventually "the disk to be whole" disk_is_whole "$2"
+        eventually "its server to end" nobody_serves "$1"
+    fi
     # The first may have been under way when the guest was stopped.
     eventually "the guest to commit" has_committed "$2" $(($(last_committed "$1") + 3))
     rm -f $work/socket
@@ -95,8 +111,8 @@ check_root() {
 
 verified() { has_committed "$1" 0 && serial "$1" | grep -q "guest: verified"; }
 
-# local_disk NAME KERNEL CPUS BACK: the disk comes back to the image that it was before, over its backing file, where BACK
-# is `existing`, and to a new one where it is `create`.
+# local_disk NAME KERNEL CPUS BACK THERE HOME: the disk goes by mode THERE and comes back by mode HOME, to the image that it was
+# before, over its backing file, where BACK is `existing`, and to a new one where it is `create`.
 local_disk() {
     name=$1
     kernel=$2
@@ -111,15 +127,13 @@ local_disk() {
         --cpus "$3" --memory 192MiB --disk $store_a/root.qcow2,format=qcow2,id=root --detach || fail "$name: vmm run: $(cat $output.errors)"
     eventually "the guest to commit" has_committed $disk_a 3
 
-    moving="--disks precopy --bandwidth $at_rate"
-    travel $disk_a $disk_b $store_b/root.raw,create
+    travel "$5" $disk_a $disk_b $store_b/root.raw,create
     check_qcow2 $store_a/root.qcow2
     check_stale $disk_a $store_a/root.qcow2,format=qcow2
     back=$store_a/root.qcow2
     [ "$4" = existing ] || back=$store_a/back.qcow2
-    travel $disk_b $disk_a "$back,$4,format=qcow2"
+    travel "$6" $disk_b $disk_a "$back,$4,format=qcow2"
     check_stale $disk_b $store_b/root.raw
-    moving=
 
     tell $disk_a verify
     eventually "the guest to verify" verified $disk_a

@@ -34,6 +34,11 @@ for each in $RESETS; do
 done
 for each in $CACHES; do cache "$each"; done
 for each in $DISKS; do
-    rest=${each#*-}
-    local_disk "$each" "${each%%-*}" "${rest%-*}" "${rest##*-}"
+    what=${each%%:*}
+    modes=${each#"$what"}
+    modes=${modes#:}
+    there=${modes%%:*}
+    home=${modes#*:}
+    rest=${what#*-}
+    local_disk "$each" "${what%%-*}" "${rest%-*}" "${rest##*-}" "${there:-precopy}" "${home:-precopy}"
 done

@@ -8,7 +8,9 @@ use clap::{Args, Subcommand, ValueEnum};
 use control::disk_move::{
     DOWNTIME_LIMIT, DiskMoveHow, DiskMoveMode, DiskPull, OnNotConverging, OnTargetError,
 };
+use control::on_demand::PullPriority;
 use control::units::{ByteSize, Rate, Span};
+use migration::source_loss::OnSourceLoss;
 
 use super::super::limits::{DiskLimits, parse_disk_limits};
 use crate::sandbox::Sandbox;
@@ -53,9 +55,17 @@ pub enum DiskCommand {
 /// Options of `disk pull`.
 #[derive(Debug, Args)]
 pub struct PullArgs {
-    /// The image.
-    #[arg(value_name = "PATH")]
-    pub(super) image: PathBuf,
+    /// The image that no guest uses; or VM and disk, as NAME:ID, of a guest that runs. A file of such a name is meant by ./NAME:ID.
+    #[arg(value_name = "PATH|NAME:ID")]
+    pub(super) what: PathBuf,
+    /// Of a guest that runs: what its requests do for what is missing while whoever serves that is lost: pause, error, or
+    /// error:TIME, after which they fail [default: as it is].
+    #[arg(long, value_name = "WHAT", conflicts_with_all = ["from", "at"])]
+    pub(super) on_source_loss: Option<OnSourceLoss>,
+    /// Of a guest that runs: how what it does not ask for is had: background, high (as if it waited for that) or off
+    /// [default: background, unless something else is changed].
+    #[arg(long, value_name = "HOW", conflicts_with_all = ["from", "at"])]
+    pub(super) priority: Option<PullPriority>,
     /// Make the image, of a disk that another host serves: a copy of the record that `vmm disk serve` names there, which has
     /// the secret.
     #[arg(long, value_name = "RECORD")]

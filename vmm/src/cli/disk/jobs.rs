@@ -28,9 +28,13 @@ pub(super) fn run(
         job,
     } = args;
     let client = Client::new(runtime, name);
+    let of_one = |job: &Job| match job.kind {
+        JobKind::DiskMove | JobKind::DiskPull => true,
+        JobKind::Migration => false,
+    };
     let moves = || {
         let jobs = block_on(client.jobs())?.jobs;
-        let moves = jobs.into_iter().filter(|job| job.kind == JobKind::DiskMove);
+        let moves = jobs.into_iter().filter(of_one);
         Ok::<Vec<Job>, Observation>(moves.collect())
     };
     let with_guest = || {
@@ -41,7 +45,7 @@ pub(super) fn run(
         Ok::<Vec<Job>, Observation>(moves.collect())
     };
     // Disks move with their guest, too.
-    let of_disks = |job: &Job| job.kind == JobKind::DiskMove || !job.disks.is_empty();
+    let of_disks = |job: &Job| of_one(job) || !job.disks.is_empty();
     let job = match (set, cancel, pause, resume) {
         (Some(DiskLimits { disk, limits }), ..) => {
             let id = match (job, disk) {
@@ -96,12 +100,16 @@ fn the_one_that_runs(moves: Vec<Job>, disk: Option<&str>) -> Result<String, Obse
     match (running.next(), running.next(), disk) {
         (Some(job), None, _) => Ok(job.id),
         (None, _, Some(disk)) => {
-            let message = format!("disk {disk} of the VM is not being moved");
+            let message =
+                format!("disk {disk} of the VM is not being moved, and nothing of it is missing");
             Err(local("job.not-found", message))
         }
-        (None, _, None) => Err(local("job.not-found", "no disk of the VM is being moved")),
+        (None, _, None) => Err(local(
+            "job.not-found",
+            "no disk of the VM is being moved, or lacks anything",
+        )),
         (Some(_), Some(_), _) => Err(usage(
-            "more than one disk is being moved: say which, as in --set ID,LIMITS, or with --job",
+            "more than one disk is being moved, or comes: say which, as in --set ID,LIMITS, or with --job",
         )),
     }
 }

@@ -3,7 +3,9 @@
 use std::io;
 use std::path::Path;
 
+use control::api::client::Client;
 use control::exit::{Exit, local};
+use control::on_demand::{OnDemandChange, PullPriority};
 use control::output::Output;
 use control::runtime_dir::RuntimeDir;
 use control::units::human_bytes;
@@ -17,7 +19,8 @@ use migration::transport::Connect;
 use migration::transport::socket::SocketConnect;
 use serde_json::json;
 
-use super::super::names;
+use super::super::event_loop::block_on;
+use super::super::{names, wording};
 use super::args::PullArgs;
 use super::wrong::usage;
 
@@ -26,8 +29,16 @@ pub(super) fn run(
     runtime: &RuntimeDir,
     output: Output,
 ) -> Result<Exit, Observation> {
-    let path = std::path::absolute(&args.image)
-        .map_err(|e| local("usage.disk", format!("{}: {e}", args.image.display())))?;
+    if let Some((name, id)) = of_a_guest(&args.what) {
+        return while_it_runs(args, &Client::new(runtime, name), id, output);
+    }
+    if args.on_source_loss.is_some() || args.priority.is_some() {
+        return Err(usage(
+            "--on-source-loss and --priority are for the disk of a guest that runs, as NAME:ID",
+        ));
+    }
+    let path = std::path::absolute(&args.what)
+        .map_err(|e| local("usage.disk", format!("{}: {e}", args.what.display())))?;
     let migrations = runtime
         .migrations()
         .ok_or_else(|| local("host.state-dir", "there is no folder for records of moves"))?;
@@ -52,6 +63,37 @@ pub(super) fn run(
         )),
         None => from_an_image(&path, &journal, output),
     }
+}
+
+/// The VM and the disk that are named, where it is no path.
+fn of_a_guest(what: &Path) -> Option<(&str, &str)> {
+    let text = what.to_str().filter(|text| !text.contains('/'))?;
+    let named = text.split_once(':')?;
+    (!what.exists()).then_some(named)
+}
+
+/// Changes how what is missing is had of a disk whose guest runs.
+fn while_it_runs(
+    args: &PullArgs,
+    client: &Client,
+    id: &str,
+    output: Output,
+) -> Result<Exit, Observation> {
+    if args.from.is_some() || args.at.is_some() {
+        return Err(usage("--from and --at are for an image that no guest uses"));
+    }
+    let begins = args.on_source_loss.is_none();
+    let change = OnDemandChange {
+        on_source_loss: args.on_source_loss,
+        priority: args.priority.or(begins.then_some(PullPriority::Background)),
+    };
+    let status = block_on(client.change_on_demand(id, &change))?;
+    let disk = status.disks.iter().find(|disk| disk.id == id);
+    let disk = disk.ok_or_else(|| local("disk.unknown", format!("the guest has no disk {id}")))?;
+    let missing = disk.missing.as_ref().map(wording::missing);
+    let told = missing.unwrap_or_else(|| "all of it is here".into());
+    output.either(disk, format!("disk {id}: {told}"));
+    Ok(Exit::Done)
 }
 
 /// Makes the image, if it is not there from before.

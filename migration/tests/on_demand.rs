@@ -14,7 +14,7 @@ use migration::progress::{TimeoutAction, Verify};
 use migration::request::ServedDisk;
 use migration::steering::Steering;
 use migration::transport::memory;
-use migration::vm::{Served, Wish};
+use migration::vm::{Behind, Served, Wish};
 use migration::wire::capabilities::Capabilities;
 use migration::wire::control::Message;
 use migration::{Outcome, PullSecret, destination, source};
@@ -145,15 +145,31 @@ fn a_guest_that_stays_has_left_nothing() {
 
 #[test]
 fn a_destination_that_knows_nothing_of_it_refuses_it_by_name() {
+    refused_without(Capabilities::ON_DEMAND, scene(), "migration.no-on-demand");
+}
+
+#[test]
+fn a_destination_that_asks_one_host_alone_refuses_a_disk_that_is_at_two() {
+    let scene = scene();
+    scene.vm.disks[1].behind.lock().unwrap().push(Behind {
+        at: "127.0.0.1:8".into(),
+        id: "22".repeat(16),
+        secret: PullSecret([8; 16]),
+        disk: "stays".into(),
+    });
+    refused_without(Capabilities::CHAIN, scene, "migration.no-chain");
+}
+
+/// The guest does not go to a destination that cannot do `capability`, and why.
+fn refused_without(capability: Capabilities, mut scene: Scene, id: &str) {
     let older = |message| match message {
         Message::Welcome(mut welcome) => {
             let told = welcome.capabilities.unwrap();
-            welcome.capabilities = Some(told & !Capabilities::ON_DEMAND.bits());
+            welcome.capabilities = Some(told & !capability.bits());
             Message::Welcome(welcome)
         }
         other => other,
     };
-    let mut scene = scene();
     let (connect, between) = memory::network(&[]);
     let (onwards, listen) = memory::network(&[]);
     let receiving = Steering::new();
@@ -181,7 +197,7 @@ fn a_destination_that_knows_nothing_of_it_refuses_it_by_name() {
     };
     let why = report.error.unwrap();
     let why = why.root();
-    assert_eq!(why.id, "migration.no-on-demand");
+    assert_eq!(why.id, id);
     assert!(why.message.contains("stays"), "{why}");
     scene.assert_kept();
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tests::Host;
-use tests::blackbox::moving_disk::{CHECK, Scene, allocated, holds_its_content, options_of};
+use tests::blackbox::moving_disk::{self, CHECK, Scene, allocated, holds_its_content, options_of};
 use tests::blackbox::wait::PATIENCE;
 use tests::blackbox::{Guest, Migration, Vms, eventually, guest_lock, holds, images, kill};
 
@@ -63,15 +63,12 @@ impl Leaving {
 
     /// What is recorded of images that are served here.
     fn served(&self) -> Vec<Value> {
-        let run = self.here().vmm(["disk", "serve", "--list", "--json"]);
-        run.success().json_lines()
+        moving_disk::served(self.here())
     }
 
     /// What is missing there.
     fn missing(&self) -> Option<Value> {
-        let status = self.destination().status("guest");
-        let missing = status["disks"][0]["missing"].clone();
-        (!missing.is_null()).then_some(missing)
+        moving_disk::missing(self.destination())
     }
 
     /// Waits until nothing is, and who served it knows.
@@ -80,11 +77,7 @@ impl Leaving {
         eventually("the disk is whole", || {
             self.missing().is_none().then_some(())
         });
-        eventually("its server is told so", || {
-            let served = self.served();
-            let is_over = served[0]["released"] == true && served[0]["pid"].is_null();
-            is_over.then_some(())
-        });
+        moving_disk::is_released(self.here());
     }
 }
 

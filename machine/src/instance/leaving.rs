@@ -88,7 +88,12 @@ impl VmInstance {
                 }
             });
         if let Err(e) = spawned {
-            self.lock().migration = None;
+            let mut core = self.lock();
+            core.migration = None;
+            if let Some(machine) = &core.machine {
+                machine.devices().disks.stay();
+            }
+            drop(core);
             return Err(Observation::from_error(
                 Side::Source,
                 "migration.thread",
@@ -119,7 +124,6 @@ impl VmInstance {
         if core.stopping || machine.ended() {
             return Err(wrong_state(VmState::Stopped));
         }
-        machine.devices().disks.all_here()?;
         let all = machine.spec().disks.iter().map(|disk| disk.id.as_str());
         let modes = disk_modes::modes(&request.disks, all)?;
         let later = modes.iter().filter(|(_, mode)| *mode == DiskMode::OnDemand);
@@ -142,6 +146,11 @@ impl VmInstance {
                 ));
             }
         }
+        let goes_later = |id: &str| {
+            let mode = modes.iter().find(|(disk, _)| disk == id);
+            mode.is_some_and(|(_, mode)| *mode == DiskMode::OnDemand)
+        };
+        machine.devices().disks.leave(goes_later)?;
         core.begin_migration(migration);
         Ok((machine, modes))
     }
@@ -163,12 +172,14 @@ impl VmInstance {
                 }
                 (Some(Outcome::HandoverUnknown(_)), _) => core.state = VmState::HandoverUnknown,
                 (Some(_), Some(machine)) => {
+                    machine.devices().disks.stay();
                     machine.leave_to_user();
                     core.state = running_state(machine);
                 }
                 (None, Some(machine)) if machine.paused_for(PauseReason::Migration) => {
                     core.state = VmState::HandoverUnknown;
                 }
+                (None, Some(machine)) => machine.devices().disks.stay(),
                 (_, _) => {}
             }
         }
@@ -235,7 +246,10 @@ impl VmInstance {
                 core.finish_migrated();
                 gone = core.machine.take();
             }
-            Ok(Resolution::NeverRan) => core.state = running_state(machine),
+            Ok(Resolution::NeverRan) => {
+                machine.devices().disks.stay();
+                core.state = running_state(machine);
+            }
             Err(_) => {}
         }
         let meanwhile = match &acted {

@@ -106,6 +106,13 @@ impl Travelling {
             let id = offer.id.clone();
             return Err(Error::NoOnDemand { id });
         }
+        let in_part = self.offers.iter().find(|offer| !offer.behind.is_empty());
+        if let Some(offer) = in_part
+            && !agreed.has(Capabilities::CHAIN)
+        {
+            let id = offer.id.clone();
+            return Err(Error::NoChain { id });
+        }
         if agreed.has(Capabilities::DISK_TERMS) {
             return Ok(());
         }

@@ -28,6 +28,8 @@ impl Capabilities {
     pub const ON_DEMAND: Self = Self(1 << 9);
     /// A destination keeps what an image held that a disk is written over, and compares blocks by their digests.
     pub const BLOCK_DIGESTS: Self = Self(1 << 10);
+    /// A destination takes a disk of which the host that it leaves lacks a part, and fetches that from where it is.
+    pub const CHAIN: Self = Self(1 << 11);
     /// What this engine can do.
     pub const OURS: Self = Self(
         Self::NAMES_HOST.0
@@ -38,7 +40,8 @@ impl Capabilities {
             | Self::NEW_LINK.0
             | Self::DISK_TERMS.0
             | Self::ON_DEMAND.0
-            | Self::BLOCK_DIGESTS.0,
+            | Self::BLOCK_DIGESTS.0
+            | Self::CHAIN.0,
     );
 
     /// As they travel.

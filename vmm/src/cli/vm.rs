@@ -6,7 +6,8 @@ use control::api::client::Client;
 use control::disk_move::ImageFormat;
 use control::exit::{Exit, local};
 use control::instance::{
-    MigrationStatus, MissingStatus, Requester, StopMode, VmEnd, VmState, VmStatus,
+    MigrationStatus, MissingFromStatus, MissingStatus, Requester, StopMode, VmEnd, VmState,
+    VmStatus,
 };
 use control::runtime_dir::{Entry, Forgotten, RuntimeDir, VmProcess};
 use control::units::{ByteSize, human_bytes, human_ms};
@@ -90,14 +91,8 @@ fn describe(status: &VmStatus, output: Output) {
             "disk       {} at {} ({format}, {size}{only})",
             disk.id, disk.path
         ));
-        if let Some(MissingStatus { bytes, from, why }) = &disk.missing {
-            let missing = human_bytes(*bytes as f64);
-            let why = why
-                .as_ref()
-                .map_or(String::new(), |why| format!(" ({why})"));
-            output.line(format!(
-                "           waiting for {from}: {missing} missing{why}"
-            ));
+        if let Some(missing) = &disk.missing {
+            tell_missing(missing, output);
         }
     }
     if let Some(listen) = listen {
@@ -267,5 +262,27 @@ pub(super) fn forget(
                 runtime.path().display()
             ),
         )),
+    }
+}
+
+/// What is missing of a disk, from each that has a part of that.
+fn tell_missing(missing: &MissingStatus, output: Output) {
+    let line = |from: &str, bytes: u64, why: &Option<String>| {
+        let bytes = human_bytes(bytes as f64);
+        let why = why
+            .as_ref()
+            .map_or(String::new(), |why| format!(" ({why})"));
+        output.line(format!(
+            "           waiting for {from}: {bytes} missing{why}"
+        ));
+    };
+    match &missing.sources[..] {
+        // Of one source the layer knows best; and an earlier version tells of no other.
+        [] | [_] => line(&missing.from, missing.bytes, &missing.why),
+        sources => {
+            for MissingFromStatus { from, bytes, why } in sources {
+                line(from, *bytes, why);
+            }
+        }
     }
 }

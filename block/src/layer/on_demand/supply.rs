@@ -1,6 +1,10 @@
 //! How what is missing comes along, for whoever watches.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How often it is logged at most whether anything comes.
+const LOGGED: Duration = Duration::from_secs(5);
 
 /// Whether what is missing comes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +46,8 @@ pub struct Status {
 struct State {
     supply: Supply,
     on_loss: OnLoss,
+    /// When it was logged last.
+    logged: Option<Instant>,
 }
 
 /// What is known of the origin, and what it means for requests.
@@ -53,6 +59,7 @@ impl Standing {
         Self(Mutex::new(State {
             supply: Supply::Comes,
             on_loss,
+            logged: None,
         }))
     }
 
@@ -73,6 +80,16 @@ impl Standing {
         }
         state.supply = supply;
         true
+    }
+
+    /// Whether that is to be logged: where a part of the disk can be had and another one cannot, it changes with every block.
+    pub(super) fn is_to_be_logged(&self) -> bool {
+        let mut state = self.state();
+        let is_due = state.logged.is_none_or(|at| at.elapsed() >= LOGGED);
+        if is_due {
+            state.logged = Some(Instant::now());
+        }
+        is_due
     }
 
     pub(super) fn set_on_loss(&self, on_loss: OnLoss) {

@@ -7,13 +7,16 @@ mod filling;
 mod image_file;
 mod images;
 mod lack;
+mod lacks;
 mod map_file;
+mod removal;
 mod served;
 
 pub use images::{Completed, complete};
 pub(crate) use images::{OtherImage, remove_whole_map};
 pub(crate) use lack::{Lack, lack_of};
 pub(crate) use map_file::Note;
-pub use map_file::{MapFile, ServedBy, remove_map};
-pub(crate) use served::{Absent, Comes, ServedPart, begin_arriving};
+pub use map_file::{MapFile, ServedBy};
+pub use removal::remove_map;
+pub(crate) use served::{Absent, Comes, ServedPart, begin_arriving, held_of};
 pub use served::{begin, served_by};

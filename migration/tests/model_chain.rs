@@ -79,10 +79,12 @@ struct State {
     /// What C has, in memory; and which blocks durably.
     c_has: [Option<Content>; 2],
     c_keeps: u8,
-    /// Whether B has said in this life of C what it has, and what it lacks as C knows it, in memory and durably.
+    /// Whether B has said what it has, as C knows, and what it lacks as C knows it, in memory and durably.
     c_was_told: bool,
     c_knows_lacks: u8,
     c_keeps_lacks: u8,
+    /// Whether it is durable, too, that these are all.
+    c_keeps_told: bool,
     crashes: u8,
 }
 
@@ -109,6 +111,7 @@ enum Action {
     BServerStarts,
     CAsksWhatBHas,
     CKeepsLack(usize),
+    CKeepsThatItWasTold,
     CFetchesFromB(usize),
     CFetchesFromA(usize),
     CKeeps,
@@ -130,6 +133,8 @@ enum Rules {
     ReleasesBeforeItIsKept,
     /// C has A released when it has what came from there.
     ReleasesWhatItForgets,
+    /// C may record that B has said all before all of that is durable.
+    KeepsTheEndFirst,
     /// An image that holds a part of a disk is run, whoever was given its guest.
     RunsAnyPart,
 }
@@ -207,7 +212,7 @@ impl Chain {
     fn of_c(&self, state: &State, actions: &mut Vec<Action>) {
         use Action::{
             CAsksWhatBHas, CFetchesFromA, CFetchesFromB, CFinishesA, CFinishesB, CIsKilled, CKeeps,
-            CKeepsLack,
+            CKeepsLack, CKeepsThatItWasTold,
         };
         if state.b_serves() {
             actions.push(CAsksWhatBHas);
@@ -231,6 +236,13 @@ impl Chain {
             if is_as && state.chain_has_a && state.a_serves() {
                 actions.push(CFetchesFromA(block));
             }
+        }
+        let all_are_kept = match self.rules {
+            Rules::KeepsTheEndFirst => true,
+            _ => state.c_keeps_lacks & state.c_knows_lacks == state.c_knows_lacks,
+        };
+        if state.c_was_told && all_are_kept {
+            actions.push(CKeepsThatItWasTold);
         }
         actions.push(CKeeps);
         if state.b_serves() && self.may_finish_b(state) {
@@ -306,6 +318,7 @@ impl Model for Chain {
             c_was_told: false,
             c_knows_lacks: 0,
             c_keeps_lacks: 0,
+            c_keeps_told: false,
             crashes: 0,
         }]
     }
@@ -383,6 +396,7 @@ impl Model for Chain {
                 state.c_knows_lacks = ALL & !state.b_keeps;
             }
             Action::CKeepsLack(block) => state.c_keeps_lacks |= bit(block),
+            Action::CKeepsThatItWasTold => state.c_keeps_told = true,
             Action::CFetchesFromB(block) => {
                 let has = state.b_keeps & bit(block) != 0;
                 state.c_has[block] = Some(match has {
@@ -401,7 +415,7 @@ impl Model for Chain {
                         state.c_has[block] = None;
                     }
                 }
-                state.c_was_told = false;
+                state.c_was_told = state.c_keeps_told;
                 state.c_knows_lacks = 0;
             }
         }
@@ -447,7 +461,7 @@ impl Model for Chain {
                 s.a.released == Some(Client::C) && s.b.released.is_none() && s.c_keeps != ALL
             }),
             Property::sometimes("C goes on with A while B is away", |_, s: &State| {
-                !s.b.is_up && s.crashes == 2 && s.c_keeps_lacks != 0 && !s.c_was_told
+                !s.b.is_up && s.crashes == 2 && s.c_knows_lacks == 0 && s.c_was_told
             }),
             Property::sometimes("B has the guest again", |_, s: &State| {
                 s.used || s.handover == Some(Handover::Kept)
@@ -479,6 +493,7 @@ fn the_model_sees_a_broken_rule() {
         (Rules::ServesAll, "C has what the guest wrote last"),
         (Rules::ReleasesBeforeItIsKept, "what C may lose can be had"),
         (Rules::ReleasesWhatItForgets, "what C may lose can be had"),
+        (Rules::KeepsTheEndFirst, "what C may lose can be had"),
         (Rules::RunsAnyPart, "the guest runs once"),
     ] {
         let checker = Chain { rules }.checker().threads(2).spawn_bfs().join();

@@ -32,17 +32,17 @@ pub(crate) type Towards<'a, E> = &'a mut dyn FnMut(&str) -> Result<Box<dyn Conne
 
 /// What a source lacks of the disk, so that the next one is asked for it.
 struct Lacks {
-    /// A bit is set where it does.
+    /// A bit is set where it does, and behind those of the disk one that says that all are: where no bit is set it has the block.
     map: PresenceMap,
-    /// Whether the source has said so in this life: where no bit is set it has the block.
-    was_told: AtomicBool,
+    /// How many blocks the disk has.
+    blocks: u64,
     /// By which one thread asks.
     asking: Mutex<()>,
 }
 
 impl Lacks {
     fn was_told(&self) -> bool {
-        self.was_told.load(Ordering::Acquire)
+        self.map.has(self.blocks)
     }
 }
 
@@ -106,15 +106,14 @@ impl Chain {
         let mut lacks = lacks.into_iter().map(|map| {
             Arc::new(Lacks {
                 map,
-                was_told: AtomicBool::new(false),
+                blocks: size.div_ceil(BLOCK),
                 asking: Mutex::default(),
             })
         });
         let (mut sources, mut before) = (Vec::<Source>::new(), Vec::<Arc<Lacks>>::new());
         for told_of in told_of {
-            // Where something is known from before, it need not wait for whoever may be away.
-            let is_known = |lacks: &Arc<Lacks>| lacks.map.present().contains(&true);
-            let gate = match before.iter().all(is_known) {
+            // What is known from before need not wait for whoever may be away.
+            let gate = match before.iter().all(|lacks| lacks.was_told()) {
                 true => first.clone(),
                 false => Arc::default(),
             };
@@ -176,11 +175,13 @@ impl Chain {
         let held = source.origin.held()?;
         let all = 0..self.size.div_ceil(BLOCK);
         let lacked = all.filter(|block| !held.has(block * BLOCK));
-        lacks.map.set(lacked).map_err(|error| OriginError::Lost {
+        // That it is all comes last, when all is durable.
+        let kept = lacks.map.set(lacked);
+        let kept = kept.and_then(|()| lacks.map.set(std::iter::once(lacks.blocks)));
+        kept.map_err(|error| OriginError::Lost {
             origin: source.origin.name(),
             why: format!("what it has cannot be recorded: {error}"),
         })?;
-        lacks.was_told.store(true, Ordering::Release);
         if let Some(next) = self.sources.get(number + 1) {
             next.gate.open();
         }

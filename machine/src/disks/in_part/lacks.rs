@@ -1,10 +1,10 @@
 //! What each of the sources of a disk lacks, where there are several: a map beside that of the image for each but the last one, in
-//! which a bit is set where the source is not to be asked, but the next one.
+//! which a bit is set where the source is not to be asked, but the next one; and one more, behind them, when it has said all.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use block::on_demand::{About, Allocation, PresenceMap};
+use block::on_demand::{About, Allocation, BLOCK, PresenceMap};
 use block::{Access, BlockDevice, Content, RawImage};
 use migration::MigrationId;
 use migration::observation::Observation;
@@ -17,6 +17,11 @@ fn lacks_path(path: &Path, number: usize) -> PathBuf {
     let mut name = map_path(path).into_os_string();
     name.push(format!("-{}", number + 1));
     name.into()
+}
+
+/// Bytes of a disk that has a block more.
+fn with_end(size: u64) -> u64 {
+    size.next_multiple_of(BLOCK) + BLOCK
 }
 
 fn storage(path: &Path, map: &Path) -> Result<Arc<dyn BlockDevice>, Observation> {
@@ -34,6 +39,7 @@ pub(super) fn create(
     id: MigrationId,
     size: u64,
 ) -> Result<(), Observation> {
+    let size = with_end(size);
     for number in 0..by.behind.len() {
         let file = MapFile::create_at(lacks_path(path, number), size)?;
         let about = About {
@@ -55,7 +61,8 @@ pub(super) fn create(
 /// `disk.in-part` when one is missing, or damaged.
 pub(super) fn open(path: &Path, by: &ServedBy, size: u64) -> Result<Vec<PresenceMap>, Observation> {
     let maps = (0..by.behind.len()).map(|number| {
-        let map = PresenceMap::open(storage(path, &lacks_path(path, number))?, size);
+        let storage = storage(path, &lacks_path(path, number))?;
+        let map = PresenceMap::open(storage, with_end(size));
         map.map_err(|e| failed(path, &e))
     });
     maps.collect()

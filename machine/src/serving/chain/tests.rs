@@ -121,15 +121,15 @@ fn file(path: &Path, len: u64) -> Arc<dyn BlockDevice> {
     Arc::new(RawImage::open(path, Access::ReadWrite, Content::Container).unwrap())
 }
 
-fn map(path: &Path) -> PresenceMap {
-    let storage = file(path, PresenceMap::length(SIZE));
-    if let Ok(map) = PresenceMap::open(storage.clone(), SIZE) {
+fn map(path: &Path, size: u64) -> PresenceMap {
+    let storage = file(path, PresenceMap::length(size));
+    if let Ok(map) = PresenceMap::open(storage.clone(), size) {
         return map;
     }
-    let all = Allocation::none(SIZE);
-    all.add(&(0..SIZE));
+    let all = Allocation::none(size);
+    all.add(&(0..size));
     let about = About {
-        disk: SIZE,
+        disk: size,
         id: [7; 16],
         note: Vec::new(),
     };
@@ -160,11 +160,11 @@ impl Disk {
             pull: DiskPull::Background,
             behind: vec![told_of(1)],
         };
-        let present = map(&dir.join("map"));
+        let present = map(&dir.join("map"), SIZE);
         let here = Here::as_in(present.present());
         let mut connects = [newer, older].into_iter();
         let mut towards = |_: &str| Ok(Box::new(connects.next().unwrap()) as Box<dyn Connect>);
-        let lacks = vec![map(&dir.join("lacks"))];
+        let lacks = vec![map(&dir.join("lacks"), SIZE + BLOCK)];
         let chain = Chain::new(&by, (SIZE, lacks), &here, &mut towards, |error| error);
         let (chain, gate) = chain.unwrap();
         let chain = Arc::new(chain);

@@ -161,8 +161,11 @@ pub struct DiskStatus {
 pub struct MissingStatus {
     /// Bytes.
     pub bytes: u64,
-    /// Where they are served.
+    /// Where they are served; with a comma between them, if at several places.
     pub from: String,
+    /// What of it is served where.
+    #[serde(default)]
+    pub sources: Vec<MissingFromStatus>,
     /// What requests for them do while whoever serves them is lost.
     #[serde(default, skip_serializing_if = "OnSourceLoss::is_pause")]
     pub on_source_loss: OnSourceLoss,
@@ -170,6 +173,18 @@ pub struct MissingStatus {
     #[serde(default, skip_serializing_if = "PullPriority::is_background")]
     pub priority: PullPriority,
     /// Why they do not come; absent as long as they do, or nobody needs them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
+/// What of a disk is at one of those that serve it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct MissingFromStatus {
+    /// Where.
+    pub from: String,
+    /// Bytes; of one that has not said yet what it has, all that may be there.
+    pub bytes: u64,
+    /// Why it is not reached; absent where it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
 }

@@ -112,6 +112,15 @@ pub enum Error {
         /// The disk.
         id: String,
     },
+    /// A part of a disk that is to go on demand is at yet another host, and the destination knows nothing of that.
+    #[error(
+        "the destination is of a version that takes no disk of which a part is elsewhere, as of {id}: wait until it is whole \
+         (vmm status tells), or update vmm there"
+    )]
+    NoChain {
+        /// The disk.
+        id: String,
+    },
     /// Disks that travel are not as they were agreed on.
     #[error("the disks that travel are not those that were agreed on")]
     Volumes,
@@ -220,6 +229,7 @@ impl Error {
             Self::NoDiskTerms { .. } => "migration.no-disk-terms",
             Self::NoOnDemand { .. } => "migration.no-on-demand",
             Self::NoDiskRests { .. } => "migration.no-disk-rests",
+            Self::NoChain { .. } => "migration.no-chain",
             Self::Volumes => "migration.volumes",
             Self::StateTooLarge { .. } => "migration.state-too-large",
             Self::DigestMismatch { .. } => "migration.digest-mismatch",

@@ -155,6 +155,13 @@ fn a_server_that_answers_wrongly_changes_nothing_and_is_left_by_name() {
         ("a map", "not what was asked for", |to, number, units| {
             send(to, Frame::Data { number, units }, &[1]);
         }),
+        (
+            "what it has",
+            "not what was asked for",
+            |to, number, units| {
+                send(to, Frame::Held { number, units }, &[1]);
+            },
+        ),
         ("a release", "released that is needed", |to, _, _| {
             send(to, Frame::Released { volume: 0 }, &[]);
         }),

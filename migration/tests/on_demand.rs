@@ -11,7 +11,7 @@ use migration::disk_modes::DiskPull;
 use migration::progress::{TimeoutAction, Verify};
 use migration::request::ServedDisk;
 use migration::source_loss::OnSourceLoss;
-use migration::vm::{Served, Wish};
+use migration::vm::{Behind, Served, Wish};
 use migration::wire::capabilities::Capabilities;
 use migration::{Outcome, PullSecret};
 
@@ -146,14 +146,29 @@ fn a_guest_that_stays_has_left_nothing() {
 
 #[test]
 fn a_destination_that_knows_nothing_of_it_refuses_it_by_name() {
-    refuses(Capabilities::ON_DEMAND, "migration.no-on-demand");
-    refuses(Capabilities::SOURCE_LOSS, "migration.no-disk-terms");
+    refuses(Capabilities::ON_DEMAND, scene(), "migration.no-on-demand");
+    refuses(
+        Capabilities::SOURCE_LOSS,
+        scene(),
+        "migration.no-disk-terms",
+    );
+}
+
+#[test]
+fn a_destination_that_asks_one_host_alone_refuses_a_disk_that_is_at_two() {
+    let scene = scene();
+    scene.vm.disks[1].behind.lock().unwrap().push(Behind {
+        at: "127.0.0.1:8".into(),
+        id: "22".repeat(16),
+        secret: PullSecret([8; 16]),
+        disk: "stays".into(),
+    });
+    refuses(Capabilities::CHAIN, scene, "migration.no-chain");
 }
 
 /// A destination without `lacking` is not given the guest, because of `id`.
 #[track_caller]
-fn refuses(lacking: Capabilities, id: &str) {
-    let mut scene = scene();
+fn refuses(lacking: Capabilities, mut scene: Scene, id: &str) {
     let why = scene.refused_without(lacking);
     assert_eq!(why.id, id);
     assert!(why.message.contains("stays"), "{why}");

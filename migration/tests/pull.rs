@@ -82,6 +82,41 @@ fn every_unit_comes_as_it_is_and_the_volume_is_released() {
 }
 
 #[test]
+fn a_server_that_has_a_part_says_which_and_gives_nothing_else() {
+    let (connect, listen) = network(&[]);
+    let store = Arc::<Store>::default();
+    store.lacks.lock().unwrap().extend([0, 4, 12]);
+    let server = server(&store, SERVER);
+    assert_eq!(
+        server.status()[0].missing,
+        SIZE - 2 * u64::from(UNIT) - 1024
+    );
+    let here = Arc::<Here>::default();
+    let client = client(connect, &here, CLIENT);
+    let ((), served) = with_server(&server, &listen, || {
+        wait_until("it answers", || {
+            client.held(units(0, UNITS as u32)) == Ok(vec![0xee, 0x0f])
+        });
+        assert_eq!(client.held(units(11, 2)), Ok(vec![0b01]));
+        // Whoever asks for what it lacks has not asked it what it has.
+        for unit in [0, 4, 12] {
+            let asked = fetch(&client, unit, Class::Demand);
+            assert_eq!(asked, Err(PullError::Lost), "{unit}");
+            wait_until("it comes again", || client.is_up());
+        }
+        for unit in (0..UNITS).filter(|unit| ![0, 4, 12].contains(unit)) {
+            let bytes = fetch(&client, unit, Class::Demand).unwrap();
+            assert_eq!(bytes, content(unit));
+        }
+        assert_eq!(server.status()[0].missing, 0);
+        client.finish(0, Duration::from_secs(10)).unwrap();
+    });
+    assert_eq!(served, Served::Released);
+    let reads = store.reads.lock().unwrap();
+    assert!([0, 4, 12].iter().all(|unit| !reads.contains_key(unit)));
+}
+
+#[test]
 fn what_is_outside_of_the_volume_is_not_asked_for() {
     let (connect, _listen) = network(&[]);
     let client = client(connect, &Arc::default(), CLIENT);

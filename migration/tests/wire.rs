@@ -186,6 +186,7 @@ fn disks_that_travel_are_the_bytes_of_their_capability() {
         wish: Wish::Travels,
         format: None,
         served: None,
+        behind: Vec::new(),
     }];
     let negotiated = Message::Negotiated(Negotiated {
         state: None,

@@ -9,9 +9,6 @@ use tests::blackbox::{Guest, Migration, Vms, crash, eventually, guest_lock, hold
 use tests::matrix::verdict::chain;
 use tests::network::TwoHosts;
 
-/// Where nobody else listens or connects from, so that its port is free when its server has been killed.
-const SERVED_AT: &[&str] = &["--serve-at", "127.77.1.1:0"];
-
 #[test]
 fn a_guest_goes_before_its_disk_does_and_fetches_each_block_once() {
     let Some(_lock) = guest_lock() else { return };
@@ -81,7 +78,7 @@ fn whoever_of_both_ends_is_killed_after_the_commit_goes_on_where_it_was() {
     let mut leaving = Leaving::new("there.qcow2");
     let first = leaving.scene.disk.clone();
     let address = leaving.receives(&[]);
-    let _ = leaving.goes(&address, &[NOT_BY_ITSELF, SERVED_AT].concat());
+    let _ = leaving.goes(&address, NOT_BY_ITSELF);
     leaving.scene.console.verifies_blocks();
     let before = hash(&first);
     // Far from all: what the guest does not touch is not there.

@@ -3,22 +3,14 @@
 
 use serde_json::Value;
 use tests::blackbox::busy_disk::BusyDisk;
-use tests::blackbox::wait::eventually;
+use tests::blackbox::moving_disk;
 use tests::blackbox::{Vms, guest_lock, holds, images};
 
 const REST: &[&str] = &["--disks", "precopy", "--on-timeout", "on-demand"];
 
-fn served(scene: &BusyDisk) -> Vec<Value> {
-    let run = scene.pair.source.vmm(["disk", "serve", "--list", "--json"]);
-    run.success().json_lines()
-}
-
 /// Waits until who served the disk knows that nobody needs it any more.
 fn is_released(scene: &BusyDisk) {
-    eventually("its server is told that the disk is whole", || {
-        let served = served(scene);
-        (served[0]["released"] == true && served[0]["pid"].is_null()).then_some(())
-    });
+    moving_disk::is_released(&scene.pair.source);
     let status = scene.pair.destination.status("there");
     assert!(status["disks"][0]["missing"].is_null(), "{status:#}");
 }
@@ -61,11 +53,11 @@ fn what_is_cancelled_before_leaves_the_guest_and_nothing_else() {
     let more = [REST, &["--timeout", "1h"]].concat();
     let mut leaving = scene.leaves(&more);
     leaving.wait_progress();
-    assert_eq!(served(&scene)[0]["awaiting"], true);
+    assert_eq!(moving_disk::served(&scene.pair.source)[0]["awaiting"], true);
     leaving.interrupt();
     let _ = leaving.finish().ended(4, "cancelled");
     scene.load.goes_on(20);
-    assert_eq!(served(&scene), Vec::<Value>::new());
+    assert_eq!(moving_disk::served(&scene.pair.source), Vec::<Value>::new());
     let there = scene.there();
     holds("nothing is left there", || {
         !there.exists() && !images::map_of(&there).exists()

@@ -423,6 +423,13 @@ fn server_seeds() -> Vec<Vec<u8>> {
             (request(2, Class::Background), &[]),
         ]),
         say(&[(ask, &[]), (Frame::Ping { number: 3 }, &[])]),
+        say(&[(
+            Frame::AskHeld {
+                number: 8,
+                units: units(0, 10),
+            },
+            &[],
+        )]),
         say(&[
             (Frame::Finished { volume: 0 }, &[]),
             (request(9, Class::Demand), &[]),

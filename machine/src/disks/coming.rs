@@ -1,12 +1,13 @@
-//! What a guest's disk lacks that is served elsewhere: from when on that comes, how, and how much is missing.
+//! What a guest's disk lacks that is served elsewhere: from when on that comes, how, how much is missing, and what becomes of it
+//! when the guest moves on before all is here.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use block::copy::Standing;
 use block::on_demand::{OnDemand, Pull, Status, Supply};
 use block::stack::Stack;
-use control::instance::MissingStatus;
+use control::instance::{MissingFromStatus, MissingStatus};
 use control::job::{Job, JobKind, JobOutcome, JobProgress, JobResult, JobState};
 use control::on_demand::{OnDemandChange, PullPriority};
 use migration::MigrationId;
@@ -14,10 +15,24 @@ use migration::disk_bytes::{ClassBytes, ClassMeter, DiskBytes};
 use migration::observation::{Observation, Side};
 use migration::progress::LimitChange;
 use migration::units::Rate;
+use migration::vm::Behind;
 
 use crate::disks::changes::{Changes, NotChanged};
 use crate::disks::in_part::Terms;
+use crate::serving::chain::Chain;
 use crate::serving::gate::Gate;
+
+/// How long it may take until nothing is fetched any more, once nobody answers.
+const END: Duration = Duration::from_secs(10);
+
+/// Whether the guest is about to go on with its disk before that is whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Guest {
+    /// It is not: who serves the disk hears from here what is needed no more.
+    Stays,
+    /// It is, or has gone: they hear that from where it goes.
+    Leaves,
+}
 
 /// How what nobody asks for is had, once there is somebody to ask.
 pub(super) struct Pulling {
@@ -83,14 +98,17 @@ impl Pulling {
 
 /// What has the rest of a disk come, once it is told that the guest is here.
 pub(crate) struct Coming {
-    /// Where it is served.
+    /// Where it is served, or the newest of what it comes from is.
     pub(super) at: String,
     /// As whom it is asked for there, and by which it is told as a job here.
     pub(super) job: MigrationId,
     pub(super) layer: Weak<OnDemand>,
+    pub(super) chain: Weak<Chain>,
     /// The disk below that, to which is written what comes with the guest.
     pub(super) bare: Stack,
     pub(super) gate: Arc<Gate>,
+    /// Held by whoever acts on it.
+    pub(super) guest: Arc<Mutex<Guest>>,
     pub(super) changes: Changes,
     pub(super) terms: Arc<Mutex<Terms>>,
     pub(super) pulling: Arc<Pulling>,
@@ -104,6 +122,43 @@ impl Coming {
             layer.steering().set_bandwidth(rate);
         }
         self.gate.open();
+    }
+
+    fn set(&self, guest: Guest) {
+        *self.guest.lock().unwrap_or_else(PoisonError::into_inner) = guest;
+    }
+
+    /// The guest is about to go on: nobody is told from here that the disk is whole, until it [stays](Self::stay). What is missing
+    /// is fetched on.
+    pub(crate) fn leave(&self) {
+        self.set(Guest::Leaves);
+    }
+
+    /// The guest stays.
+    pub(crate) fn stay(&self) {
+        self.set(Guest::Stays);
+    }
+
+    /// The guest has gone: nothing is fetched any more, and what has come is durable.
+    pub(crate) fn end(&self) {
+        self.leave();
+        let (Some(layer), Some(chain)) = (self.layer.upgrade(), self.chain.upgrade()) else {
+            return;
+        };
+        chain.stop();
+        if !layer.end_fetching(END) {
+            tracing::warn!("what was being fetched of a disk does not end");
+        }
+        if let Err(error) = layer.finish() {
+            // It is fetched again, from where it came.
+            tracing::warn!(%error, "what has come of a disk is not durable");
+        }
+    }
+
+    /// Who has what is missing here, in the order in which they are to be asked.
+    pub(crate) fn behind(&self) -> Vec<Behind> {
+        let chain = self.chain.upgrade();
+        chain.map(|chain| chain.needed()).unwrap_or_default()
     }
 
     /// Changes how it is had; durable and in force when this returns.
@@ -175,7 +230,7 @@ impl Coming {
             state,
             to: Some(to),
             disk: Some(disk.to_owned()),
-            from: Some(self.at.clone()),
+            from: Some(self.from()),
             progress: JobProgress {
                 done_bytes: Some(status.fetched_bytes),
                 total_bytes: Some(status.fetched_bytes + status.missing_bytes),
@@ -204,18 +259,42 @@ impl Coming {
         })
     }
 
+    /// Where that is served which is missing.
+    fn from(&self) -> String {
+        let missing = self.chain.upgrade().map(|chain| chain.missing());
+        let addresses: Vec<_> = missing.iter().flatten().map(|from| &*from.at).collect();
+        match addresses.is_empty() {
+            true => self.at.clone(),
+            false => addresses.join(", "),
+        }
+    }
+
     /// What is missing, and from whom; `None` when nothing is, or the guest has ended.
     pub(crate) fn missing(&self) -> Option<MissingStatus> {
         let status = self.layer.upgrade()?.status();
-        (status.missing_bytes > 0).then(|| MissingStatus {
+        if status.missing_bytes == 0 {
+            return None;
+        }
+        let from = self.chain.upgrade()?.missing();
+        let why = match status.supply {
+            Supply::Comes => None,
+            Supply::Lost(why) | Supply::Wrong(why) | Supply::NotStored(why) => Some(why),
+        };
+        let addresses: Vec<_> = from.iter().map(|from| &*from.at).collect();
+        Some(MissingStatus {
             bytes: status.missing_bytes,
-            from: self.at.clone(),
+            from: addresses.join(", "),
+            sources: from
+                .iter()
+                .map(|from| MissingFromStatus {
+                    from: from.at.clone(),
+                    bytes: from.bytes,
+                    why: from.lost.clone(),
+                })
+                .collect(),
             on_source_loss: self.terms().on_source_loss,
             priority: self.pulling.state().wanted,
-            why: match status.supply {
-                Supply::Comes => None,
-                Supply::Lost(why) | Supply::Wrong(why) | Supply::NotStored(why) => Some(why),
-            },
+            why,
         })
     }
 }

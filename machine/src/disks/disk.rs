@@ -41,7 +41,7 @@ pub(crate) struct Disk {
     /// What is over its image while the content of the disk comes there.
     pub(super) seal: Seal,
     /// What has that part come.
-    pub(crate) coming: Option<Coming>,
+    pub(crate) coming: Option<Arc<Coming>>,
 }
 
 impl Disk {

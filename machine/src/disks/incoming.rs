@@ -16,7 +16,7 @@ use migration::disk_modes::DiskFormat;
 use migration::endpoint::Endpoint;
 use migration::journal::{FileJournal, Journal};
 use migration::observation::{Observation, Side};
-use migration::vm::{Served, VmResult, VolumeOffer, Wish};
+use migration::vm::{Behind, MOST_BEHIND, Served, VmResult, VolumeOffer, Wish};
 
 use crate::build::spec::{DiskSpec, MachineSpec};
 use crate::config::{DiskTarget, IncomingDisk};
@@ -157,7 +157,7 @@ impl Places {
             Wish::OnDemand | Wish::Travels | Wish::MayTravel => offer
                 .served
                 .as_ref()
-                .map(|served| served_by(id, served, format, paths))
+                .map(|served| served_by(id, (served, &offer.behind), format, paths))
                 .transpose()?,
         };
         Ok(Placement {
@@ -176,18 +176,44 @@ impl Places {
 /// Who serves disk `id`, as the map of its image here is to say it.
 fn served_by(
     id: &str,
-    served: &Served,
+    (served, behind): (&Served, &[Behind]),
     format: Format,
     paths: DiskPaths,
 ) -> Result<ServedBy, Observation> {
-    let no_server = |why: &str| {
-        refuse(format!(
-            "disk {id} cannot be fetched from {:?}: {why}",
-            served.at
-        ))
-    };
-    let address: Address = served
-        .at
+    check_served(id, (&served.at, &served.id), paths)?;
+    if behind.len() > MOST_BEHIND {
+        return Err(refuse(format!(
+            "disk {id} is to be fetched from {} hosts, and {} are the most: have it be whole before it moves on",
+            behind.len() + 1,
+            MOST_BEHIND + 1
+        )));
+    }
+    for Behind {
+        at, id: as_whom, ..
+    } in behind
+    {
+        check_served(id, (at, as_whom), paths)?;
+    }
+    Ok(ServedBy {
+        behind: behind.to_vec(),
+        format: format.name().to_owned(),
+        served_at: served.at.clone(),
+        migration: served.id.clone(),
+        secret: served.secret,
+        disk: id.to_owned(),
+        pull: served.pull,
+        on_source_loss: served.on_source_loss,
+    })
+}
+
+/// That disk `id` can be fetched from who serves it at `at`, as `as_whom`.
+fn check_served(
+    id: &str,
+    (at, as_whom): (&str, &str),
+    paths: DiskPaths,
+) -> Result<(), Observation> {
+    let no_server = |why: &str| refuse(format!("disk {id} cannot be fetched from {at:?}: {why}"));
+    let address: Address = at
         .parse()
         .map_err(|e: AddressError| no_server(&e.to_string()))?;
     if paths == DiskPaths::GivenHere && matches!(address, Address::Unix(_)) {
@@ -198,18 +224,10 @@ fn served_by(
     if Endpoint::numeric(address).is_none() {
         return Err(no_server("it is no address that needs no look-up"));
     }
-    if served.id.parse::<MigrationId>().is_err() {
+    if as_whom.parse::<MigrationId>().is_err() {
         return Err(no_server("its identifier is none"));
     }
-    Ok(ServedBy {
-        format: format.name().to_owned(),
-        served_at: served.at.clone(),
-        migration: served.id.clone(),
-        secret: served.secret,
-        disk: id.to_owned(),
-        pull: served.pull,
-        on_source_loss: served.on_source_loss,
-    })
+    Ok(())
 }
 
 /// The format that disk `id` gets, of what this host was told and what the source asks for.

@@ -39,6 +39,7 @@ use migration::wire::kind::MAX_SAMPLES;
 
 use crate::debug;
 use crate::disks::away::Away;
+use crate::disks::coming::Coming;
 pub(crate) use crate::disks::disk::Disk;
 use crate::disks::exclusive_opens::ExclusiveOpens;
 use crate::disks::in_part::Lack;
@@ -90,7 +91,9 @@ impl Disks {
             match lack {
                 None => {}
                 Some(Lack::InImage(other)) => lacking.push(Lacking::lay(&disk, other)?),
-                Some(Lack::Served(absent)) => disk.coming = Some(served::lay(&disk, absent)?),
+                Some(Lack::Served(absent)) => {
+                    disk.coming = Some(Arc::new(served::lay(&disk, absent)?));
+                }
             }
             disk.make_ring()?;
             all.push(disk);
@@ -116,6 +119,41 @@ impl Disks {
                 coming.begin(rate);
             }
         }
+    }
+
+    /// The guest is about to go on with those for which `leaves`, some of which may lack something: nobody is told from here that they
+    /// are whole, until it [stays](Self::stay).
+    ///
+    /// # Errors
+    /// `disk.in-part` when another one lacks something.
+    pub(crate) fn leave(&self, leaves: impl Fn(&str) -> bool) -> Result<(), Observation> {
+        let in_part = self
+            .iter()
+            .find(|disk| disk.is_in_part() && !leaves(&disk.id));
+        if let Some(disk) = in_part {
+            let id = &disk.id;
+            let message = format!(
+                "a part of disk {id} is not here yet: it moves on by --disks {id}=on-demand, or when that has come (vmm status \
+                 tells)"
+            );
+            return Err(Observation::new(Side::Source, "disk.in-part", message));
+        }
+        self.coming().for_each(|disk| disk.leave());
+        Ok(())
+    }
+
+    /// The guest stays.
+    pub(crate) fn stay(&self) {
+        self.coming().for_each(|disk| disk.stay());
+    }
+
+    /// The guest has gone with them: nothing of them is fetched here any more, and what has come is durable.
+    pub(crate) fn end_coming(&self) {
+        self.coming().for_each(|disk| disk.end());
+    }
+
+    fn coming(&self) -> impl Iterator<Item = Arc<Coming>> {
+        self.iter().filter_map(|disk| disk.coming.clone())
     }
 
     /// Those that lacked something when they were opened, for whoever has it come.

@@ -117,7 +117,15 @@ fn check_not_moved(disk: &DiskSource, image: &Image) -> Result<(), MachineError>
     if disk.owner == DiskOwner::AsTheMachine && marks::is_in_part(image.file()) {
         // Nobody can want it without what it lacks, which would be zeroes.
         return match goes_on(disk) {
-            Some(_) => Ok(()),
+            Some(folder) => match marks::why_left(image.file(), &journal_in(folder)?) {
+                None => Ok(()),
+                // Its guest has gone on since, and what it lacks is not its own any more.
+                Some(why) => Err(MachineError::StaleDisk {
+                    id: disk.id.clone(),
+                    path: disk.path.clone(),
+                    why,
+                }),
+            },
             None => Err(MachineError::DiskInPart {
                 id: disk.id.clone(),
                 path: disk.path.clone(),
@@ -147,6 +155,11 @@ fn goes_on(disk: &DiskSource) -> Option<&Path> {
     disk.journal.as_deref().filter(|_| may)
 }
 
+fn journal_in(folder: &Path) -> Result<FileJournal, MachineError> {
+    FileJournal::open(folder)
+        .map_err(|e| MachineError::Build("open the journal of migrations", io::Error::other(e)))
+}
+
 /// What the image lacks of its disk, which is claimed: `None` if it is the disk by itself.
 fn lack_of(disk: &DiskSource, image: &Image) -> Result<Option<Lack>, MachineError> {
     let comes = match disk.owner {
@@ -161,8 +174,7 @@ fn lack_of(disk: &DiskSource, image: &Image) -> Result<Option<Lack>, MachineErro
         in_part::remove_whole_map(image, &disk.path);
         return Ok(None);
     };
-    let journal = FileJournal::open(journal)
-        .map_err(|e| MachineError::Build("open the journal of migrations", io::Error::other(e)))?;
+    let journal = journal_in(journal)?;
     let lack = in_part::lack_of(image, &disk.path, comes, &journal, &disk.backing);
     lack.map(Some).map_err(|why| MachineError::DiskRest {
         id: disk.id.clone(),

@@ -22,7 +22,6 @@ use migration::journal::{FileJournal, Journal};
 use migration::observation::{Observation, Side};
 
 use crate::disks::Disk;
-use crate::disks::coming::Coming;
 use crate::disks::marks::Mark;
 use crate::disks::opened_image::{OpenedAs, OpenedImage};
 use crate::disks::write_limit::WriteLimit;
@@ -71,7 +70,7 @@ fn status_of(disk: &Disk) -> DiskStatus {
         },
         size_bytes: image.device().size(),
         read_only: image.device().read_only(),
-        missing: disk.coming.as_ref().and_then(Coming::missing),
+        missing: disk.coming.as_ref().and_then(|coming| coming.missing()),
     }
 }
 

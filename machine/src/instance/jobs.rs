@@ -8,7 +8,6 @@ use migration::observation::Observation;
 use migration::progress::LimitChange;
 
 use crate::disks::Disk;
-use crate::disks::coming::Coming;
 use crate::instance::running_move::RunningMove;
 use crate::instance::vm::{Core, Migration, Stage, refuse};
 
@@ -165,7 +164,7 @@ impl Steered<'_> {
         match self {
             Self::DiskMove(moving) => moving.pause(),
             Self::DiskPull(disk) => {
-                disk.coming.iter().for_each(Coming::pause);
+                disk.coming.iter().for_each(|coming| coming.pause());
                 Ok(())
             }
             Self::Migration(_) => Err(no_pause()),
@@ -176,7 +175,7 @@ impl Steered<'_> {
         match self {
             Self::DiskMove(moving) => moving.resume(),
             Self::DiskPull(disk) => {
-                disk.coming.iter().for_each(Coming::resume);
+                disk.coming.iter().for_each(|coming| coming.resume());
                 Ok(())
             }
             Self::Migration(_) => Err(no_pause()),

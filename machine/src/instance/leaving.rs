@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use control::instance::VmState;
 use control::passed::PassedFile;
-use migration::disk_modes::{self, DiskModes};
+use migration::disk_modes::{self, DiskMode, DiskModes};
 use migration::endpoint::Endpoint;
 use migration::journal::{FileJournal, Journal};
 use migration::observation::{Observation, Side};
@@ -106,7 +106,12 @@ impl VmInstance {
                 }
             });
         if let Err(e) = spawned {
-            self.lock().migration = None;
+            let mut core = self.lock();
+            core.migration = None;
+            if let Some(machine) = &core.machine {
+                machine.devices().disks.stay();
+            }
+            drop(core);
             return Err(Observation::from_error(
                 Side::Source,
                 "migration.thread",
@@ -137,7 +142,6 @@ impl VmInstance {
         if core.stopping || machine.ended() {
             return Err(wrong_state(VmState::Stopped));
         }
-        machine.devices().disks.all_here()?;
         if let Some(id) = machine.devices().disks.away().first() {
             let message = format!(
                 "disk {id} is in an overlay, from which a migration that failed could not bring it back: when the guest has \
@@ -148,6 +152,11 @@ impl VmInstance {
         let all = machine.spec().disks.iter().map(|disk| disk.id.as_str());
         let modes = disk_modes::modes(&request.disks, all)?;
         check_later(request, &modes, &machine.spec().disks)?;
+        let goes_later = |id: &str| {
+            let mode = modes.iter().find(|(disk, _)| disk == id);
+            mode.is_some_and(|(_, mode)| *mode == DiskMode::OnDemand)
+        };
+        machine.devices().disks.leave(goes_later)?;
         core.begin_migration(migration);
         Ok((machine, modes))
     }
@@ -169,12 +178,14 @@ impl VmInstance {
                 }
                 (Some(Outcome::HandoverUnknown(_)), _) => core.state = VmState::HandoverUnknown,
                 (Some(_), Some(machine)) => {
+                    machine.devices().disks.stay();
                     machine.leave_to_user();
                     core.state = running_state(machine);
                 }
                 (None, Some(machine)) if machine.paused_for(PauseReason::Migration) => {
                     core.state = VmState::HandoverUnknown;
                 }
+                (None, Some(machine)) => machine.devices().disks.stay(),
                 (_, _) => {}
             }
         }
@@ -241,7 +252,10 @@ impl VmInstance {
                 core.finish_migrated();
                 gone = core.machine.take();
             }
-            Ok(Resolution::NeverRan) => core.state = running_state(machine),
+            Ok(Resolution::NeverRan) => {
+                machine.devices().disks.stay();
+                core.state = running_state(machine);
+            }
             Err(_) => {}
         }
         let meanwhile = match &acted {

@@ -35,7 +35,7 @@ impl Core {
     pub(super) fn pulled_by(&self, id: &str) -> Option<Arc<Disk>> {
         let is_it = |coming: &Coming| coming.job().to_string() == id;
         self.pulled()
-            .find(|disk| disk.coming.as_ref().is_some_and(is_it))
+            .find(|disk| disk.coming.as_deref().is_some_and(is_it))
     }
 }
 

@@ -315,7 +315,7 @@ impl SourceDisks for MachineSource {
         let mut removed = Ok(());
         for (id, image) in marked {
             // Each, whatever comes of one.
-            removed = removed.and(marks::remove(image.file()).map_err(|e| of_mark(id, &e)));
+            removed = removed.and(marks::stays(image.file()).map_err(|e| of_mark(id, &e)));
         }
         removed
     }
@@ -380,6 +380,8 @@ impl SourceDisks for MachineSource {
     }
 
     fn hand_over_disks(&self) {
+        // Before anybody else reads the images.
+        self.machine.devices().disks.end_coming();
         self.machine.devices().disks.exclusive_opens().release();
         self.machine.devices().claims.release();
         self.machine.devices().disks.away().let_go();

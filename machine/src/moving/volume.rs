@@ -8,7 +8,7 @@ use block::layer::backlog::Backlog;
 use block::layer::tracker::{BLOCK, Generation};
 use migration::disk_bytes::SnapshotDisk;
 use migration::observation::{Observation, Side};
-use migration::vm::{BLOCK_SIZE, SourceVolume, VmResult, VolumeOffer, Wish};
+use migration::vm::{BLOCK_SIZE, Behind, SourceVolume, VmResult, VolumeOffer, Wish};
 
 use crate::disks::away::InOverlay;
 use crate::disks::content::DiskContent;
@@ -50,22 +50,33 @@ impl OutgoingVolume {
 }
 
 /// A disk of a machine whose content stays behind, to be fetched from there.
-pub(crate) struct LeftVolume(OutgoingVolume);
+pub(crate) struct LeftVolume {
+    volume: OutgoingVolume,
+    /// Who serves what is not here either.
+    behind: Vec<Behind>,
+}
 
 impl LeftVolume {
     /// Disk `id` of the machine; `None` when there is none.
     pub(crate) fn of(machine: &Arc<Machine>, id: &str) -> Option<Self> {
-        OutgoingVolume::of(machine, id, Wish::OnDemand).map(Self)
+        let coming = machine.devices().disks.find(id)?.coming.clone();
+        Some(Self {
+            volume: OutgoingVolume::of(machine, id, Wish::OnDemand)?,
+            behind: coming.map(|coming| coming.behind()).unwrap_or_default(),
+        })
     }
 }
 
 impl SourceVolume for LeftVolume {
     fn offer(&self) -> VolumeOffer {
-        self.0.offer()
+        VolumeOffer {
+            behind: self.behind.clone(),
+            ..self.volume.offer()
+        }
     }
 
     fn image(&self) -> Option<String> {
-        self.0.image()
+        self.volume.image()
     }
 
     fn take_changes(&self, _: &mut [u64]) -> VmResult<()> {
@@ -78,7 +89,10 @@ impl SourceVolume for LeftVolume {
     }
 
     fn read(&self, _: u64, _: &mut [u8]) -> VmResult<()> {
-        let message = format!("nothing of disk {} goes with its guest", self.0.content.id);
+        let message = format!(
+            "nothing of disk {} goes with its guest",
+            self.volume.content.id
+        );
         Err(Observation::new(Side::Source, "disk.read", message))
     }
 }
@@ -100,6 +114,7 @@ impl SourceVolume for OutgoingVolume {
             // What its user says of that is no matter of its own.
             format: None,
             served: None,
+            behind: Vec::new(),
         }
     }
 

@@ -141,11 +141,11 @@ impl<'a> Awaited<'a> {
             rules,
             ..
         } = self.what;
-        let opened = image::open(path, format, rules)?;
+        let opened = image::open(path, format, rules, journal)?;
         drop(claim);
-        let size = self.record.size;
+        let missing = opened.held();
         let served = ServedImage::new(opened, self.record, self.held);
-        served.note(Progress::Serving { missing: size })?;
+        served.note(Progress::Serving { missing })?;
         Ok(Waited::Gone(Box::new(served)))
     }
 }

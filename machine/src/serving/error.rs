@@ -66,6 +66,19 @@ pub enum ServeError {
         /// The image.
         path: PathBuf,
     },
+    /// Which part of its disk it holds cannot be told.
+    #[error("cannot serve an image that holds a part of its disk alone")]
+    InPart(#[source] Box<Observation>),
+    /// A part of its disk is elsewhere.
+    #[error(
+        "{} holds a part of its disk alone: vmm disk pull {} brings the rest, and vmm migrate serves such an image when its guest \
+         goes on",
+        path.display(), path.display()
+    )]
+    NotWhole {
+        /// The image.
+        path: PathBuf,
+    },
     /// There is no record.
     #[error("{} is not served, and was not", path.display())]
     NoRecord {
@@ -88,6 +101,7 @@ impl ServeError {
             Self::Served { .. } => "serve.in-use",
             Self::Needed { .. } => "serve.needed",
             Self::Stayed { .. } => "serve.stayed",
+            Self::InPart(_) | Self::NotWhole { .. } => "disk.in-part",
             Self::NoRecord { .. } => "serve.no-record",
             Self::Server(_) => "serve.failed",
         }
@@ -96,7 +110,7 @@ impl ServeError {
     /// The error and what explains it.
     pub fn observe(&self) -> Observation {
         match self {
-            Self::Server(cause) | Self::Debug(cause) => {
+            Self::Server(cause) | Self::Debug(cause) | Self::InPart(cause) => {
                 Observation::new(Side::Client, self.id(), self.to_string())
                     .caused_by((**cause).clone())
             }

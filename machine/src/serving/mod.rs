@@ -1,6 +1,7 @@
 //! A disk whose guest is elsewhere and has not got all of it: served here by a process of its own, asked for there.
 
 mod awaiting;
+pub(crate) mod chain;
 mod error;
 pub(crate) mod gate;
 pub(crate) mod here;

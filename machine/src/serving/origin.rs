@@ -79,6 +79,57 @@ impl PulledOrigin {
         }
     }
 
+    /// Which blocks the host has.
+    ///
+    /// # Errors
+    /// As for [`Origin::fetch`].
+    pub(crate) fn held(&self) -> Result<Allocation, OriginError> {
+        self.mapped(|units| self.client.held(units))
+    }
+
+    /// Whether the host has recorded that nothing is needed of it.
+    pub(crate) fn is_released(&self) -> bool {
+        self.client.is_released(0)
+    }
+
+    /// Why the host is not reached, if it is not.
+    pub(crate) fn lost(&self) -> Option<String> {
+        let lost = self.client.lost()?;
+        Some(lost.why.unwrap_or_else(|| PullError::Lost.to_string()))
+    }
+
+    /// Whether the host is reached.
+    pub(crate) fn is_up(&self) -> bool {
+        self.client.is_up()
+    }
+
+    /// Nothing comes any more, and the host is told nothing.
+    pub(crate) fn stop(&self) {
+        self.client.stop();
+    }
+
+    /// What is said of all blocks, a bit each, by `asked`.
+    fn mapped(
+        &self,
+        asked: impl Fn(Units) -> Result<Vec<u8>, PullError>,
+    ) -> Result<Allocation, OriginError> {
+        let allocation = Allocation::none(self.volume.size);
+        for units in Self::pieces(0..self.volume.size, MAX_MAPPED) {
+            let map = asked(units).map_err(|e| self.failed(e))?;
+            let bits = map.iter().enumerate().flat_map(|(at, byte)| {
+                let at = at as u64 * 8;
+                (0..8)
+                    .filter(move |bit| byte & 1 << bit != 0)
+                    .map(move |bit| at + bit)
+            });
+            for bit in bits {
+                let start = (units.first + bit) * BLOCK;
+                allocation.add(&(start..start + BLOCK));
+            }
+        }
+        Ok(allocation)
+    }
+
     /// The blocks of `bytes`, in pieces of `most`.
     fn pieces(bytes: std::ops::Range<u64>, most: u32) -> impl Iterator<Item = Units> {
         let blocks = bytes.start / BLOCK..bytes.end.div_ceil(BLOCK);
@@ -97,21 +148,7 @@ impl Origin for PulledOrigin {
     }
 
     fn allocation(&self) -> Result<Allocation, OriginError> {
-        let allocation = Allocation::none(self.volume.size);
-        for units in Self::pieces(0..self.volume.size, MAX_MAPPED) {
-            let map = self.client.data(units).map_err(|e| self.failed(e))?;
-            let bits = map.iter().enumerate().flat_map(|(at, byte)| {
-                let at = at as u64 * 8;
-                (0..8)
-                    .filter(move |bit| byte & 1 << bit != 0)
-                    .map(move |bit| at + bit)
-            });
-            for bit in bits {
-                let start = (units.first + bit) * BLOCK;
-                allocation.add(&(start..start + BLOCK));
-            }
-        }
-        Ok(allocation)
+        self.mapped(|units| self.client.data(units))
     }
 
     fn fetch(&self, offset: u64, into: &mut [u8], class: Class) -> Result<(), OriginError> {

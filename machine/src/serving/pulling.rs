@@ -13,6 +13,7 @@ use migration::source_loss::OnSourceLoss;
 use migration::transport::Connect;
 use migration::{Error, MigrationId, PullSecret};
 
+use super::chain::Chain;
 use super::here::Here;
 use super::origin::PulledOrigin;
 use super::record::ServingRecord;
@@ -115,6 +116,7 @@ pub fn begin(
         disk: record.disk.clone(),
         pull: DiskPull::Background,
         on_source_loss: OnSourceLoss::Pause,
+        behind: Vec::new(),
     };
     in_part::begin(path, &by, &allocation, journal)
 }
@@ -136,9 +138,15 @@ pub fn complete(
     let by = part.by();
     let map = part.map(path)?;
     let here = Here::as_in(map.present());
-    let connect = reach(served_at.unwrap_or(&by.served_at))?;
-    let of = (&*by.disk, part.size());
-    let origin = Arc::new(origin(connect, (part.id(), by.secret), of, here.clone())?);
+    let by = ServedBy {
+        served_at: served_at.unwrap_or(&by.served_at).to_owned(),
+        ..by.clone()
+    };
+    let of = (part.size(), part.lacks(path)?);
+    let failed = |e: Error| e.observe(Side::Client);
+    let (origin, gate) = Chain::new(&by, of, &here, &mut |at| reach(at), failed)?;
+    let origin = Arc::new(origin);
+    gate.open();
     let fetched_bytes = part.fill(path, map, origin.clone(), told, |disk| here.is(disk))?;
     let untold = origin.finish(PATIENCE).err().map(|e| e.to_string());
     in_part::remove_map(path);

@@ -107,6 +107,7 @@ mod tests {
 
     fn served(at: &str) -> ServedBy {
         ServedBy {
+            behind: Vec::new(),
             format: "raw".into(),
             served_at: at.into(),
             migration: "07".repeat(16),

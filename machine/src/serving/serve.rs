@@ -34,8 +34,8 @@ pub fn open(
     what: &ToServe<'_>,
     journal: &dyn Journal,
 ) -> Result<ServedImage, ServeError> {
-    let opened = image::open(what.image, what.format, what.rules)?;
-    let size = opened.image.device().size();
+    let opened = image::open(what.image, what.format, what.rules, journal)?;
+    let (size, missing) = (opened.size(), opened.held());
     let (record, held) = match records.find(what.image)? {
         Some(found) => {
             let (record, held) = go_on(records, found, what, size)?;
@@ -44,10 +44,16 @@ pub fn open(
                 (ServedWhen::GuestHasGone, _) => check_gone(what.image, held, journal)?,
             };
             let progress = match record.progress {
-                Progress::Awaiting => Progress::Serving { missing: size },
+                Progress::Awaiting => Progress::Serving { missing },
                 as_before => as_before,
             };
             (ServingRecord { progress, ..record }, held)
+        }
+        // Who would be its client is not told who has the rest.
+        None if opened.is_in_part() => {
+            return Err(ServeError::NotWhole {
+                path: what.image.to_owned(),
+            });
         }
         None => begin(records, what, size, ServedWhen::Now)?,
     };

@@ -88,6 +88,7 @@ mod tests {
             wish: crate::vm::Wish::Travels,
             format: None,
             served: None,
+            behind: Vec::new(),
         }
     }
 

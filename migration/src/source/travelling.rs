@@ -128,6 +128,13 @@ impl Travelling {
             let id = offer.id.clone();
             return Err(Error::NoDiskRests { id });
         }
+        let in_part = self.offers.iter().find(|offer| !offer.behind.is_empty());
+        if let Some(offer) = in_part
+            && !agreed.has(Capabilities::CHAIN)
+        {
+            let id = offer.id.clone();
+            return Err(Error::NoChain { id });
+        }
         let mut all = self.offers.iter().zip(&self.chosen);
         if let Some((offer, _)) = all.find(|(_, chosen)| !chosen.on_source_loss.is_pause())
             && !agreed.has(Capabilities::SOURCE_LOSS)

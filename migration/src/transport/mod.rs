@@ -136,6 +136,20 @@ pub trait Connect: Send + Sync {
     }
 }
 
+impl<C: Connect + ?Sized> Connect for Box<C> {
+    fn connect(&self, patience: Patience<'_>) -> io::Result<Box<dyn Connection>> {
+        (**self).connect(patience)
+    }
+
+    fn address(&self) -> String {
+        (**self).address()
+    }
+
+    fn is_within_host(&self) -> bool {
+        (**self).is_within_host()
+    }
+}
+
 /// Takes connections in.
 pub trait Listen: Send + Sync {
     /// The next connection; `None` when none came within `timeout`.

@@ -11,6 +11,6 @@ pub use destination::{DestinationDisks, DestinationMachine, DestinationMemory, D
 pub use source::{DirtyMemory, SourceDisks, SourceMachine, SourceVm};
 pub use terms::{HugePages, MachineDescription, RamRegion, Rehearsal, RunState, VmResult};
 pub use volume::{
-    BLOCK_SIZE, DestinationVolume, HeldBefore, RestOfVolume, Served, SourceVolume, TravellingDisk,
-    VolumeOffer, Wish,
+    BLOCK_SIZE, Behind, DestinationVolume, HeldBefore, MOST_BEHIND, RestOfVolume, Served,
+    SourceVolume, TravellingDisk, VolumeOffer, Wish,
 };

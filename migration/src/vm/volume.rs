@@ -33,6 +33,26 @@ pub struct VolumeOffer {
     /// where it is only asked whether that would work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub served: Option<Served>,
+    /// Who serves what the host lacks that it leaves on demand, in the order in which they are asked; at most
+    /// [`MOST_BEHIND`]. Absent where that has all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub behind: Vec<Behind>,
+}
+
+/// Most of those whom a disk's content is fetched from, beside the host that its guest has left last.
+pub const MOST_BEHIND: usize = 7;
+
+/// Who serves what those before it in the chain of a disk's sources lack.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Behind {
+    /// Where: `IP:PORT` or `unix:PATH`, as the host before it reaches it.
+    pub at: String,
+    /// What its client names, 32 hexadecimal digits.
+    pub id: String,
+    /// What only the client knows beside.
+    pub secret: PullSecret,
+    /// Identity of the disk there.
+    pub disk: String,
 }
 
 /// Where the content of a disk is served to the host that its guest has gone to, and as whom that asks for it.

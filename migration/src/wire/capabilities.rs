@@ -28,6 +28,8 @@ impl Capabilities {
     pub const ON_DEMAND: Self = Self(1 << 9);
     /// A destination keeps what an image held that a disk is written over, and compares blocks by their digests.
     pub const BLOCK_DIGESTS: Self = Self(1 << 10);
+    /// A destination takes a disk of which the host that it leaves lacks a part, and fetches that from where it is.
+    pub const CHAIN: Self = Self(1 << 11);
     /// A destination has a guest's requests fail, if its source wants that, for which whoever serves a disk is lost.
     pub const SOURCE_LOSS: Self = Self(1 << 13);
     /// A destination takes a disk of which a part goes with the guest, and fetches the rest when the guest runs there.
@@ -43,6 +45,7 @@ impl Capabilities {
             | Self::DISK_TERMS.0
             | Self::ON_DEMAND.0
             | Self::BLOCK_DIGESTS.0
+            | Self::CHAIN.0
             | Self::SOURCE_LOSS.0
             | Self::DISK_RESTS.0,
     );

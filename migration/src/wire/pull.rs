@@ -219,7 +219,21 @@ pub enum Frame {
         /// What was asked for.
         units: Units,
     },
-    /// The client's volume is whole and durable: nobody will ask for it again.
+    /// The client wants to know which units the server has, of a volume that is there in part.
+    AskHeld {
+        /// Number of the question.
+        number: u32,
+        /// Of which units.
+        units: Units,
+    },
+    /// Which units the server has, as bits as in [`Frame::Present`]; all others are asked of somebody else.
+    Held {
+        /// Number of the question.
+        number: u32,
+        /// What was asked for.
+        units: Units,
+    },
+    /// What the client lacks of what the server has is here and durable: nobody will ask for it again.
     Finished {
         /// Which.
         volume: u16,
@@ -255,13 +269,17 @@ const RELEASED: u16 = 9;
 const PING: u16 = 10;
 const PONG: u16 = 11;
 const REFUSED: u16 = 12;
+const ASK_HELD: u16 = 13;
+const HELD: u16 = 14;
 
 impl Frame {
     /// Bytes of its payload.
     pub fn payload(&self) -> usize {
         match self {
             Self::Volumes { len } | Self::Answer { len, .. } => *len as usize,
-            Self::Present(units) | Self::Data { units, .. } => map_len(units.count),
+            Self::Present(units) | Self::Data { units, .. } | Self::Held { units, .. } => {
+                map_len(units.count)
+            }
             _ => 0,
         }
     }
@@ -272,12 +290,14 @@ impl Frame {
             Self::Present(_)
             | Self::Request { .. }
             | Self::AskData { .. }
+            | Self::AskHeld { .. }
             | Self::Finished { .. }
             | Self::Ping { .. } => End::Client,
             Self::Volumes { .. }
             | Self::Answer { .. }
             | Self::Gone { .. }
             | Self::Data { .. }
+            | Self::Held { .. }
             | Self::Released { .. }
             | Self::Pong { .. }
             | Self::Refused(_) => End::Server,
@@ -334,6 +354,8 @@ impl PullHeader {
             Frame::Gone { number, why } => (GONE, number, none, why as u32),
             Frame::AskData { number, units } => (ASK_DATA, number, units, 0),
             Frame::Data { number, units } => (DATA, number, units, 0),
+            Frame::AskHeld { number, units } => (ASK_HELD, number, units, 0),
+            Frame::Held { number, units } => (HELD, number, units, 0),
             Frame::Finished { volume } => (FINISHED, 0, of(volume), 0),
             Frame::Released { volume } => (RELEASED, 0, of(volume), 0),
             Frame::Ping { number } => (PING, number, none, 0),
@@ -396,6 +418,8 @@ impl PullHeader {
             },
             (ASK_DATA, 0) => Frame::AskData { number, units },
             (DATA, 0) => Frame::Data { number, units },
+            (ASK_HELD, 0) => Frame::AskHeld { number, units },
+            (HELD, 0) => Frame::Held { number, units },
             (FINISHED, 0) => Frame::Finished { volume },
             (RELEASED, 0) => Frame::Released { volume },
             (PING, 0) => Frame::Ping { number },
@@ -424,7 +448,9 @@ impl PullHeader {
             Frame::Volumes { len } => *len <= MAX_LIST,
             Frame::Present(of)
             | Frame::AskData { units: of, .. }
-            | Frame::Data { units: of, .. } => units(of, MAX_MAPPED),
+            | Frame::Data { units: of, .. }
+            | Frame::AskHeld { units: of, .. }
+            | Frame::Held { units: of, .. } => units(of, MAX_MAPPED),
             Frame::Request { units: of, .. } => units(of, MAX_UNITS),
             Frame::Answer {
                 units: of,

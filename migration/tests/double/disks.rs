@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use migration::observation::{Observation, Side};
 use migration::vm::{
-    BLOCK_SIZE, DestinationVolume, HeldBefore, RestOfVolume, SourceVolume, VmResult, VolumeOffer,
-    Wish,
+    BLOCK_SIZE, Behind, DestinationVolume, HeldBefore, RestOfVolume, SourceVolume, VmResult,
+    VolumeOffer, Wish,
 };
 
 /// What is done with a disk while it travels.
@@ -30,6 +30,7 @@ pub enum Operation {
 pub struct MemoryDisk {
     id: String,
     pub wish: Mutex<Wish>,
+    pub behind: Mutex<Vec<Behind>>,
     content: Mutex<Content>,
     /// Reads and writes fail.
     pub broken: AtomicBool,
@@ -82,6 +83,7 @@ impl MemoryDisk {
         Arc::new(Self {
             id: id.into(),
             wish: Mutex::default(),
+            behind: Mutex::default(),
             content: Mutex::new(Content {
                 bytes: vec![0; size],
                 allocated: vec![false; size / SECTOR],
@@ -267,6 +269,7 @@ impl SourceVolume for MemoryDisk {
             wish: *self.wish.lock().unwrap(),
             format: None,
             served: None,
+            behind: self.behind.lock().unwrap().clone(),
         }
     }
 

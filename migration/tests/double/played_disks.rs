@@ -35,6 +35,7 @@ pub fn offer(id: &str, size: u64) -> VolumeOffer {
         wish: Wish::Travels,
         format: None,
         served: None,
+        behind: Vec::new(),
     }
 }
 

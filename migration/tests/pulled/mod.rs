@@ -69,6 +69,8 @@ pub struct Store {
     pub fails: AtomicBool,
     pub cannot_record: AtomicBool,
     pub released: AtomicBool,
+    /// Units that are elsewhere.
+    pub lacks: Mutex<Vec<u64>>,
 }
 
 pub fn refused(what: &str) -> Observation {
@@ -78,6 +80,10 @@ pub fn refused(what: &str) -> Observation {
 impl PullSource for Store {
     fn volume(&self) -> PulledVolume {
         volume()
+    }
+
+    fn holds(&self, unit: u64) -> bool {
+        !self.lacks.lock().unwrap().contains(&unit)
     }
 
     fn data(&self, range: Range<u64>) -> VmResult<Vec<Range<u64>>> {

@@ -6,9 +6,9 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::moving_disk::Scene;
+use super::moving_disk::{self, Scene};
 use super::wait::PATIENCE;
-use super::{Guest, Migration, Vms, eventually, kill};
+use super::{Guest, Migration, Vms, crash, eventually};
 use crate::Host;
 use crate::process::Process;
 
@@ -18,6 +18,9 @@ pub const LISTEN: &str = "127.0.0.1:0";
 pub const ON_DEMAND: &[&str] = &["--disks", "data=on-demand"];
 /// And nothing that it does not ask for.
 pub const NOT_BY_ITSELF: &[&str] = &["--disks", "data=on-demand,pull=off"];
+
+/// Where nobody else listens or connects from, so that a port there is free when its server has been killed.
+pub const SERVED_AT: &[&str] = &["--serve-at", "127.77.1.1:0"];
 
 /// What an image holds.
 ///
@@ -103,7 +106,8 @@ impl Leaving {
     /// The guest goes; its report.
     #[track_caller]
     pub fn goes(&mut self, address: &str, how: &[&str]) -> Value {
-        let report = Migration::start(self.here(), "guest", address, how)
+        let how = [how, SERVED_AT].concat();
+        let report = Migration::start(self.here(), "guest", address, &how)
             .finish()
             .completed();
         self.scene
@@ -115,16 +119,13 @@ impl Leaving {
     /// What is recorded of images that are served here.
     #[track_caller]
     pub fn served(&self) -> Vec<Value> {
-        let run = self.here().vmm(["disk", "serve", "--list", "--json"]);
-        run.success().json_lines()
+        moving_disk::served(self.here())
     }
 
     /// What is missing there.
     #[track_caller]
     pub fn missing(&self) -> Option<Value> {
-        let status = self.destination().status("guest");
-        let missing = status["disks"][0]["missing"].clone();
-        (!missing.is_null()).then_some(missing)
+        moving_disk::missing(self.destination())
     }
 
     /// What is missing there, which is something.
@@ -151,10 +152,8 @@ impl Leaving {
     /// Ends that as a crash does.
     #[track_caller]
     pub fn kills_server(&self) {
-        kill(self.server());
-        eventually("nobody serves it", || {
-            self.served()[0]["pid"].is_null().then_some(())
-        });
+        crash(self.server());
+        assert!(self.served()[0]["pid"].is_null());
     }
 
     /// Serves it again by the same command, which `change` changes.
@@ -166,8 +165,9 @@ impl Leaving {
         let again = ["disk", "serve", &image, "--listen", listen, "--id", "data"];
         let mut command = self.here().command(again);
         change(&mut command);
-        let server = self.here().start(command);
+        let mut server = self.here().start(command);
         eventually("it is served again", || {
+            assert!(server.is_running(), "{}", server.stderr());
             self.served()[0]["pid"].is_u64().then_some(())
         });
         server
@@ -186,10 +186,6 @@ impl Leaving {
         eventually("the disk is whole", || {
             self.missing().is_none().then_some(())
         });
-        eventually("its server is told so", || {
-            let served = self.served();
-            let is_over = served[0]["released"] == true && served[0]["pid"].is_null();
-            is_over.then_some(())
-        });
+        moving_disk::is_released(self.here());
     }
 }

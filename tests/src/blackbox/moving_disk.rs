@@ -204,6 +204,31 @@ pub fn holds_its_content(raw: &Path) {
     assert!(bytes[range].iter().all(|byte| *byte == 0xc7));
 }
 
+/// What is recorded of images that are served at `host`.
+#[track_caller]
+pub fn served(host: &Host) -> Vec<Value> {
+    let run = host.vmm(["disk", "serve", "--list", "--json"]);
+    run.success().json_lines()
+}
+
+/// What is missing of the disk of the guest at `host`.
+#[track_caller]
+pub fn missing(host: &Host) -> Option<Value> {
+    let status = host.status("guest");
+    let missing = status["disks"][0]["missing"].clone();
+    (!missing.is_null()).then_some(missing)
+}
+
+/// Waits until the client of the one image that is served at `host` has said that it is whole, and nobody serves it any more.
+#[track_caller]
+pub fn is_released(host: &Host) {
+    eventually("its server is told so", || {
+        let served = served(host);
+        let is_over = served[0]["released"] == true && served[0]["pid"].is_null();
+        is_over.then_some(())
+    });
+}
+
 /// A guest whose disk is under a load, every change of which is known.
 pub struct Load {
     /// The guest's console.

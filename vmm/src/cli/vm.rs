@@ -89,7 +89,9 @@ fn describe(status: &VmStatus, output: Output) {
             disk.id, disk.path
         ));
         if let Some(missing) = &disk.missing {
-            output.line(format!("           {}", missing_told(missing)));
+            for line in missing_told(missing) {
+                output.line(format!("           {line}"));
+            }
         }
     }
     if let Some(listen) = listen {

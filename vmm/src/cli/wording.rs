@@ -17,27 +17,39 @@ pub(crate) fn state_name(state: VmState) -> &'static str {
     }
 }
 
-/// What of a disk is missing, from whom, and what that means for the guest.
-pub(super) fn missing(missing: &MissingStatus) -> String {
+/// What of a disk is missing, a line for each host that has some of it, and what that means for the guest.
+pub(super) fn missing(missing: &MissingStatus) -> Vec<String> {
     let MissingStatus {
         bytes,
         from,
+        sources,
         on_source_loss,
         priority,
         why,
     } = missing;
-    let bytes = human_bytes(*bytes as f64);
-    let mut text = format!("waiting for {from}: {bytes} missing");
-    if let Some(why) = why {
-        text.push_str(&format!(" ({why})"));
+    let mut lines: Vec<_> = match &sources[..] {
+        // Of one source the layer knows best; and an earlier version tells of no other.
+        [] | [_] => vec![waiting_for(from, *bytes, why.as_deref())],
+        sources => sources
+            .iter()
+            .map(|source| waiting_for(&source.from, source.bytes, source.why.as_deref()))
+            .collect(),
+    };
+    if let Some(last) = lines.last_mut() {
+        if !priority.is_background() {
+            last.push_str(&format!(", pull {priority}"));
+        }
+        if !on_source_loss.is_pause() {
+            last.push_str(&format!(", on source loss {on_source_loss}"));
+        }
     }
-    if !priority.is_background() {
-        text.push_str(&format!(", pull {priority}"));
-    }
-    if !on_source_loss.is_pause() {
-        text.push_str(&format!(", on source loss {on_source_loss}"));
-    }
-    text
+    lines
+}
+
+fn waiting_for(from: &str, bytes: u64, why: Option<&str>) -> String {
+    let bytes = human_bytes(bytes as f64);
+    let why = why.map_or(String::new(), |why| format!(" ({why})"));
+    format!("waiting for {from}: {bytes} missing{why}")
 }
 
 /// How a VM ended, in words.

@@ -23,6 +23,12 @@ use super::bits::{BLOCK, Bits, touched};
 /// Blocks of which it is known that requests wait for them. Should there be more, whoever waits is told of every arrival.
 const MOST_AWAITED: usize = 1 << 16;
 
+/// Blocks that are looked at at once for one that can be had.
+const MOST_LOOKED_AT: usize = 4096;
+
+/// Whether a block cannot be had now, as is known.
+pub(super) type IsAway<'a> = &'a dyn Fn(u64) -> bool;
+
 /// Who has a block in hand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Hand {
@@ -219,28 +225,46 @@ impl Blocks {
         awaited
     }
 
-    /// The next block for which a request waits; whoever is given it asks for it.
-    pub(super) fn next_demand(&self) -> Option<Run> {
+    /// The next block for which a request waits, of those that are not away if there are any; whoever is given it asks for it.
+    pub(super) fn next_demand(&self, is_away: IsAway<'_>) -> Option<Run> {
         let mut hands = self.hands();
-        loop {
-            let block = hands.demands.pop_front()?;
-            if !self.present.is_set(block) && !hands.of.contains_key(&block) {
-                return Some(hands.take(block..block + 1));
-            }
+        let hands = &mut *hands;
+        let of = &hands.of;
+        let is_wanted = |block: &u64| !self.present.is_set(*block) && !of.contains_key(block);
+        while hands.demands.front().is_some_and(|it| !is_wanted(it)) {
+            hands.demands.pop_front();
         }
+        let mut looked_at = hands.demands.iter().take(MOST_LOOKED_AT);
+        let found = looked_at.position(|block| is_wanted(block) && !is_away(*block));
+        let block = hands.demands.remove(found.unwrap_or(0))?;
+        Some(hands.take(block..block + 1))
     }
 
-    /// The next blocks, at most `most`, that nobody asked for yet; whoever is given them asks for them.
-    pub(super) fn next_background(&self, most: u64) -> Option<Run> {
+    /// The next blocks, at most `most`, that nobody asked for yet, of those that are not away if there are any near; whoever is given
+    /// them asks for them.
+    pub(super) fn next_background(&self, most: u64, is_away: IsAway<'_>) -> Option<Run> {
         let mut hands = self.hands();
         let all = self.present.len();
         let from = hands.cursor;
-        let first = [from..all, 0..from]
-            .into_iter()
-            .find_map(|range| self.next_free(&hands, range))?;
+        let free_from = |from: u64| {
+            let mut ranges = [from..all, 0..from].into_iter();
+            ranges.find_map(|range| self.next_free(&hands, range))
+        };
+        let mut first = free_from(from)?;
+        for _ in 0..MOST_LOOKED_AT {
+            if !is_away(first) {
+                break;
+            }
+            first = free_from(first + 1)?;
+        }
         let mut end = first + 1;
         let limit = all.min(first + most);
-        while end < limit && !self.present.is_set(end) && !hands.of.contains_key(&end) {
+        let goes_along = |block| is_away(block) == is_away(first);
+        while end < limit
+            && !self.present.is_set(end)
+            && !hands.of.contains_key(&end)
+            && goes_along(end)
+        {
             end += 1;
         }
         hands.cursor = end;

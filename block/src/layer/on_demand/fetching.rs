@@ -198,12 +198,16 @@ impl Fetching {
         Alive(Arc::clone(self))
     }
 
+    fn is_away(&self, block: u64) -> bool {
+        self.origin.is_away(block * BLOCK)
+    }
+
     /// The life of a thread for what requests wait for.
     pub(super) fn serve_demands(&self) {
         let mut buffer = Vec::new();
         let mut rest = FIRST_REST;
         while let Some(seen) = self.news() {
-            let Some(run) = self.blocks.next_demand() else {
+            let Some(run) = self.blocks.next_demand(&|block| self.is_away(block)) else {
                 self.wait_for_news(seen);
                 continue;
             };
@@ -238,7 +242,10 @@ impl Fetching {
                 Ok(false) => continue,
                 Err(_cancelled) => return,
             }
-            let Some(run) = self.blocks.next_background(RUN) else {
+            let Some(run) = self
+                .blocks
+                .next_background(RUN, &|block| self.is_away(block))
+            else {
                 self.wait_for_news(seen);
                 continue;
             };
@@ -345,6 +352,7 @@ impl Fetching {
         }
         let disk = self.image.identity();
         match supply {
+            _ if !self.standing.is_to_be_logged() => {}
             Supply::Comes => tracing::info!(%disk, "what is missing of the disk comes again"),
             Supply::Lost(why) | Supply::Wrong(why) | Supply::NotStored(why) => {
                 tracing::warn!(%disk, why, "what is missing of the disk does not come");

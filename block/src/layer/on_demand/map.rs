@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::bits::{BLOCK, Bits};
-use super::map_format::{self, About, PIECE, WORDS, Words};
+use super::map_format::{self, About, PAGE, PIECE, WORDS, Words};
 use super::origin::Allocation;
 use crate::{BlockDevice, Buffer, Durability, Error, Result};
 
@@ -201,6 +201,31 @@ impl PresenceMap {
     pub fn present(&self) -> Vec<bool> {
         let blocks = 0..self.durable.len();
         blocks.map(|block| self.durable.is_set(block)).collect()
+    }
+
+    /// Whether a block is here, as far as that is durable; what is none of the disk is.
+    pub fn has(&self, block: u64) -> bool {
+        self.durable.is_set(block)
+    }
+
+    /// Makes it durable that these blocks are here.
+    ///
+    /// # Errors
+    /// When the storage does not confirm it: a part of that may be durable.
+    pub fn set(&self, blocks: impl Iterator<Item = u64>) -> Result<()> {
+        let mut pages = self.pages();
+        let bits = Bits::new(self.durable.len());
+        let words = 0..self.durable.len().div_ceil(64);
+        words.for_each(|index| bits.set_word(index, self.durable.word(index)));
+        let mut changed = std::collections::BTreeSet::new();
+        for block in blocks.filter(|block| bits.set(*block)) {
+            changed.insert(block / PAGE);
+        }
+        let snapshots: Vec<_> = changed
+            .iter()
+            .map(|page| Snapshot::of(*page, &bits))
+            .collect();
+        self.store(&mut pages, &snapshots)
     }
 
     /// The bits that are durable.

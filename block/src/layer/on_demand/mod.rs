@@ -218,6 +218,13 @@ impl OnDemand {
         Ok(())
     }
 
+    /// Fetches nothing any more, for nobody, from here on; whether all has ended that was being fetched, which it is waited for at
+    /// most so long. An origin that answers soon is the caller's matter.
+    pub fn end_fetching(&self, patience: Duration) -> bool {
+        self.fetching.stop();
+        self.fetching.wait_ended(0, patience)
+    }
+
     /// Makes durable all that is here, and that it is here; how many bytes are missing.
     ///
     /// # Errors

@@ -161,10 +161,15 @@ impl Scene {
 
     fn begin(&mut self, does: Does) -> At {
         match does {
-            Does::Background(_) => self.blocks.next_background(8).map_or(At::Done, At::Asked),
+            Does::Background(_) => self
+                .blocks
+                .next_background(8, &|_| false)
+                .map_or(At::Done, At::Asked),
             Does::Demands(_) => {
                 self.asked = false;
-                self.blocks.next_demand().map_or(At::Ready, At::Asked)
+                self.blocks
+                    .next_demand(&|_| false)
+                    .map_or(At::Ready, At::Asked)
             }
             Does::WritesWhole(_) => self.change(0..BLOCK),
             Does::WritesPart => self.change(BLOCK / 2..BLOCK),

@@ -54,6 +54,11 @@ pub trait Origin: Send + Sync {
     /// `into` holds anything then.
     fn fetch(&self, offset: u64, into: &mut [u8], class: Class) -> Result<(), OriginError>;
 
+    /// Whether it is known that the block of byte `offset` cannot be had now, so that others are asked for first. Answered at once.
+    fn is_away(&self, _offset: u64) -> bool {
+        false
+    }
+
     /// Receives what may be called when an origin that was lost can be asked again, so that it is at once; others are
     /// asked again after a while.
     fn tell_return(&self, returned: Arrived) {

@@ -3,6 +3,9 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+/// How often it is logged at most whether anything comes.
+const LOGGED: Duration = Duration::from_secs(5);
+
 /// Whether what is missing comes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Supply {
@@ -52,6 +55,8 @@ struct State {
     /// Since when the origin is lost, or wrong.
     lost_since: Option<Instant>,
     on_loss: OnLoss,
+    /// When it was logged last.
+    logged: Option<Instant>,
 }
 
 impl State {
@@ -74,6 +79,7 @@ impl Standing {
             supply: Supply::Comes,
             lost_since: None,
             on_loss,
+            logged: None,
         }))
     }
 
@@ -103,6 +109,16 @@ impl Standing {
     /// For how long the origin has been lost, or wrong.
     pub(super) fn lost_for(&self) -> Option<Duration> {
         self.state().lost_since.map(|since| since.elapsed())
+    }
+
+    /// Whether that is to be logged: where a part of the disk can be had and another one cannot, it changes with every block.
+    pub(super) fn is_to_be_logged(&self) -> bool {
+        let mut state = self.state();
+        let is_due = state.logged.is_none_or(|at| at.elapsed() >= LOGGED);
+        if is_due {
+            state.logged = Some(Instant::now());
+        }
+        is_due
     }
 
     pub(super) fn set_on_loss(&self, on_loss: OnLoss) {

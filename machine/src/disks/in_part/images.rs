@@ -14,7 +14,8 @@ use migration::observation::Observation;
 
 use super::filling::fill;
 use super::image_file;
-use super::map_file::{self, FoundMap, Note, failed, in_part, remove_map};
+use super::map_file::{self, FoundMap, Note, failed, in_part};
+use super::removal::remove_map;
 use crate::disks::marks::{self, Mark};
 
 /// What was done to make an image whole.

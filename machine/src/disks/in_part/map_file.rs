@@ -13,6 +13,7 @@ use migration::PullSecret;
 use migration::disk_modes::DiskPull;
 use migration::observation::{Observation, Side};
 use migration::source_loss::OnSourceLoss;
+use migration::vm::Behind;
 use serde::{Deserialize, Serialize};
 
 /// What is added to the name of an image for that of its map.
@@ -49,6 +50,9 @@ pub struct ServedBy {
     /// What requests for what is missing do while whoever serves it is lost.
     #[serde(default, skip_serializing_if = "OnSourceLoss::is_pause")]
     pub on_source_loss: OnSourceLoss,
+    /// Who serves what is lacking there, too, in the order in which they are asked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub behind: Vec<Behind>,
 }
 
 /// Who has what a disk lacks.
@@ -77,6 +81,16 @@ impl Note {
 }
 
 impl ServedBy {
+    /// The first of those that are asked.
+    pub(crate) fn first(&self) -> Behind {
+        Behind {
+            at: self.served_at.clone(),
+            id: self.migration.clone(),
+            secret: self.secret,
+            disk: self.disk.clone(),
+        }
+    }
+
     /// As bytes; nothing if they are more than a map takes.
     pub(super) fn encode(&self) -> Option<Vec<u8>> {
         encode(self)
@@ -179,7 +193,11 @@ impl MapFile {
     /// # Errors
     /// `disk.map` when it cannot be made.
     pub fn create(image: &Path, size: u64) -> Result<Self, Observation> {
-        let path = map_path(image);
+        Self::create_at(map_path(image), size)
+    }
+
+    /// As that, at `path`.
+    pub(super) fn create_at(path: PathBuf, size: u64) -> Result<Self, Observation> {
         let made = || {
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -218,10 +236,9 @@ impl MapFile {
     }
 }
 
-/// Removes the map of the image at `path`, which is whole or gone.
-pub fn remove_map(path: &Path) {
-    let map = map_path(path);
-    match fs::remove_file(&map) {
+/// Removes the file of a map, if there is one.
+pub(super) fn remove(map: &Path) {
+    match fs::remove_file(map) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::warn!(%error, path = %map.display(), "a presence map that is of no more use is left");
         }

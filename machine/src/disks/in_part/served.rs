@@ -15,7 +15,9 @@ use migration::observation::Observation;
 
 use super::filling::fill;
 use super::image_file;
+use super::lacks;
 use super::map_file::{self, FoundMap, MapFile, Rest, ServedBy, failed, in_part, map_path, refuse};
+use super::removal::remove_map;
 use crate::disks::marks::{self, Mark};
 use crate::disks::target::{Target, Wanted};
 
@@ -70,7 +72,7 @@ pub fn begin(
     let mapped = make_map(path, by, id, allocation).map(drop);
     if mapped.is_err() {
         passed.discard(journal);
-        map_file::remove_map(path);
+        remove_map(path);
     }
     mapped
 }
@@ -88,7 +90,7 @@ pub(crate) fn begin_arriving(
 ) -> Result<(), Observation> {
     let all = Allocation::none(size);
     all.add(&(0..size));
-    make_map(path, by, id, &all).inspect_err(|_| map_file::remove_map(path))
+    make_map(path, by, id, &all).inspect_err(|_| remove_map(path))
 }
 
 fn make_map(
@@ -97,6 +99,7 @@ fn make_map(
     id: MigrationId,
     allocation: &Allocation,
 ) -> Result<(), Observation> {
+    lacks::create(path, by, id, allocation.size())?;
     let file = MapFile::create(path, allocation.size())?;
     let storage = RawImage::open(file.path(), Access::ReadWrite, Content::Container);
     let storage = storage.map_err(|e| failed(path, &e))?;
@@ -114,7 +117,6 @@ fn make_map(
 /// An image that is here in part, and its map.
 pub(crate) struct ServedPart {
     by: ServedBy,
-    id: MigrationId,
     size: u64,
     storage: Arc<dyn BlockDevice>,
     image: Option<(Image, Claim)>,
@@ -131,7 +133,11 @@ impl ServedPart {
         let id = id_of(path, &found.rest)?;
         let is_arriving = {
             let image = RawImage::open(path, Access::ReadOnly, Content::Container);
-            found.is_of(&image.map_err(failed)?, id, Comes::Here, journal)
+            let image = image.map_err(failed)?;
+            if let Some(why) = marks::why_left(&image, journal) {
+                return Err(in_part(path, why));
+            }
+            found.is_of(&image, id, Comes::Here, journal)
         };
         let FoundMap {
             storage,
@@ -157,7 +163,6 @@ impl ServedPart {
         };
         Ok(Self {
             by,
-            id,
             size: about.disk,
             storage,
             image,
@@ -167,11 +172,6 @@ impl ServedPart {
     /// Who serves the rest.
     pub(crate) fn by(&self) -> &ServedBy {
         &self.by
-    }
-
-    /// The identifier under which that is served.
-    pub(crate) fn id(&self) -> MigrationId {
-        self.id
     }
 
     /// Bytes of the disk.
@@ -185,6 +185,14 @@ impl ServedPart {
     /// `disk.in-part` when the map cannot be read.
     pub(crate) fn map(&self, path: &Path) -> Result<PresenceMap, Observation> {
         PresenceMap::open(self.storage.clone(), self.size).map_err(|e| failed(path, &e))
+    }
+
+    /// What each of its sources but the last one lacks.
+    ///
+    /// # Errors
+    /// As [`ServedPart::map`].
+    pub(crate) fn lacks(&self, path: &Path) -> Result<Vec<PresenceMap>, Observation> {
+        lacks::open(path, &self.by, self.size)
     }
 
     /// Has all come that `map` lacks, from `origin`; how many bytes came. It is an image as any other then.
@@ -226,8 +234,26 @@ pub(crate) enum Comes {
 /// What is served of a disk that a guest is to use, and what of it is here.
 pub(crate) struct Absent {
     pub(crate) by: ServedBy,
-    pub(crate) id: MigrationId,
     pub(crate) map: PresenceMap,
+    /// What each of its sources but the last one lacks.
+    pub(crate) lacks: Vec<PresenceMap>,
+}
+
+/// Which blocks of a disk of `size` bytes are in `image`, which lies at `path` and nobody changes any more; `None` where all are.
+///
+/// # Errors
+/// `disk.in-part` when that cannot be told, as its map is gone or damaged, or is of another image.
+pub(crate) fn held_of(
+    (image, size): (&RawImage, u64),
+    path: &Path,
+    journal: &dyn Journal,
+) -> Result<Option<Vec<bool>>, Observation> {
+    if !marks::is_in_part(image) {
+        return Ok(None);
+    }
+    let found = map_file::find(path)?.served(path)?;
+    let absent = found.absent((image, size), path, Comes::Here, journal)?;
+    Ok(Some(absent.map.present()))
 }
 
 impl FoundMap<ServedBy> {
@@ -273,10 +299,11 @@ impl FoundMap<ServedBy> {
             return Err(in_part(path, why.into()));
         }
         let map = PresenceMap::open(self.storage, size).map_err(|e| failed(path, &e))?;
+        let lacks = lacks::open(path, &self.rest, size)?;
         Ok(Absent {
             by: self.rest,
-            id,
             map,
+            lacks,
         })
     }
 }

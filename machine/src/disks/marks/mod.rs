@@ -258,6 +258,14 @@ pub(crate) fn set_terms(image: &RawImage, terms: &[u8]) -> block::Result<()> {
     image.set_mark(TERMS, terms).map(drop)
 }
 
+/// The guest stays, whatever its image says: it does not leave it. One that holds a part of its disk alone says so on.
+pub(crate) fn stays(image: &RawImage) -> block::Result<()> {
+    match is_in_part(image) {
+        true => image.remove_mark(LEAVING),
+        false => remove(image),
+    }
+}
+
 /// Whether the image may hold a part of a disk alone, of which the rest is in the one that it left.
 pub(crate) fn is_in_part(image: &RawImage) -> bool {
     let mark = read(image, ARRIVING).and_then(Result::ok);
@@ -353,9 +361,13 @@ pub(crate) fn whereabouts(image: &RawImage, journal: &dyn Journal) -> Whereabout
         return match arriving.map(|mark| (arrival(&mark, journal), mark.migration)) {
             // It was the disk, and its host ended before it could say so.
             Ok((Arrival::Came, _)) => Whereabouts::Here,
-            Ok((Arrival::InPart, _)) => Whereabouts::Unknown(
-                "it is the disk, but a part of that is where it was moved from".into(),
-            ),
+            // Its guest may have gone on since.
+            Ok((Arrival::InPart, _)) => match left(image, journal) {
+                Whereabouts::Here => Whereabouts::Unknown(
+                    "it is the disk, but a part of that is where it was moved from".into(),
+                ),
+                elsewhere => elsewhere,
+            },
             Ok((Arrival::Never(Of::DiskMove | Of::DiskOnDemand), _)) => Whereabouts::Unknown(
                 "a disk was being moved to it, which did not come to its end: it holds a part of that disk".into(),
             ),
@@ -373,6 +385,20 @@ pub(crate) fn whereabouts(image: &RawImage, journal: &dyn Journal) -> Whereabout
             Err(why) => Whereabouts::Unknown(format!("its mark cannot be read: {why}")),
         };
     }
+    left(image, journal)
+}
+
+/// Why the guest may be elsewhere whose disk has a part, or all, in `image`, as the mark of leaving and `journal` say; `None` where
+/// it is not.
+pub(crate) fn why_left(image: &RawImage, journal: &dyn Journal) -> Option<String> {
+    match left(image, journal) {
+        Whereabouts::Here => None,
+        Whereabouts::Gone(why) | Whereabouts::Unknown(why) => Some(why),
+    }
+}
+
+/// Where the guest's disk is, as far as the mark of leaving and `journal` tell.
+fn left(image: &RawImage, journal: &dyn Journal) -> Whereabouts {
     let mark = match read(image, LEAVING) {
         None => return Whereabouts::Here,
         Some(Err(why)) => return Whereabouts::Unknown(format!("its mark cannot be read: {why}")),
@@ -434,7 +460,9 @@ pub(crate) fn is_abandoned(image: &RawImage, journal: &dyn Journal) -> bool {
 pub(crate) fn why_needed(image: &RawImage, journal: &dyn Journal) -> Option<String> {
     let arriving = read(image, ARRIVING).and_then(Result::ok);
     match arriving.map(|mark| arrival(&mark, journal)) {
-        Some(Arrival::InPart) => return Some("a part of a disk is nowhere else".into()),
+        Some(Arrival::InPart) if why_left(image, journal).is_none() => {
+            return Some("a part of a disk is nowhere else".into());
+        }
         Some(Arrival::InChain(why)) => return Some(why),
         _ => {}
     }

@@ -158,6 +158,53 @@ fn an_image_whose_guest_came_first_is_in_part_from_the_commit_on() {
     assert!(!is_in_part(&image) && !mark.is_arriving_on(&image));
 }
 
+/// Its guest came before the content of its disk, and has gone on before all of that was here.
+#[test]
+fn an_image_in_part_is_no_disk_any_more_when_its_guest_has_gone_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(&dir.path().join("image"));
+    let journal = MemoryJournal::default();
+    let (came, goes) = (MigrationId([7; 16]), MigrationId([8; 16]));
+    let mark = Mark::of_guest_on_demand(came, journal.identity(), None);
+    if !mark.set_arriving(&image).unwrap() {
+        println!("skipped: {} has no marks", dir.path().display());
+        return;
+    }
+    journal.reserve(came, Side::Destination).unwrap();
+    journal.decide(came, Decision::Commit).unwrap();
+    let leaving = Mark::of_guest_on_demand(goes, journal.identity(), Some("c"));
+    assert!(leaving.set_leaving(&image).unwrap());
+    let recorded = |handover| {
+        let record = SourceRecord {
+            handover,
+            destination: "c".into(),
+            host: None,
+            overlay: None,
+        };
+        journal.record(goes, &record).unwrap();
+    };
+    for handover in [Handover::Begun, Handover::Kept] {
+        recorded(handover);
+        assert_eq!(why_left(&image, &journal), None, "{handover:?}");
+        assert!(why_needed(&image, &journal).unwrap().contains("nowhere"));
+    }
+    for handover in [Handover::CommitSent, Handover::Gone] {
+        recorded(handover);
+        assert!(why_left(&image, &journal).is_some(), "{handover:?}");
+        assert_eq!(departure(&image, &journal), Departure::Given(goes));
+        let needed = why_needed(&image, &journal).unwrap();
+        assert!(needed.contains("the guest that went to c"), "{needed}");
+    }
+    assert!(matches!(
+        whereabouts(&image, &journal),
+        Whereabouts::Gone(_)
+    ));
+    // The guest that stays has a part of its disk alone, as before.
+    stays(&image).unwrap();
+    assert!(is_in_part(&image) && mark.is_arriving_on(&image));
+    assert_eq!(why_left(&image, &journal), None);
+}
+
 #[test]
 fn an_image_that_its_guest_left_behind_is_served_unless_that_has_stayed() {
     let dir = tempfile::tempdir().unwrap();

@@ -16,6 +16,8 @@ pub(super) enum Question {
     Units(Class),
     /// Which of them hold data.
     Data,
+    /// Which of them the server has.
+    Held,
 }
 
 /// What came of a question.
@@ -28,8 +30,8 @@ pub(super) enum Reply {
         /// All others.
         bytes: Vec<u8>,
     },
-    /// Which units hold data.
-    Data(Vec<u8>),
+    /// Which units do what was asked about, a bit each.
+    Map(Vec<u8>),
     /// None.
     Failed(PullError),
 }
@@ -128,6 +130,7 @@ impl Desk {
                 class,
             },
             Question::Data => Frame::AskData { number, units },
+            Question::Held => Frame::AskHeld { number, units },
         };
         // The connection has ended if it could not be sent, and the thread of the lane says so to all.
         let _ = up.line.send(&frame, &[]);
@@ -295,6 +298,11 @@ impl Desk {
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
+    }
+
+    /// Whether the server has recorded that a volume is whole.
+    pub fn is_released(&self, volume: usize) -> bool {
+        self.lock().releases.get(volume) == Some(&Release::Released)
     }
 
     /// Volumes that are whole, and of which the server may not know.

@@ -223,7 +223,8 @@ impl Lane {
                 len,
             } => {
                 let question = desk.check(self.number, number, Some(units))?;
-                if question == Question::Data || self.expected(numbers, &units, zeroes) != len {
+                let is_of_units = matches!(question, Question::Units(_));
+                if !is_of_units || self.expected(numbers, &units, zeroes) != len {
                     return Err(Error::Protocol(format!(
                         "an answer to {number} is not what was asked for"
                     )));
@@ -235,15 +236,19 @@ impl Lane {
                 desk.reply(number, Reply::Units { zeroes, bytes });
                 Ok(())
             }
-            Frame::Data { number, units } => {
-                if desk.check(self.number, number, Some(units))? != Question::Data {
+            Frame::Data { number, units } | Frame::Held { number, units } => {
+                let answers = match frame {
+                    Frame::Data { .. } => Question::Data,
+                    _ => Question::Held,
+                };
+                if desk.check(self.number, number, Some(units))? != answers {
                     return Err(Error::Protocol(format!(
                         "an answer to {number} is not what was asked for"
                     )));
                 }
                 let map = line.receive_payload(header, &frame)?;
                 maps::check(&map, units.count)?;
-                desk.reply(number, Reply::Data(map));
+                desk.reply(number, Reply::Map(map));
                 Ok(())
             }
             Frame::Gone { number, why } => {

@@ -92,7 +92,7 @@ impl PullClient {
                 }
                 Ok(())
             }
-            Reply::Data(_) => Err(PullError::Range),
+            Reply::Map(_) => Err(PullError::Range),
             Reply::Failed(error) => Err(error),
         }
     }
@@ -102,10 +102,23 @@ impl PullClient {
     /// # Errors
     /// As [`PullError`] tells.
     pub fn data(&self, units: Units) -> Result<Vec<u8>, PullError> {
+        self.map(Question::Data, units)
+    }
+
+    /// Which of the units the server has, as for [`PullClient::data`]; all others are not to be asked of it. A server of an earlier
+    /// version, which has all, takes the question for a mistake.
+    ///
+    /// # Errors
+    /// As [`PullError`] tells.
+    pub fn held(&self, units: Units) -> Result<Vec<u8>, PullError> {
+        self.map(Question::Held, units)
+    }
+
+    fn map(&self, question: Question, units: Units) -> Result<Vec<u8>, PullError> {
         let wanted = self.wanted(&units)?;
         wanted.bytes(&units).ok_or(PullError::Range)?;
-        match self.client.desk.ask(Question::Data, units) {
-            Reply::Data(map) => Ok(map),
+        match self.client.desk.ask(question, units) {
+            Reply::Map(map) => Ok(map),
             Reply::Units { .. } => Err(PullError::Range),
             Reply::Failed(error) => Err(error),
         }
@@ -118,6 +131,21 @@ impl PullClient {
     /// [`PullError::Lost`] when the server has not answered in time: it may know, or serve on for nobody.
     pub fn finish(&self, volume: usize, patience: Duration) -> Result<(), PullError> {
         self.client.desk.finish(volume, patience)
+    }
+
+    /// Whether the server has recorded that a volume is whole.
+    pub fn is_released(&self, volume: usize) -> bool {
+        self.client.desk.is_released(volume)
+    }
+
+    /// Has whoever waits be told that nothing comes any more, and makes no connection again.
+    pub fn stop(&self) {
+        self.client.desk.stop();
+    }
+
+    /// Whether a connection stands on which it is asked for what somebody waits for.
+    pub fn is_up(&self) -> bool {
+        self.client.desk.is_up()
     }
 
     /// What is in the way, when no connection stands.

@@ -119,7 +119,7 @@ impl Shared {
                 units,
                 class,
             } => {
-                self.volume(units.volume)?.check(&units)?;
+                self.volume(units.volume)?.check_held(&units)?;
                 queue.put(Asked {
                     number,
                     units,
@@ -131,6 +131,10 @@ impl Shared {
                 volume.check(&units)?;
                 let map = volume.data(&units).map_err(Error::vm("map a disk"))?;
                 line.send(&Frame::Data { number, units }, &map)
+            }
+            Frame::AskHeld { number, units } => {
+                let map = self.volume(units.volume)?.held(&units)?;
+                line.send(&Frame::Held { number, units }, &map)
             }
             Frame::Finished { volume } => {
                 let released = self.volume(volume)?.release();

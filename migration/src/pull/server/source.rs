@@ -9,6 +9,11 @@ use crate::wire::pull::PulledVolume;
 pub trait PullSource: Send + Sync {
     /// What clients are told of it; always the same.
     fn volume(&self) -> PulledVolume;
+    /// Whether unit `unit` is here; always the same. One that is not is answered to nobody, and its client has somebody else to
+    /// ask.
+    fn holds(&self, _unit: u64) -> bool {
+        true
+    }
     /// Which of the bytes of `range` hold data, ascending; all others read as zeroes.
     fn data(&self, range: Range<u64>) -> VmResult<Vec<Range<u64>>>;
     /// Fills `into` from byte `offset` on.

@@ -65,7 +65,8 @@ impl Volume {
         };
         let is_released = source.is_released();
         if !is_released {
-            (0..units).for_each(|unit| lacks.put(unit, true));
+            let held = (0..units).filter(|unit| source.holds(*unit));
+            held.for_each(|unit| lacks.put(unit, true));
         }
         Self {
             source,
@@ -110,7 +111,8 @@ impl Volume {
         let range = self.check(units)?;
         let mut lacks = self.lacks();
         for unit in range.clone() {
-            lacks.put(unit, !maps::is_set(map, unit - range.start));
+            let has = maps::is_set(map, unit - range.start);
+            lacks.put(unit, !has && self.source.holds(unit));
         }
         Ok(())
     }
@@ -129,7 +131,30 @@ impl Volume {
         })
     }
 
-    /// The client is whole and durable.
+    /// The numbers of `units`, which are those of a peer, if all of them are here.
+    pub fn check_held(&self, units: &Units) -> Result<(), Error> {
+        let mut range = self.check(units)?;
+        match range.find(|unit| !self.source.holds(*unit)) {
+            None => Ok(()),
+            Some(unit) => Err(Error::Protocol(format!(
+                "unit {unit} of volume {} is not here, and was asked for",
+                self.told.id
+            ))),
+        }
+    }
+
+    /// Which of `units` are here, as a map.
+    pub fn held(&self, units: &Units) -> Result<Vec<u8>, Error> {
+        let range = self.check(units)?;
+        let mut map = vec![0; units.count.div_ceil(8) as usize];
+        for unit in range.clone().filter(|unit| self.source.holds(*unit)) {
+            let at = unit - range.start;
+            maps::set(&mut map, at..at + 1);
+        }
+        Ok(map)
+    }
+
+    /// The client has all that is here, durably.
     pub fn release(&self) -> VmResult<()> {
         self.source.release()?;
         self.is_released.store(true, Ordering::Release);

@@ -91,7 +91,7 @@ fn while_it_runs(
     let disk = status.disks.iter().find(|disk| disk.id == id);
     let disk = disk.ok_or_else(|| local("disk.unknown", format!("the guest has no disk {id}")))?;
     let missing = disk.missing.as_ref().map(wording::missing);
-    let told = missing.unwrap_or_else(|| "all of it is here".into());
+    let told = missing.map_or_else(|| "all of it is here".into(), |lines| lines.join("; "));
     output.either(disk, format!("disk {id}: {told}"));
     Ok(Exit::Done)
 }

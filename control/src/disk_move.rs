@@ -187,8 +187,7 @@ impl DiskMoveHow {
         if self.mode == DiskMoveMode::Mirror && self.on_not_converging.is_some() {
             return Err("a mirror always ends: on-not-converging is of precopy".into());
         }
-        let may_mirror = self.mode == DiskMoveMode::Mirror
-            || self.on_not_converging == Some(OnNotConverging::Mirror);
+        let may_mirror = self.may_mirror();
         if self.on_target_error.is_some() && !may_mirror {
             return Err("on-target-error is of mirror, and this move never is one".into());
         }
@@ -196,6 +195,11 @@ impl DiskMoveHow {
             return Err("writes is of mirror, and this move never is one".into());
         }
         Ok(())
+    }
+
+    /// Whether it is a mirror, or may become one.
+    pub fn may_mirror(&self) -> bool {
+        self.mode == DiskMoveMode::Mirror || self.on_not_converging == Some(OnNotConverging::Mirror)
     }
 }
 

@@ -13,7 +13,7 @@ const MOST_TOLD: usize = 32;
 /// whose readers have a limit of their own.
 const DEEPEST_TOLD: usize = 16;
 /// Longest text of a peer's observation, in bytes.
-const LONGEST_TOLD: usize = 1000;
+const LONGEST_TOLD: usize = 4000;
 
 /// Where an observation was made.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -354,7 +354,7 @@ fn what_cannot_be_done_is_refused_before_anything_is_made() {
         pair.destination.waits_no_more(&name);
     }
     assert!(!Path::new(&other).exists());
-    for wrong in ["other=precopy", "data=snapshot", "copy"] {
+    for wrong in ["other=precopy", "data=snapshot,overlay=destination", "copy"] {
         let args = ["migrate", "guest", "--to", "127.0.0.1:1", "--disks", wrong];
         let _ = pair.source.vmm(args).expect_code(2);
     }

@@ -94,7 +94,8 @@ impl VmInstance {
         let watched = Watched {
             steering: Arc::new(Steering::new(request.bandwidth.0, request.downtime_limit.0)),
             told: Arc::default(),
-            writes: Arc::new(WriteLimit::of(request.writes.0)),
+            writes: (request.how().may_mirror())
+                .then(|| Arc::new(WriteLimit::of(request.writes.0))),
         };
         let machine = self.begin_disk_move(id, job, &request.path, &watched)?;
         let prepared = self.prepare(&machine, id, job, &request, path, files, watched);
@@ -132,7 +133,7 @@ impl VmInstance {
                 watched: Watched {
                     steering: lacking.steering.clone(),
                     told: Arc::default(),
-                    writes: Arc::default(),
+                    writes: None,
                 },
                 given_up: None,
             });
@@ -314,7 +315,7 @@ impl VmInstance {
             on_target_error: request.on_target_error.unwrap_or_default(),
             told: watched.told,
             steering: watched.steering,
-            writes: watched.writes,
+            writes: watched.writes.unwrap_or_default(),
         };
         moving
             .begin(&request.path)

@@ -23,7 +23,8 @@ fn ending(message: impl Into<String>) -> Observation {
 pub(super) struct Watched {
     pub(super) steering: Arc<Steering>,
     pub(super) told: Arc<Told>,
-    pub(super) writes: Arc<WriteLimit>,
+    /// Of one that is or may become a mirror.
+    pub(super) writes: Option<Arc<WriteLimit>>,
 }
 
 /// A disk that is being moved.
@@ -74,7 +75,7 @@ impl RunningMove {
     /// Changes its limits.
     ///
     /// # Errors
-    /// `usage.limits` where they are another disk's.
+    /// `usage.limits` where they are another disk's, or of a mirror, which this move never is.
     pub(super) fn set_limits(&self, change: LimitChange) -> Result<(), Observation> {
         let LimitChange {
             downtime_limit,
@@ -89,14 +90,22 @@ impl RunningMove {
             );
             return Err(Observation::new(Side::Source, "usage.limits", message));
         }
+        let limit_of_writes = match (writes, &self.watched.writes) {
+            (Some(_), None) => {
+                let message = "writes is of mirror, and this move never is one";
+                return Err(Observation::new(Side::Source, "usage.limits", message));
+            }
+            (Some(Rate(rate)), Some(limit)) => Some((rate, limit)),
+            (None, _) => None,
+        };
         if let Some(Span(limit)) = downtime_limit {
             self.watched.steering.set_limit(limit);
         }
         if let Some(Rate(rate)) = bandwidth {
             self.watched.steering.set_bandwidth(rate);
         }
-        if let Some(Rate(rate)) = writes {
-            self.watched.writes.set(rate);
+        if let Some((rate, limit)) = limit_of_writes {
+            limit.set(rate);
         }
         Ok(())
     }
@@ -138,7 +147,9 @@ impl RunningMove {
             limits: Some(LimitChange {
                 downtime_limit: Some(Span(self.watched.steering.limit())),
                 bandwidth: Some(Rate(self.watched.steering.bandwidth())),
-                writes: self.watched.writes.rate().map(|rate| Rate(Some(rate))),
+                writes: (self.watched.writes.as_ref())
+                    .and_then(|limit| limit.rate())
+                    .map(|rate| Rate(Some(rate))),
                 disk: None,
             }),
             held_up_by: self.watched.told.held_up_by(),

@@ -275,6 +275,10 @@ impl Chain {
     /// # Errors
     /// When it cannot be made durable.
     pub(crate) fn finish_needless(&self, disk: &OnDemand, patience: Duration) -> block::Result<()> {
+        if self.sources.len() == 1 {
+            // What is missing is missing of it.
+            return Ok(());
+        }
         let mut needless = self.needless();
         needless.retain(|source| !source.finishes.load(Ordering::Acquire));
         if needless.is_empty() {

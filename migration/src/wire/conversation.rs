@@ -179,6 +179,8 @@ mod tests {
                         .take_while(|_| conversation.hear(kind).is_ok())
                         .count();
                     let most = match kind {
+                        // As many as the largest disks take.
+                        Kind::BlocksLeft => 100,
                         Kind::Ping | Kind::Pong | Kind::BlockDigests => 100,
                         Kind::Forwarded => 8,
                         _ => 1,

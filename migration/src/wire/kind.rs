@@ -17,6 +17,8 @@ const LARGE: usize = 4 << 20;
 pub const MAX_FORWARDED: usize = LARGE;
 /// Most bytes of samples of disks, which come with the last pass.
 pub const MAX_SAMPLES: usize = MEDIUM / 2;
+/// Most frames that say which blocks of disks are left: of as many and as large disks as travel at most.
+const MOST_LEFT: u32 = 1 << 18;
 /// Most frames of forwarded packets.
 const MOST_FORWARDED: u32 = 8;
 
@@ -153,7 +155,7 @@ const RULES: [Rule; 22] = {
         rule(Forwarded,  "forwarded",   S, Some(Committed),  AtMost(MOST_FORWARDED), MAX_FORWARDED, None),
         rule(BlockDigests,  "block-digests",  S, Some(Prepared),     Any,    MAX_QUESTION, None),
         rule(BlocksPresent, "blocks-present", D, Some(BlockDigests), Any,    HEAD_LEN,  None),
-        rule(BlocksLeft,    "blocks-left",    S, Some(State),        Any,    MAX_LEFT,  None),
+        rule(BlocksLeft,    "blocks-left",    S, Some(State),        AtMost(MOST_LEFT), MAX_LEFT, None),
     ]
 };
 

@@ -17,7 +17,16 @@ fail() {
     echo "$*" >>/tmp/failed
 }
 
-# The power button is an input device; any event of it asks for the end.
+# The power button is an input device; any event of it asks for the end. Its driver is a module, whose device may come later.
+looks=0
+until ls /dev/input/event* >/dev/null 2>&1; do
+    looks=$((looks + 1))
+    if [ $looks -gt 300 ]; then
+        fail "there is no power button"
+        break
+    fi
+    sleep 0.1
+done
 for event in /dev/input/event*; do
     { head -c 24 "$event" >/dev/null && : >/tmp/stop; } &
 done

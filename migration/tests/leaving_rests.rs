@@ -3,6 +3,7 @@
 
 mod double;
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use double::Flaw;
@@ -156,30 +157,46 @@ fn a_destination_that_cannot_fetch_a_rest_is_not_gone_to() {
 
 #[test]
 fn a_link_that_is_lost_makes_no_block_count_as_there_that_is_not() {
-    let mut again = 0;
-    for frame in (6..).step_by(5) {
-        let mut scene = leaving(2, Duration::from_millis(500));
-        scene.options.request.reconnect_for = Span(Duration::from_secs(10));
-        scene.injections = vec![Injection {
-            side: Side::Source,
-            frame,
-            fault: Fault::Cut,
-        }];
-        let (outcomes, _) = run(&mut scene, |_| {});
-        match &outcomes[0] {
-            Outcome::Completed(report) => {
-                let _ = moved(&scene, &outcomes);
-                let _ = lacking(&scene);
-                again += report.reconnects;
-            }
-            // The commit, or its answer, was lost.
-            Outcome::HandoverUnknown(_) => {}
-            // The guest stood still.
-            _ => assert_eq!(scene.witness.running(), (true, false), "{outcomes:?}"),
+    // At each frame that the source sends, until there is none.
+    let (next, again, over) = (AtomicU64::new(6), AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let frame = next.fetch_add(1, Ordering::Relaxed);
+                    again.fetch_add(loses_its_link_at(frame, &over), Ordering::Relaxed);
+                }
+            });
         }
-        if scene.struck == 0 {
-            break;
+    });
+    assert!(again.into_inner() > 0, "no link was made anew");
+}
+
+/// A move whose link is cut at a frame of its source; how often it was made anew. Without such a frame it is `over`.
+fn loses_its_link_at(frame: u64, over: &AtomicBool) -> u64 {
+    let mut scene = leaving(2, Duration::from_millis(300));
+    scene.options.request.reconnect_for = Span(Duration::from_secs(10));
+    scene.injections = vec![Injection {
+        side: Side::Source,
+        frame,
+        fault: Fault::Cut,
+    }];
+    let (outcomes, _) = run(&mut scene, |_| {});
+    if scene.struck == 0 {
+        over.store(true, Ordering::Relaxed);
+    }
+    match &outcomes[0] {
+        Outcome::Completed(report) => {
+            let _ = moved(&scene, &outcomes);
+            let _ = lacking(&scene);
+            report.reconnects.into()
+        }
+        // The commit, or its answer, was lost.
+        Outcome::HandoverUnknown(_) => 0,
+        // The guest stood still.
+        _ => {
+            assert_eq!(scene.witness.running(), (true, false), "{outcomes:?}");
+            0
         }
     }
-    assert!(again > 0, "no link was made anew");
 }

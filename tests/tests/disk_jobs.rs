@@ -81,7 +81,7 @@ fn moves_are_steered_by_the_disk_and_followed_to_their_ends() {
         .expect_code(2)
         .stderr;
     assert!(said.contains("either"), "{said}");
-    let said = set("two,writes=3MiB/s", &[]).expect_code(1).stderr;
+    let said = set("two,writes=3MiB/s", &[]).expect_code(2).stderr;
     assert!(said.contains("writes is of mirror"), "{said}");
     assert_eq!(
         (limit_of(host, &one), limit_of(host, &two)),

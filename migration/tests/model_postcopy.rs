@@ -5,9 +5,11 @@
 //! back at any moment; either process may crash, which loses the guest if the other still needed it, and only then.
 //! Memory is a few pages; what matters of one is where its newest content is.
 
+mod checked;
+
 use std::collections::BTreeSet;
 
-use stateright::{Checker, Model, Property};
+use stateright::{Model, Property};
 
 const PAGES: u8 = 2;
 const MOST_BREAKS: u8 = 2;
@@ -309,14 +311,7 @@ impl Model for Postcopy {
 
 #[test]
 fn memory_that_is_still_here_is_neither_lost_nor_undone() {
-    let checker = Postcopy { rules: Rules::Ours }
-        .checker()
-        .threads(2)
-        .spawn_bfs()
-        .join();
-    checker.assert_properties();
-    let states = checker.unique_state_count();
-    assert!(states > 300, "{states} states");
+    checked::holds(Postcopy { rules: Rules::Ours }, 300);
 }
 
 #[test]
@@ -337,7 +332,6 @@ fn the_model_sees_a_broken_rule() {
             "a page that is missing can still come",
         ),
     ] {
-        let checker = Postcopy { rules }.checker().threads(2).spawn_bfs().join();
-        assert!(checker.discovery(broken).is_some(), "not seen: {broken}");
+        checked::shows(Postcopy { rules }, broken);
     }
 }

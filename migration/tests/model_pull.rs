@@ -4,9 +4,11 @@
 //! are durable as far as a flush has made them so. Its server has an image that does not change, and a record. Either may
 //! crash at any moment and come again, the link may break at any moment, and messages of a link that broke are lost.
 
+mod checked;
+
 use std::collections::BTreeSet;
 
-use stateright::{Checker, Model, Property};
+use stateright::{Model, Property};
 
 const BLOCKS: u8 = 2;
 const MOST_CRASHES: u8 = 2;
@@ -325,14 +327,7 @@ impl Model for Pull {
 
 #[test]
 fn what_is_pulled_is_neither_lost_nor_undone() {
-    let checker = Pull { rules: Rules::Ours }
-        .checker()
-        .threads(2)
-        .spawn_bfs()
-        .join();
-    checker.assert_properties();
-    let states = checker.unique_state_count();
-    assert!(states > 1000, "{states} states");
+    checked::holds(Pull { rules: Rules::Ours }, 1000);
 }
 
 #[test]
@@ -350,7 +345,6 @@ fn the_model_sees_a_broken_rule() {
         ),
         (Rules::AskedStays, "what is absent can be asked for"),
     ] {
-        let checker = Pull { rules }.checker().threads(2).spawn_bfs().join();
-        assert!(checker.discovery(broken).is_some(), "not seen: {broken}");
+        checked::shows(Pull { rules }, broken);
     }
 }

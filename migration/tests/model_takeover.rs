@@ -5,7 +5,9 @@
 //! asked for the move may be killed at any moment; the server is started again by its user. What of the link the commit is lost
 //! on is in `model.rs`: here the destination runs the guest, or never will, once the commit is sent.
 
-use stateright::{Checker, Model, Property};
+mod checked;
+
+use stateright::{Model, Property};
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Handover {
@@ -290,14 +292,7 @@ impl Model for Takeover {
 
 #[test]
 fn an_image_is_served_by_who_takes_it_over_and_by_nobody_else() {
-    let checker = Takeover { rules: Rules::Ours }
-        .checker()
-        .threads(2)
-        .spawn_bfs()
-        .join();
-    checker.assert_properties();
-    let states = checker.unique_state_count();
-    assert!(states > 200, "{states} states");
+    checked::holds(Takeover { rules: Rules::Ours }, 200);
 }
 
 #[test]
@@ -318,7 +313,6 @@ fn the_model_sees_a_broken_rule() {
             "nobody is asked for a guest that is here",
         ),
     ] {
-        let checker = Takeover { rules }.checker().threads(2).spawn_bfs().join();
-        assert!(checker.discovery(broken).is_some(), "not seen: {broken}");
+        checked::shows(Takeover { rules }, broken);
     }
 }

@@ -27,9 +27,9 @@ impl Rest {
         }
     }
 
-    /// From here on nothing of it is sent.
-    pub fn leave(&self) {
-        self.is_left.store(true, Ordering::SeqCst);
+    /// From here on nothing of it is sent; whether that is news.
+    pub fn leave(&self) -> bool {
+        !self.is_left.swap(true, Ordering::SeqCst)
     }
 
     pub fn is_left(&self) -> bool {
@@ -85,7 +85,7 @@ mod tests {
     #[test]
     fn all_that_is_marked_stays_of_one_that_leaves_its_rest() {
         let rest = Rest::none(65);
-        rest.leave();
+        assert!(rest.leave() && !rest.leave());
         assert!(rest.keep(1, 0b10));
         let mut changed = [1, 1];
         rest.keep_all(&mut changed);

@@ -130,11 +130,14 @@ impl Disks {
         }
     }
 
-    /// Sends nothing more of the disk of this number: the destination fetches that when the guest runs there.
-    pub fn leave_rest(&self, number: usize) {
-        if let Some(disk) = self.all.get(number) {
-            disk.rest.leave();
-        }
+    /// Sends nothing more of the disk of this number: the destination fetches that when the guest runs there. Whether that is news.
+    pub fn leave_rest(&self, number: usize) -> bool {
+        self.all.get(number).is_some_and(|disk| disk.rest.leave())
+    }
+
+    /// Whether a rest of the disk of this number is left so.
+    pub fn leaves_rest(&self, number: usize) -> bool {
+        self.all.get(number).is_some_and(|disk| disk.rest.is_left())
     }
 
     /// Which blocks of the disk of this number are left so, a bit for each; `None` where it goes with its guest.

@@ -208,7 +208,7 @@ impl Travelling {
         let all = self.offers.iter().enumerate();
         let all = all.zip(&self.chosen);
         let later = all.filter(|((number, offer), _)| {
-            offer.wish == Wish::OnDemand || sent.rest_of(*number).is_some()
+            offer.wish == Wish::OnDemand || sent.leaves_rest(*number)
         });
         let told = later.map(|((number, offer), chosen)| OnDemandDisk {
             order: chosen.order,
@@ -325,8 +325,7 @@ impl Travelling {
         let mut is_news = false;
         let all = self.offers.iter().enumerate();
         for (number, _) in all.filter(|(_, offer)| offer.may_leave_rest()) {
-            is_news |= sent.rest_of(number).is_none();
-            sent.leave_rest(number);
+            is_news |= sent.leave_rest(number);
         }
         is_news
     }

@@ -6,9 +6,11 @@
 //! engine's (`source/undecided.rs`, `destination/committing.rs`, `journal/`); broken ones show that the model
 //! would see it.
 
+mod checked;
+
 use std::collections::BTreeSet;
 
-use stateright::{Checker, Model, Property};
+use stateright::{Model, Property};
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 enum Message {
@@ -410,17 +412,7 @@ impl Model for Handover {
 
 #[test]
 fn the_hand_over_never_runs_a_guest_twice_and_never_loses_it() {
-    let checker = Handover { rules: Rules::Ours }
-        .checker()
-        .threads(2)
-        .spawn_bfs()
-        .join();
-    checker.assert_properties();
-    assert!(
-        checker.unique_state_count() > 300,
-        "{} states",
-        checker.unique_state_count()
-    );
+    checked::holds(Handover { rules: Rules::Ours }, 300);
 }
 
 #[test]
@@ -436,7 +428,6 @@ fn the_model_sees_a_broken_rule() {
         (Rules::CommitMakesRoom, "at most one side runs the guest"),
         (Rules::ReadyBeforeRoom, "at most one side runs the guest"),
     ] {
-        let checker = Handover { rules }.checker().threads(2).spawn_bfs().join();
-        assert!(checker.discovery(broken).is_some(), "not seen: {broken}");
+        checked::shows(Handover { rules }, broken);
     }
 }
